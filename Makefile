@@ -1,0 +1,60 @@
+# Everything a developer or CI does, by name. `make help` lists the verbs.
+.DEFAULT_GOAL := help
+.PHONY: help venv install test test-real lint types imports examples demo bench clean
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# pytest exits 5 when no test carries the marker: nothing to run is no failure.
+NONE_IS_FINE := || [ $$? -eq 5 ]
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+venv: $(BIN)/pip ## make .venv with the newest Python >= 3.11 found (or PYTHON=...)
+install: $(STAMP) ## install the package, its extras and the tools into .venv
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "dsas needs Python >= 3.11: apt-get install python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && apt-get install -y -qq python3-venv; \
+		else echo "no venv module; please run: sudo apt-get install python3-venv" >&2; exit 1; fi; }
+	$(PYTHON) -m venv .venv
+
+# torch first and alone: the resolver then keeps the build it finds and fetches no second one.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+test: install ## run the fast tests: first those that call torch.compile, then all others under type checks
+	$(BIN)/pytest -q -o addopts= -m "compile and not real" $(NONE_IS_FINE)
+	$(BIN)/pytest
+
+test-real: install ## run the tests with real models (slow; the models come from registry packages)
+	$(BIN)/pytest -m real $(NONE_IS_FINE)
+
+lint: install ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## check types
+	$(BIN)/basedpyright
+
+imports: install ## check that imports go down only
+	$(BIN)/lint-imports
+
+examples: install ## run every example
+	@set -e; for f in $(wildcard examples/*.py); do echo "== $$f"; $(BIN)/python $$f; done
+
+demo: install ## run the demo; results in out/demo
+	$(BIN)/dsas demo --out out/demo
+
+bench: install ## run every benchmark
+	@set -e; for f in $(wildcard benchmarks/*.py); do echo "== $$f"; $(BIN)/python $$f; done
+
+clean: ## remove everything made here, .venv included
+	rm -rf .venv out build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,124 @@
+"""Activations: one vector per text and site, pooled while the model runs and nothing else kept.
+
+    pooled(x) = mean over tokens i of x that count of  t_i,   computed in float32
+
+A token counts when it is real (not padding) and not an attention sink. A sink is the first real token of a row, which
+can attend to nothing but itself, and any token whose norm exceeds `SINK_RATIO` times the median norm of its row:
+models park surplus attention there, with norms up to hundreds of times those of other tokens (arXiv 2309.17453,
+2402.17762), and a mean that includes one describes the sink and not the text. A text of which nothing would be left
+keeps all its real tokens.
+
+The forward pass stops as soon as every site has been read, so the remaining layers and the vocabulary projection are
+never computed. Left out: per-token activations, statistics beyond the pooled vectors.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dsas.errors import ActivationError, OptionError, SiteError, closest
+from dsas.hooks import Hooks, StopForward
+from dsas.sites import Site
+
+Pooling = Literal["mean", "last"]
+SINK_RATIO = 8.0
+
+
+def pooled_activations(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    sites: Sequence[Site],
+    *,
+    pooling: Pooling = "mean",
+    skip_sinks: bool = True,
+) -> Iterator[dict[Site, Float[Tensor, "batch dim"]]]:
+    """Yield, for each batch of model inputs, the pooled activations of its rows at every site, float32, on the CPU.
+
+    Each batch holds `input_ids` and `attention_mask` (batch, token). The model runs in evaluation mode, without
+    gradients and without a cache, and is left in the mode in which it was given.
+    Raises ActivationError for a value that is not finite (it names the site), SiteError for a site that never fires.
+    """
+    if pooling not in get_args(Pooling):
+        raise OptionError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}")
+    for batch in batches:
+        yield _pool_batch(model, batch, sites, lambda t, real: _pool(t, real, pooling, skip_sinks))
+
+
+def _pool_batch(
+    model: nn.Module, batch: Mapping[str, Tensor], sites: Sequence[Site], pool: Callable[[Tensor, Tensor], Tensor]
+) -> dict[Site, Tensor]:
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items()}
+    real = inputs["attention_mask"].bool()
+    found: dict[Site, Tensor] = {}
+
+    def reader(site: Site) -> Callable[[Any], None]:
+        def read(output: Any) -> None:
+            found[site] = pool(site.read(output), real)
+            if len(found) == len(sites):
+                raise StopForward
+
+        return read
+
+    with torch.no_grad(), evaluation_mode(model), Hooks(model) as hooks:
+        for site in sites:
+            hooks.on_output(model.get_submodule(site.path), reader(site))
+        try:
+            model(**inputs, use_cache=False)
+        except StopForward:
+            pass
+    missing = [str(site) for site in sites if site not in found]
+    if missing:
+        raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {_fired(missing, found)}")
+    return {site: _finite(site, found[site]) for site in sites}
+
+
+def _fired(missing: list[str], found: Mapping[Site, Tensor]) -> str:
+    return closest(missing[0], map(str, found))
+
+
+def _finite(site: Site, pooled: Tensor) -> Tensor:
+    pooled = pooled.cpu()
+    if not torch.isfinite(pooled).all():
+        raise ActivationError(
+            f"site {site}: {int((~torch.isfinite(pooled)).any(-1).sum())} of {len(pooled)} texts have activations that "
+            "are not finite; load the model in bfloat16 or float32 instead of float16, or leave this site out"
+        )
+    return pooled
+
+
+def _pool(
+    t: Float[Tensor, "batch token dim"], real: Bool[Tensor, "batch token"], pooling: Pooling, skip_sinks: bool
+) -> Float[Tensor, "batch dim"]:
+    t, real = t.float(), real.to(t.device)
+    if pooling == "last":
+        position = torch.arange(t.shape[1], device=t.device)
+        last = torch.where(real, position, -1).argmax(-1)
+        return t[torch.arange(len(t), device=t.device), last]
+    counts = real & ~sinks(t, real) if skip_sinks else real
+    counts = torch.where(counts.any(-1, keepdim=True), counts, real)
+    weights = counts.float() / counts.sum(-1, keepdim=True)
+    return torch.bmm(weights.unsqueeze(1), t.masked_fill(~real.unsqueeze(-1), 0.0)).squeeze(1)
+
+
+def sinks(t: Float[Tensor, "batch token dim"], real: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+    """Return which tokens are attention sinks: each row's first real token, and those far above the median norm."""
+    first = real & (real.long().cumsum(-1) == 1)
+    norms = torch.linalg.vector_norm(t, dim=-1).masked_fill(~real, float("nan"))
+    return first | (norms > SINK_RATIO * norms.nanmedian(-1, keepdim=True).values)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run the model without dropout inside the block, and give each module its own mode back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

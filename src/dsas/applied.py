@@ -1,0 +1,184 @@
+"""Applied: a Steering at work on one model, from the moment its hooks go on until they come off.
+
+At every site, every token t becomes
+
+    t' = t + strength * weight * regulator(t) * (transform(t) - t)          (arXiv 2512.03661, equation 1)
+
+with `strength` one number or one per row, and `weight` the site's own (0 or 1 under a threshold, between under smooth
+selection). Nothing here outlives the hooks, and nothing is shared between threads or rows.
+"""
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsas.errors import DsasWarning, StateError, StrengthError
+from dsas.hooks import Hooks
+from dsas.regulators import Regulator
+from dsas.sites import Site
+from dsas.step import Step, StepReader
+from dsas.trace import Recorder, Trace
+from dsas.transforms import Transform
+
+Strength = float | Sequence[float] | Tensor
+Method = TypeVar("Method", bound=nn.Module)
+
+
+class Rule(NamedTuple):
+    """What happens at one site.
+
+    weight: factor in [0, 1] on the strength; 0 means the site was not selected and is left alone.
+    accuracy: held-out balanced accuracy in [0, 1] of telling source from control here; None when not measured.
+    """
+
+    site: Site
+    transform: Transform
+    regulator: Regulator
+    weight: float = 1.0
+    accuracy: float | None = None
+
+
+class Applied:
+    """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
+
+    def __init__(
+        self, rules: Sequence[Rule], model: nn.Module, strength: Strength, *, record: bool, skip_sinks: bool
+    ) -> None:
+        """Prepare, without touching the model; see `Steering.apply` for the arguments."""
+        self.strength = read_strength(strength)
+        self.rules = [rule for rule in rules if rule.weight > 0]
+        self._model = model
+        self._hooks = Hooks(model)
+        self._reader = StepReader(model)
+        self._recorder = Recorder([str(rule.site) for rule in self.rules]) if record else None
+        self._skip_sinks = skip_sinks
+        self._fired = [False] * len(self.rules)
+        self._called = False
+        self._lock = threading.Lock()
+
+    def install(self) -> "Applied":
+        """Put the hooks on and return self; at strength 0 there is nothing to put on. Raises StateError if they are."""
+        with self._lock:
+            if self._hooks.active:
+                raise StateError("this Applied is already installed; call steering.apply() again for a second one")
+            if float(self.strength.detach().max()) == 0.0 and not self.strength.requires_grad:
+                return self
+            self._hooks.on_call(self._reader.module, self._begin)
+            for number, rule in enumerate(self.rules):
+                module = self._model.get_submodule(rule.site.path)
+                self._hooks.on_output(module, self._editor(number, rule))
+        return self
+
+    def remove(self) -> None:
+        """Take the hooks off; warns when a site never fired although the model ran. Removing twice is harmless."""
+        with self._lock:
+            was_active = self._hooks.active
+            self._hooks.remove()
+        idle = [str(rule.site) for rule, fired in zip(self.rules, self._fired, strict=True) if not fired]
+        if was_active and self._called and idle:
+            warnings.warn(f"these sites never fired, so nothing was steered there: {idle}", DsasWarning, stacklevel=2)
+
+    @property
+    def has_trace(self) -> bool:
+        """Whether this thread has recorded anything that `trace` could return."""
+        return self._recorder is not None and self._recorder.has_passes
+
+    def trace(self) -> Trace:
+        """Return the strengths applied since this thread's last sequence began, per site, row and token.
+
+        Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False.
+        """
+        if self._recorder is None:
+            raise StateError("recording is off: apply the steering with record=True")
+        return self._recorder.trace()
+
+    def __enter__(self) -> "Applied":
+        return self.install()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.remove()
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._called = True
+        step = self._reader.read(args, kwargs)
+        if self._recorder is not None:
+            self._recorder.begin(step)
+
+    def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
+        """Return what the hook at a rule's site does: equation (1), and the record of it."""
+        placed = _Placed(rule)
+        strengths = self.strength * rule.weight
+        shared = None
+        if strengths.ndim == 0:
+            shared = strengths if strengths.requires_grad else float(strengths)
+        needs_step = rule.regulator.reads_step or self._skip_sinks
+
+        def edit(output: Any) -> Any:
+            t = rule.site.read(output)
+            step = self._step(t) if needs_step else Step(*t.shape[:2], device=t.device)
+            with torch.autocast(t.device.type, enabled=False):
+                transform, regulator = placed.on(t.device)
+                gain = per_row(strengths, len(t)).to(t.device) if shared is None else shared
+                applied = regulator(t, step) * gain
+                if self._skip_sinks:
+                    applied = applied.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
+                edited = (t + applied * transform.edit(t)).to(t.dtype)
+            if not torch.compiler.is_compiling():
+                self._fired[number] = True
+                if self._recorder is not None:
+                    self._recorder.add(number, applied)
+            return rule.site.write(output, edited)
+
+        return edit
+
+    def _step(self, t: Tensor) -> Step:
+        if torch.compiler.is_compiling():
+            raise StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")
+        return self._reader.current(*t.shape[:2], device=t.device)
+
+
+class _Placed:
+    """A rule's transform and regulator on the device of the activations, copied there at most once."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._methods = (rule.transform, rule.regulator)
+        self._device: torch.device | None = None
+
+    def on(self, device: torch.device) -> tuple[Transform, Regulator]:
+        if self._device != device:
+            transform, regulator = (_moved(method, device) for method in self._methods)
+            self._methods, self._device = (transform, regulator), device
+        return self._methods
+
+
+def _moved(method: Method, device: torch.device) -> Method:
+    tensors = [*method.parameters(), *method.buffers()]
+    return method if all(value.device == device for value in tensors) else copy.deepcopy(method).to(device)
+
+
+def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
+    """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
+    value = torch.as_tensor(strength, dtype=torch.float32)
+    if value.ndim > 1 or value.numel() == 0:
+        raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
+    if not torch.isfinite(value).all() or (value < 0).any():
+        raise StrengthError(f"strength must be finite and >= 0, got {strength}; to push the other way swap the sets")
+    return value
+
+
+def per_row(strengths: Float[Tensor, " row"], rows: int) -> Float[Tensor, "batch 1 1"]:
+    """Spread strengths over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
+
+    Raises StrengthError when the batch is no multiple of the strengths given.
+    """
+    if rows % len(strengths):
+        raise StrengthError(f"{len(strengths)} strengths were given but the batch has {rows} rows; give one, or {rows}")
+    return strengths.repeat_interleave(rows // len(strengths)).view(-1, 1, 1)

@@ -1,0 +1,114 @@
+"""Collection: the pooled activations of many texts, gathered in one pass over the model, interruptible and resumable.
+
+With a checkpoint folder, what has been collected is written there every half minute and on every way out, Ctrl-C
+included; a later call with the same model, texts, sites and options goes on from there and computes nothing twice.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dsas.activations import Pooling, pooled_activations
+from dsas.identity import fingerprint
+from dsas.sites import Site
+from dsas.storage import replace_files
+from dsas.text import batches_of
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+class Reading(NamedTuple):
+    """How texts become vectors.
+
+    pooling: "mean" over the tokens that count, or "last" real token. skip_sinks: leave attention sinks out of means.
+    batch_size: rows a pass. max_tokens: longer texts are cut.
+    """
+
+    pooling: Pooling = "mean"
+    skip_sinks: bool = True
+    batch_size: int = 16
+    max_tokens: int = 512
+
+
+def collect(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    sites: Sequence[Site],
+    *,
+    reading: Reading = Reading(),
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> dict[Site, Float[Tensor, "text dim"]]:
+    """Return each text's pooled activation at every site, float32 on the CPU, in the order of `texts`."""
+    store = _Store(len(texts), sites, _file(model, texts, sites, reading, checkpoint))
+    batches = batches_of(tokenizer, texts, batch_size=reading.batch_size, max_tokens=reading.max_tokens)
+    waiting = [batch for batch in batches if not store.done[batch.rows].all()]
+    inputs = ({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} for batch in waiting)
+    pooled = pooled_activations(model, inputs, sites, pooling=reading.pooling, skip_sinks=reading.skip_sinks)
+    with progress_bar(progress) as bar, store:
+        task = bar.add_task("collecting activations", total=len(texts), completed=int(store.done.sum()))
+        for batch, vectors in zip(waiting, pooled, strict=True):
+            store.put(batch.rows, vectors)
+            bar.advance(task, len(batch.rows))
+    return store.pooled
+
+
+def progress_bar(show: bool) -> Progress:
+    """Return the progress bar of all long work here, on stderr, silent when not shown."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not show, transient=True)
+
+
+class _Store:
+    """Vectors collected so far and which texts they cover; a context manager that writes them out on leaving."""
+
+    def __init__(self, texts: int, sites: Sequence[Site], file: Path | None) -> None:
+        self.done: Bool[Tensor, " text"] = torch.zeros(texts, dtype=torch.bool)
+        self.pooled: dict[Site, Tensor] = {}
+        self._texts, self._file, self._written = texts, file, time.monotonic()
+        if file is not None and file.is_file():
+            saved = load(file.read_bytes())
+            self.done = saved["done"].bool()
+            self.pooled = {site: saved[f"site {number}"] for number, site in enumerate(sites)}
+
+    def put(self, rows: list[int], vectors: dict[Site, Tensor]) -> None:
+        for site, value in vectors.items():
+            if site not in self.pooled:
+                self.pooled[site] = value.new_zeros(self._texts, value.shape[-1])
+            self.pooled[site][rows] = value
+        self.done[rows] = True
+        if time.monotonic() - self._written > SECONDS_BETWEEN_CHECKPOINTS:
+            self._write()
+
+    def _write(self) -> None:
+        if self._file is not None and self.pooled:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            named = {f"site {number}": value for number, value in enumerate(self.pooled.values())}
+            replace_files({self._file: save({**named, "done": self.done.to(torch.uint8)})})
+        self._written = time.monotonic()
+
+    def __enter__(self) -> "_Store":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._write()
+
+
+def _file(
+    model: nn.Module, texts: Sequence[str], sites: Sequence[Site], reading: Reading, checkpoint: str | Path | None
+) -> Path | None:
+    if checkpoint is None:
+        return None
+    what = [fingerprint(model), str(next(model.parameters()).dtype), list(texts), list(map(str, sites)), list(reading)]
+    return Path(checkpoint) / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.safetensors"

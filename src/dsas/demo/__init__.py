@@ -1,0 +1,1 @@
+"""The demo: real models and real texts from registry packages, and the experiments shown on them."""

@@ -1,0 +1,73 @@
+"""Every error dsas raises on purpose, drawn as a tree.
+
+    DsasError
+    |-- TextsError         (ValueError)    a set of texts cannot be used: too few, empty, identical
+    |-- SiteError          (ValueError)    a site pattern matches nothing, or a site is not there
+    |-- StrengthError      (ValueError)    strength is negative, not finite, or of the wrong length
+    |-- OptionError        (ValueError)    an argument is outside the values it can take
+    |-- ActivationError    (ValueError)    an activation is not finite or has an unexpected shape
+    |-- ModelMismatchError (ValueError)    a Steering does not fit the model it is applied to
+    |-- ArtifactError      (ValueError)    a stored Steering is missing, truncated, tampered or too new
+    |-- StateError         (RuntimeError)  the call came at the wrong moment (nothing recorded yet, already removed)
+    `-- MissingExtraError  (ImportError)   an optional dependency is not installed
+
+Each leaf is also the built-in error that fits, so `except ValueError` keeps working. A message says what was
+expected, what came, and the nearest valid choice.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DsasError(Exception):
+    """Root of every error dsas raises on purpose."""
+
+
+class TextsError(DsasError, ValueError):
+    """A set of texts cannot be used."""
+
+
+class SiteError(DsasError, ValueError):
+    """A site pattern matches nothing, or a named site does not exist."""
+
+
+class StrengthError(DsasError, ValueError):
+    """A strength is negative, not finite, or of the wrong length."""
+
+
+class OptionError(DsasError, ValueError):
+    """An argument is outside the values it can take."""
+
+
+class ActivationError(DsasError, ValueError):
+    """An activation is not finite, or has a shape that no layout describes."""
+
+
+class ModelMismatchError(DsasError, ValueError):
+    """A Steering does not fit the model it is applied to."""
+
+
+class ArtifactError(DsasError, ValueError):
+    """A stored Steering is missing, truncated, tampered with, or from a newer schema."""
+
+
+class StateError(DsasError, RuntimeError):
+    """A call came at a moment at which it has no meaning."""
+
+
+class MissingExtraError(DsasError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package!r} is not installed; it comes with the extra: pip install 'dsas[{extra}]'")
+
+
+class DsasWarning(UserWarning):
+    """Something was done otherwise than asked, and the message says what."""
+
+
+def closest(name: str, choices: Iterable[str], n: int = 3) -> str:
+    """Return the `n` choices nearest to `name` as one readable string, for the end of an error message."""
+    options = list(choices)
+    near = get_close_matches(name, options, n=n, cutoff=0.3) or options[:n]
+    return ", ".join(repr(o) for o in near) if near else "(none)"

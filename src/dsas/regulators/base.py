@@ -1,0 +1,41 @@
+"""The contract of a regulator: WHEN to steer, one value >= 0 per token, or per token and neuron."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.fitted import Fitted
+from dsas.step import Step
+
+
+class FittedRegulator(NamedTuple):
+    """A regulator and how well its site tells source from control on texts it was not fitted on.
+
+    accuracy: share in [0, 1], balanced over the two sets, from cross-validation; None when nothing was learned.
+    """
+
+    regulator: "Regulator"
+    accuracy: float | None
+
+
+class Regulator(Fitted, ABC):
+    """A map h: R^dim -> [0, inf), applied to every token.
+
+    Contract, checked by `dsas.testing.check_regulator`: `fit` is a classmethod that returns a `FittedRegulator` from
+    pooled source and control activations (text, dim), float32; calling it gives float32 values >= 0 of shape
+    (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's values depend on that row alone.
+    `reads_step` says whether `step` is looked at: if not, it may be a step that knows nothing about padding.
+    """
+
+    reads_step: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, source: Float[Tensor, "text dim"], control: Float[Tensor, "text2 dim"]) -> FittedRegulator:
+        """Return the regulator that answers high on source and low on control, with its held-out accuracy."""
+
+    @abstractmethod
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:
+        """Return h(t) >= 0 for every token, float32; gain is 1 or dim."""

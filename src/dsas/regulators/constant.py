@@ -1,0 +1,32 @@
+"""Constant: h(t) = value, which is ordinary steering: every token of every input, equally.
+
+Source: the unconditional baseline of every steering method (arXiv 2512.03661, equation 1 with h = 1).
+"""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.step import Step
+
+
+class Constant(Regulator):
+    """The same value >= 0 for every token."""
+
+    name: ClassVar[str] = "constant"
+
+    def __init__(self, value: float = 1.0) -> None:
+        """Keep the value."""
+        super().__init__()
+        self.keep(value=value)
+
+    @classmethod
+    def fit(cls, source: Float[Tensor, "text dim"], control: Float[Tensor, "text2 dim"]) -> FittedRegulator:
+        """Return the constant 1; nothing is learned, so there is no accuracy."""
+        return FittedRegulator(cls(), accuracy=None)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+        """Return the value for every token."""
+        return t.new_full((1, 1, 1), self.value, dtype=None).float().expand(*t.shape[:2], 1)

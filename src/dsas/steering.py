@@ -1,0 +1,210 @@
+"""Steering: which rule holds at which site, on which model; what fit returns, apply uses and storage keeps."""
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from huggingface_hub import ModelHubMixin, snapshot_download
+from torch import Tensor, nn
+
+from dsas.applied import Applied, Rule, Strength
+from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, closest
+from dsas.fitted import Fitted
+from dsas.identity import ModelIdentity
+from dsas.regulators import REGULATORS
+from dsas.sites import Site
+from dsas.storage import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
+from dsas.transforms import TRANSFORMS
+from dsas.version import VERSION
+
+
+class SiteReport(NamedTuple):
+    """One line of `Steering.report`.
+
+    accuracy, weight: as in `Rule`. status: "steered", or why not. mean_strength: mean applied strength over the real
+    tokens of the last sequence of the latest apply, hits: how many of them had a regulator above one half; both None
+    before anything was recorded.
+    """
+
+    site: str
+    accuracy: float | None
+    weight: float
+    status: str
+    mean_strength: float | None
+    hits: int | None
+
+
+class Steering(ModelHubMixin):
+    """Maps sites of one model to (transform, regulator) rules.
+
+    rules: in the order of the model. model: identity of the model it was fitted on. settings: JSON-ready facts about
+    how it was made, stored and shown but never acted on.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], model: ModelIdentity, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Keep the rules. Raises OptionError when there are none or two share a site."""
+        self.rules = tuple(rules)
+        self.model = model
+        self.settings = dict(settings or {})
+        self._latest: Applied | None = None
+        sites = [rule.site for rule in self.rules]
+        if not sites or len(set(sites)) < len(sites):
+            raise OptionError(f"a Steering needs at least one rule and one rule per site, got sites {list(map(str, sites))}")
+
+    def apply(
+        self, model: nn.Module, strength: Strength = 1.0, *, record: bool = True, skip_sinks: bool = False
+    ) -> Applied:
+        """Return a context manager inside which `model` is steered.
+
+        strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
+        generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed.
+        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only).
+        skip_sinks: leave the first real token of each row alone.
+        Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
+        """
+        self._check(model)
+        self._latest = Applied(self.rules, model, strength, record=record, skip_sinks=skip_sinks)
+        return self._latest
+
+    def install(
+        self, model: nn.Module, strength: Strength = 1.0, *, record: bool = False, skip_sinks: bool = False
+    ) -> Applied:
+        """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
+        return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
+
+    def report(self) -> list[SiteReport]:
+        """Return one line per site: accuracy, whether it is steered and why not, and what the latest apply did."""
+        measured: dict[str, tuple[float, int]] = {}
+        if self._latest is not None and self._latest.has_trace:
+            trace, applied = self._latest.trace(), self._latest
+            halves = [0.5 * float(applied.strength.mean()) * rule.weight for rule in applied.rules]
+            for number, site in enumerate(trace.sites):
+                measured[site] = (float(trace.mean()[number]), int(trace.hits(halves[number])[number]))
+        lines = []
+        for rule in self.rules:
+            mean, hits = measured.get(str(rule.site), (None, None))
+            status = "steered" if rule.weight > 0 else f"not steered: held-out accuracy {rule.accuracy:.2f} is too low"
+            lines.append(SiteReport(str(rule.site), rule.accuracy, rule.weight, status, mean, hits))
+        return lines
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **hub_options: Any
+    ) -> str | None:
+        """Write config.json, model.safetensors and a README card into a folder, all or nothing.
+
+        With push_to_hub, upload it as well (repo_id defaults to the folder's name) and return the commit's address;
+        `hub_options` are those of huggingface_hub's `ModelHubMixin.push_to_hub`.
+        """
+        write_artifact(save_directory, self._artifact(), card=self.card())
+        if push_to_hub:
+            return self.push_to_hub(repo_id or Path(save_directory).name, **hub_options)
+        return None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **hub_options: Any
+    ) -> "Steering":
+        """Load a Steering from a local folder or a hub id; `hub_options` as `huggingface_hub.snapshot_download`.
+
+        Raises ArtifactError, saying which file and why, for anything that is not an intact Steering.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            wanted = [CONFIG, TENSORS, CARD]
+            name = str(pretrained_model_name_or_path)
+            try:
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **hub_options))
+            except (OSError, ValueError) as error:
+                raise ArtifactError(f"{name!r} is neither a local folder nor a readable hub id: {error}") from error
+        return cls._from_artifact(read_artifact(folder), folder)
+
+    def card(self) -> str:
+        """Return the README card that is stored beside the tensors (Markdown with the hub's front matter)."""
+        front = "---\nlibrary_name: dsas\ntags: [dsas, activation-steering]\n---\n"
+        use = f'steering = dsas.Steering.from_pretrained("...")\nwith steering.apply(model):\n    model.generate(...)'
+        facts = "\n".join(f"- {key}: {value}" for key, value in self.settings.items())
+        return (
+            f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n{facts}\n\n"
+            f"```\n{self!r}\n```\n"
+        )
+
+    def __repr__(self) -> str:
+        steered = [rule for rule in self.rules if rule.weight > 0]
+        head = f"Steering for {self.model.model_class}: {len(steered)} of {len(self.rules)} sites steered"
+        lines = [
+            f"  {rule.site} -> {rule.transform!r} x {rule.regulator!r}"
+            + (f", weight {rule.weight:.2f}" if rule.weight != 1 else "")
+            + (f", accuracy {rule.accuracy:.2f}" if rule.accuracy is not None else "")
+            for rule in self.rules
+        ]
+        return "\n".join([head, *lines])
+
+    def _check(self, model: nn.Module) -> None:
+        paths = dict(model.named_modules())
+        missing = [rule.site.path for rule in self.rules if rule.site.path not in paths]
+        if self.model.compare(model) == "compatible":
+            warnings.warn(
+                f"the weights of this {self.model.model_class} are not those the Steering was fitted on: it fits by "
+                "shape, but its strength and selectivity were not measured here",
+                DsasWarning,
+                stacklevel=3,
+            )
+        if missing:
+            raise ModelMismatchError(
+                f"this model has no module {missing[0]!r} ({len(missing)} sites are missing); "
+                f"closest: {closest(missing[0], paths)}"
+            )
+
+    def _artifact(self) -> Artifact:
+        tensors: dict[str, Tensor] = {}
+        rules = []
+        for number, rule in enumerate(self.rules):
+            line: dict[str, Any] = {"site": {"path": rule.site.path, "index": rule.site.index}}
+            for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):
+                plain = {}
+                for key, value in method.arguments().items():
+                    if isinstance(value, Tensor):
+                        tensors[f"{number}.{part}.{key}"] = value
+                    else:
+                        plain[key] = value
+                line[part] = {"name": method.name, "arguments": plain}
+            rules.append(line | {"weight": rule.weight, "accuracy": rule.accuracy})
+        config = {"dsas_version": VERSION, "model": self.model.as_dict(), "settings": self.settings, "rules": rules}
+        return Artifact(config, tensors)
+
+    @classmethod
+    def _from_artifact(cls, artifact: Artifact, folder: Path) -> "Steering":
+        try:
+            rules = [
+                Rule(
+                    Site(**line["site"]),
+                    _rebuild(TRANSFORMS, line["transform"], f"{number}.transform.", artifact.tensors),
+                    _rebuild(REGULATORS, line["regulator"], f"{number}.regulator.", artifact.tensors),
+                    line["weight"],
+                    line["accuracy"],
+                )
+                for number, line in enumerate(artifact.config["rules"])
+            ]
+            return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"])
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
+
+
+Method = TypeVar("Method", bound=Fitted)
+
+
+def _rebuild(
+    registry: Mapping[str, type[Method]], described: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]
+) -> Method:
+    kind = registry.get(described["name"])
+    if kind is None:
+        raise ArtifactError(f"unknown method {described['name']!r}; closest: {closest(described['name'], registry)}")
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    arguments = {**described["arguments"], **own}
+    if set(arguments) != set(inspect.signature(kind).parameters):
+        raise ArtifactError(f"{described['name']!r} is stored with {sorted(arguments)}, which is not what it is made of")
+    return kind(**arguments)

@@ -1,0 +1,32 @@
+"""The contract of a transform: HOW an activation changes, T(t), at full strength and wherever it is asked to."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.fitted import Fitted
+
+
+class Transform(Fitted, ABC):
+    """A map T: R^dim -> R^dim, the same for every token.
+
+    Contract, checked by `dsas.testing.check_transform`: `fit` is a classmethod that returns a fitted object from
+    pooled source and target activations (text, dim), float32; `edit` is a pure function of its input, acts on each
+    token alone, keeps the shape, computes in float32 or better, never writes into its input and passes gradients.
+    """
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, source: Float[Tensor, "text dim"], target: Float[Tensor, "text2 dim"]) -> "Transform":
+        """Return the transform that takes source activations towards target activations."""
+
+    @abstractmethod
+    def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Return T(t) - t, in float32 or better."""
+
+    @final
+    def forward(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Return T(t) in the dtype of `t`."""
+        return (t + self.edit(t)).to(t.dtype)
