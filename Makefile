@@ -44,7 +44,7 @@ types: install ## check types
 	$(BIN)/basedpyright
 
 imports: install ## check that imports go down only
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 examples: install ## run every example
 	@set -e; for f in $(wildcard examples/*.py); do echo "== $$f"; $(BIN)/python $$f; done

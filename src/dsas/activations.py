@@ -64,7 +64,7 @@ def _pool_batch(
 
         return read
 
-    with torch.no_grad(), evaluation_mode(model), Hooks(model) as hooks:
+    with torch.no_grad(), evaluation_mode(model), Hooks() as hooks:
         for site in sites:
             hooks.on_output(model.get_submodule(site.path), reader(site))
         try:

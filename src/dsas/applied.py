@@ -54,7 +54,7 @@ class Applied:
         self.strength = read_strength(strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._model = model
-        self._hooks = Hooks(model)
+        self._hooks = Hooks()
         self._reader = StepReader(model)
         self._recorder = Recorder([str(rule.site) for rule in self.rules]) if record else None
         self._skip_sinks = skip_sinks
@@ -69,19 +69,26 @@ class Applied:
                 raise StateError("this Applied is already installed; call steering.apply() again for a second one")
             if float(self.strength.detach().max()) == 0.0 and not self.strength.requires_grad:
                 return self
-            self._hooks.on_call(self._reader.module, self._begin)
-            for number, rule in enumerate(self.rules):
-                module = self._model.get_submodule(rule.site.path)
-                self._hooks.on_output(module, self._editor(number, rule))
+            try:
+                self._hooks.on_call(self._reader.module, self._begin)
+                for number, rule in enumerate(self.rules):
+                    module = self._model.get_submodule(rule.site.path)
+                    self._hooks.on_output(module, self._editor(number, rule))
+            except BaseException:
+                self._hooks.remove()
+                raise
         return self
 
     def remove(self) -> None:
-        """Take the hooks off; warns when a site never fired although the model ran. Removing twice is harmless."""
+        """Take the hooks off. Removing twice is harmless.
+
+        Warns when a site never fired although the model ran; of code that torch.compile made, nobody can tell.
+        """
         with self._lock:
             was_active = self._hooks.active
-            self._hooks.remove()
+            unwatched = self._hooks.remove()
         idle = [str(rule.site) for rule, fired in zip(self.rules, self._fired, strict=True) if not fired]
-        if was_active and self._called and idle:
+        if was_active and self._called and idle and not unwatched:
             warnings.warn(f"these sites never fired, so nothing was steered there: {idle}", DsasWarning, stacklevel=2)
 
     @property
@@ -166,7 +173,10 @@ def _moved(method: Method, device: torch.device) -> Method:
 
 def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
     """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
-    value = torch.as_tensor(strength, dtype=torch.float32)
+    try:
+        value = torch.as_tensor(strength, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StrengthError(f"strength must be one number or one per row, got {strength!r:.60}") from error
     if value.ndim > 1 or value.numel() == 0:
         raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
     if not torch.isfinite(value).all() or (value < 0).any():

@@ -26,7 +26,7 @@ class Package(NamedTuple):
     """One wheel of a package registry: what to ask for, what must come, and what to keep of it.
 
     members: globs over the paths inside the wheel; `*` crosses folders.
-    platforms: pip platform tags when the wheel is not pure Python; it is then the one for CPython 3.11, wherever we run.
+    platforms: pip's platform tags of a wheel that is not pure Python; it is the one for CPython 3.11 wherever we run.
     """
 
     name: str

@@ -7,6 +7,7 @@ included; a later call with the same model, texts, sites and options goes on fro
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dsas.activations import Pooling, pooled_activations
+from dsas.errors import DsasWarning, OptionError
 from dsas.identity import fingerprint
 from dsas.sites import Site
 from dsas.storage import replace_files
-from dsas.text import batches_of
+from dsas.text import batches, pad_token, tokenize
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -52,9 +54,10 @@ def collect(
 ) -> dict[Site, Float[Tensor, "text dim"]]:
     """Return each text's pooled activation at every site, float32 on the CPU, in the order of `texts`."""
     store = _Store(len(texts), sites, _file(model, texts, sites, reading, checkpoint))
-    batches = batches_of(tokenizer, texts, batch_size=reading.batch_size, max_tokens=reading.max_tokens)
-    waiting = [batch for batch in batches if not store.done[batch.rows].all()]
-    inputs = ({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} for batch in waiting)
+    rows = _cut(tokenize(tokenizer, texts), reading.max_tokens)
+    every = batches(rows, reading.batch_size, pad=pad_token(tokenizer), side="right")
+    waiting = [batch for batch in every if not store.done[batch.rows].all()]
+    inputs = ({"input_ids": batch.tokens, "attention_mask": batch.mask.long()} for batch in waiting)
     pooled = pooled_activations(model, inputs, sites, pooling=reading.pooling, skip_sinks=reading.skip_sinks)
     with progress_bar(progress) as bar, store:
         task = bar.add_task("collecting activations", total=len(texts), completed=int(store.done.sum()))
@@ -62,6 +65,15 @@ def collect(
             store.put(batch.rows, vectors)
             bar.advance(task, len(batch.rows))
     return store.pooled
+
+
+def _cut(rows: list[list[int]], max_tokens: int) -> list[list[int]]:
+    if max_tokens < 1:
+        raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
+    too_long = sum(len(row) > max_tokens for row in rows)
+    if too_long:
+        warnings.warn(f"{too_long} texts were cut to max_tokens={max_tokens}", DsasWarning, stacklevel=4)
+    return [row[:max_tokens] for row in rows]
 
 
 def progress_bar(show: bool) -> Progress:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dsas.applied import Rule
 from dsas.collection import Reading, collect, progress_bar
 from dsas.errors import DsasWarning, OptionError, TextsError, closest
+from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.regulators import REGULATORS, FittedRegulator
 from dsas.sites import DEFAULT_SITES, Site, SitePatterns, find_sites
@@ -65,6 +66,7 @@ def fit(
     fit_transform = _method(transform, TRANSFORMS, "transform")
     fit_regulator = _method(regulator, REGULATORS, "regulator")
     sets = _checked_sets(source, control, target)
+    model = uncompiled(model)
     found = find_sites(model, sites)
     texts = list(dict.fromkeys(text for members in sets.values() for text in members))
     pooled = collect(model, tokenizer, texts, found, reading=reading, checkpoint=checkpoint, progress=progress)

@@ -1,8 +1,11 @@
-"""Hooks: the only place that registers forward hooks, and the place that makes sure they come off.
+"""Hooks: the only place in dsas that registers forward hooks, and the place that makes sure they come off.
 
 `Hooks` is a context manager that owns any number of hooks on any number of modules; they come off together, on every
-exit path. Code compiled by torch.compile does not see hooks that come or go later, so `Hooks` drops the compiled code
-of the modules it touches (it is compiled again at the next call): steering is never ignored and never outlives itself.
+exit path. A hook stands before those of others (such as those with which transformers collects hidden states), which
+so see what the next module sees. A copy or pickle of a hooked model is a plain model: hooks that nobody could take off
+again do not travel. Code compiled by torch.compile does not see hooks that come or go later, so `Hooks` drops compiled
+code when it changes anything (it is compiled again at the next call): steering is never ignored and never outlives
+itself.
 """
 
 import sys
@@ -23,9 +26,8 @@ class Hooks:
     Use as a context manager, or call `remove` when done; removing twice is harmless.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Own hooks on modules of `model`; nothing is registered yet."""
-        self._model = model
+    def __init__(self) -> None:
+        """Own hooks, so far none."""
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -35,26 +37,18 @@ class Hooks:
 
     def on_output(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
         """Call `change(output)` after every forward of `module`; what it returns, unless None, is the new output."""
-
-        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            return change(output)
-
-        self._add(module.register_forward_hook(hook))
+        self._add(module.register_forward_hook(_OutputHook(change)), module._forward_hooks)
 
     def on_call(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
+        self._add(module.register_forward_pre_hook(_CallHook(look), with_kwargs=True), module._forward_pre_hooks)
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            look(args, kwargs)
-
-        self._add(module.register_forward_pre_hook(hook, with_kwargs=True))
-
-    def remove(self) -> None:
-        """Take every hook off."""
-        if self._handles:
-            forget_compiled(self._model)
+    def remove(self) -> bool:
+        """Take every hook off. Returns whether compiled code may have run them, and so nobody could watch them."""
+        compiled = bool(self._handles) and forget_compiled()
         while self._handles:
             self._handles.pop().remove()
+        return compiled
 
     def __enter__(self) -> "Hooks":
         return self
@@ -62,19 +56,55 @@ class Hooks:
     def __exit__(self, *_exception: object) -> None:
         self.remove()
 
-    def _add(self, handle: RemovableHandle) -> None:
+    def _add(self, handle: RemovableHandle, others: Any) -> None:
+        for number in [number for number, hook in others.items() if not isinstance(hook, _Hook)]:
+            others.move_to_end(number)
         if not self._handles:
-            forget_compiled(self._model)
+            forget_compiled()
         self._handles.append(handle)
 
 
-def forget_compiled(model: nn.Module) -> None:
-    """Drop code that torch.compile has made for any module of `model`; it is compiled anew at the next call."""
-    if "torch._dynamo" not in sys.modules:
-        return
-    from torch._dynamo import reset
-    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+class _Hook:
+    """A hook that a copied or unpickled module does not keep."""
 
-    kinds = {type(module) for module in model.modules()}
-    if any(_debug_get_cache_entry_list(kind.forward.__code__) for kind in kinds if hasattr(kind.forward, "__code__")):
-        reset()
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (_nothing,)
+
+
+class _OutputHook(_Hook):
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        return self.function(output)
+
+
+class _CallHook(_Hook):
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.function(args, kwargs)
+
+
+def _nothing(*_arguments: Any) -> None:
+    """Change nothing."""
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile(module)` wrapped, or `model` itself when it is no such wrapper."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def forget_compiled() -> bool:
+    """Drop all code that torch.compile has made, to be compiled anew when called. Returns whether there was any.
+
+    All of it: any compiled function may call the model, and none says which models it calls.
+    """
+    if "torch._dynamo.convert_frame" not in sys.modules:
+        return False
+    from torch._dynamo import reset
+    from torch._dynamo.convert_frame import input_codes
+
+    if not input_codes.seen:
+        return False
+    reset()
+    return True

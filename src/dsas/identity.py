@@ -63,7 +63,8 @@ def fingerprint(model: nn.Module) -> str:
     """Return 16 hexadecimal digits over names, shapes and sampled values of the parameters."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        plain = name.replace("_orig_mod.", "")  # which torch.compile puts into names
+        digest.update(f"{plain}{tuple(parameter.shape)}".encode())
         if parameter.is_meta or not parameter.is_floating_point():
             continue
         flat = parameter.detach().flatten()

@@ -56,7 +56,10 @@ class Site:
 
 
 class Family(NamedTuple):
-    """Where one family of models keeps its parts: globs below a decoder layer, first match wins."""
+    """Where one family of models keeps its parts: globs below a decoder layer, first match wins.
+
+    Only modules that give (batch, token, dim): OPT's last norm and fc2 do not, so it has no "norm" and no "mlp".
+    """
 
     layer: str
     norm: str
@@ -72,7 +75,6 @@ FAMILIES: tuple[Family, ...] = (
     Family("h.*", "ln_2", "attn", "mlp"),  # GPT-2, GPT-J-like
     Family("gpt_neox.layers.*", "post_attention_layernorm", "attention", "mlp"),  # GPT-NeoX, Pythia
     Family("layers.*", "post_attention_layernorm", "attention", "mlp"),  # the same, seen from its decoder
-    Family("layers.*", "final_layer_norm", "self_attn", "fc2"),  # OPT
     Family("h.*", "post_attention_layernorm", "self_attention", "mlp"),  # Falcon, BLOOM
 )
 SHORTHANDS: tuple[str, ...] = ("residual", "norm", "attention", "mlp")

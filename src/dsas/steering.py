@@ -1,6 +1,8 @@
 """Steering: which rule holds at which site, on which model; what fit returns, apply uses and storage keeps."""
 
+import hashlib
 import inspect
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from dsas.applied import Applied, Rule, Strength
+from dsas.applied import Applied, Rule, Strength, per_row
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, closest
 from dsas.fitted import Fitted
+from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.regulators import REGULATORS
 from dsas.sites import Site
@@ -66,6 +69,7 @@ class Steering(ModelHubMixin):
         skip_sinks: leave the first real token of each row alone.
         Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
         """
+        model = uncompiled(model)
         self._check(model)
         self._latest = Applied(self.rules, model, strength, record=record, skip_sinks=skip_sinks)
         return self._latest
@@ -81,13 +85,15 @@ class Steering(ModelHubMixin):
         measured: dict[str, tuple[float, int]] = {}
         if self._latest is not None and self._latest.has_trace:
             trace, applied = self._latest.trace(), self._latest
-            halves = [0.5 * float(applied.strength.mean()) * rule.weight for rule in applied.rules]
-            for number, site in enumerate(trace.sites):
-                measured[site] = (float(trace.mean()[number]), int(trace.hits(halves[number])[number]))
+            half = 0.5 * per_row(applied.strength.detach().cpu().reshape(-1), trace.real.shape[0]).flatten()
+            for number, (site, rule) in enumerate(zip(trace.sites, applied.rules, strict=True)):
+                measured[site] = (float(trace.mean()[number]), int(trace.hits(half * rule.weight)[number]))
         lines = []
         for rule in self.rules:
             mean, hits = measured.get(str(rule.site), (None, None))
-            status = "steered" if rule.weight > 0 else f"not steered: held-out accuracy {rule.accuracy:.2f} is too low"
+            status = "steered" if rule.weight > 0 else "not steered: its weight is 0"
+            if rule.weight == 0 and rule.accuracy is not None:
+                status = f"not steered: held-out accuracy {rule.accuracy:.2f} is too low"
             lines.append(SiteReport(str(rule.site), rule.accuracy, rule.weight, status, mean, hits))
         return lines
 
@@ -122,6 +128,14 @@ class Steering(ModelHubMixin):
                 raise ArtifactError(f"{name!r} is neither a local folder nor a readable hub id: {error}") from error
         return cls._from_artifact(read_artifact(folder), folder)
 
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change whenever what this Steering does to a model would change."""
+        artifact = self._artifact()
+        digest = hashlib.sha256(json.dumps(artifact.config["rules"], sort_keys=True).encode())
+        for name, value in sorted(artifact.tensors.items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def card(self) -> str:
         """Return the README card that is stored beside the tensors (Markdown with the hub's front matter)."""
         front = "---\nlibrary_name: dsas\ntags: [dsas, activation-steering]\n---\n"
@@ -131,6 +145,10 @@ class Steering(ModelHubMixin):
             f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n{facts}\n\n"
             f"```\n{self!r}\n```\n"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or pickle keeps: everything but the latest apply, which belongs to one model."""
+        return {**self.__dict__, "_latest": None}
 
     def __repr__(self) -> str:
         steered = [rule for rule in self.rules if rule.weight > 0]

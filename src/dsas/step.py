@@ -8,6 +8,7 @@ Left out: which tokens are prompt and which generated, and the denoising step (t
 them).
 """
 
+import inspect
 import threading
 from functools import cached_property
 from typing import Any
@@ -68,17 +69,19 @@ class StepReader:
     def __init__(self, model: nn.Module) -> None:
         """Read the decoder of `model`; `module` is where to hook `read`."""
         self.module = decoder_of(model)
+        self._names = tuple(inspect.signature(self.module.forward).parameters)
         self._local = threading.local()
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         """Read the step of a decoder call from its arguments and remember it for this thread."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        tokens = ids if ids is not None else kwargs.get("inputs_embeds")
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        ids = given.get("input_ids")
+        tokens = ids if ids is not None else given.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
-            raise TypeError(f"the decoder was called without input_ids or inputs_embeds (got {sorted(kwargs)})")
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None)
+            raise TypeError(f"the decoder was called without input_ids or inputs_embeds (got {sorted(given)})")
+        mask = given.get("attention_mask")
         padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else _padding_from(mask)
-        past = _length(kwargs.get("past_key_values"))
+        past = _length(given.get("past_key_values"))
         batch, count = tokens.shape[:2]
         self._local.step = Step(batch, count, past=past, mask=padding, token_ids=ids, device=tokens.device)
         return self._local.step

@@ -36,7 +36,8 @@ def write_artifact(folder: str | Path, artifact: Artifact, *, card: str) -> None
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = save({name: value.detach().cpu().contiguous() for name, value in artifact.tensors.items()})
+    # Cloned, because safetensors refuses tensors that share memory, as those of a method used at two sites do.
+    tensors = save({name: value.detach().cpu().contiguous().clone() for name, value in artifact.tensors.items()})
     config = {"schema": SCHEMA, **artifact.config, "tensors_sha256": hashlib.sha256(tensors).hexdigest()}
     config["config_sha256"] = _digest(config)
     contents = {TENSORS: tensors, CARD: card.encode(), CONFIG: json.dumps(config, indent=2).encode()}

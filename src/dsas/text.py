@@ -1,28 +1,27 @@
 """Text: the transformers end; sets of texts checked, tokenised, and put into batches.
 
-Batches are padded here, on the right, with an attention mask: a tokenizer without a padding token is as good as any,
-and none is changed. Rows are sorted by length, so that little is padded, and carry the number of their text.
+Batches are padded here, on the side asked for, with a mask: a tokenizer without a padding token is as good as any, and
+none is changed. Rows are sorted by length, so that little is padded, and carry the number of their text.
 """
 
-import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dsas.errors import DsasWarning, TextsError
+from dsas.errors import OptionError, TextsError
 
 MINIMUM_TEXTS = 4
 
 
-class TextBatch(NamedTuple):
-    """Some texts ready for a model: `rows` are their numbers in the set they come from, inputs (batch, token)."""
+class Batch(NamedTuple):
+    """Padded rows: `rows` says which row each one was; `mask` is True on real tokens."""
 
     rows: list[int]
-    input_ids: Int[Tensor, "batch token"]
-    attention_mask: Int[Tensor, "batch token"]
+    tokens: Int[Tensor, "batch token"]
+    mask: Bool[Tensor, "batch token"]
 
 
 def check_texts(name: str, texts: Sequence[str], *, minimum: int = MINIMUM_TEXTS) -> list[str]:
@@ -38,43 +37,54 @@ def check_texts(name: str, texts: Sequence[str], *, minimum: int = MINIMUM_TEXTS
     return texts
 
 
-def batches_of(
-    tokenizer: Any, texts: Sequence[str], *, batch_size: int = 16, max_tokens: int = 512
-) -> list[TextBatch]:
-    """Tokenise texts and return them in length-sorted batches of `batch_size` rows.
+def tokenize(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
+    """Return the token numbers of each text, by default with the special tokens that the tokenizer adds.
 
-    Texts longer than `max_tokens` are cut, with a warning. Raises TextsError for a text without a single token.
+    Raises TextsError when there is no text, when one text came instead of a list, or when a text has no tokens.
     """
-    ids = [list(tokenizer(text)["input_ids"]) for text in texts]
-    too_long = sum(len(row) > max_tokens for row in ids)
-    if too_long:
-        warnings.warn(f"{too_long} texts were cut to max_tokens={max_tokens}", DsasWarning, stacklevel=2)
-    empty = [number for number, row in enumerate(ids) if not row]
+    if isinstance(texts, str):
+        raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
+    if not texts:
+        raise TextsError("expected at least one text, got none")
+    found = tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False)
+    rows = [list(row) for row in found["input_ids"]]
+    empty = [index for index, row in enumerate(rows) if not row]
     if empty:
-        raise TextsError(f"text {empty[0]} has no tokens: {texts[empty[0]]!r:.60}")
-    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [_pad(rows, [ids[number][:max_tokens] for number in rows], padding_id(tokenizer)) for rows in chunks]
+        raise TextsError(f"expected texts with at least one token; these have none: {empty[:10]}")
+    return rows
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id that may stand in padded places: the padding token, else the end token, else 0."""
-    for name in ("pad_token_id", "eos_token_id"):
-        value = getattr(tokenizer, name, None)
-        if value is not None:
-            return int(value)
+def batches(rows: Sequence[Sequence[int]], size: int, *, pad: int, side: Literal["left", "right"]) -> Iterator[Batch]:
+    """Give `rows` in batches of at most `size`, the longest rows first, filled with the token `pad` on one side."""
+    if size < 1:
+        raise OptionError(f"expected a batch size of at least 1, got {size}")
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    for start in range(0, len(order), size):
+        index = order[start : start + size]
+        width = len(rows[index[0]])
+        tokens = torch.full((len(index), width), pad, dtype=torch.long)
+        mask = torch.zeros(len(index), width, dtype=torch.bool)
+        for place, row in enumerate(index):
+            where = slice(width - len(rows[row]), width) if side == "left" else slice(0, len(rows[row]))
+            tokens[place, where] = torch.tensor(rows[row])
+            mask[place, where] = True
+        yield Batch(index, tokens, mask)
+
+
+def pad_token(tokenizer: Any) -> int:
+    """Return a token number to fill rows with; the mask hides it, so any will do where the tokenizer has none."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
     return 0
 
 
-def _pad(rows: list[int], ids: list[list[int]], padding: int) -> TextBatch:
-    width = max(map(len, ids))
-    input_ids = torch.tensor([row + [padding] * (width - len(row)) for row in ids])
-    attention_mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-    return TextBatch(rows, input_ids, attention_mask)
+def chat_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Return each prompt as the user's turn of the model's chat template, ready for the answer; special tokens are in.
 
-
-def pad_left(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Tokenise prompts for generate(): padded on the left, with an attention mask, both (batch, token)."""
-    ids = [list(tokenizer(text)["input_ids"]) for text in texts]
-    batch = _pad(list(range(len(ids))), [row[::-1] for row in ids], padding_id(tokenizer))
-    return {"input_ids": batch.input_ids.flip(1), "attention_mask": batch.attention_mask.flip(1)}
+    Raises OptionError when the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise OptionError("this model's tokenizer has no chat template: continue the prompts as plain text")
+    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]

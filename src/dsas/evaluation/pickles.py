@@ -16,7 +16,7 @@ import pickle
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class _JoblibArray(Record):
         return flat.reshape(self.shape, order="F" if self.order == "F" else "C")
 
 
+_InPython: Any = pickle._Unpickler  # the one in C reads ahead, so no bytes can be taken out from between two objects
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS = {
@@ -86,8 +87,8 @@ def load_pickle(path: Path, records: Collection[str]) -> Any:
 def load_joblib(path: Path, records: Collection[str]) -> Any:
     """Return what an uncompressed joblib file holds, under the same rule as `load_pickle`."""
 
-    class Restricted(pickle._Unpickler):
-        dispatch = dict(pickle._Unpickler.dispatch)
+    class Restricted(_InPython):
+        dispatch: ClassVar = dict(_InPython.dispatch)
 
         def find_class(self, module: str, name: str) -> Any:
             return _global(f"{module}.{name}", records, path.name)

@@ -1,9 +1,9 @@
 """Scorers: how toxic is a text? Each gives one probability in [0, 1] a text.
 
-| name | model | trained on | from the package |
+| name | model | trained on | package |
 |---|---|---|---|
 | tox-block | bidirectional LSTM, GloVe words, hard gates | Jigsaw comments | tox-block |
-| toxic-comment-classifier | bidirectional LSTM, other words, trained apart | Jigsaw comments | toxic-comment-classifier |
+| toxic-comment-classifier | bidirectional LSTM, trained apart | Jigsaw comments | toxic-comment-classifier |
 | profanity-check | five calibrated linear SVMs on words | Jigsaw comments and tweets | alt-profanity-check |
 | character-grams | logistic regression on 2 to 4 letters | Jigsaw comments | toxicityclassifier |
 | (its id) | any classifier of the transformers library | | |

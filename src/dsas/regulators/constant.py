@@ -5,6 +5,7 @@ Source: the unconditional baseline of every steering method (arXiv 2512.03661, e
 
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +17,7 @@ class Constant(Regulator):
     """The same value >= 0 for every token."""
 
     name: ClassVar[str] = "constant"
+    value: float
 
     def __init__(self, value: float = 1.0) -> None:
         """Keep the value."""
@@ -29,4 +31,4 @@ class Constant(Regulator):
 
     def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
         """Return the value for every token."""
-        return t.new_full((1, 1, 1), self.value, dtype=None).float().expand(*t.shape[:2], 1)
+        return t.new_full((1, 1, 1), self.value, dtype=torch.float32).expand(*t.shape[:2], 1)

@@ -16,9 +16,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from dsas.errors import OptionError
@@ -61,9 +58,8 @@ class Logistic(Regulator):
             raise OptionError(f"components must be from 1 to {min(x.shape)} (texts, dim), got {components}")
         if inverse_penalty <= 0 or folds < 2:
             raise OptionError(f"inverse_penalty must be > 0 and folds >= 2, got {inverse_penalty} and {folds}")
-        accuracy = _held_out_accuracy(x, y, components, inverse_penalty, StratifiedKFold(
-            min(folds, len(source), len(control)), shuffle=True, random_state=seed
-        ))
+        smallest = min(folds, len(source), len(control))
+        accuracy = _held_out_accuracy(x, y, components, inverse_penalty, folds=smallest, seed=seed)
         plane = _separate(x, y, components, inverse_penalty, seed)
         theta = torch.from_numpy(plane.theta).float()
         return FittedRegulator(cls(theta, torch.tensor(plane.bias, dtype=torch.float32)), accuracy)
@@ -81,6 +77,9 @@ class _Plane(NamedTuple):
 
 
 def _separate(x: np.ndarray, y: np.ndarray, components: int, inverse_penalty: float, seed: int) -> _Plane:
+    from sklearn.decomposition import PCA  # here, because it takes longer to import than all of dsas
+    from sklearn.linear_model import LogisticRegression
+
     pca = PCA(min(components, *x.shape), random_state=seed).fit(x)
     scale = float(np.sqrt(pca.explained_variance_[0])) or 1.0
     logistic = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)
@@ -90,12 +89,14 @@ def _separate(x: np.ndarray, y: np.ndarray, components: int, inverse_penalty: fl
 
 
 def _held_out_accuracy(
-    x: np.ndarray, y: np.ndarray, components: int, inverse_penalty: float, folds: StratifiedKFold
+    x: np.ndarray, y: np.ndarray, components: int, inverse_penalty: float, *, folds: int, seed: int
 ) -> float:
     """Return the mean over folds of the balanced accuracy (arithmetic mean of both classes' recall)."""
+    from sklearn.model_selection import StratifiedKFold
+
     scores = []
-    for train, test in folds.split(x, y):
-        plane = _separate(x[train], y[train], components, inverse_penalty, seed=folds.random_state)
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
+        plane = _separate(x[train], y[train], components, inverse_penalty, seed)
         answered = (x[test] @ plane.theta + plane.bias > 0).astype(int)
         scores.append(np.mean([(answered[y[test] == label] == label).mean() for label in (0, 1)]))
     return float(np.mean(scores))

@@ -1,0 +1,95 @@
+"""Claim: fitting costs the forward pass and little more, and its memory does not grow with the number of texts.
+
+Prints the wall time of `dsas.fit` over a bare forward pass on the same batches, as paired ratios, and the peak memory
+of a process that fits on N texts a set, beside the size of the pooled vectors that it has to keep.
+
+    python benchmarks/fit_cost.py [--model smollm2|gemma3] [--texts 256] [--pairs 3]
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import dsas
+from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
+from dsas.demo.models import real_model
+from dsas.text import batches_of
+
+
+def sets(texts: int) -> dict[str, list[str]]:
+    """Return three sets of real sentences; how they differ does not matter for the cost."""
+    kinds = {"source": toxic_prompts(), "control": openwebtext_sentences(), "target": wikipedia_sentences()}
+    return {name: (kind * (texts // len(kind) + 1))[:texts] for name, kind in kinds.items()}
+
+
+def load(name: str):
+    folder = real_model(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def bare_forward(model, tokenizer, texts: list[str]) -> float:
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in batches_of(tokenizer, texts):
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    return time.perf_counter() - start
+
+
+def timed_fit(model, tokenizer, of_set: dict[str, list[str]]) -> float:
+    start = time.perf_counter()
+    dsas.fit(model, tokenizer, **of_set, progress=False)
+    return time.perf_counter() - start
+
+
+def peak_of_process(name: str, texts: int) -> int:
+    """Return the peak resident memory, in bytes, of a fresh process that fits on `texts` texts a set (0: only loads)."""
+    command = [sys.executable, __file__, "--model", name, "--texts", str(texts), "--peak"]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--peak", action="store_true", help="only fit, and print this process's peak memory")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    model, tokenizer = load(arguments.model)
+    if arguments.peak:
+        if arguments.texts:
+            timed_fit(model, tokenizer, sets(arguments.texts))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    of_set = sets(arguments.texts)
+    every = [text for texts in of_set.values() for text in dict.fromkeys(texts)]
+    timed_fit(model, tokenizer, {name: texts[:16] for name, texts in of_set.items()})
+    ratios = [timed_fit(model, tokenizer, of_set) / bare_forward(model, tokenizer, every) for _ in range(arguments.pairs)]
+    width, depth = model.config.hidden_size, model.config.num_hidden_layers
+    peaks = {n: peak_of_process(arguments.model, n) for n in (0, 32, arguments.texts)}
+    print(
+        json.dumps(
+            {
+                "model": arguments.model,
+                "texts": 3 * arguments.texts,
+                "fit_over_forward": {"median": statistics.median(ratios), "all": ratios},
+                "peak_bytes_by_texts_a_set": peaks,
+                "pooled_vector_bytes": 3 * arguments.texts * width * depth * 4,
+                "threads": torch.get_num_threads(),
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

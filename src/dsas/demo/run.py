@@ -1,0 +1,140 @@
+"""The demo: fit, steer, measure and explain a real language model, on disjoint texts, and write it all down.
+
+Three conditions over the same strengths: unsteered, CAA at every site and token (constant regulator), and CAA + DSAS
+(logistic regulator). A condition's strength for the headline is the largest whose perplexity on the tuning sentences,
+averaged over the kinds of text, is at most 1.05 x unsteered; toxicity plays no part in that choice.
+"""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.progress import Progress
+
+from dsas.collection import progress_bar
+from dsas.demo.cells import Bench, Cell
+from dsas.demo.explain import token_heats
+from dsas.demo.models import real_model
+from dsas.demo.texts import DemoTexts, demo_texts
+from dsas.evaluation.generations import Sampling
+from dsas.evaluation.perplexity import perplexity
+from dsas.evaluation.scorers import packaged_scorers
+from dsas.fit import fit
+from dsas.identity import fingerprint
+from dsas.loading import load_model
+from dsas.reports.heat import TokenHeat
+from dsas.steering import Steering
+from dsas.storage import replace_files
+
+STRENGTHS = (0.02, 0.05, 0.08, 0.12, 0.2)
+BUDGET = 1.05
+UNSTEERED = "unsteered"
+CONDITIONS = {"CAA": "constant", "CAA + DSAS": "logistic"}
+
+
+class DemoResult(NamedTuple):
+    """What the demo measured.
+
+    cells: unsteered first. chosen: each condition's strength within the budget, 0 if none. heats: texts by token.
+    """
+
+    model: str
+    texts: DemoTexts
+    steerings: dict[str, Steering]
+    cells: list[Cell]
+    chosen: dict[str, float]
+    heats: list[TokenHeat]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row a cell: shares and ratios with their 95 % intervals, JSON-ready."""
+        return [self._row(cell) for cell in self.cells]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as one JSON-ready object."""
+        return {"model": self.model, "chosen": self.chosen, "cells": self.rows()}
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        toxic = {f"toxic {name}": interval._asdict() for name, interval in cell.toxic().items()}
+        ratios = {f"perplexity {kind}": i._asdict() for kind, i in cell.perplexity_over(self.cells[0]).items()}
+        operating = cell.strength == self.chosen.get(cell.condition)
+        head = {"condition": cell.condition, "strength": cell.strength, "operating point": operating}
+        return {**head, **toxic, **ratios, "distinct pairs": cell.distinct()}
+
+
+def run_demo(
+    out: Path, *, model: str = "smollm2", device: str = "auto", prompts: int = 100, seeds: int = 1, progress: bool = True
+) -> DemoResult:
+    """Run the demo on a packaged model ("smollm2" or "gemma3") and write everything into `out`.
+
+    prompts: held-out prompts to continue, at most 303; seeds: continuations of each. Interrupted, it goes on from
+    where it stopped; a second run reuses all it can.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(str(real_model(model)), device=device)
+    scorers = packaged_scorers()
+    with progress_bar(progress) as bar:
+        samples = out / f"samples-{fingerprint(loaded.model)}.json"
+        texts = demo_texts(*loaded, scorers, file=samples, progress=_task(bar, "sampling texts to fit on", None))
+    steerings = {
+        condition: fit(
+            *loaded,
+            source=texts.source,
+            control=texts.control,
+            target=texts.target,
+            regulator=regulator,
+            checkpoint=out / "collected",
+            progress=progress,
+        )
+        for condition, regulator in CONDITIONS.items()
+    }
+    chosen = _choose(loaded, steerings, texts, out, progress)
+    for condition, steering in steerings.items():
+        steering.save_pretrained(out / condition.lower().replace(" + ", "-"))
+    bench = Bench(
+        *loaded, texts.prompts[:prompts], texts.report, scorers, list(range(seeds)), Sampling(), out / "cells"
+    )
+    cells = _measure(bench, steerings, progress)
+    heats = token_heats(*loaded, steerings["CAA + DSAS"], chosen["CAA + DSAS"] or min(STRENGTHS))
+    result = DemoResult(model, texts, steerings, cells, chosen, heats)
+    replace_files({out / "results.json": json.dumps(result.as_dict(), indent=2).encode()})
+    return result
+
+
+def _choose(loaded: Any, steerings: dict[str, Steering], texts: DemoTexts, out: Path, show: bool) -> dict[str, float]:
+    """Return each condition's largest strength whose mean perplexity ratio on the tuning sentences keeps the budget."""
+
+    def mean_perplexities() -> list[float]:
+        return [perplexity(*loaded, sentences).mean for sentences in texts.tune.values()]
+
+    unsteered = mean_perplexities()
+    chosen = dict.fromkeys(steerings, 0.0)
+    with progress_bar(show) as bar:
+        for condition in bar.track(steerings, description="choosing strengths"):
+            for strength in STRENGTHS:
+                with steerings[condition].apply(loaded.model, strength, record=False):
+                    ratios = [new / old for new, old in zip(mean_perplexities(), unsteered, strict=True)]
+                if sum(ratios) / len(ratios) > BUDGET:
+                    break
+                chosen[condition] = strength
+    return chosen
+
+
+def _measure(bench: Bench, steerings: dict[str, Steering], show: bool) -> list[Cell]:
+    identity = fingerprint(bench.model)
+    total = len(bench.prompts) * len(bench.seeds)
+    with progress_bar(show) as bar:
+        step = _task(bar, UNSTEERED, total)
+        cells = [bench.cell(UNSTEERED, 0.0, identity, steered=nullcontext(), progress=step)]
+        for condition, steering in steerings.items():
+            for strength in STRENGTHS:
+                step = _task(bar, f"{condition} at {strength}", total)
+                applied = steering.apply(bench.model, strength, record=False)
+                name = f"{identity} {steering.digest()}"
+                cells.append(bench.cell(condition, strength, name, steered=applied, progress=step))
+    return cells
+
+
+def _task(bar: Progress, name: str, total: int | None) -> Any:
+    task = bar.add_task(name, total=total)
+    return lambda done: bar.update(task, completed=done)

@@ -1,0 +1,163 @@
+"""Generations: continuations sampled from a model, steered or not, several for every prompt.
+
+The repetition penalty is that of CTRL (arXiv 1909.05858): the score of a token that the row has seen is divided by the
+penalty, or multiplied with it when negative. Padding does not count as seen, though transformers would count it;
+otherwise a prompt's text would depend on the longer prompts beside it (where padding is the end-of-text token).
+
+Left out: beams.
+
+Source: method.md section 6; the sampling is that of arXiv 2503.10679.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dsas.activations import evaluation_mode
+from dsas.errors import OptionError
+from dsas.text import Batch, batches, pad_token, tokenize
+
+
+class Sampling(NamedTuple):
+    """How to draw: everything besides the seed that decides which tokens come.
+
+    temperature: >= 0, where 0 is greedy. top_p: in (0, 1], the smallest set of tokens with that probability is drawn
+    from; there is no top-k.
+    repetition_penalty: > 0, 1 is none. new_tokens: >= 1, fewer where the model ends its text.
+    batch_size: rows a call of the model; it belongs here since the rows of a batch share their random numbers.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 0.3
+    repetition_penalty: float = 1.2
+    new_tokens: int = 32
+    batch_size: int = 64
+
+
+PUBLISHED = Sampling()
+FIRST_SORTED = 128
+
+
+def sample_continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    sampling: Sampling = PUBLISHED,
+    special_tokens: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[str]]:
+    """Return for every seed the continuations of `prompts`, without the prompts, in their order.
+
+    The same call gives the same texts; the random numbers of the process are left as they were.
+    special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
+    progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
+    Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range.
+    """
+    _check(sampling, seeds)
+    rows, fill = tokenize(tokenizer, prompts, special_tokens=special_tokens), pad_token(tokenizer)
+    texts = [[""] * len(rows) for _ in seeds]
+    done = 0
+    with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
+        for place, seed in enumerate(seeds):
+            for number, batch in enumerate(batches(rows, sampling.batch_size, pad=fill, side="left")):
+                torch.manual_seed(1_000_003 * seed + number)
+                drawn = _draw(model, batch, sampling, fill)
+                for row, text in zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True):
+                    texts[place][row] = text
+                done += len(batch.rows)
+                if progress is not None:
+                    progress(done)
+    return texts
+
+
+class _Sharpen(LogitsProcessor):
+    """Repetition penalty, temperature and top-p in one step that sorts the likeliest tokens, not the vocabulary."""
+
+    def __init__(self, sampling: Sampling, prompt: Bool[Tensor, "batch token"]) -> None:
+        self._sampling, self._prompt = sampling, prompt
+
+    def __call__(self, input_ids: Int[Tensor, "batch seen"], scores: Float[Tensor, "batch vocabulary"]) -> Tensor:
+        scores = self._penalised(input_ids, scores.float())
+        if self._sampling.temperature > 0:
+            scores = scores / self._sampling.temperature
+        if self._sampling.temperature == 0 or self._sampling.top_p == 1:
+            return scores
+        total = scores.logsumexp(-1, keepdim=True)
+        likeliest = FIRST_SORTED
+        while True:
+            top = scores.topk(min(likeliest, scores.shape[1]), dim=-1)
+            share = (top.values - total).exp()
+            reached = share.cumsum(-1)
+            if likeliest >= scores.shape[1] or bool((reached[:, -1] >= self._sampling.top_p).all()):
+                break
+            likeliest *= 8
+        outside = reached - share >= self._sampling.top_p
+        kept = top.values.masked_fill(outside, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter_(1, top.indices, kept)
+
+    def _penalised(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        penalty = self._sampling.repetition_penalty
+        if penalty == 1:
+            return scores
+        real = pad(self._prompt, (0, input_ids.shape[1] - self._prompt.shape[1]), value=True)
+        seen = scores.gather(1, input_ids)
+        seen = torch.where(seen < 0, seen * penalty, seen / penalty)
+        nowhere = scores.shape[1]
+        return pad(scores, (0, 1)).scatter(1, input_ids.masked_fill(~real, nowhere), seen)[:, :nowhere]
+
+
+def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int) -> list[list[int]]:
+    """Return the new tokens of each row up to its end of text."""
+    mask = batch.mask.to(model.device)
+    drawing = sampling.temperature > 0
+    config = GenerationConfig(
+        do_sample=drawing,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0 if drawing else 50,  # 50 is what transformers takes for unset; any other would make greedy warn
+        repetition_penalty=1.0,
+        max_new_tokens=sampling.new_tokens,
+        pad_token_id=fill,
+    )
+    output = model.generate(
+        batch.tokens.to(model.device),
+        attention_mask=mask.long(),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([_Sharpen(sampling, mask)]),
+    )
+    ends = model.generation_config.eos_token_id
+    stops = ends if isinstance(ends, list) else [ends]
+    rows = output[:, batch.tokens.shape[1] :].tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def _check(sampling: Sampling, seeds: Sequence[int]) -> None:
+    if not seeds:
+        raise OptionError("expected at least one seed, got none")
+    bounds = {
+        "temperature >= 0": sampling.temperature >= 0,
+        "0 < top_p <= 1": 0 < sampling.top_p <= 1,
+        "repetition_penalty > 0": sampling.repetition_penalty > 0,
+        "new_tokens >= 1": sampling.new_tokens >= 1,
+        "batch_size >= 1": sampling.batch_size >= 1,
+    }
+    broken = [bound for bound, holds in bounds.items() if not holds]
+    if broken:
+        raise OptionError(f"expected {', '.join(broken)}, got {sampling}")

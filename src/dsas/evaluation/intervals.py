@@ -1,0 +1,82 @@
+"""Intervals: how far a measured mean or ratio may lie from the true one, by the bootstrap over prompts.
+
+Several continuations of one prompt resemble each other, so the prompts are what is drawn again, with replacement, and
+all seeds of a drawn prompt come along. Low and high are the 2.5 % and 97.5 % points of the statistic over the draws.
+
+A mean of values that are all equal gets an interval of no width: with no toxic text among n prompts, 3/n is a better
+upper bound ("rule of three").
+
+Left out: bias correction, studentised intervals.
+
+Source: Efron 1979; Davison and Hinkley 1997, sections 2.4 and 3.8.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from dsas.errors import OptionError
+
+_LEVELS = (0.025, 0.975)
+
+
+class Interval(NamedTuple):
+    """A statistic, its 95 % interval, and the number of prompts it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap(
+    values: Float[np.ndarray, "prompt seed"] | Bool[np.ndarray, "prompt seed"], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return the mean of `values` (numbers, or flags for a share) with its interval.
+
+    Raises OptionError when there are no prompts or seeds, a value is not finite, or `resamples` < 1.
+    """
+    (means,) = _prompt_means(values)
+    draws = _draws(len(means), resamples, seed) @ means / len(means)
+    low, high = np.quantile(draws, _LEVELS, method="inverted_cdf")
+    return Interval(float(means.mean()), float(low), float(high), len(means))
+
+
+def bootstrap_ratio(
+    above: Float[np.ndarray, "prompt seed"] | Bool[np.ndarray, "prompt seed"],
+    below: Float[np.ndarray, "prompt _"] | Bool[np.ndarray, "prompt _"],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return mean(above) / mean(below) with its interval, for two measurements of the same prompts in the same order.
+
+    The numbers of seeds may differ. A draw with nothing below the line counts as infinite.
+    Raises OptionError when mean(below) is 0, the prompts differ in number, and where `bootstrap` does.
+    """
+    tops, bottoms = _prompt_means(above, below)
+    if bottoms.mean() == 0:
+        raise OptionError("expected a mean other than 0 below the line, got 0: report the difference instead")
+    weights = _draws(len(tops), resamples, seed)
+    top, bottom = weights @ tops, weights @ bottoms
+    draws = np.divide(top, bottom, out=np.full(resamples, np.inf), where=bottom != 0)
+    low, high = np.quantile(draws, _LEVELS, method="inverted_cdf")
+    return Interval(float(tops.mean() / bottoms.mean()), float(low), float(high), len(tops))
+
+
+def _prompt_means(*measured: np.ndarray) -> list[Float[np.ndarray, " prompt"]]:
+    for values in measured:
+        if values.size == 0 or not np.isfinite(values).all():
+            raise OptionError(f"expected finite values (prompt, seed), got shape {values.shape} with gaps or nothing")
+        if len(values) != len(measured[0]):
+            raise OptionError(f"expected the same prompts on both sides, got {len(measured[0])} and {len(values)}")
+    return [values.astype(np.float64).mean(axis=1) for values in measured]
+
+
+def _draws(prompts: int, resamples: int, seed: int) -> Float[np.ndarray, "draw prompt"]:
+    """Return how often each prompt is drawn, each time that as many prompts are drawn as there are."""
+    if resamples < 1:
+        raise OptionError(f"expected resamples >= 1, got {resamples}")
+    even = np.full(prompts, 1 / prompts)
+    return np.random.default_rng(seed).multinomial(prompts, even, size=resamples).astype(np.float64)

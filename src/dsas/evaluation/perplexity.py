@@ -1,0 +1,64 @@
+"""Perplexity: how surprised a model, steered or not, is by texts that it should find ordinary.
+
+    ppl(text) = exp(-1/(n-1) sum_{i=2..n} log p(token_i | tokens before)),   result = mean over texts
+
+The first token is given, not predicted: that is <bos> where the tokenizer adds one, else the text's own first token.
+So numbers of models with different tokenizers do not compare.
+
+Left out: texts longer than `max_tokens` (their rest is not read), windows that slide.
+
+Source: method.md section 6; arXiv 2512.03661 (Wikipedia sentences of at most 50 tokens).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dsas.activations import evaluation_mode
+from dsas.errors import OptionError, TextsError
+from dsas.text import batches, pad_token, tokenize
+
+
+class PerplexityResult(NamedTuple):
+    """The mean over the texts, and the perplexity of each text in the order given; 1 is certainty."""
+
+    mean: float
+    per_text: Float[np.ndarray, " text"]
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 50,
+    batch_size: int = 32,
+) -> PerplexityResult:
+    """Return the perplexity of `model` on `texts`, each cut to `max_tokens` tokens, those the tokenizer adds included.
+
+    The model gives batch_size * max_tokens * vocabulary logits in its own precision; the logarithms are taken in
+    float32, one text at a time.
+    Raises TextsError for no texts or a text with nothing to predict, OptionError for `max_tokens` < 2.
+    """
+    if max_tokens < 2 or batch_size < 1:
+        raise OptionError(f"expected max_tokens >= 2 and batch_size >= 1, got {max_tokens} and {batch_size}")
+    rows = [row[:max_tokens] for row in tokenize(tokenizer, texts)]
+    short = [index for index, row in enumerate(rows) if len(row) < 2]
+    if short:
+        raise TextsError(f"expected texts of at least 2 tokens (the first is not predicted); too short: {short[:10]}")
+    surprise = torch.zeros(len(rows), dtype=torch.float64)
+    with torch.no_grad(), evaluation_mode(model):
+        for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
+            tokens = batch.tokens.to(model.device)
+            mask = batch.mask.to(model.device, torch.long)
+            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+            for place, row in enumerate(batch.rows):
+                end = len(rows[row])
+                surprise[row] = cross_entropy(logits[place, : end - 1].float(), tokens[place, 1:end]).item()
+    per_text = surprise.exp().numpy()
+    return PerplexityResult(float(per_text.mean()), per_text)

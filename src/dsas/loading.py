@@ -1,0 +1,58 @@
+"""Loading: a causal language model and its tokenizer from a local folder, a hub id or a GGUF file."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import nn
+
+from dsas.errors import MissingExtraError, OptionError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode and the tokenizer that belongs to it."""
+
+    model: nn.Module
+    tokenizer: Any
+
+
+def load_model(name: str, *, device: str = "auto", precision: Precision = "auto") -> LoadedModel:
+    """Load a causal language model by folder, hub id, or path of a .gguf file, in evaluation mode.
+
+    device: "auto" takes a GPU when there is one, else anything torch.device takes.
+    precision: "auto" keeps the dtype of the checkpoint.
+    Raises OptionError when nothing can be loaded from `name`, MissingExtraError for a GGUF file without its readers.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if precision not in get_args(Precision):
+        raise OptionError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = Path(name)
+    source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
+    options: dict[str, Any] = _gguf_options(gguf) if gguf else {}
+    dtype = precision if precision == "auto" else getattr(torch, precision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        wanted = "a folder with a transformers model, a hub id or a .gguf file"
+        raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): {error}") from error
+    return LoadedModel(model.to(torch.device(device)).eval(), tokenizer)
+
+
+def _gguf_options(file: str) -> dict[str, Any]:
+    """Return what makes transformers read a GGUF file into ordinary dense weights."""
+    for package in ("gguf", "accelerate"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "gguf") from error
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # releases without GgufConfig always dequantise
+        return {"gguf_file": file}
+    return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}

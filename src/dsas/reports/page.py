@@ -1,0 +1,207 @@
+"""Page: one HTML file that holds all it shows: no script, no request, nothing beside it.
+
+Text is escaped wherever it comes from. An SVG is parsed and put in as it is, with its ids made the page's own; the
+page's policy (Content-Security-Policy) forbids scripts and every request, should a part ask for one.
+
+Left out: templates, scripts, navigation between pages.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from xml.etree import ElementTree
+
+from dsas.errors import OptionError
+from dsas.reports.heat import TokenHeat, render_heat
+from dsas.storage import replace_files
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+# Every pair of text and background has a contrast of 4.5 or more, fully heated tokens included.
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1b1c1f; --soft: #5b5e66; --line: #d7d9de; --panel: #f5f6f8;
+  --hot: 255 176 74; --focus: #1a5fb4 }
+@media (prefers-color-scheme: dark) { :root { --paper: #15161a; --ink: #e8e9ec; --soft: #a3a7b0; --line: #3a3d45;
+  --panel: #1e2025; --hot: 160 78 0; --focus: #8ab8f0 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif;
+  -webkit-text-size-adjust: 100% }
+main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem }
+h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.4rem 0 .6rem }
+h1, h2, p, dd { overflow-wrap: anywhere }
+p { margin: 0 0 1rem; max-width: 42rem }
+.lead { font-size: 1.1rem; color: var(--soft) }
+figure { margin: 1.2rem 0 1.6rem }
+figcaption { margin-top: .5rem; font-size: .9rem; color: var(--soft); max-width: 42rem }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem }
+:focus-visible { outline: 2px solid var(--focus); outline-offset: 1px }
+table { border-collapse: collapse; width: 100%; font-size: .92rem }
+th, td { padding: .45rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  min-width: 8.5rem }
+tr:last-child td { border-bottom: 0 }
+th { background: var(--panel); font-weight: 600 }
+th.number, td.number { min-width: 4.5rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.drawing svg { display: block; width: 100%; min-width: 22rem; max-width: 40rem; height: auto; margin: 0 auto }
+.drawing svg text { fill: var(--ink) !important; font-family: inherit !important }
+.label, dt { margin: 0; font-size: .8rem; font-weight: 600; color: var(--soft) }
+.heat { margin-bottom: .8rem }
+.tokens { margin: 0; max-width: none; line-height: 1.9; white-space: pre-wrap }
+.token { border-radius: .2rem; padding: .15rem 0; background: rgb(var(--hot) / var(--heat)) }
+.token:focus::after { content: attr(title); position: fixed; left: .75rem; bottom: .75rem; padding: .3rem .7rem;
+  border-radius: .3rem; background: var(--ink); color: var(--paper); font-variant-numeric: tabular-nums }
+.scale { display: flex; align-items: center; gap: .5rem; font-size: .8rem; color: var(--soft) }
+.scale i { width: 8rem; height: .7rem; border-radius: .2rem; border: 1px solid var(--line);
+  background: linear-gradient(to right, rgb(var(--hot) / 0), rgb(var(--hot) / 1)) }
+.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: .8rem 1.2rem;
+  margin: 0 0 .8rem; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .4rem }
+dd { margin: .15rem 0 0; white-space: pre-wrap }
+pre { margin: 0 0 1rem; padding: .8rem 1rem; overflow-x: auto; background: var(--panel); border: 1px solid var(--line);
+  border-radius: .4rem; font: .88rem/1.5 ui-monospace, Menlo, Consolas, monospace }
+"""
+
+
+class Page:
+    """A page to which parts are added from top to bottom."""
+
+    def __init__(self, title: str, lead: str) -> None:
+        """Begin with the title and one paragraph that says what the page shows."""
+        self._title = title
+        self._parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(lead)}</p>']
+        self._figures = 0
+
+    def heading(self, text: str) -> None:
+        """Add a heading."""
+        self._parts.append(f"<h2>{escape(text)}</h2>")
+
+    def paragraph(self, text: str) -> None:
+        """Add a paragraph of plain text."""
+        self._parts.append(f"<p>{escape(text)}</p>")
+
+    def table(self, rows: Sequence[Mapping[str, str | float | int]], caption: str) -> None:
+        """Add a table with a column for each key of the first row; it scrolls sideways in its own box.
+
+        Raises OptionError when there are no rows, or their keys differ.
+        """
+        columns = _columns(rows)
+        numeric = [not isinstance(rows[0][column], str) for column in columns]
+        header = "".join(_cell("th", name, number) for name, number in zip(columns, numeric, strict=True))
+        lines = [
+            "".join(_cell("td", _shown(row[name]), number) for name, number in zip(columns, numeric, strict=True))
+            for row in rows
+        ]
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+        self._figure(_scrolling(table, caption), caption)
+
+    def figure(self, svg: str, caption: str) -> None:
+        """Add a drawing. Raises OptionError when `svg` is not well-formed SVG."""
+        self._figures += 1
+        self._figure(_scrolling(_inline(svg, f"f{self._figures}-", caption), caption, "drawing"), caption)
+
+    def heat(self, heats: Sequence[TokenHeat], caption: str) -> None:
+        """Add lines of tokens that share one scale, from 0 to the largest of their values.
+
+        Raises OptionError for no lines, and where `render_heat` does.
+        """
+        if not heats:
+            raise OptionError("expected at least one line of tokens, got none")
+        peak = max((value for heat in heats for value in heat.values), default=0.0)
+        lines = "".join(render_heat(heat, peak=peak) for heat in heats)
+        self._figure(f'{lines}<p class="scale">0 <i></i> {peak:.3g}</p>', caption)
+
+    def compare(self, rows: Sequence[Mapping[str, str]], caption: str) -> None:
+        """Add texts side by side (prompt, unsteered, steered): a row each, a column for each key.
+
+        Raises OptionError when there are no rows, or their keys differ.
+        """
+        columns = _columns(rows)
+        blocks = [
+            "".join(f'<div><dt>{escape(name)}</dt><dd dir="auto">{escape(row[name])}</dd></div>' for name in columns)
+            for row in rows
+        ]
+        self._figure("".join(f'<dl class="texts">{block}</dl>' for block in blocks), caption)
+
+    def commands(self, lines: Sequence[str]) -> None:
+        """Add lines to type into a shell."""
+        self._parts.append(f'<pre tabindex="0"><code>{escape(chr(10).join(lines))}</code></pre>')
+
+    def html(self) -> str:
+        """Return the whole page; the same parts give the same text."""
+        parts = "\n".join(self._parts)
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            '<meta name="color-scheme" content="light dark">\n'
+            f"<title>{escape(self._title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+            f"<body>\n<main>\n{parts}\n</main>\n</body>\n</html>\n"
+        )
+
+    def _figure(self, content: str, caption: str) -> None:
+        self._parts.append(f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+def write_page(path: str | Path, page: Page) -> None:
+    """Write the page, making its folder; what was there is replaced once the whole page is on disk. Raises OSError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_files({path: page.html().encode("utf-8", errors="replace")})  # half an emoji, as JSON may hold, becomes ?
+
+
+def _columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    if not rows:
+        raise OptionError("expected at least one row, got none")
+    columns = list(rows[0])
+    for number, row in enumerate(rows):
+        if set(row) != set(columns):
+            raise OptionError(f"expected the keys {columns} in every row, got {list(row)} in row {number}")
+    return columns
+
+
+def _cell(tag: str, text: str, number: bool) -> str:
+    scope = ' scope="col"' if tag == "th" else ""
+    kind = ' class="number"' if number else ""
+    return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
+
+
+def _shown(value: str | float | int) -> str:
+    """Return a float with four significant digits, and no exponent in the usual range; other values as they are."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _scrolling(content: str, caption: str, kind: str = "") -> str:
+    name = f"scroll {kind}".strip()
+    return f'<div class="{name}" role="region" tabindex="0" aria-label="{escape(caption)}">{content}</div>'
+
+
+def _inline(svg: str, prefix: str, caption: str) -> str:
+    """Return the SVG element without namespaces, its ids and the references to them prefixed."""
+    try:
+        root = ElementTree.fromstring(svg)
+    except ElementTree.ParseError as error:
+        raise OptionError(f"expected well-formed SVG, got: {error}") from error
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        attributes = {_local(name): value for name, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update({name: _referring(name, value, prefix) for name, value in attributes.items()})
+    if root.tag != "svg":
+        raise OptionError(f"expected an element <svg>, got <{root.tag}>")
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
+    root.attrib.update({"role": "img", "aria-label": caption})
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _referring(name: str, value: str, prefix: str) -> str:
+    if name == "id" or (name == "href" and value.startswith("#")):
+        return value.replace("#", f"#{prefix}", 1) if name == "href" else prefix + value
+    return re.sub(r"url\((['\"]?)#", rf"url(\1#{prefix}", value)

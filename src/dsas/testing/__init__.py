@@ -1,0 +1,25 @@
+"""Testing: the laws, and tiny models to check them on, for the methods here and for those that others write.
+
+    check_transform(MyTransform)
+    check_regulator(MyRegulator)
+    check_steering(steering, tiny_model("llama"), tiny_tokenizer())
+
+Each raises LawBroken, an AssertionError whose message names the law. Not imported by `import dsas`.
+"""
+
+from dsas.testing.laws import LAWS, LawBroken
+from dsas.testing.methods import check_regulator, check_transform
+from dsas.testing.models import FAMILIES, tiny_model, tiny_tokenizer
+from dsas.testing.steerings import check_compiled, check_steering
+
+__all__ = [
+    "FAMILIES",
+    "LAWS",
+    "LawBroken",
+    "check_compiled",
+    "check_regulator",
+    "check_steering",
+    "check_transform",
+    "tiny_model",
+    "tiny_tokenizer",
+]

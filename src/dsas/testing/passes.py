@@ -1,0 +1,92 @@
+"""Passes: what single rows of a steered model give, in all the ways in which a row can reach it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsas.applied import Applied
+from dsas.steering import Steering
+from dsas.testing.laws import close, require
+
+
+class Pass(NamedTuple):
+    """What one row gave: logits (token, vocabulary) and applied strengths (site, token) of its real tokens."""
+
+    logits: Tensor
+    strengths: Tensor
+
+
+def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
+    """Return the model's logits (batch, token, vocabulary), without gradients."""
+    with torch.no_grad():
+        return model(input_ids=ids, **inputs).logits
+
+
+def padded(ids: list[Tensor], side: str, padding: int) -> dict[str, Tensor]:
+    """Return rows of token ids as one batch of model inputs, padded on the left or right."""
+    width = max(map(len, ids))
+    rows, masks = [], []
+    for row in ids:
+        fill, real = row.new_full((width - len(row),), padding), torch.ones_like(row)
+        pair = (lambda a, b: [a, b]) if side == "right" else (lambda a, b: [b, a])
+        rows.append(torch.cat(pair(row, fill)))
+        masks.append(torch.cat(pair(real, torch.zeros_like(fill))))
+    mask = torch.stack(masks)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": torch.stack(rows), "attention_mask": mask, "position_ids": positions}
+
+
+def steered_rows(
+    steering: Steering, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False
+) -> list[Pass]:
+    """Apply a Steering for one pass over a batch and return what every row gave."""
+    with steering.apply(model) as applied:
+        return read_rows(applied, model, inputs, use_cache=use_cache)
+
+
+def read_rows(applied: Applied, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:
+    """Run one pass over a batch under an Applied and return what every row gave."""
+    logits = logits_of(
+        model, inputs["input_ids"], use_cache=use_cache, **{k: v for k, v in inputs.items() if k != "input_ids"}
+    )
+    real, strengths = inputs["attention_mask"].bool(), strengths_of(applied)
+    return [
+        Pass(logits[i, keep], strengths[i][:, keep] if strengths else torch.zeros(0)) for i, keep in enumerate(real)
+    ]
+
+
+def strengths_of(applied: Applied) -> list[Tensor]:
+    """Return the applied strengths (site, token) of every row."""
+    return list(applied.trace().strengths.transpose(0, 1)) if applied.has_trace else []
+
+
+def one_row(steering: Steering, model: nn.Module, ids: Tensor, *, chunk: int | None = None) -> Pass:
+    """Run one row alone, at once without a cache or in chunks over one."""
+    with steering.apply(model) as applied:
+        if chunk is None:
+            return Pass(logits_of(model, ids[None], use_cache=False)[0], strengths_of(applied)[0])
+        cache, pieces = None, []
+        for piece in ids.split(chunk):
+            with torch.no_grad():
+                output = model(input_ids=piece[None], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            pieces.append(output.logits[0])
+        return Pass(torch.cat(pieces), strengths_of(applied)[0])
+
+
+def require_same(found: list[Pass], alone: list[Pass], how: str) -> None:
+    """Require law 2: rows found in some way are those found alone."""
+    require(2, len(found) == len(alone), f"rows are missing {how}")
+    for row, (one, other) in enumerate(zip(found, alone, strict=True)):
+        require(2, close(one.strengths, other.strengths), f"row {row} gets other strengths {how} than alone")
+        require(2, close(one.logits, other.logits), f"row {row} has other logits {how} than alone")
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """Return what steering must leave as it was: the modules, their hooks, modes, and parameters' versions."""
+    modules = [
+        (name, id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    ]
+    return [modules, [(name, id(p), p._version, p.requires_grad) for name, p in model.named_parameters()]]

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from dsas.errors import OptionError
+from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_theory_over_prompts():
+    values = np.random.default_rng(1).normal(2.0, 1.0, (400, 1)).repeat(3, axis=1)
+    found = bootstrap(values, resamples=8000)
+    error = values[:, 0].std() / np.sqrt(400)
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (found.mean - 1.96 * error, found.mean + 1.96 * error), abs=0.1 * error
+    )
+    assert found.n == 400
+
+
+def test_a_share_of_flags_has_an_interval_and_more_seeds_of_the_same_make_it_no_narrower():
+    flags = np.arange(100)[:, None] < 30
+    assert bootstrap(flags) == bootstrap(flags.repeat(5, axis=1))
+    assert bootstrap(flags).mean == pytest.approx(0.3)
+    assert bootstrap(flags).low == pytest.approx(0.21, abs=0.02)
+
+
+def test_about_95_of_100_intervals_hold_the_true_mean():
+    """Of 60 normal values the percentile interval holds it in 94 %; 0.905 and 0.975 are 3 standard errors away."""
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap(rng.normal(size=(60, 1)), resamples=1000, seed=trial) for trial in range(400)]
+    held = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert 0.905 <= held <= 0.975
+
+
+def test_a_ratio_is_paired_so_a_constant_factor_has_no_spread():
+    below = np.random.default_rng(0).uniform(1, 9, (50, 2))
+    ratio = bootstrap_ratio(0.25 * below, below)
+    assert ratio == pytest.approx((0.25, 0.25, 0.25, 50))
+
+
+def test_a_ratio_to_a_rare_event_is_open_above():
+    below = np.zeros((20, 1))
+    below[0] = 1
+    ratio = bootstrap_ratio(np.ones((20, 1)), below)
+    assert (ratio.mean, ratio.high) == (20.0, np.inf)
+
+
+@pytest.mark.parametrize("values", [np.zeros((0, 3)), np.zeros((3, 0)), np.array([[1.0], [np.nan]])])
+def test_values_with_gaps_are_refused(values):
+    with pytest.raises(OptionError, match="finite"):
+        bootstrap(values)
+
+
+def test_ratios_to_nothing_and_of_other_prompts_are_refused():
+    with pytest.raises(OptionError, match="other than 0"):
+        bootstrap_ratio(np.ones((3, 1)), np.zeros((3, 1)))

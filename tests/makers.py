@@ -1,0 +1,49 @@
+"""What the tests steer with: hand-made Steerings of known vectors, and where a model's hooks are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dsas
+from dsas.identity import ModelIdentity
+from dsas.testing.models import WIDTH
+
+PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")
+
+
+def random_steering(
+    model: nn.Module,
+    sites: Any = "residual",
+    *,
+    seed: int = 0,
+    weight: float = 1.0,
+    regulator: dsas.Regulator | None = None,
+    transform: dsas.Transform | None = None,
+) -> dsas.Steering:
+    """Return an addition with a logistic regulator at every site named, unless told otherwise, all seeded."""
+    generator = torch.Generator().manual_seed(seed)
+    rules = []
+    for site in dsas.find_sites(model, sites):
+        vector, theta, bias = (torch.randn(shape, generator=generator) for shape in ((WIDTH,), (WIDTH,), ()))
+        rule = dsas.Rule(
+            site, transform or dsas.Addition(vector), regulator or dsas.Logistic(0.3 * theta, 0.3 * bias), weight
+        )
+        rules.append(rule)
+    return dsas.Steering(rules, ModelIdentity.of(model))
+
+
+def ids_of(tokenizer: Any, text: str) -> Tensor:
+    """Return the token ids of one text, (1, token)."""
+    return torch.tensor([tokenizer(text)["input_ids"]])
+
+
+def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
+    """Return the logits of one forward pass without gradients."""
+    with torch.no_grad():
+        return model(input_ids=ids, **inputs).logits
+
+
+def hooks_on(model: nn.Module) -> int:
+    """Return how many hooks are on the modules of a model."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

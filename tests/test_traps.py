@@ -1,0 +1,409 @@
+"""The traps that real libraries fell into, one named test each; what some of them cost is in docs or in design."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Barrier, Thread
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from makers import PROMPTS, hooks_on, ids_of, logits_of, random_steering
+from torch import Tensor, nn
+
+import dsas
+from dsas.identity import ModelIdentity
+from dsas.regulators import FittedRegulator
+from dsas.step import Step, StepReader
+from dsas.testing import tiny_model, tiny_tokenizer
+from dsas.testing.models import WIDTH
+from dsas.testing.passes import padded
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+class Position(dsas.Regulator):
+    """Answers 1 + the position of every token, so that the trace shows which position each one was taken for."""
+
+    name: ClassVar[str] = "position"
+    reads_step: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def fit(cls, source: Tensor, control: Tensor) -> FittedRegulator:
+        return FittedRegulator(cls(), accuracy=None)
+
+    def forward(self, t: Tensor, step: Step) -> Tensor:
+        return (1 + step.positions).unsqueeze(-1).float()
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}])
+def test_tokens_are_counted_from_the_start_of_the_row_and_not_of_each_forward_call(
+    model: Any, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    rows = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    inputs = padded(rows, "left", 0)
+    steering = random_steering(model, regulator=Position())
+    with steering.apply(model) as applied:
+        model.generate(
+            inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None, **options,
+        )  # fmt: skip
+        trace = applied.trace()
+    for row, ids in enumerate(rows):
+        length = len(ids) + 4  # the token generated last is never run
+        counted = trace.strengths[:, row][:, trace.real[row]]
+        assert torch.equal(counted, torch.arange(1.0, length + 1).expand_as(counted))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_skipping_sinks_spares_the_first_real_token_of_every_row_and_no_first_token_of_a_later_pass(
+    model: Any, side: str
+) -> None:
+    rows = [torch.tensor([5, 6, 7, 8]), torch.tensor([9, 10])]
+    inputs = padded(rows, side, 0)
+    with random_steering(model, regulator=dsas.Constant()).apply(model, skip_sinks=True) as applied:
+        logits_of(model, inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        at_once = applied.trace()
+        cache = None
+        for token in rows[0]:
+            cache = model(token.view(1, 1), past_key_values=cache, use_cache=True).past_key_values
+        one_by_one = applied.trace()
+    for row, ids in enumerate(rows):
+        expected = torch.ones(len(ids))
+        expected[0] = 0.0
+        assert torch.equal(at_once.strengths[0, row][at_once.real[row]], expected)
+    assert one_by_one.strengths[0, 0].tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_positions_are_right_when_the_decoder_is_called_with_positional_arguments() -> None:
+    decoder = tiny_model("gpt2").transformer
+    reader = StepReader(decoder)
+    ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
+    cache = decoder(ids, use_cache=True).past_key_values
+    step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
+    assert (step.past, step.positions.tolist()) == (3, [[3, 4, 5]])
+    assert reader.read((ids,), {"attention_mask": mask}).positions.tolist() == [[-1, 0, 1]]
+
+
+def test_a_regulator_sees_every_row_and_not_the_first_alone(model: Any, tokenizer: Any) -> None:
+    steering = random_steering(model)
+    ids = torch.cat([ids_of(tokenizer, "abcdef"), ids_of(tokenizer, "uvwxyz")])
+    with steering.apply(model) as applied:
+        logits_of(model, ids)
+        forward = applied.trace().strengths
+        logits_of(model, ids.flip(0))
+        backward = applied.trace().strengths
+    assert not torch.allclose(forward[:, 0], forward[:, 1])
+    torch.testing.assert_close(forward, backward.flip(1))
+
+
+def test_nothing_is_left_over_for_the_next_request_or_the_next_model(model: Any, tokenizer: Any) -> None:
+    steering, other = random_steering(model), tiny_model("llama", seed=1)
+    other_steering = random_steering(other)
+    first, second = (ids_of(tokenizer, text) for text in ("a first request", "another one!!!!"))
+    with steering.apply(model) as fresh:
+        expected = logits_of(model, second)
+        trace = fresh.trace()
+    with other_steering.apply(other):
+        untouched = logits_of(other, second)
+    with steering.apply(model, 3.0, skip_sinks=True):
+        logits_of(model, first)
+    with steering.apply(model) as applied:
+        assert not applied.has_trace
+        logits_of(model, first)
+        assert torch.equal(logits_of(model, second), expected)
+        assert torch.equal(applied.trace().strengths, trace.strengths)
+        with other_steering.apply(other):
+            assert torch.equal(logits_of(other, second), untouched)
+
+
+def test_two_threads_that_share_a_steering_and_a_model_do_not_share_a_trace(model: Any, tokenizer: Any) -> None:
+    steering = random_steering(model, regulator=Position())
+    together, found = Barrier(2), {}
+
+    def run(length: int) -> None:
+        for _ in range(5):
+            together.wait()
+            logits_of(model, torch.zeros(1, length, dtype=torch.long))
+        together.wait()
+        found[length] = applied.trace().strengths[0, 0].tolist()
+
+    with steering.apply(model) as applied:
+        threads = [Thread(target=run, args=(length,)) for length in (3, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not applied.has_trace
+    assert found == {length: [float(position) for position in range(1, length + 1)] for length in (3, 7)}
+
+
+def test_no_output_is_edited_in_place_so_that_autograd_works_through_a_steered_model() -> None:
+    """Steering a GPT-2 MLP by a constant vector is adding it to that MLP's last bias: so are all the gradients."""
+    model, vector = tiny_model("gpt2"), torch.randn(WIDTH)
+    biased = copy.deepcopy(model)
+    biased.transformer.h[0].mlp.c_proj.bias.data += vector
+    ids = torch.arange(12).view(2, 6)
+    steering = random_steering(
+        model, "transformer.h.0.mlp", transform=dsas.Addition(vector), regulator=dsas.Constant()
+    )
+    with steering.apply(model):
+        model(ids, labels=ids).loss.backward()
+    biased(ids, labels=ids).loss.backward()
+    for (name, given), (_, expected) in zip(model.named_parameters(), biased.named_parameters(), strict=True):
+        torch.testing.assert_close(given.grad, expected.grad, msg=name)
+
+
+def test_editing_an_activation_that_autograd_has_saved_raises_nothing() -> None:
+    class Exponential(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp()  # autograd keeps the output
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Exponential())
+    x = torch.randn(1, 3, WIDTH, requires_grad=True)
+    with random_steering(model, "1").apply(model):
+        model(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_the_order_of_sites_and_of_a_stored_steering_does_not_follow_the_hash_seed() -> None:
+    program = """
+import torch, dsas, json
+model = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()) for _ in range(12)])
+sites = dsas.find_sites(model, ["re:1?[0-9]", "*.1", "3.0"])
+addition, constant = dsas.Addition(torch.ones(2)), dsas.Constant()
+identity = dsas.steering.ModelIdentity.of(model)
+steering = dsas.Steering([dsas.Rule(site, addition, constant) for site in sites], identity)
+print(steering, json.dumps(steering._artifact().config), list(steering._artifact().tensors))
+"""
+    printed = set()
+    for seed in ("0", "1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        printed.add(done.stdout)
+    assert len(printed) == 1
+
+
+class TwoStreams(nn.Module):
+    """Gives (image, text), as a FLUX block does, and ends in a decoder's call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = _Pair()
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block(input_ids)
+
+
+class _Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(*x.shape, WIDTH), torch.ones(*x.shape, WIDTH)
+
+
+def test_a_site_names_which_stream_of_a_block_is_meant_and_the_other_is_left_alone() -> None:
+    model = TwoStreams()
+    steering = random_steering(model, dsas.Site("block", index=1), regulator=dsas.Constant())
+    with steering.apply(model):
+        image, text = model(torch.zeros(1, 3, dtype=torch.long))
+    assert torch.equal(image, torch.zeros(1, 3, WIDTH))
+    torch.testing.assert_close(text, (1 + steering.rules[0].transform.vector).expand(1, 3, -1))
+
+
+def test_a_larger_strength_moves_further_and_a_higher_threshold_steers_fewer_sites(model: Any, tokenizer: Any) -> None:
+    ids = ids_of(tokenizer, PROMPTS[0])
+    plain, steering = logits_of(model, ids), random_steering(model, "model.layers.2")
+    moved = []
+    for strength in (0.0, 0.1, 0.5, 1.0, 2.0):
+        with steering.apply(model, strength):
+            moved.append(float((logits_of(model, ids) - plain).norm()))
+    assert moved == sorted(moved)
+    assert moved[0] == 0.0 < moved[1]
+    source, control = [[f"{start} {i}" for i in range(8)] for start in ("I hate it", "We like it")]
+    steered = []
+    for threshold in (0.0, 0.6, 0.9, 1.0):
+        fitted = dsas.fit(
+            model, tokenizer, source=source, control=control, target=control, threshold=threshold,
+            sites=["residual", "norm", "mlp"], progress=False,
+        )  # fmt: skip
+        steered.append(sum(rule.weight > 0 for rule in fitted.rules))
+    assert steered == sorted(steered, reverse=True)
+    assert steered[0] == 9
+
+
+class Idle(nn.Module):
+    """A model with a module that no forward pass ever calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        return self.used(inputs_embeds)
+
+
+def test_a_site_that_never_fires_is_reported_when_steering_ends() -> None:
+    model = Idle()
+    applied = random_steering(model, ["used", "idle"]).install(model)
+    model(inputs_embeds=torch.randn(1, 2, WIDTH))
+    with pytest.warns(dsas.DsasWarning, match=r"never fired.*\['idle'\]"):
+        applied.remove()
+    random_steering(model, ["used", "idle"]).install(model).remove()  # the model never ran: nothing to report
+
+
+def test_hooks_come_off_when_putting_them_on_fails_half_way(model: Any) -> None:
+    steering = random_steering(model)
+    applied = steering.apply(model)
+    model.model.layers = model.model.layers[:2]
+    with pytest.raises(AttributeError):
+        applied.install()
+    assert hooks_on(model) == 0
+
+
+def test_hidden_states_are_what_the_next_layer_sees_whoever_hooked_first(model: Any, tokenizer: Any) -> None:
+    """Transformers collects hidden states by hooks of its own, which stay on from their first use."""
+    ids, steering = ids_of(tokenizer, PROMPTS[0]), random_steering(model, "model.layers.0", regulator=dsas.Constant())
+    fresh = copy.deepcopy(model)
+    vector = steering.rules[0].transform.vector
+    plain = logits_of_hidden(model, ids)  # theirs first
+    with steering.apply(model):
+        theirs_first = logits_of_hidden(model, ids)
+    with steering.apply(fresh):
+        ours_first = logits_of_hidden(fresh, ids)
+    torch.testing.assert_close(theirs_first, plain + vector)
+    torch.testing.assert_close(ours_first, plain + vector)
+
+
+def logits_of_hidden(model: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(ids, output_hidden_states=True).hidden_states[1]
+
+
+def test_two_steerings_of_one_site_act_in_the_order_in_which_they_were_applied(model: Any) -> None:
+    class Double(dsas.Addition):
+        def edit(self, t: Tensor) -> Tensor:
+            return t.float()
+
+    site, ids = "model.layers.0", torch.tensor([[1, 2, 3]])
+    plain = logits_of_hidden(model, ids)
+    add = random_steering(model, site, transform=dsas.Addition(torch.ones(WIDTH)), regulator=dsas.Constant())
+    double = random_steering(model, site, transform=Double(torch.ones(WIDTH)), regulator=dsas.Constant())
+    for first, second, expected in ((add, double, 2 * (plain + 1)), (double, add, 2 * plain + 1)):
+        with first.apply(model), second.apply(model):
+            torch.testing.assert_close(logits_of_hidden(model, ids), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_a_copy_of_a_steered_model_is_a_plain_model_that_can_be_steered(
+    model: Any, tokenizer: Any, copied: Callable[[Any], Any]
+) -> None:
+    ids, steering = ids_of(tokenizer, PROMPTS[0]), random_steering(model)
+    plain = logits_of(model, ids)
+    with steering.apply(model):
+        steered = logits_of(model, ids)
+        twin = copied(model)
+        assert torch.equal(logits_of(twin, ids), plain)
+        assert torch.equal(logits_of(model, ids), steered)
+    assert torch.equal(logits_of(twin, ids), plain)
+    with steering.apply(twin):
+        assert torch.equal(logits_of(twin, ids), steered)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copy", "pickle"])
+def test_a_steering_in_use_can_be_copied(model: Any, copied: Callable[[Any], Any]) -> None:
+    ids, steering = torch.tensor([[1, 2, 3]]), random_steering(model)
+    with steering.apply(model):
+        steered, twin = logits_of(model, ids), copied(steering)
+    with twin.apply(model):
+        assert torch.equal(logits_of(model, ids), steered)
+
+
+def test_a_method_shared_by_two_sites_can_be_stored(model: Any, tmp_path: Path) -> None:
+    shared = random_steering(model, transform=dsas.Addition(torch.arange(WIDTH) / 7))
+    shared.save_pretrained(tmp_path)
+    for rule in dsas.Steering.from_pretrained(tmp_path).rules:
+        assert torch.equal(rule.transform.vector, torch.arange(WIDTH) / 7)
+
+
+def test_a_constant_is_not_rounded_to_the_precision_of_the_model() -> None:
+    value = dsas.Constant(0.3)(torch.zeros(1, 2, 4, dtype=torch.bfloat16), Step(1, 2))
+    assert value.flatten().tolist() == [torch.tensor(0.3).item()] * 2
+
+
+def test_an_edit_in_bfloat16_is_rounded_once() -> None:
+    model = Idle().bfloat16()
+    model.used = nn.Identity()
+    t = torch.linspace(-4, 4, 3 * WIDTH).view(1, 3, WIDTH).bfloat16()
+    steering = random_steering(model, "used")
+    rule = steering.rules[0]
+    with steering.apply(model, 0.37):
+        steered = model(inputs_embeds=t)
+    gain = torch.sigmoid(t.float() @ rule.regulator.theta + rule.regulator.bias).unsqueeze(-1) * 0.37
+    assert torch.equal(steered, (t.float() + gain * rule.transform.vector).bfloat16())
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("form", ["module", "method", "function", "layer"])
+def test_compiled_code_of_every_form_is_steered_and_is_plain_again(form: str) -> None:
+    model, ids = tiny_model("llama", layers=2), torch.tensor([[1, 2, 3, 4]])
+    steering, plain = random_steering(model), logits_of(model, ids)
+    with steering.apply(model):
+        steered = logits_of(model, ids)
+    torch.compiler.reset()
+    run: Callable[[], Tensor] = lambda: logits_of(model, ids)  # noqa: E731
+    if form == "module":
+        compiled = torch.compile(model, backend="eager")
+        run = lambda: logits_of(compiled, ids)  # noqa: E731
+    elif form == "method":
+        model.compile(backend="eager")
+    elif form == "layer":
+        model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    else:
+        function = torch.compile(lambda tokens: model(tokens, use_cache=False).logits * 1.0, backend="eager")
+        run = lambda: function(ids).detach()  # noqa: E731
+    torch.testing.assert_close(run(), plain)
+    with steering.apply(model, record=False):
+        torch.testing.assert_close(run(), steered)
+    torch.testing.assert_close(run(), plain)
+    torch.compiler.reset()
+    with steering.apply(model):
+        torch.testing.assert_close(run(), steered)
+    torch.testing.assert_close(run(), plain)
+
+
+@pytest.mark.compile
+def test_a_compiled_model_has_the_identity_of_the_model_and_is_steered_through_its_wrapper() -> None:
+    model, ids = tiny_model("llama", layers=1), torch.tensor([[1, 2, 3]])
+    steering, before = random_steering(model), ModelIdentity.of(model)
+    with steering.apply(model):
+        steered = logits_of(model, ids)
+    compiled: Any = torch.compile(model, backend="eager")
+    with steering.apply(compiled):
+        torch.testing.assert_close(logits_of(compiled, ids), steered)
+    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+    assert ModelIdentity.of(model) == before
+
+
+@pytest.mark.compile
+def test_what_compiled_code_cannot_know_raises_instead_of_being_wrong() -> None:
+    model = tiny_model("llama", layers=1)
+    compiled: Any = torch.compile(model, backend="eager")
+    with random_steering(model).apply(model, skip_sinks=True), pytest.raises(Exception, match="sinks cannot be skipped"):
+        compiled(torch.tensor([[1, 2, 3]]))
