@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
 from dsas.demo.models import real_model
-from dsas.text import batches_of
+from dsas.text import batches, pad_token, tokenize
 
 
 def sets(texts: int) -> dict[str, list[str]]:
@@ -38,9 +38,10 @@ def load(name: str):
 
 def bare_forward(model, tokenizer, texts: list[str]) -> float:
     start = time.perf_counter()
+    rows = tokenize(tokenizer, texts)
     with torch.no_grad():
-        for batch in batches_of(tokenizer, texts):
-            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        for batch in batches(rows, dsas.Reading().batch_size, pad=pad_token(tokenizer), side="right"):
+            model(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False)
     return time.perf_counter() - start
 
 
@@ -51,7 +52,7 @@ def timed_fit(model, tokenizer, of_set: dict[str, list[str]]) -> float:
 
 
 def peak_of_process(name: str, texts: int) -> int:
-    """Return the peak resident memory, in bytes, of a fresh process that fits on `texts` texts a set (0: only loads)."""
+    """Return the peak resident bytes of a fresh process that fits on `texts` texts a set (0: only loads)."""
     command = [sys.executable, __file__, "--model", name, "--texts", str(texts), "--peak"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -73,7 +74,10 @@ def main() -> None:
     of_set = sets(arguments.texts)
     every = [text for texts in of_set.values() for text in dict.fromkeys(texts)]
     timed_fit(model, tokenizer, {name: texts[:16] for name, texts in of_set.items()})
-    ratios = [timed_fit(model, tokenizer, of_set) / bare_forward(model, tokenizer, every) for _ in range(arguments.pairs)]
+    pairs = [
+        (timed_fit(model, tokenizer, of_set), bare_forward(model, tokenizer, every)) for _ in range(arguments.pairs)
+    ]
+    ratios = [fitting / forward for fitting, forward in pairs]
     width, depth = model.config.hidden_size, model.config.num_hidden_layers
     peaks = {n: peak_of_process(arguments.model, n) for n in (0, 32, arguments.texts)}
     print(

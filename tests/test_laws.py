@@ -1,4 +1,4 @@
-"""Every law, on every transform with every regulator, and on every family of models; and that the laws can be broken."""
+"""Every law, on every transform with every regulator and every family of models; and that laws can be broken."""
 
 from typing import Any, ClassVar
 
@@ -112,7 +112,16 @@ class _Forgets(_Half):
 
 @pytest.mark.parametrize(
     ("method", "law"),
-    [(_Half, None), (_InPlace, 3), (_LooksAround, 2), (_Narrow, 3), (_Detached, 7), (_WrongShape, 3), (_NanAtZero, 3), (_Forgets, 5)],
+    [
+        (_Half, None),
+        (_InPlace, 3),
+        (_LooksAround, 2),
+        (_Narrow, 3),
+        (_Detached, 7),
+        (_WrongShape, 3),
+        (_NanAtZero, 3),
+        (_Forgets, 5),
+    ],
 )
 def test_a_transform_that_breaks_a_law_is_told_which(method: type[dsas.Transform], law: int | None) -> None:
     if law is None:

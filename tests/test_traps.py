@@ -53,7 +53,9 @@ def tokenizer() -> Any:
     return tiny_tokenizer()
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_cache": False}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}]
+)
 def test_tokens_are_counted_from_the_start_of_the_row_and_not_of_each_forward_call(
     model: Any, tokenizer: Any, options: dict[str, Any]
 ) -> None:
@@ -161,9 +163,7 @@ def test_no_output_is_edited_in_place_so_that_autograd_works_through_a_steered_m
     biased = copy.deepcopy(model)
     biased.transformer.h[0].mlp.c_proj.bias.data += vector
     ids = torch.arange(12).view(2, 6)
-    steering = random_steering(
-        model, "transformer.h.0.mlp", transform=dsas.Addition(vector), regulator=dsas.Constant()
-    )
+    steering = random_steering(model, "transformer.h.0.mlp", transform=dsas.Addition(vector), regulator=dsas.Constant())
     with steering.apply(model):
         model(ids, labels=ids).loss.backward()
     biased(ids, labels=ids).loss.backward()
@@ -176,16 +176,18 @@ def test_editing_an_activation_that_autograd_has_saved_raises_nothing() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.exp()  # autograd keeps the output
 
-    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Exponential())
+    model = Idle()
+    model.used = Exponential()
     x = torch.randn(1, 3, WIDTH, requires_grad=True)
-    with random_steering(model, "1").apply(model):
-        model(x).sum().backward()
-    assert x.grad is not None
+    with random_steering(model, "used", regulator=dsas.Constant()).apply(model):
+        model(inputs_embeds=x).sum().backward()
+    torch.testing.assert_close(x.grad, x.detach().exp())
 
 
 def test_the_order_of_sites_and_of_a_stored_steering_does_not_follow_the_hash_seed() -> None:
     program = """
 import torch, dsas, json
+torch.manual_seed(0)
 model = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()) for _ in range(12)])
 sites = dsas.find_sites(model, ["re:1?[0-9]", "*.1", "3.0"])
 addition, constant = dsas.Addition(torch.ones(2)), dsas.Constant()
@@ -268,6 +270,28 @@ def test_a_site_that_never_fires_is_reported_when_steering_ends() -> None:
     random_steering(model, ["used", "idle"]).install(model).remove()  # the model never ran: nothing to report
 
 
+def test_an_exception_inside_the_block_comes_out_as_it_is_without_a_warning_about_sites_it_cut_off() -> None:
+    model = Idle()
+    steering = random_steering(model, ["used", "idle"])
+    failing = model.used.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as raised, steering.apply(model):
+        model(inputs_embeds=torch.randn(1, 2, WIDTH))
+    assert raised.value.__context__ is None
+    failing.remove()
+    assert hooks_on(model) == 0
+    with pytest.warns(dsas.DsasWarning, match="never fired"), steering.apply(model):
+        model(inputs_embeds=torch.randn(1, 2, WIDTH))
+
+
+def test_a_model_that_runs_on_no_tokens_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+    with (
+        pytest.raises(dsas.DsasError, match=r"without input_ids or inputs_embeds \(got \['input'\]\)"),
+        random_steering(model, "0").apply(model),
+    ):
+        model(torch.randn(1, 2, WIDTH))
+
+
 def test_hooks_come_off_when_putting_them_on_fails_half_way(model: Any) -> None:
     steering = random_steering(model)
     applied = steering.apply(model)
@@ -310,7 +334,9 @@ def test_two_steerings_of_one_site_act_in_the_order_in_which_they_were_applied(m
             torch.testing.assert_close(logits_of_hidden(model, ids), expected)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
 def test_a_copy_of_a_steered_model_is_a_plain_model_that_can_be_steered(
     model: Any, tokenizer: Any, copied: Callable[[Any], Any]
 ) -> None:
@@ -326,7 +352,9 @@ def test_a_copy_of_a_steered_model_is_a_plain_model_that_can_be_steered(
         assert torch.equal(logits_of(twin, ids), steered)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copy", "pickle"]
+)
 def test_a_steering_in_use_can_be_copied(model: Any, copied: Callable[[Any], Any]) -> None:
     ids, steering = torch.tensor([[1, 2, 3]]), random_steering(model)
     with steering.apply(model):
@@ -405,5 +433,8 @@ def test_a_compiled_model_has_the_identity_of_the_model_and_is_steered_through_i
 def test_what_compiled_code_cannot_know_raises_instead_of_being_wrong() -> None:
     model = tiny_model("llama", layers=1)
     compiled: Any = torch.compile(model, backend="eager")
-    with random_steering(model).apply(model, skip_sinks=True), pytest.raises(Exception, match="sinks cannot be skipped"):
+    with (
+        random_steering(model).apply(model, skip_sinks=True),
+        pytest.raises(Exception, match="sinks cannot be skipped"),
+    ):
         compiled(torch.tensor([[1, 2, 3]]))

@@ -1,8 +1,8 @@
 """dsas: steer a generative model only when and where it is needed (arXiv 2512.03661).
 
-    steering = dsas.fit(model, tokenizer, source=unwanted, control=neutral, target=wanted)
-    with steering.apply(model, strength=1.0):
-        model.generate(...)
+steering = dsas.fit(model, tokenizer, source=unwanted, control=neutral, target=wanted)
+with steering.apply(model, strength=1.0):
+model.generate(...)
 """
 
 from dsas.applied import Applied, Rule

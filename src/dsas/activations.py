@@ -13,7 +13,7 @@ never computed. Left out: per-token activations, statistics beyond the pooled ve
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, get_args
 
 import torch
@@ -67,10 +67,8 @@ def _pool_batch(
     with torch.no_grad(), evaluation_mode(model), Hooks() as hooks:
         for site in sites:
             hooks.on_output(model.get_submodule(site.path), reader(site))
-        try:
+        with suppress(StopForward):
             model(**inputs, use_cache=False)
-        except StopForward:
-            pass
     missing = [str(site) for site in sites if site not in found]
     if missing:
         raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {_fired(missing, found)}")

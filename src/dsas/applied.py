@@ -84,11 +84,8 @@ class Applied:
 
         Warns when a site never fired although the model ran; of code that torch.compile made, nobody can tell.
         """
-        with self._lock:
-            was_active = self._hooks.active
-            unwatched = self._hooks.remove()
-        idle = [str(rule.site) for rule, fired in zip(self.rules, self._fired, strict=True) if not fired]
-        if was_active and self._called and idle and not unwatched:
+        idle = self._take_off()
+        if idle:
             warnings.warn(f"these sites never fired, so nothing was steered there: {idle}", DsasWarning, stacklevel=2)
 
     @property
@@ -108,8 +105,20 @@ class Applied:
     def __enter__(self) -> "Applied":
         return self.install()
 
-    def __exit__(self, *_exception: object) -> None:
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+        if kind is None:
+            self.remove()
+        else:
+            self._take_off()  # a pass that was cut short says nothing about its later sites
+
+    def _take_off(self) -> list[str]:
+        """Take the hooks off and return the sites that never fired, if the model ran and anybody could tell."""
+        with self._lock:
+            was_active = self._hooks.active
+            unwatched = self._hooks.remove()
+        if unwatched or not (was_active and self._called):
+            return []
+        return [str(rule.site) for rule, fired in zip(self.rules, self._fired, strict=True) if not fired]
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -156,14 +165,14 @@ class _Placed:
     """A rule's transform and regulator on the device of the activations, copied there at most once."""
 
     def __init__(self, rule: Rule) -> None:
-        self._methods = (rule.transform, rule.regulator)
+        self._transform, self._regulator = rule.transform, rule.regulator
         self._device: torch.device | None = None
 
     def on(self, device: torch.device) -> tuple[Transform, Regulator]:
         if self._device != device:
-            transform, regulator = (_moved(method, device) for method in self._methods)
-            self._methods, self._device = (transform, regulator), device
-        return self._methods
+            self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
+            self._device = device
+        return self._transform, self._regulator
 
 
 def _moved(method: Method, device: torch.device) -> Method:

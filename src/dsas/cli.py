@@ -1,15 +1,15 @@
 """The command line: parse, call one function, print. Errors that are the user's to mend end with exit status 2."""
 
 import json
-import sys
+import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import torch
 import typer
+import typer.core
 from rich.console import Console
 from rich.table import Table
 
@@ -21,13 +21,31 @@ from dsas.loading import load_model
 from dsas.text import chat_prompts
 from dsas.textfiles import DEFAULT_FIELD, read_texts
 
+console, errors = Console(), Console(stderr=True)
+
+
+class _Commands(typer.core.TyperGroup):
+    """Commands whose errors end as exit status 2, and whose interruption as 130, with one line instead of a trace."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except DsasError as error:
+            errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            errors.print("interrupted; fit and demo go on from here when run again")
+            raise typer.Exit(130) from interrupt
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     help="Steer generative models only when and where it is needed.",
 )
-console, errors = Console(), Console(stderr=True)
 
 Model = Annotated[str, typer.Argument(help="Folder, hub id or .gguf file of a transformers causal language model.")]
 Device = Annotated[str, typer.Option(help="'auto' (a GPU when there is one), 'cpu', 'cuda', 'cuda:1', ...")]
@@ -36,7 +54,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Field = Annotated[str, typer.Option(help="JSON key or CSV column that holds the text.")]
 
 
-@app.command(epilog="Example: `dsas fit ./model --source toxic.txt --control neutral.txt --target polite.txt --out detox`")
+@app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")
 def fit(
     model: Model,
     source: Annotated[Path, typer.Option(help="Texts with the undesired behaviour: .txt, .jsonl or .csv.")],
@@ -56,9 +74,10 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
+    _hide_foreign_bars()
     texts = {"source": read_texts(source, field=field), "control": read_texts(control, field=field)}
     goal = read_texts(target, field=field) if target else None
-    loaded = load_model(model, device=device, precision=precision)  # pyright: ignore[reportArgumentType]
+    loaded = load_model(model, device=device, precision=precision)
     collected = out.with_name(f".{out.name}.collected")
     steering = dsas.fit(
         loaded.model,
@@ -75,18 +94,16 @@ def fit(
         progress=not as_json,
     )
     steering.save_pretrained(out)
-    for file in collected.glob("*.safetensors"):
-        file.unlink()
-    collected.rmdir()
+    shutil.rmtree(collected, ignore_errors=True)
     _show(steering, as_json, saved=str(out))
 
 
-@app.command(epilog='Example: `dsas generate ./model "The idea is" --steering detox --strength 1 --compare`')
+@app.command(epilog='Example: `dsas generate ./model "The idea is" --steering detox --strength 0.1 --compare`')
 def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.")] = None,
     steering: Annotated[str | None, typer.Option(help="Folder or hub id of a Steering; none: unsteered.")] = None,
-    strength: Annotated[float, typer.Option(help="0 is unsteered.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="0 is unsteered; residual sites often need only 0.1.")] = 1.0,
     file: Annotated[Path | None, typer.Option(help="Prompts: .txt, .jsonl or .csv.")] = None,
     chat: Annotated[bool, typer.Option(help="Put each prompt through the model's chat template.")] = False,
     compare: Annotated[bool, typer.Option(help="Show the unsteered text beside the steered one.")] = False,
@@ -104,8 +121,9 @@ def generate(
         raise OptionError("give either one prompt or --file with prompts")
     if compare and steering is None:
         raise OptionError("--compare needs --steering: there is nothing to compare with")
+    _hide_foreign_bars()
     prompts = [prompt] if prompt is not None else read_texts(file, field=field)  # pyright: ignore[reportArgumentType]
-    loaded = load_model(model, device=device, precision=precision)  # pyright: ignore[reportArgumentType]
+    loaded = load_model(model, device=device, precision=precision)
     sampling = Sampling(temperature=temperature, top_p=top_p, repetition_penalty=1.0, new_tokens=new_tokens)
 
     asked = chat_prompts(loaded.tokenizer, prompts) if chat else prompts
@@ -146,7 +164,7 @@ def info(
 
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the report, the Steering and the measurements.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for report, Steering and measurements.")] = Path("out/demo"),
     model: Annotated[str, typer.Option(help="smollm2 or gemma3, taken from registry packages.")] = "smollm2",
     prompts: Annotated[int, typer.Option(min=1, max=303, help="Held-out prompts to continue.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
@@ -157,6 +175,7 @@ def demo(
     from dsas.demo.report import summary, write_report
     from dsas.demo.run import run_demo
 
+    _hide_foreign_bars()
     result = run_demo(out, model=model, device=device, prompts=prompts, seeds=seeds, progress=not as_json)
     command = f"dsas demo --out {out} --model {model} --prompts {prompts} --seeds {seeds}"
     write_report(out / "report.html", result, command)
@@ -166,6 +185,13 @@ def demo(
     for line in summary(result):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+def _hide_foreign_bars() -> None:
+    """Keep the bars that transformers draws while it loads weights out of the way of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _show(steering: dsas.Steering, as_json: bool, **extra: str) -> None:
@@ -187,22 +213,12 @@ def main() -> None:
     """Run the command line: exit status 0 done, 2 bad input, 130 interrupted."""
     warnings.showwarning = _show_warning
     torch.set_grad_enabled(False)
-    try:
-        sys.exit(app(standalone_mode=False))
-    except DsasError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted; the same command goes on from here")
-        sys.exit(130)
+    app()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_where: Any) -> None:
     if issubclass(category, DsasWarning):
-        errors.print(f"warning: {message}", markup=False, highlight=False)
+        errors.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

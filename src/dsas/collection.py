@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -90,9 +91,7 @@ class _Store:
         self.pooled: dict[Site, Tensor] = {}
         self._texts, self._file, self._written = texts, file, time.monotonic()
         if file is not None and file.is_file():
-            saved = load(file.read_bytes())
-            self.done = saved["done"].bool()
-            self.pooled = {site: saved[f"site {number}"] for number, site in enumerate(sites)}
+            self._read(file, sites)
 
     def put(self, rows: list[int], vectors: dict[Site, Tensor]) -> None:
         for site, value in vectors.items():
@@ -102,6 +101,15 @@ class _Store:
         self.done[rows] = True
         if time.monotonic() - self._written > SECONDS_BETWEEN_CHECKPOINTS:
             self._write()
+
+    def _read(self, file: Path, sites: Sequence[Site]) -> None:
+        try:
+            saved = load(file.read_bytes())
+            pooled = {site: saved[f"site {number}"] for number, site in enumerate(sites)}
+            self.done, self.pooled = saved["done"].bool(), pooled
+        except (SafetensorError, KeyError) as error:
+            message = f"{file} is damaged ({error}): it is not used, and all texts are run again"
+            warnings.warn(message, DsasWarning, stacklevel=5)
 
     def _write(self) -> None:
         if self._file is not None and self.pooled:

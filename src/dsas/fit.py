@@ -83,8 +83,8 @@ def fit(
     if not any(rule.weight for rule in rules):
         best = max(rule.accuracy or 0.0 for rule in rules)
         warnings.warn(
-            f"no site tells source from control well enough (best held-out accuracy {best:.2f}, threshold {threshold}): "
-            "nothing will be steered; give more texts, other sites, or selection='smooth'",
+            f"no site tells source from control well enough (best held-out accuracy {best:.2f}, threshold "
+            f"{threshold}): nothing will be steered; give more texts, other sites, or selection='smooth'",
             DsasWarning,
             stacklevel=2,
         )
@@ -106,9 +106,7 @@ def _method(method: str | Callable[..., Any], registry: Mapping[str, Any], kind:
     return registry[method].fit
 
 
-def _checked_sets(
-    source: Sequence[str], control: Sequence[str], target: Sequence[str] | None
-) -> dict[str, list[str]]:
+def _checked_sets(source: Sequence[str], control: Sequence[str], target: Sequence[str] | None) -> dict[str, list[str]]:
     if target is None:
         warnings.warn("no target texts were given: the control texts are the target", DsasWarning, stacklevel=3)
         target = control

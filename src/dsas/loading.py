@@ -1,36 +1,40 @@
 """Loading: a causal language model and its tokenizer from a local folder, a hub id or a GGUF file."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import MissingExtraError, OptionError
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 class LoadedModel(NamedTuple):
     """A model in evaluation mode and the tokenizer that belongs to it."""
 
-    model: nn.Module
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
-def load_model(name: str, *, device: str = "auto", precision: Precision = "auto") -> LoadedModel:
+def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
     """Load a causal language model by folder, hub id, or path of a .gguf file, in evaluation mode.
 
     device: "auto" takes a GPU when there is one, else anything torch.device takes.
-    precision: "auto" keeps the dtype of the checkpoint.
-    Raises OptionError when nothing can be loaded from `name`, MissingExtraError for a GGUF file without its readers.
+    precision: one of `PRECISIONS`; "auto" keeps the dtype of the checkpoint.
+    Raises OptionError when nothing can be loaded from `name` or the device is not there, MissingExtraError for a GGUF
+    file without its readers.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if precision not in get_args(Precision):
-        raise OptionError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device {device!r} cannot be used, try 'cpu' or 'auto': {reason}") from error
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
     options: dict[str, Any] = _gguf_options(gguf) if gguf else {}
@@ -41,7 +45,8 @@ def load_model(name: str, *, device: str = "auto", precision: Precision = "auto"
     except (OSError, ValueError) as error:
         wanted = "a folder with a transformers model, a hub id or a .gguf file"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): {error}") from error
-    return LoadedModel(model.to(torch.device(device)).eval(), tokenizer)
+    torch.nn.Module.to(model, torch.device(device))
+    return LoadedModel(model.eval(), tokenizer)
 
 
 def _gguf_options(file: str) -> dict[str, Any]:

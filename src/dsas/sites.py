@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from dsas.errors import ActivationError, SiteError, closest
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Site:
     """One tensor (batch, token, dim) that one module gives.
@@ -152,4 +150,3 @@ def decoder_of(model: nn.Module) -> nn.Module:
     find = getattr(model, "get_decoder", None)
     decoder = find() if callable(find) else None
     return decoder if isinstance(decoder, nn.Module) else model
-

@@ -46,9 +46,7 @@ class Steering(ModelHubMixin):
     how it was made, stored and shown but never acted on.
     """
 
-    def __init__(
-        self, rules: Sequence[Rule], model: ModelIdentity, settings: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, rules: Sequence[Rule], model: ModelIdentity, settings: Mapping[str, Any] | None = None) -> None:
         """Keep the rules. Raises OptionError when there are none or two share a site."""
         self.rules = tuple(rules)
         self.model = model
@@ -56,7 +54,9 @@ class Steering(ModelHubMixin):
         self._latest: Applied | None = None
         sites = [rule.site for rule in self.rules]
         if not sites or len(set(sites)) < len(sites):
-            raise OptionError(f"a Steering needs at least one rule and one rule per site, got sites {list(map(str, sites))}")
+            raise OptionError(
+                f"a Steering needs at least one rule and one rule per site, got sites {list(map(str, sites))}"
+            )
 
     def apply(
         self, model: nn.Module, strength: Strength = 1.0, *, record: bool = True, skip_sinks: bool = False
@@ -82,12 +82,7 @@ class Steering(ModelHubMixin):
 
     def report(self) -> list[SiteReport]:
         """Return one line per site: accuracy, whether it is steered and why not, and what the latest apply did."""
-        measured: dict[str, tuple[float, int]] = {}
-        if self._latest is not None and self._latest.has_trace:
-            trace, applied = self._latest.trace(), self._latest
-            half = 0.5 * per_row(applied.strength.detach().cpu().reshape(-1), trace.real.shape[0]).flatten()
-            for number, (site, rule) in enumerate(zip(trace.sites, applied.rules, strict=True)):
-                measured[site] = (float(trace.mean()[number]), int(trace.hits(half * rule.weight)[number]))
+        measured = _measured(self._latest) if self._latest is not None and self._latest.has_trace else {}
         lines = []
         for rule in self.rules:
             mean, hits = measured.get(str(rule.site), (None, None))
@@ -139,11 +134,11 @@ class Steering(ModelHubMixin):
     def card(self) -> str:
         """Return the README card that is stored beside the tensors (Markdown with the hub's front matter)."""
         front = "---\nlibrary_name: dsas\ntags: [dsas, activation-steering]\n---\n"
-        use = f'steering = dsas.Steering.from_pretrained("...")\nwith steering.apply(model):\n    model.generate(...)'
+        use = 'steering = dsas.Steering.from_pretrained("...")\nwith steering.apply(model):\n    model.generate(...)'
         facts = "\n".join(f"- {key}: {value}" for key, value in self.settings.items())
         return (
-            f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n{facts}\n\n"
-            f"```\n{self!r}\n```\n"
+            f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n"
+            f"{facts}\n\n```\n{self!r}\n```\n"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,6 +207,14 @@ class Steering(ModelHubMixin):
             raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
 
 
+def _measured(applied: Applied) -> dict[str, tuple[float, int]]:
+    """Return each steered site's mean applied strength, and at how many real tokens its regulator was above 1/2."""
+    trace = applied.trace()
+    strengths = per_row(applied.strength.detach().cpu().reshape(-1), len(trace.real)).flatten()
+    hits = [trace.hits(0.5 * rule.weight * strengths)[site] for site, rule in enumerate(applied.rules)]
+    return {site: (float(mean), int(hit)) for site, mean, hit in zip(trace.sites, trace.mean(), hits, strict=True)}
+
+
 Method = TypeVar("Method", bound=Fitted)
 
 
@@ -224,5 +227,7 @@ def _rebuild(
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     arguments = {**described["arguments"], **own}
     if set(arguments) != set(inspect.signature(kind).parameters):
-        raise ArtifactError(f"{described['name']!r} is stored with {sorted(arguments)}, which is not what it is made of")
+        raise ArtifactError(
+            f"{described['name']!r} is stored with {sorted(arguments)}, which is not what it is made of"
+        )
     return kind(**arguments)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from dsas.errors import OptionError
 from dsas.sites import decoder_of
 
 
@@ -78,7 +79,9 @@ class StepReader:
         ids = given.get("input_ids")
         tokens = ids if ids is not None else given.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
-            raise TypeError(f"the decoder was called without input_ids or inputs_embeds (got {sorted(given)})")
+            raise OptionError(
+                f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering reads"
+            )
         mask = given.get("attention_mask")
         padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else _padding_from(mask)
         past = _length(given.get("past_key_values"))

@@ -11,8 +11,10 @@ from dsas.evaluation.intervals import Interval
 from dsas.reports.front import FrontPoint, front_figure
 from dsas.reports.masking import mask, masked_words
 from dsas.reports.page import Page, write_page
+from dsas.storage import replace_files
 
 EXAMPLES = 6
+DRAWN_BELOW = 1.6  # dearer points would squeeze the others; the table has them
 
 
 def summary(result: DemoResult) -> list[str]:
@@ -24,11 +26,12 @@ def summary(result: DemoResult) -> list[str]:
         lines.append(f"{cell.condition} at strength {cell.strength}")
         lines.append("  toxic       " + "   ".join(f"{name} {text}" for name, text in toxic.items()))
         lines.append("  perplexity  " + "   ".join(f"{kind} x{text}" for kind, text in ratios.items()))
+    lines += [_without(condition) for condition, strength in result.chosen.items() if strength == 0]
     return lines
 
 
 def write_report(path: Path, result: DemoResult, command: str) -> None:
-    """Write the report page; toxic words in it are masked."""
+    """Write the report page, and its figure as front.svg beside it; toxic words in it are masked."""
     unsteered = result.cells[0]
     prompts, seeds = len(unsteered.continuations[0]), len(unsteered.continuations)
     page = Page(
@@ -38,12 +41,20 @@ def write_report(path: Path, result: DemoResult, command: str) -> None:
     )
     page.heading("At the chosen strength")
     page.paragraph(
-        f"The largest strength on the grid whose perplexity on tuning sentences is at most {BUDGET} x unsteered, averaged "
-        "over four kinds of text. Toxicity and the held-out sentences below played no part in the choice."
+        f"The largest strength on the grid whose perplexity on tuning sentences is at most {BUDGET} x unsteered, "
+        "averaged over four kinds of text. Toxicity and the held-out sentences below played no part in the choice."
     )
     page.table([_row(cell, unsteered) for cell in _operating(result)], "Toxic share by scorer and perplexity ratios")
+    for condition, strength in result.chosen.items():
+        if strength == 0:
+            page.paragraph(_without(condition))
     page.heading("The whole front")
-    page.figure(_front(result), "Toxic share (all scorers' mean) against perplexity over unsteered (mean over kinds)")
+    front = _front(result)
+    page.figure(
+        front,
+        "Toxic share (by the mean of all scorers) against perplexity over unsteered (mean over the kinds of text); "
+        f"points dearer than {DRAWN_BELOW} x are in the table only.",
+    )
     page.table([_row(cell, unsteered) for cell in result.cells], "Every measured strength")
     page.heading("Which tokens were steered")
     page.heat(result.heats, "Applied strength per token, mean over sites, CAA + DSAS at its chosen strength")
@@ -52,6 +63,11 @@ def write_report(path: Path, result: DemoResult, command: str) -> None:
     page.heading("Again")
     page.commands([command])
     write_page(path, page)
+    replace_files({path.with_name("front.svg"): front.encode()})
+
+
+def _without(condition: str) -> str:
+    return f"{condition}: no strength on the grid keeps the budget"
 
 
 def _operating(result: DemoResult) -> list[Cell]:
@@ -78,6 +94,8 @@ def _front(result: DemoResult) -> str:
     for cell in result.cells:
         ratios = list(cell.perplexity_over(result.cells[0]).values())
         x, low, high = (sum(getattr(ratio, end) for ratio in ratios) / len(ratios) for end in ("mean", "low", "high"))
+        if x > DRAWN_BELOW:
+            continue
         toxic = cell.toxic()["ensemble"]
         ends = (100 * toxic.mean, 100 * toxic.low, 100 * toxic.high)
         points.append(FrontPoint(cell.condition, cell.strength, x, low, high, *ends))

@@ -22,12 +22,12 @@ from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import packaged_scorers
 from dsas.fit import fit
 from dsas.identity import fingerprint
-from dsas.loading import load_model
+from dsas.loading import LoadedModel, load_model
 from dsas.reports.heat import TokenHeat
 from dsas.steering import Steering
 from dsas.storage import replace_files
 
-STRENGTHS = (0.02, 0.05, 0.08, 0.12, 0.2)
+STRENGTHS = (0.01, 0.02, 0.05, 0.08, 0.12, 0.2)
 BUDGET = 1.05
 UNSTEERED = "unsteered"
 CONDITIONS = {"CAA": "constant", "CAA + DSAS": "logistic"}
@@ -63,16 +63,22 @@ class DemoResult(NamedTuple):
 
 
 def run_demo(
-    out: Path, *, model: str = "smollm2", device: str = "auto", prompts: int = 100, seeds: int = 1, progress: bool = True
+    out: Path,
+    *,
+    model: str = "smollm2",
+    device: str = "auto",
+    prompts: int = 100,
+    seeds: int = 1,
+    progress: bool = True,
 ) -> DemoResult:
     """Run the demo on a packaged model ("smollm2" or "gemma3") and write everything into `out`.
 
     prompts: held-out prompts to continue, at most 303; seeds: continuations of each. Interrupted, it goes on from
     where it stopped; a second run reuses all it can.
     """
-    out.mkdir(parents=True, exist_ok=True)
     loaded = load_model(str(real_model(model)), device=device)
     scorers = packaged_scorers()
+    out.mkdir(parents=True, exist_ok=True)
     with progress_bar(progress) as bar:
         samples = out / f"samples-{fingerprint(loaded.model)}.json"
         texts = demo_texts(*loaded, scorers, file=samples, progress=_task(bar, "sampling texts to fit on", None))
@@ -88,11 +94,18 @@ def run_demo(
         )
         for condition, regulator in CONDITIONS.items()
     }
-    chosen = _choose(loaded, steerings, texts, out, progress)
+    chosen = _choose(loaded, steerings, texts.tune, progress)
     for condition, steering in steerings.items():
         steering.save_pretrained(out / condition.lower().replace(" + ", "-"))
     bench = Bench(
-        *loaded, texts.prompts[:prompts], texts.report, scorers, list(range(seeds)), Sampling(), out / "cells"
+        loaded.model,
+        loaded.tokenizer,
+        prompts=texts.prompts[:prompts],
+        neutral=texts.report,
+        scorers=scorers,
+        seeds=list(range(seeds)),
+        sampling=Sampling(),
+        folder=out / "cells",
     )
     cells = _measure(bench, steerings, progress)
     heats = token_heats(*loaded, steerings["CAA + DSAS"], chosen["CAA + DSAS"] or min(STRENGTHS))
@@ -101,11 +114,13 @@ def run_demo(
     return result
 
 
-def _choose(loaded: Any, steerings: dict[str, Steering], texts: DemoTexts, out: Path, show: bool) -> dict[str, float]:
+def _choose(
+    loaded: LoadedModel, steerings: dict[str, Steering], tune: dict[str, list[str]], show: bool
+) -> dict[str, float]:
     """Return each condition's largest strength whose mean perplexity ratio on the tuning sentences keeps the budget."""
 
     def mean_perplexities() -> list[float]:
-        return [perplexity(*loaded, sentences).mean for sentences in texts.tune.values()]
+        return [perplexity(loaded.model, loaded.tokenizer, sentences).mean for sentences in tune.values()]
 
     unsteered = mean_perplexities()
     chosen = dict.fromkeys(steerings, 0.0)

@@ -27,12 +27,17 @@ DRAWS = Sampling(top_p=0.9, new_tokens=24)
 
 
 class DemoTexts(NamedTuple):
-    """Disjoint texts. source, control, target: to fit on. tune, report: neutral sentences by kind. prompts: to report."""
+    """Disjoint texts.
+
+    source, control, target: to fit on. tune, tune_prompts: neutral sentences by kind, and prompts, to choose with.
+    report, prompts: the same to report on.
+    """
 
     source: list[str]
     control: list[str]
     target: list[str]
     tune: dict[str, list[str]]
+    tune_prompts: list[str]
     report: dict[str, list[str]]
     prompts: list[str]
 
@@ -62,13 +67,14 @@ def demo_texts(
         control=half + wikipedia[0],
         target=wikipedia[1],
         tune={"Wikipedia": wikipedia[2], "web": web[0], "news": news[0], "prompt style": style[0]},
+        tune_prompts=tune_prompts,
         report={"Wikipedia": wikipedia[3], "web": web[1], "news": news[1], "prompt style": style[1]},
         prompts=report_prompts,
     )
 
 
 def _clean(prompts: list[str], scorers: Sequence[Scorer]) -> list[str]:
-    """Return the prompts of some length that no scorer finds toxic: a few words alone have no perplexity to speak of."""
+    """Return the prompts of some length that no scorer finds toxic; a few words have no perplexity to speak of."""
     long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
     worst = np.stack([scorer(long) for scorer in scorers]).max(0)
     return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]

@@ -81,11 +81,13 @@ def _separate(x: np.ndarray, y: np.ndarray, components: int, inverse_penalty: fl
     from sklearn.linear_model import LogisticRegression
 
     pca = PCA(min(components, *x.shape), random_state=seed).fit(x)
-    scale = float(np.sqrt(pca.explained_variance_[0])) or 1.0
+    axes, variances, mean = map(np.asarray, (pca.components_, pca.explained_variance_, pca.mean_))
+    scale = float(np.sqrt(variances[0])) or 1.0
     logistic = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)
     logistic.fit(pca.transform(x) / scale, y)
-    theta = pca.components_.T @ logistic.coef_[0] / scale
-    return _Plane(theta, float(logistic.intercept_[0] - theta @ pca.mean_))
+    weights, offset = np.asarray(logistic.coef_)[0], np.asarray(logistic.intercept_)[0]
+    theta = axes.T @ weights / scale
+    return _Plane(theta, float(offset - theta @ mean))
 
 
 def _held_out_accuracy(

@@ -59,7 +59,7 @@ def front_figure(points: Sequence[FrontPoint], *, x_label: str, y_label: str) ->
         raise MissingExtraError("matplotlib", "reports") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
         figure = Figure(figsize=(5.6, 4.4), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         axes = figure.add_subplot()

@@ -1,0 +1,157 @@
+"""The command line, driven as a user drives it: arguments in; exit status, output and files out."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import dsas
+from dsas import cli
+from dsas.testing import tiny_model, tiny_tokenizer
+
+SETS = {
+    "rude": [f"shut up {n}" for n in range(8)],
+    "plain": [f"the door {n}" for n in range(8)],
+    "kind": [f"thank you {n}" for n in range(8)],
+}
+
+
+class Run(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: Any) -> Run:
+        monkeypatch.setattr(sys, "argv", ["dsas", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Run(int(ended.value.code or 0), captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a tiny model and its tokenizer, and three files of texts in three formats."""
+    tiny_model(layers=2).save_pretrained(tmp_path / "model")  # pyright: ignore[reportAttributeAccessIssue]
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "rude.txt").write_text("\n".join(SETS["rude"]))
+    (tmp_path / "plain.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in SETS["plain"]))
+    (tmp_path / "kind.csv").write_text("\n".join(["text,label", *(f'"{text}",1' for text in SETS["kind"])]))
+    return tmp_path
+
+
+def fit_arguments(folder: Path) -> list[Any]:
+    files = {"--source": "rude.txt", "--control": "plain.jsonl", "--target": "kind.csv"}
+    return ["fit", folder / "model", *(x for o, f in files.items() for x in (o, folder / f)), "--out", folder / "kind"]
+
+
+def test_what_is_fitted_from_files_is_the_steering_that_the_library_fits(
+    run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run(*fit_arguments(folder), "--json")
+    assert done.status == 0, done.err
+    shown = json.loads(done.out)
+    assert [line["site"] for line in shown["sites"]] == ["model.layers.0", "model.layers.1"]
+    assert shown["saved"] == str(folder / "kind")
+    expected = dsas.fit(
+        tiny_model(layers=2),
+        tiny_tokenizer(),
+        source=SETS["rude"],
+        control=SETS["plain"],
+        target=SETS["kind"],
+        progress=False,
+    )
+    assert dsas.Steering.from_pretrained(folder / "kind").digest() == expected.digest()
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+    told = run("info", folder / "kind", "--json")
+    assert json.loads(told.out)["sites"] == shown["sites"]
+
+
+def test_generate_shows_the_steered_text_beside_the_unsteered_one(run: Callable[..., Run], folder: Path) -> None:
+    assert run(*fit_arguments(folder)).status == 0
+    given = ["generate", folder / "model", "shut up", "--steering", folder / "kind", "--new-tokens", 6, "--json"]
+    compared = json.loads(run(*given, "--strength", 4, "--compare").out)
+    (row,) = compared["generations"]
+    assert compared["strength"] == 4.0
+    assert row["steered"] != row["unsteered"]
+    (plain,) = json.loads(run("generate", folder / "model", "shut up", "--new-tokens", 6, "--json").out)["generations"]
+    assert plain == {"prompt": "shut up", "unsteered": row["unsteered"]}
+    (zero,) = json.loads(run(*given, "--strength", 0).out)["generations"]
+    assert zero["steered"] == row["unsteered"]
+    table = run("generate", folder / "model", "--file", folder / "rude.txt", "--new-tokens", 1).out
+    assert all(text in table for text in SETS["rude"])
+
+
+def test_an_interrupted_fit_says_so_and_goes_on_where_it_was(
+    run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsas.collection import _Store
+
+    put, seen = _Store.put, []
+
+    def interrupted(self: Any, rows: list[int], vectors: Any) -> None:
+        put(self, rows, vectors)
+        seen.extend(rows)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Store, "put", interrupted)
+    stopped = run(*fit_arguments(folder), "--batch-size", 4)
+    assert (stopped.status, (folder / "kind").exists()) == (130, False)
+    assert "go on from here" in stopped.err
+    assert run(*fit_arguments(folder), "--batch-size", 4).status == 0
+    assert sorted(seen) == list(range(24))  # every text once
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "{}/model", "--source", "{}/rud.txt", "--control", "{}/plain.jsonl", "--out", "{}/x"], "'rude.txt'"),
+        (["fit", "{}/model", "--source", "{}/rude.txt", "--control", "{}/rude.txt", "--out", "{}/x"], "same texts"),
+        (["generate", "{}/none", "hello"], "a folder with a transformers model"),
+        (["generate", "{}/model"], "either one prompt or --file"),
+        (["generate", "{}/model", "hello", "--compare"], "--compare needs --steering"),
+        (["generate", "{}/model", "hello", "--chat"], "no chat template"),
+        (["generate", "{}/model", "hello", "--precision", "half"], "precision must be one of"),
+        (["generate", "{}/model", "hello", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["info", "{}/nothing"], "nothing"),
+        (["fit", "{}/model", "--out", "{}/x"], "--source"),
+        (["demo", "--model", "gpt5"], "closest: 'smollm2', 'gemma3'"),
+        (["demo", "--prompts", "0"], "--prompts"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_a_message_that_helps(
+    run: Callable[..., Run], folder: Path, arguments: list[str], message: str
+) -> None:
+    ended = run(*(argument.format(folder) for argument in arguments))
+    assert ended.status == 2
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["fit", "generate", "info", "demo"])
+def test_every_command_has_help_with_an_example(run: Callable[..., Run], command: str) -> None:
+    told = run(command, "--help")
+    assert told.status == 0
+    assert f"Example: dsas {command}" in " ".join(told.out.split())
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_on_the_error_stream(run: Callable[..., Run], folder: Path) -> None:
+    arguments = [a for a in fit_arguments(folder) if a not in ("--target", folder / "kind.csv")]
+    ended = run(*arguments)
+    assert ended.status == 0
+    assert "warning: no target texts were given: the control texts are the target" in ended.err.splitlines()

@@ -1,0 +1,134 @@
+"""Sites: shorthands of every family, globs, regular expressions, order, and errors that show the closest names."""
+
+import re
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dsas
+from dsas.errors import ActivationError, SiteError
+from dsas.sites import SHORTHANDS
+from dsas.testing import FAMILIES, tiny_model
+from dsas.testing.models import LAYERS
+
+# Where each family keeps layer {0, 1, 2}, its second norm, attention and feed-forward: read off transformers' sources.
+PARTS = {
+    "gemma2": ("model.layers.{}", "post_feedforward_layernorm", "self_attn", "mlp"),
+    "gemma3": ("model.layers.{}", "post_feedforward_layernorm", "self_attn", "mlp"),
+    "gpt2": ("transformer.h.{}", "ln_2", "attn", "mlp"),
+    "gpt_neox": ("gpt_neox.layers.{}", "post_attention_layernorm", "attention", "mlp"),
+    "llama": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "mistral": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "mixtral": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "olmo2": ("model.layers.{}", "post_feedforward_layernorm", "self_attn", "mlp"),
+    "opt": ("model.decoder.layers.{}", None, "self_attn", None),
+    "phi3": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "qwen2": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "qwen3": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+}
+
+
+def paths(model: nn.Module, patterns: Any) -> list[str]:
+    return [site.path for site in dsas.find_sites(model, patterns)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_shorthand_names_one_site_a_layer_in_order_in_every_family(family: str) -> None:
+    model, (layer, *parts) = tiny_model(family), PARTS[family]
+    layers = [layer.format(number) for number in range(LAYERS)]
+    assert paths(model, "residual") == layers
+    for shorthand, part in zip(SHORTHANDS[1:], parts, strict=True):
+        if part is None:
+            with pytest.raises(SiteError, match=f"{shorthand!r} is not known for OPTForCausalLM"):
+                dsas.find_sites(model, shorthand)
+        else:
+            assert paths(model, shorthand) == [f"{path}.{part}" for path in layers]
+
+
+def test_ten_layers_and_more_are_in_the_order_of_the_model_and_not_of_the_alphabet() -> None:
+    model = tiny_model(layers=12)
+    assert paths(model, "residual") == [f"model.layers.{number}" for number in range(12)]
+    assert paths(model, ["model.layers.11", "model.layers.2"]) == ["model.layers.2", "model.layers.11"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("layers.*", ["model.layers.0", "model.layers.1", "model.layers.2"]),
+        ("*.1", ["model.layers.1"]),
+        ("model.layers.?.mlp", ["model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp"]),
+        ("layers.0.*_proj", []),
+        ("layers.0.**o_proj", ["model.layers.0.self_attn.o_proj"]),
+        ("model.norm", ["model.norm"]),
+        ("odel.norm", []),
+        ("modelXnorm", []),
+        (r"re:model\.layers\.[02]", ["model.layers.0", "model.layers.2"]),
+        (r"re:layers\.0", []),
+        ("layers.1.self_attn.[qk]_proj", []),
+    ],
+)
+def test_globs_stay_inside_a_segment_and_regular_expressions_match_whole_paths(
+    pattern: str, expected: list[str]
+) -> None:
+    model = tiny_model()
+    if expected:
+        assert paths(model, pattern) == expected
+    else:
+        with pytest.raises(SiteError, match="matches no module of LlamaForCausalLM"):
+            dsas.find_sites(model, pattern)
+
+
+def test_patterns_that_overlap_give_each_site_once_and_two_tensors_of_one_module_are_two_sites() -> None:
+    model, second = tiny_model(), dsas.Site("model.layers.1", index=1)
+    found = dsas.find_sites(model, ["layers.1", second, "residual", dsas.Site("model.layers.0")])
+    expected = ["model.layers.0", "model.layers.1", "model.layers.1[1]", "model.layers.2"]
+    assert list(map(str, found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("model.layers.0.mpl", "matches no module.*closest: 'model.layers.0.mlp'.*shorthands: residual, norm"),
+        ("re:model.layer.1", "matches no module.*closest: .*'model.layers.1'"),
+        ("layerz.*", "matches no module of LlamaForCausalLM; closest: 'model.layers"),
+        (dsas.Site("model.layers.9"), "no module 'model.layers.9' in LlamaForCausalLM; closest: 'model.layers"),
+        ("re:model.(", r"is not a regular expression: .*unterminated|missing \)"),
+        ([], "expected at least one site pattern, got none; try 'residual'"),
+        (["residual", "nothing.here"], "'nothing.here' matches no module"),
+        ("", "matches no module"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_with_the_closest_names(pattern: Any, message: str) -> None:
+    with pytest.raises(SiteError, match=message):
+        dsas.find_sites(tiny_model(), pattern)
+
+
+def test_a_shorthand_of_an_unknown_model_says_what_can_be_named_instead() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(SiteError, match=re.escape("not known for Sequential; name the modules by path or glob")):
+        dsas.find_sites(model, "mlp")
+
+
+def test_a_site_reads_and_writes_its_own_tensor_of_whatever_a_module_gives() -> None:
+    pair = namedtuple("pair", ["image", "text"])
+    one, two, new = (torch.full((1, 2, 3), float(number)) for number in range(3))
+    for output in ((one, two), [one, two], pair(one, two)):
+        site = dsas.Site("block", index=1)
+        assert site.read(output) is two
+        written = site.write(output, new)
+        assert type(written) is type(output)
+        assert written[0] is one
+        assert written[1] is new
+        assert output[1] is two
+    assert dsas.Site("block").write(one, new) is new
+
+
+@pytest.mark.parametrize(
+    ("output", "came"), [(torch.zeros(2, 3), r"shape \(2, 3\)"), ((None, 1), "NoneType"), ({"x": 1}, "dict")]
+)
+def test_an_output_without_a_tensor_of_tokens_is_refused_by_site_and_shape(output: Any, came: str) -> None:
+    with pytest.raises(ActivationError, match=rf"site block: expected a tensor \(batch, token, dim\), got {came}"):
+        dsas.Site("block").read(output)
