@@ -1,0 +1,47 @@
+"""The laws, a fit and a round trip on the real models, in float32 so that the tolerances mean something."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dsas
+from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
+from dsas.demo.models import real_model
+from dsas.loading import load_model
+from dsas.testing import check_steering
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("name", "layers"), [("smollm2", 30), ("gemma3", 18)])
+def test_a_real_model_is_fitted_steered_by_the_laws_and_told_toxic_from_neutral(
+    name: str, layers: int, tmp_path: Path
+) -> None:
+    model, tokenizer = load_model(str(real_model(name)), precision="float32")
+    toxic, neutral = toxic_prompts(), openwebtext_sentences()
+    steering = dsas.fit(
+        model,
+        tokenizer,
+        source=toxic[:48],
+        control=neutral[:48],
+        target=wikipedia_sentences()[:48],
+        reading=dsas.Reading(batch_size=8),
+        progress=False,
+    )
+    assert len(steering.rules) == layers
+    assert sum(rule.weight > 0 for rule in steering.rules) > layers / 2
+    check_steering(steering, model, tokenizer)
+    means = []
+    for text in (toxic[-1], neutral[-1]):
+        with torch.no_grad(), steering.apply(model) as applied:
+            model(**tokenizer(text, return_tensors="pt"))
+        means.append(applied.trace().mean().mean().item())
+    assert means[0] > 1.5 * means[1]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("sites", ["norm", "attention", "mlp"])
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_every_kind_of_site_of_a_real_model_is_found_in_every_layer(name: str, sites: str) -> None:
+    model, _ = load_model(str(real_model(name)))
+    assert len(dsas.find_sites(model, sites)) == model.config.num_hidden_layers

@@ -1,0 +1,69 @@
+"""Step: positions and real tokens of a pass, from masks of every kind in which a decoder may be given one."""
+
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsas.step import Step, StepReader
+from dsas.testing import tiny_model
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def test_without_a_mask_every_token_is_real_and_counting_goes_on_after_the_cache() -> None:
+    step = Step(2, 3, past=4)
+    assert step.real.all()
+    assert step.positions.tolist() == [[4, 5, 6]] * 2
+
+
+def test_padding_on_either_side_is_not_counted() -> None:
+    step = Step(2, 4, mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
+    assert step.positions.tolist() == [[-1, -1, 0, 1], [0, 1, 2, -1]]
+    assert step.real.tolist() == [[False, False, True, True], [True, True, True, False]]
+
+
+def test_padding_in_the_cache_is_not_counted_either() -> None:
+    step = Step(2, 1, past=3, mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
+    assert step.positions.tolist() == [[1], [3]]
+
+
+def test_a_mask_longer_than_what_has_run_as_static_caches_have_it_is_cut() -> None:
+    step = Step(1, 2, mask=torch.tensor([[0, 1, 0, 0, 0]]))
+    assert step.positions.tolist() == [[-1, 0]]
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive", "dictionary"])
+def test_padding_is_read_from_masks_that_were_prepared_for_attention(kind: str) -> None:
+    causal = torch.ones(3, 3, dtype=torch.bool).tril()
+    mask: Any = (torch.tensor([[0, 1, 1], [1, 1, 1]], dtype=torch.bool)[:, None, None, :] & causal)
+    if kind == "additive":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    if kind == "dictionary":
+        mask = {"sliding_attention": torch.ones_like(mask), "full_attention": mask}
+    step = StepReader(tiny_model()).read((), {"input_ids": IDS, "attention_mask": mask})
+    assert step.positions.tolist() == [[-1, 0, 1], [0, 1, 2]]
+
+
+def test_embeddings_are_read_as_tokens_without_numbers() -> None:
+    step = StepReader(tiny_model()).read((), {"inputs_embeds": torch.zeros(2, 5, 32)})
+    assert (step.batch, step.tokens, step.token_ids) == (2, 5, None)
+
+
+def test_each_thread_reads_its_own_step() -> None:
+    reader = StepReader(tiny_model())
+    reader.read((), {"input_ids": IDS})
+    thread = Thread(target=lambda: reader.read((), {"input_ids": IDS, "attention_mask": torch.zeros(2, 3)}))
+    thread.start()
+    thread.join()
+    assert reader.current(2, 3, torch.device("cpu")).real.all()
+
+
+def test_a_batch_of_another_shape_than_the_decoder_saw_gets_a_plain_step() -> None:
+    reader = StepReader(tiny_model())
+    mask: Tensor = torch.tensor([[0, 1, 1], [0, 1, 1]])
+    reader.read((), {"input_ids": IDS, "attention_mask": mask})
+    assert reader.current(2, 3, torch.device("cpu")).positions[0, 0] == -1
+    assert reader.current(4, 3, torch.device("cpu")).positions[0, 0] == 0
