@@ -205,6 +205,8 @@ class Steering(ModelHubMixin):
             return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
+        except OptionError as error:
+            raise ArtifactError(f"{folder / CONFIG}: {error}") from error
 
 
 def _measured(applied: Applied) -> dict[str, tuple[float, int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -86,7 +87,10 @@ def read_artifact(folder: str | Path) -> Artifact:
 
 
 def _intact(folder: Path, data: bytes) -> dict[str, Tensor]:
-    tensors = load(data)
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ArtifactError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
     broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
     if broken:
         raise ArtifactError(f"{folder / TENSORS}: {', '.join(broken)} hold values that are not finite")

@@ -8,6 +8,7 @@ from typing import Any
 from dsas.errors import TextsError, closest
 
 DEFAULT_FIELD = "text"
+ENCODING = "utf-8-sig"  # UTF-8, with or without the mark at its beginning that spreadsheets write
 
 
 def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
@@ -26,35 +27,49 @@ def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
         texts = readers[path.suffix.lower()](path, field)
     except UnicodeDecodeError as error:
         raise TextsError(f"{path}: expected UTF-8 text: {error}") from error
+    except csv.Error as error:
+        raise TextsError(f"{path}: not CSV: {error}") from error
     if not texts:
         raise TextsError(f"{path}: there is no text in it")
     return texts
 
 
 def _lines(path: Path, field: str) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in _split(path) if line.strip()]
+
+
+def _split(path: Path) -> list[str]:
+    """Return the lines of a file; what else Unicode calls a line break may be part of a text."""
+    return path.read_text(encoding=ENCODING).split("\n")
 
 
 def _json_lines(path: Path, field: str) -> list[str]:
     texts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_split(path), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
             raise TextsError(f"{path}:{number}: not JSON: {error}") from error
-        if isinstance(value, dict):
-            value = _field(value, field, f"{path}:{number}")
-        if not isinstance(value, str):
-            raise TextsError(f"{path}:{number}: expected a text, got {type(value).__name__}")
-        texts.append(value)
+        place = f"{path}:{number}"
+        texts.append(_text(_field(value, field, place) if isinstance(value, dict) else value, place))
     return texts
 
 
 def _rows(path: Path, field: str) -> list[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [_field(row, field, f"{path}:{number}") for number, row in enumerate(csv.DictReader(file), start=2)]
+    with path.open(encoding=ENCODING, newline="") as file:
+        rows, texts = csv.DictReader(file), []
+        for row in rows:
+            place = f"{path}:{rows.line_num}"
+            texts.append(_text(_field(row, field, place), place))
+    return texts
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise TextsError(f"{place}: expected a text, got {type(value).__name__}")
+    return value
 
 
 def _field(row: dict[str, Any], field: str, place: str) -> Any:

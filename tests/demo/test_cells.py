@@ -56,6 +56,17 @@ def test_a_cell_is_measured_once_and_then_read_back_the_same(bench: Bench) -> No
     assert scorer.seen == 6
 
 
+def test_a_scorer_that_comes_later_scores_what_is_there_and_draws_nothing_again(bench: Bench) -> None:
+    class Short(Long):
+        name = "short"
+
+    first = measure(bench)
+    both = measure(bench._replace(scorers=[*bench.scorers, Short()]))
+    assert both.continuations == first.continuations
+    assert both.scores == {"long": first.scores["long"], "short": first.scores["long"]}
+    assert measure(bench) == first
+
+
 @pytest.mark.parametrize(
     "changed",
     [

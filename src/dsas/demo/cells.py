@@ -65,24 +65,34 @@ class Bench(NamedTuple):
     def cell(
         self, condition: str, strength: float, identity: str, *, steered: Any, progress: Callable[[int], None]
     ) -> Cell:
-        """Measure one cell inside the context `steered`, or read it back; `identity` names model and Steering."""
-        depends = [identity, strength, self.prompts, self.neutral, [s.name for s in self.scorers], self.seeds]
-        key = hashlib.sha256(json.dumps([*depends, self.sampling], default=str).encode()).hexdigest()[:16]
-        file = self.folder / f"{key}.json"
+        """Measure one cell inside the context `steered`, or read it back; `identity` names model and Steering.
+
+        A scorer that came later scores the continuations that are there.
+        """
+        depends = [identity, strength, self.prompts, self.neutral, self.seeds, self.sampling]
+        file = self.folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}.json"
         if file.is_file():
+            measured = json.loads(file.read_text(encoding="utf-8"))
             progress(len(self.prompts) * len(self.seeds))
-            return Cell(condition, strength, **json.loads(file.read_text(encoding="utf-8")))
-        with steered:
-            texts = sample_continuations(
-                self.model, self.tokenizer, self.prompts, seeds=self.seeds, sampling=self.sampling, progress=progress
-            )
-            ratios = {kind: perplexity(self.model, self.tokenizer, t).per_text for kind, t in self.neutral.items()}
-        scored = toxicity(texts, self.scorers, threshold=THRESHOLD)
-        measured = {
-            "continuations": texts,
-            "scores": {name: values.tolist() for name, values in zip(scored.names, scored.scores, strict=True)},
-            "perplexities": {kind: values.tolist() for kind, values in ratios.items()},
+        else:
+            with steered:
+                measured = self._measure(progress)
+        missing = [scorer for scorer in self.scorers if scorer.name not in measured["scores"]]
+        if missing:
+            scored = toxicity(measured["continuations"], missing, threshold=THRESHOLD)
+            measured["scores"].update(zip(scored.names, scored.scores.tolist(), strict=True))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_files({file: json.dumps(measured).encode()})
+        scores = {scorer.name: measured["scores"][scorer.name] for scorer in self.scorers}
+        return Cell(condition, strength, **{**measured, "scores": scores})
+
+    def _measure(self, progress: Callable[[int], None]) -> dict[str, Any]:
+        """Return what the model gives, as it now is: continuations by seed and prompt, perplexities by kind of text."""
+        texts = sample_continuations(
+            self.model, self.tokenizer, self.prompts, seeds=self.seeds, sampling=self.sampling, progress=progress
+        )
+        surprise = {
+            kind: perplexity(self.model, self.tokenizer, texts).per_text for kind, texts in self.neutral.items()
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_files({file: json.dumps(measured).encode()})
-        return Cell(condition, strength, **measured)
+        perplexities = {kind: values.tolist() for kind, values in surprise.items()}
+        return {"continuations": texts, "scores": {}, "perplexities": perplexities}

@@ -42,7 +42,8 @@ def write_report(path: Path, result: DemoResult, command: str) -> None:
     page.heading("At the chosen strength")
     page.paragraph(
         f"The largest strength on the grid whose perplexity on tuning sentences is at most {BUDGET} x unsteered, "
-        "averaged over four kinds of text. Toxicity and the held-out sentences below played no part in the choice."
+        "averaged over four kinds of text. Toxicity and the held-out sentences below played no part in the choice. The "
+        "scorer character-grams had no part in picking the texts that the model was steered by; the others had."
     )
     page.table([_row(cell, unsteered) for cell in _operating(result)], "Toxic share by scorer and perplexity ratios")
     for condition, strength in result.chosen.items():

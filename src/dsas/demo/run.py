@@ -2,7 +2,8 @@
 
 Three conditions over the same strengths: unsteered, CAA at every site and token (constant regulator), and CAA + DSAS
 (logistic regulator). A condition's strength for the headline is the largest whose perplexity on the tuning sentences,
-averaged over the kinds of text, is at most 1.05 x unsteered; toxicity plays no part in that choice.
+averaged over the kinds of text, is at most 1.05 x unsteered; toxicity plays no part in that choice. Three scorers pick
+the texts to fit on and judge what comes out; a fourth of another kind judges only.
 """
 
 import json
@@ -19,7 +20,7 @@ from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.perplexity import perplexity
-from dsas.evaluation.scorers import packaged_scorers
+from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
 from dsas.fit import fit
 from dsas.identity import fingerprint
 from dsas.loading import LoadedModel, load_model
@@ -102,7 +103,7 @@ def run_demo(
         loaded.tokenizer,
         prompts=texts.prompts[:prompts],
         neutral=texts.report,
-        scorers=scorers,
+        scorers=[*scorers, CharacterGrams()],
         seeds=list(range(seeds)),
         sampling=Sampling(),
         folder=out / "cells",

@@ -80,6 +80,8 @@ def _separate(x: np.ndarray, y: np.ndarray, components: int, inverse_penalty: fl
     from sklearn.decomposition import PCA  # here, because it takes longer to import than all of dsas
     from sklearn.linear_model import LogisticRegression
 
+    if (x == x[0]).all():  # nothing can be told apart, and a PCA would divide by zero
+        return _Plane(np.zeros(x.shape[1]), 0.0)
     pca = PCA(min(components, *x.shape), random_state=seed).fit(x)
     axes, variances, mean = map(np.asarray, (pca.components_, pca.explained_variance_, pca.mean_))
     scale = float(np.sqrt(variances[0])) or 1.0
