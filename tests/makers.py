@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 import dsas
 from dsas.identity import ModelIdentity
+from dsas.regulators import FittedRegulator
+from dsas.step import Step
 from dsas.testing.models import WIDTH
 
 PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")
@@ -52,5 +54,33 @@ def hooks_on(model: nn.Module) -> int:
 
 
 def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of dsas without the run-time type checks of the tests: as users have it, wrong types and all."""
+    """Return a function of dsas without the run-time type checks of the tests, as users have it."""
     return inspect.unwrap(function)
+
+
+class Idle(nn.Module):
+    """A model with a module that no forward pass ever calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        return self.used(inputs_embeds)
+
+
+class Position(dsas.Regulator):
+    """Answers 1 + the position of every token, so that the trace shows which position each one was taken for."""
+
+    name: ClassVar[str] = "position"
+    reads_step: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def fit(cls, source: Tensor, control: Tensor) -> FittedRegulator:
+        return FittedRegulator(cls(), accuracy=None)
+
+    def forward(self, t: Tensor, step: Step) -> Tensor:
+        return (1 + step.positions).unsqueeze(-1).float()

@@ -96,7 +96,14 @@ def test_means_of_half_precision_activations_are_taken_in_float32() -> None:
 def test_no_layer_runs_after_the_last_site_and_every_site_is_read_in_one_pass() -> None:
     model, calls = tiny_model(), []
     for name, module in model.named_modules():
-        if name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.layers.2", "model.norm", "lm_head"):
+        if name in (
+            "model.embed_tokens",
+            "model.layers.0",
+            "model.layers.1",
+            "model.layers.2",
+            "model.norm",
+            "lm_head",
+        ):
             module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     sites = dsas.find_sites(model, ["layers.0", "layers.1.mlp"])
     list(pooled_activations(model, [padded(ROWS, "right", 0)] * 2, sites))

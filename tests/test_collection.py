@@ -1,4 +1,4 @@
-"""Collection: what is interrupted goes on where it was, what is not the same is not reused, what is damaged is redone."""
+"""Collection: what is interrupted goes on, what is not the same is not reused, what is damaged is redone."""
 
 from pathlib import Path
 from typing import Any

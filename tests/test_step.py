@@ -38,7 +38,7 @@ def test_a_mask_longer_than_what_has_run_as_static_caches_have_it_is_cut() -> No
 @pytest.mark.parametrize("kind", ["boolean", "additive", "dictionary"])
 def test_padding_is_read_from_masks_that_were_prepared_for_attention(kind: str) -> None:
     causal = torch.ones(3, 3, dtype=torch.bool).tril()
-    mask: Any = (torch.tensor([[0, 1, 1], [1, 1, 1]], dtype=torch.bool)[:, None, None, :] & causal)
+    mask: Any = torch.tensor([[0, 1, 1], [1, 1, 1]], dtype=torch.bool)[:, None, None, :] & causal
     if kind == "additive":
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     if kind == "dictionary":
@@ -67,3 +67,13 @@ def test_a_batch_of_another_shape_than_the_decoder_saw_gets_a_plain_step() -> No
     reader.read((), {"input_ids": IDS, "attention_mask": mask})
     assert reader.current(2, 3, torch.device("cpu")).positions[0, 0] == -1
     assert reader.current(4, 3, torch.device("cpu")).positions[0, 0] == 0
+
+
+def test_positions_are_right_when_the_decoder_is_called_with_positional_arguments() -> None:
+    decoder = tiny_model("gpt2").transformer
+    reader = StepReader(decoder)
+    ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
+    cache = decoder(ids, use_cache=True).past_key_values
+    step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
+    assert (step.past, step.positions.tolist()) == (3, [[3, 4, 5]])
+    assert reader.read((ids,), {"attention_mask": mask}).positions.tolist() == [[-1, 0, 1]]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from makers import unchecked
 from hypothesis import given
 from hypothesis import strategies as st
+from makers import unchecked
 
 from dsas.errors import OptionError, TextsError
 from dsas.testing import tiny_tokenizer

@@ -1,46 +1,24 @@
-"""The traps that real libraries fell into, one named test each; what some of them cost is in docs or in design."""
+"""The traps that real libraries fell into, one named test each; those of torch.compile are in test_compiled.py."""
 
 import copy
 import os
-import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, Thread
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from makers import PROMPTS, hooks_on, ids_of, logits_of, random_steering
+from makers import PROMPTS, Idle, Position, ids_of, logits_of, random_steering
 from torch import Tensor, nn
 
 import dsas
-from dsas.identity import ModelIdentity
-from dsas.regulators import FittedRegulator
-from dsas.step import Step, StepReader
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 from dsas.testing.passes import padded
 
 SOURCE = Path(__file__).parents[1] / "src"
-
-
-class Position(dsas.Regulator):
-    """Answers 1 + the position of every token, so that the trace shows which position each one was taken for."""
-
-    name: ClassVar[str] = "position"
-    reads_step: ClassVar[bool] = True
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    @classmethod
-    def fit(cls, source: Tensor, control: Tensor) -> FittedRegulator:
-        return FittedRegulator(cls(), accuracy=None)
-
-    def forward(self, t: Tensor, step: Step) -> Tensor:
-        return (1 + step.positions).unsqueeze(-1).float()
 
 
 @pytest.fixture
@@ -92,16 +70,6 @@ def test_skipping_sinks_spares_the_first_real_token_of_every_row_and_no_first_to
         expected[0] = 0.0
         assert torch.equal(at_once.strengths[0, row][at_once.real[row]], expected)
     assert one_by_one.strengths[0, 0].tolist() == [0.0, 1.0, 1.0, 1.0]
-
-
-def test_positions_are_right_when_the_decoder_is_called_with_positional_arguments() -> None:
-    decoder = tiny_model("gpt2").transformer
-    reader = StepReader(decoder)
-    ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
-    cache = decoder(ids, use_cache=True).past_key_values
-    step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
-    assert (step.past, step.positions.tolist()) == (3, [[3, 4, 5]])
-    assert reader.read((ids,), {"attention_mask": mask}).positions.tolist() == [[-1, 0, 1]]
 
 
 def test_a_regulator_sees_every_row_and_not_the_first_alone(model: Any, tokenizer: Any) -> None:
@@ -248,193 +216,3 @@ def test_a_larger_strength_moves_further_and_a_higher_threshold_steers_fewer_sit
         steered.append(sum(rule.weight > 0 for rule in fitted.rules))
     assert steered == sorted(steered, reverse=True)
     assert steered[0] == 9
-
-
-class Idle(nn.Module):
-    """A model with a module that no forward pass ever calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used, self.idle = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, inputs_embeds: Tensor) -> Tensor:
-        return self.used(inputs_embeds)
-
-
-def test_a_site_that_never_fires_is_reported_when_steering_ends() -> None:
-    model = Idle()
-    applied = random_steering(model, ["used", "idle"]).install(model)
-    model(inputs_embeds=torch.randn(1, 2, WIDTH))
-    with pytest.warns(dsas.DsasWarning, match=r"never fired.*\['idle'\]"):
-        applied.remove()
-    random_steering(model, ["used", "idle"]).install(model).remove()  # the model never ran: nothing to report
-
-
-def test_an_exception_inside_the_block_comes_out_as_it_is_without_a_warning_about_sites_it_cut_off() -> None:
-    model = Idle()
-    steering = random_steering(model, ["used", "idle"])
-    failing = model.used.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError) as raised, steering.apply(model):
-        model(inputs_embeds=torch.randn(1, 2, WIDTH))
-    assert raised.value.__context__ is None
-    failing.remove()
-    assert hooks_on(model) == 0
-    with pytest.warns(dsas.DsasWarning, match="never fired"), steering.apply(model):
-        model(inputs_embeds=torch.randn(1, 2, WIDTH))
-
-
-def test_a_model_that_runs_on_no_tokens_is_refused_by_name() -> None:
-    model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
-    with (
-        pytest.raises(dsas.DsasError, match=r"without input_ids or inputs_embeds \(got \['input'\]\)"),
-        random_steering(model, "0").apply(model),
-    ):
-        model(torch.randn(1, 2, WIDTH))
-
-
-def test_hooks_come_off_when_putting_them_on_fails_half_way(model: Any) -> None:
-    steering = random_steering(model)
-    applied = steering.apply(model)
-    model.model.layers = model.model.layers[:2]
-    with pytest.raises(AttributeError):
-        applied.install()
-    assert hooks_on(model) == 0
-
-
-def test_hidden_states_are_what_the_next_layer_sees_whoever_hooked_first(model: Any, tokenizer: Any) -> None:
-    """Transformers collects hidden states by hooks of its own, which stay on from their first use."""
-    ids, steering = ids_of(tokenizer, PROMPTS[0]), random_steering(model, "model.layers.0", regulator=dsas.Constant())
-    fresh = copy.deepcopy(model)
-    vector = steering.rules[0].transform.vector
-    plain = logits_of_hidden(model, ids)  # theirs first
-    with steering.apply(model):
-        theirs_first = logits_of_hidden(model, ids)
-    with steering.apply(fresh):
-        ours_first = logits_of_hidden(fresh, ids)
-    torch.testing.assert_close(theirs_first, plain + vector)
-    torch.testing.assert_close(ours_first, plain + vector)
-
-
-def logits_of_hidden(model: Any, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(ids, output_hidden_states=True).hidden_states[1]
-
-
-def test_two_steerings_of_one_site_act_in_the_order_in_which_they_were_applied(model: Any) -> None:
-    class Double(dsas.Addition):
-        def edit(self, t: Tensor) -> Tensor:
-            return t.float()
-
-    site, ids = "model.layers.0", torch.tensor([[1, 2, 3]])
-    plain = logits_of_hidden(model, ids)
-    add = random_steering(model, site, transform=dsas.Addition(torch.ones(WIDTH)), regulator=dsas.Constant())
-    double = random_steering(model, site, transform=Double(torch.ones(WIDTH)), regulator=dsas.Constant())
-    for first, second, expected in ((add, double, 2 * (plain + 1)), (double, add, 2 * plain + 1)):
-        with first.apply(model), second.apply(model):
-            torch.testing.assert_close(logits_of_hidden(model, ids), expected)
-
-
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
-)
-def test_a_copy_of_a_steered_model_is_a_plain_model_that_can_be_steered(
-    model: Any, tokenizer: Any, copied: Callable[[Any], Any]
-) -> None:
-    ids, steering = ids_of(tokenizer, PROMPTS[0]), random_steering(model)
-    plain = logits_of(model, ids)
-    with steering.apply(model):
-        steered = logits_of(model, ids)
-        twin = copied(model)
-        assert torch.equal(logits_of(twin, ids), plain)
-        assert torch.equal(logits_of(model, ids), steered)
-    assert torch.equal(logits_of(twin, ids), plain)
-    with steering.apply(twin):
-        assert torch.equal(logits_of(twin, ids), steered)
-
-
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copy", "pickle"]
-)
-def test_a_steering_in_use_can_be_copied(model: Any, copied: Callable[[Any], Any]) -> None:
-    ids, steering = torch.tensor([[1, 2, 3]]), random_steering(model)
-    with steering.apply(model):
-        steered, twin = logits_of(model, ids), copied(steering)
-    with twin.apply(model):
-        assert torch.equal(logits_of(model, ids), steered)
-
-
-def test_a_method_shared_by_two_sites_can_be_stored(model: Any, tmp_path: Path) -> None:
-    shared = random_steering(model, transform=dsas.Addition(torch.arange(WIDTH) / 7))
-    shared.save_pretrained(tmp_path)
-    for rule in dsas.Steering.from_pretrained(tmp_path).rules:
-        assert torch.equal(rule.transform.vector, torch.arange(WIDTH) / 7)
-
-
-def test_a_constant_is_not_rounded_to_the_precision_of_the_model() -> None:
-    value = dsas.Constant(0.3)(torch.zeros(1, 2, 4, dtype=torch.bfloat16), Step(1, 2))
-    assert value.flatten().tolist() == [torch.tensor(0.3).item()] * 2
-
-
-def test_an_edit_in_bfloat16_is_rounded_once() -> None:
-    model = Idle().bfloat16()
-    model.used = nn.Identity()
-    t = torch.linspace(-4, 4, 3 * WIDTH).view(1, 3, WIDTH).bfloat16()
-    steering = random_steering(model, "used")
-    rule = steering.rules[0]
-    with steering.apply(model, 0.37):
-        steered = model(inputs_embeds=t)
-    gain = torch.sigmoid(t.float() @ rule.regulator.theta + rule.regulator.bias).unsqueeze(-1) * 0.37
-    assert torch.equal(steered, (t.float() + gain * rule.transform.vector).bfloat16())
-
-
-@pytest.mark.compile
-@pytest.mark.parametrize("form", ["module", "method", "function", "layer"])
-def test_compiled_code_of_every_form_is_steered_and_is_plain_again(form: str) -> None:
-    model, ids = tiny_model("llama", layers=2), torch.tensor([[1, 2, 3, 4]])
-    steering, plain = random_steering(model), logits_of(model, ids)
-    with steering.apply(model):
-        steered = logits_of(model, ids)
-    torch.compiler.reset()
-    run: Callable[[], Tensor] = lambda: logits_of(model, ids)  # noqa: E731
-    if form == "module":
-        compiled = torch.compile(model, backend="eager")
-        run = lambda: logits_of(compiled, ids)  # noqa: E731
-    elif form == "method":
-        model.compile(backend="eager")
-    elif form == "layer":
-        model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
-    else:
-        function = torch.compile(lambda tokens: model(tokens, use_cache=False).logits * 1.0, backend="eager")
-        run = lambda: function(ids).detach()  # noqa: E731
-    torch.testing.assert_close(run(), plain)
-    with steering.apply(model, record=False):
-        torch.testing.assert_close(run(), steered)
-    torch.testing.assert_close(run(), plain)
-    torch.compiler.reset()
-    with steering.apply(model):
-        torch.testing.assert_close(run(), steered)
-    torch.testing.assert_close(run(), plain)
-
-
-@pytest.mark.compile
-def test_a_compiled_model_has_the_identity_of_the_model_and_is_steered_through_its_wrapper() -> None:
-    model, ids = tiny_model("llama", layers=1), torch.tensor([[1, 2, 3]])
-    steering, before = random_steering(model), ModelIdentity.of(model)
-    with steering.apply(model):
-        steered = logits_of(model, ids)
-    compiled: Any = torch.compile(model, backend="eager")
-    with steering.apply(compiled):
-        torch.testing.assert_close(logits_of(compiled, ids), steered)
-    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
-    assert ModelIdentity.of(model) == before
-
-
-@pytest.mark.compile
-def test_what_compiled_code_cannot_know_raises_instead_of_being_wrong() -> None:
-    model = tiny_model("llama", layers=1)
-    compiled: Any = torch.compile(model, backend="eager")
-    with (
-        random_steering(model).apply(model, skip_sinks=True),
-        pytest.raises(Exception, match="sinks cannot be skipped"),
-    ):
-        compiled(torch.tensor([[1, 2, 3]]))

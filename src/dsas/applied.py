@@ -122,6 +122,8 @@ class Applied:
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
+            if self._skip_sinks or any(rule.regulator.reads_step for rule in self.rules):
+                raise _unknown_positions()
             return
         self._called = True
         step = self._reader.read(args, kwargs)
@@ -157,8 +159,13 @@ class Applied:
 
     def _step(self, t: Tensor) -> Step:
         if torch.compiler.is_compiling():
-            raise StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")
+            raise _unknown_positions()
         return self._reader.current(*t.shape[:2], device=t.device)
+
+
+def _unknown_positions() -> StateError:
+    """Return what stops tracing where token positions are needed: torch then runs this part uncompiled, or fails."""
+    return StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")
 
 
 class _Placed:

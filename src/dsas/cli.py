@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 import typer.core
 from rich.console import Console
@@ -212,7 +211,6 @@ def _show(steering: dsas.Steering, as_json: bool, **extra: str) -> None:
 def main() -> None:
     """Run the command line: exit status 0 done, 2 bad input, 130 interrupted."""
     warnings.showwarning = _show_warning
-    torch.set_grad_enabled(False)
     app()
 
 

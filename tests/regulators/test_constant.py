@@ -1,0 +1,18 @@
+"""Constant: the same value for every token, nothing learned."""
+
+import pytest
+import torch
+
+import dsas
+from dsas.step import Step
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0, 3.0])
+def test_every_token_gets_the_value_in_float32(value: float) -> None:
+    got = dsas.Constant(value)(torch.randn(2, 3, 5).half(), Step(2, 3))
+    assert torch.equal(got, torch.full((2, 3, 1), value))
+
+
+def test_fitting_gives_one_and_measures_nothing() -> None:
+    fitted = dsas.Constant.fit(torch.randn(4, 2), torch.randn(4, 2))
+    assert (repr(fitted.regulator), fitted.accuracy) == ("Constant(value=1.0)", None)
