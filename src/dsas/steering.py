@@ -5,6 +5,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -148,12 +149,11 @@ class Steering(ModelHubMixin):
     def __repr__(self) -> str:
         steered = [rule for rule in self.rules if rule.weight > 0]
         head = f"Steering for {self.model.model_class}: {len(steered)} of {len(self.rules)} sites steered"
-        lines = [
-            f"  {rule.site} -> {rule.transform!r} x {rule.regulator!r}"
-            + (f", weight {rule.weight:.2f}" if rule.weight != 1 else "")
-            + (f", accuracy {rule.accuracy:.2f}" if rule.accuracy is not None else "")
-            for rule in self.rules
-        ]
+        lines = []
+        for said, alike in groupby(self.rules, key=_said):
+            first, *others = (str(rule.site) for rule in alike)
+            span = f"{first} to {others[-1]} ({1 + len(others)} sites)" if others else first
+            lines.append(f"  {span} -> {said}")
         return "\n".join([head, *lines])
 
     def _check(self, model: nn.Module) -> None:
@@ -215,6 +215,13 @@ def _measured(applied: Applied) -> dict[str, tuple[float, int]]:
     strengths = per_row(applied.strength.detach().cpu().reshape(-1), len(trace.real)).flatten()
     hits = [trace.hits(0.5 * rule.weight * strengths)[site] for site, rule in enumerate(applied.rules)]
     return {site: (float(mean), int(hit)) for site, mean, hit in zip(trace.sites, trace.mean(), hits, strict=True)}
+
+
+def _said(rule: Rule) -> str:
+    """Return what a rule does, without where."""
+    weight = f", weight {rule.weight:.2f}" if rule.weight != 1 else ""
+    accuracy = f", accuracy {rule.accuracy:.2f}" if rule.accuracy is not None else ""
+    return f"{rule.transform!r} x {rule.regulator!r}{weight}{accuracy}"
 
 
 Method = TypeVar("Method", bound=Fitted)
