@@ -28,7 +28,7 @@ from dsas.reports.heat import TokenHeat
 from dsas.steering import Steering
 from dsas.storage import replace_files
 
-STRENGTHS = (0.01, 0.02, 0.05, 0.08, 0.12, 0.2)
+STRENGTHS = (0.01, 0.02, 0.05, 0.12, 0.2)
 BUDGET = 1.05
 UNSTEERED = "unsteered"
 CONDITIONS = {"CAA": "constant", "CAA + DSAS": "logistic"}
