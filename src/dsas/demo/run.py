@@ -7,14 +7,14 @@ the texts to fit on and judge what comes out; a fourth of another kind judges on
 """
 
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
 from dsas.collection import progress_bar
-from dsas.demo.cells import Bench, Cell
+from dsas.demo.cells import Bench, Cell, remembered
 from dsas.demo.explain import token_heats
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
@@ -95,7 +95,7 @@ def run_demo(
         )
         for condition, regulator in CONDITIONS.items()
     }
-    chosen = _choose(loaded, steerings, texts.tune, progress)
+    chosen = _choose(loaded, steerings, texts.tune, out / "tuned", progress)
     for condition, steering in steerings.items():
         steering.save_pretrained(out / condition.lower().replace(" + ", "-"))
     bench = Bench(
@@ -116,21 +116,27 @@ def run_demo(
 
 
 def _choose(
-    loaded: LoadedModel, steerings: dict[str, Steering], tune: dict[str, list[str]], show: bool
+    loaded: LoadedModel, steerings: dict[str, Steering], tune: dict[str, list[str]], folder: Path, show: bool
 ) -> dict[str, float]:
     """Return each condition's largest strength whose mean perplexity ratio on the tuning sentences keeps the budget."""
+    identity = fingerprint(loaded.model)
 
-    def mean_perplexities() -> list[float]:
-        return [perplexity(loaded.model, loaded.tokenizer, sentences).mean for sentences in tune.values()]
+    def perplexities(name: str, strength: float, steered: AbstractContextManager[Any]) -> list[float]:
+        def measure() -> list[float]:
+            with steered:
+                return [perplexity(loaded.model, loaded.tokenizer, sentences).mean for sentences in tune.values()]
 
-    unsteered = mean_perplexities()
+        return remembered(folder, [name, strength, tune], measure)
+
+    unsteered = perplexities(identity, 0.0, nullcontext())
     chosen = dict.fromkeys(steerings, 0.0)
     with progress_bar(show) as bar:
         for condition in bar.track(steerings, description="choosing strengths"):
+            steering = steerings[condition]
             for strength in STRENGTHS:
-                with steerings[condition].apply(loaded.model, strength, record=False):
-                    ratios = [new / old for new, old in zip(mean_perplexities(), unsteered, strict=True)]
-                if sum(ratios) / len(ratios) > BUDGET:
+                steered = steering.apply(loaded.model, strength, record=False)
+                found = perplexities(f"{identity} {steering.digest()}", strength, steered)
+                if sum(new / old for new, old in zip(found, unsteered, strict=True)) / len(found) > BUDGET:
                     break
                 chosen[condition] = strength
     return chosen
