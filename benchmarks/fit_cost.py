@@ -32,7 +32,7 @@ def sets(texts: int) -> dict[str, list[str]]:
 
 def load(name: str):
     folder = real_model(name)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     return model, AutoTokenizer.from_pretrained(folder)
 
 
