@@ -8,12 +8,12 @@ of a process that fits on N texts a set, beside the size of the pooled vectors t
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -57,6 +57,12 @@ def peak_of_process(name: str, texts: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def high_water() -> int:
+    """Return the peak resident bytes of this process; ru_maxrss would start from those of the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
@@ -69,7 +75,7 @@ def main() -> None:
     if arguments.peak:
         if arguments.texts:
             timed_fit(model, tokenizer, sets(arguments.texts))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(high_water())
         return
     of_set = sets(arguments.texts)
     every = [text for texts in of_set.values() for text in dict.fromkeys(texts)]
@@ -86,6 +92,7 @@ def main() -> None:
                 "model": arguments.model,
                 "texts": 3 * arguments.texts,
                 "fit_over_forward": {"median": statistics.median(ratios), "all": ratios},
+                "seconds": {"fit": [fitting for fitting, _ in pairs], "forward": [forward for _, forward in pairs]},
                 "peak_bytes_by_texts_a_set": peaks,
                 "pooled_vector_bytes": 3 * arguments.texts * width * depth * 4,
                 "threads": torch.get_num_threads(),

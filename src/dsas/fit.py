@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from dsas.applied import Rule
@@ -73,7 +74,8 @@ def fit(
     row = {text: number for number, text in enumerate(texts)}
     rows = {name: [row[text] for text in members] for name, members in sets.items()}
     rules = []
-    with progress_bar(progress) as bar:
+    # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
+    with progress_bar(progress) as bar, threadpool_limits(1, user_api="blas"):
         for site in bar.track(found, description="fitting sites"):
             of_set = {name: pooled[site][members] for name, members in rows.items()}
             regulated = fit_regulator(of_set["source"], of_set["control"])
