@@ -79,7 +79,7 @@ class Position(dsas.Regulator):
         super().__init__()
 
     @classmethod
-    def fit(cls, source: Tensor, control: Tensor) -> FittedRegulator:
+    def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> FittedRegulator:
         return FittedRegulator(cls(), accuracy=None)
 
     def forward(self, t: Tensor, step: Step) -> Tensor:

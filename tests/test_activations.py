@@ -9,7 +9,7 @@ from makers import hooks_on, unchecked
 from torch import Tensor, nn
 
 import dsas
-from dsas.activations import SINK_RATIO, evaluation_mode, pooled_activations, sinks
+from dsas.activations import SINK_RATIO, evaluation_mode, pooled_activations, pooler, sinks
 from dsas.errors import ActivationError, OptionError, SiteError
 from dsas.testing import tiny_model
 from dsas.testing.passes import padded
@@ -144,4 +144,4 @@ def test_a_site_that_never_fires_is_named() -> None:
 
 def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(OptionError, match=r"pooling must be one of \('mean', 'last'\), got 'max'"):
-        list(unchecked(pooled_activations)(tiny_model(), [], [SITE], pooling="max"))
+        unchecked(pooler)("max", True)

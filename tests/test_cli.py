@@ -57,6 +57,33 @@ def fit_arguments(folder: Path) -> list[Any]:
     return ["fit", folder / "model", *(x for o, f in files.items() for x in (o, folder / f)), "--out", folder / "kind"]
 
 
+def test_the_methods_are_listed_with_formula_and_paper(run: Callable[..., Run]) -> None:
+    rows = json.loads(run("methods", "--json").out)
+    assert [row["name"] for row in rows] == [*dsas.TRANSFORMS, *dsas.REGULATORS]
+    shown = run("methods").out
+    assert all(name in shown for name in dsas.TRANSFORMS)
+
+
+def test_every_way_of_fitting_has_its_option(run: Callable[..., Run], folder: Path) -> None:
+    done = run(
+        *fit_arguments(folder), "--json", "--transform", "linear-act", "--regulator", "logistic*schedule",
+        "--incremental", "--selection", "top", "--top", 1, "--pooling", "last",
+    )  # fmt: skip
+    settings = json.loads(done.out)["settings"]
+    assert (settings["transform"], settings["regulator"]) == ("linear-act", "logistic*schedule")
+    assert (settings["fitted"], settings["selection"]) == ("incrementally", "top 1")
+    assert settings["reading"]["pooling"] == "last"
+
+
+def test_spans_of_the_source_are_read_and_used(run: Callable[..., Run], folder: Path) -> None:
+    lines = [json.dumps({"text": text, "spans": [[0, 7]]}) for text in SETS["rude"]]
+    (folder / "rude.jsonl").write_text("\n".join(lines))
+    arguments = [folder / "rude.jsonl" if x == folder / "rude.txt" else x for x in fit_arguments(folder)]
+    assert json.loads(run(*arguments, "--spans", "--json").out)["settings"]["labels"] == "tokens"
+    refused = run(*fit_arguments(folder), "--spans")
+    assert (refused.status, "spans are read from a file ending in .jsonl" in refused.err) == (2, True)
+
+
 def test_what_is_fitted_from_files_is_the_steering_that_the_library_fits(
     run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

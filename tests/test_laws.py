@@ -8,6 +8,7 @@ from makers import random_steering
 from torch import Tensor, nn
 
 import dsas
+from dsas.methods import regulator_fit, transform_fit
 from dsas.regulators import FittedRegulator
 from dsas.step import Step
 from dsas.testing import (
@@ -28,23 +29,56 @@ def test_every_transform_keeps_the_laws(name: str) -> None:
     check_transform(dsas.TRANSFORMS[name])
 
 
-@pytest.mark.parametrize("name", dsas.REGULATORS)
+REGULATORS = [*(name for name in dsas.REGULATORS if name != "product"), "logistic*posterior", "cast*schedule"]
+
+
+@pytest.mark.parametrize("name", [name for name in REGULATORS if "*" not in name])
 def test_every_regulator_keeps_the_laws(name: str) -> None:
     check_regulator(dsas.REGULATORS[name])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("regulator", dsas.REGULATORS)
+@pytest.mark.parametrize(
+    "regulator",
+    [
+        dsas.Product([dsas.Logistic(torch.randn(16), torch.tensor(0.1)), dsas.Constant(0.5)]),
+        dsas.Product([dsas.Schedule("all", 1, 4), dsas.HalfSpace(torch.randn(16), torch.tensor(0.0))]),
+        dsas.Schedule("prompt"),
+        dsas.Schedule("all", start=2),
+        dsas.Cast(torch.randn(16), torch.tensor(0.3), above=False),
+        dsas.Posterior(torch.randn(16), torch.randn(16), torch.randn(16)),
+    ],
+    ids=repr,
+)
+def test_regulators_made_by_hand_keep_the_laws(regulator: dsas.Regulator) -> None:
+    check_regulator(regulator)
+
+
+def test_a_function_as_a_transform_keeps_the_laws() -> None:
+    check_transform(dsas.Custom(lambda t: 0.5 * t + 1))
+
+
+def law_steering(model: Any, transform: str, regulator: str, sites: Any) -> dsas.Steering:
+    """Return a Steering whose methods are fitted on random activations of the width of the sites."""
+    width = WIDTH // dsas.find_sites(model, sites)[0].parts
+    source, control, target = (torch.randn(n, width) + shift for n, shift in ((12, 0.5), (9, -0.5), (10, -0.4)))
+    how = transform_fit(transform)(source, target)
+    when = regulator_fit(regulator)(source, control, target).regulator
+    return random_steering(model, sites, transform=how, regulator=when)
+
+
+@pytest.mark.parametrize("regulator", REGULATORS)
 @pytest.mark.parametrize("transform", dsas.TRANSFORMS)
-def test_every_transform_with_every_regulator_keeps_the_laws_on_a_model(
-    transform: str, regulator: str, family: str
-) -> None:
-    source, control = torch.randn(12, WIDTH) + 0.5, torch.randn(9, WIDTH) - 0.5
-    how = dsas.TRANSFORMS[transform].fit(source, control)
-    when = dsas.REGULATORS[regulator].fit(source, control).regulator
-    model = tiny_model(family)
-    steering = random_steering(model, ["re:.*\\.0\\.mlp", "residual"], transform=how, regulator=when)
-    check_steering(steering, model, tiny_tokenizer())
+def test_every_transform_with_every_regulator_keeps_the_laws_on_a_model(transform: str, regulator: str) -> None:
+    model = tiny_model("llama", layers=2)
+    sites = ["re:.*\\.0\\.mlp", "model.layers.1"]
+    check_steering(law_steering(model, transform, regulator, sites), model, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("regulator", ["constant", "logistic*posterior", "cast"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_heads_are_steered_by_the_laws(family: str, regulator: str) -> None:
+    model = tiny_model(family, layers=2)
+    check_steering(law_steering(model, "iti", regulator, "heads"), model, tiny_tokenizer())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,7 +176,7 @@ class _Gate(dsas.Regulator):
         self.keep(theta=theta)
 
     @classmethod
-    def fit(cls, source: Tensor, control: Tensor) -> FittedRegulator:
+    def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> FittedRegulator:
         return FittedRegulator(cls(source.mean(0) - control.mean(0)), accuracy=0.9)
 
     def score(self, t: Tensor) -> Tensor:
@@ -185,13 +219,13 @@ class _GateDetached(_Gate):
 
 class _Boasts(_Gate):
     @classmethod
-    def fit(cls, source: Tensor, control: Tensor) -> FittedRegulator:
+    def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> FittedRegulator:
         return FittedRegulator(cls(source.mean(0) - control.mean(0)), accuracy=90.0)
 
 
 class _BareFit(_Gate):
     @classmethod
-    def fit(cls, source: Tensor, control: Tensor) -> Any:
+    def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> Any:
         return cls(source.mean(0) - control.mean(0))
 
 

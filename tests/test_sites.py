@@ -12,7 +12,7 @@ import dsas
 from dsas.errors import ActivationError, SiteError
 from dsas.sites import SHORTHANDS
 from dsas.testing import FAMILIES, tiny_model
-from dsas.testing.models import LAYERS
+from dsas.testing.models import HEADS, LAYERS
 
 # Where each family keeps layer {0, 1, 2}, its second norm, attention and feed-forward: read off transformers' sources.
 PARTS = {
@@ -40,12 +40,45 @@ def test_every_shorthand_names_one_site_a_layer_in_order_in_every_family(family:
     model, (layer, *parts) = tiny_model(family), PARTS[family]
     layers = [layer.format(number) for number in range(LAYERS)]
     assert paths(model, "residual") == layers
-    for shorthand, part in zip(SHORTHANDS[1:], parts, strict=True):
+    for shorthand, part in zip(SHORTHANDS[1:-1], parts, strict=True):
         if part is None:
             with pytest.raises(SiteError, match=f"{shorthand!r} is not known for OPTForCausalLM"):
                 dsas.find_sites(model, shorthand)
         else:
             assert paths(model, shorthand) == [f"{path}.{part}" for path in layers]
+
+
+OUTPUT_PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense", "opt": "self_attn.out_proj"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_are_equal_slices_of_what_the_output_projection_takes_in_every_family(family: str) -> None:
+    model = tiny_model(family)
+    path = f"{PARTS[family][0].format(1)}.{OUTPUT_PROJECTIONS.get(family, 'self_attn.o_proj')}"
+    heads = dsas.find_sites(model, "heads")
+    assert len(heads) == LAYERS * HEADS
+    assert heads[HEADS : 2 * HEADS] == [dsas.Site(path, side="input", part=head, parts=HEADS) for head in range(HEADS)]
+
+
+def test_the_input_of_a_module_is_named_with_at_input() -> None:
+    model = tiny_model()
+    (site,) = dsas.find_sites(model, "*.1.mlp@input")
+    assert (str(site), site.side) == ("model.layers.1.mlp@input", "input")
+    with pytest.raises(SiteError, match="what follows @ must be 'input' or 'output', got 'inside'"):
+        dsas.find_sites(model, "*.mlp@inside")
+
+
+def test_a_part_is_read_and_written_without_touching_the_others() -> None:
+    whole = torch.randn(2, 3, 8)
+    site, given = dsas.Site("x", part=1, parts=4), whole.clone()
+    assert torch.equal(site.read(given), whole[..., 2:4])
+    written = site.write(given, torch.zeros(2, 3, 2))
+    assert torch.equal(given, whole)
+    assert torch.equal(written, torch.cat([whole[..., :2], torch.zeros(2, 3, 2), whole[..., 4:]], -1))
+    with pytest.raises(ActivationError, match="a width of 8 has no 3 equal parts"):
+        dsas.Site("x", part=0, parts=3).read(whole)
+    with pytest.raises(SiteError, match="0 <= part < parts"):
+        dsas.Site("x", part=4, parts=4)
 
 
 def test_ten_layers_and_more_are_in_the_order_of_the_model_and_not_of_the_alphabet() -> None:

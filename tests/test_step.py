@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsas.errors import OptionError
 from dsas.step import Step, StepReader
 from dsas.testing import tiny_model
 
@@ -77,3 +78,51 @@ def test_positions_are_right_when_the_decoder_is_called_with_positional_argument
     step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
     assert (step.past, step.positions.tolist()) == (3, [[3, 4, 5]])
     assert reader.read((ids,), {"attention_mask": mask}).positions.tolist() == [[-1, 0, 1]]
+
+
+def passes(model: Any, lengths: list[int], prompt_tokens: Tensor | None = None) -> list[Step]:
+    """Run passes of these many tokens over one cache, as a reader of steps sees them."""
+    reader, past = StepReader(model, prompt_tokens), 0
+    steps = []
+    for length in lengths:
+        cache = type("Cache", (), {"get_seq_length": lambda _self, past=past: past})()
+        steps.append(reader.read((), {"input_ids": torch.zeros(2, length), "past_key_values": cache}))
+        past += length
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prompt"), [([4, 1, 1], 4), ([3, 3, 1, 1], 6), ([4], 4), ([4, 1, 3, 1], 4), ([1, 1, 1], 1)]
+)
+def test_the_prompt_ends_before_the_first_pass_of_one_token_over_a_cache(lengths: list[int], prompt: int) -> None:
+    steps = passes(tiny_model(), lengths)
+    found = torch.cat([step.prompt for step in steps], dim=1)
+    assert found.tolist() == [[place < prompt for place in range(sum(lengths))]] * 2
+    assert steps[-1].prompt_lengths.tolist() == [prompt] * 2
+
+
+def test_where_the_user_says_it_the_prompt_is_as_long_as_said_for_every_row_and_in_whatever_pieces() -> None:
+    said = torch.tensor([2, 5])
+    for lengths in ([6], [1] * 6, [4, 2]):
+        found = torch.cat([step.prompt for step in passes(tiny_model(), lengths, said)], dim=1)
+        assert found.sum(1).tolist() == [2, 5]
+    with pytest.raises(OptionError, match="3 prompt lengths were given but the batch has 2 rows"):
+        _ = passes(tiny_model(), [6], torch.tensor([1, 2, 3]))[0].prompt
+
+
+def test_padding_is_no_part_of_a_prompt() -> None:
+    step = Step(2, 3, mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    assert step.prompt.tolist() == [[False, True, True], [True, True, True]]
+    assert step.prompt_lengths.tolist() == [2, 3]
+
+
+def test_what_a_regulator_remembers_is_of_one_site_and_ends_with_the_rows_it_is_about() -> None:
+    reader, model_ids = StepReader(tiny_model()), {"input_ids": IDS}
+    first = reader.read((), model_ids)
+    first.memory["seen"] = 1
+    first.site = 1
+    assert first.memory == {}
+    cache = type("Cache", (), {"get_seq_length": lambda _self: 3})()
+    later = reader.read((), {**model_ids, "past_key_values": cache})
+    assert later.memory == {"seen": 1}
+    assert reader.read((), model_ids).memory == {}

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import unchecked
+from tokenizers.processors import TemplateProcessing
 
 from dsas.errors import OptionError, TextsError
 from dsas.testing import tiny_tokenizer
-from dsas.text import batches, chat_prompts, check_texts, pad_token, tokenize
+from dsas.text import batches, chat_prompts, check_texts, pad_token, token_spans, tokenize
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,21 @@ def test_a_batch_of_less_than_one_row_is_refused() -> None:
         next(batches([[1]], 0, pad=0, side="left"))
     assert list(batches([], 3, pad=0, side="left")) == []
     assert next(batches([[1]], 3, pad=0, side="left")).tokens.dtype == torch.long
+
+
+def test_a_token_is_covered_when_it_shares_a_character_with_a_span() -> None:
+    covered = token_spans(tiny_tokenizer(), ["abcde", "xy"], [[(1, 3), (4, 5)], []])
+    assert covered == [[False, True, True, False, True], [False, False]]
+
+
+def test_special_tokens_are_neither_covered_nor_uncovered() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.eos_token_id)]
+    )
+    assert token_spans(tokenizer, ["ab"], [[(0, 1)]]) == [[None, True, False]]
+
+
+def test_spans_need_a_tokenizer_that_tells_where_its_tokens_are() -> None:
+    with pytest.raises(OptionError, match="spans need a fast tokenizer"):
+        token_spans(object(), ["a"], [[(0, 1)]])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsas.errors import TextsError
-from dsas.textfiles import read_texts
+from dsas.textfiles import read_spans, read_texts
 
 GOOD = {
     "a.txt": "first\n\n  second, indented\ngrüße\n",
@@ -66,3 +66,14 @@ def test_a_file_that_is_not_there_is_refused_with_the_closest_name(tmp_path: Pat
     (tmp_path / "rude.txt").write_text("x")
     with pytest.raises(TextsError, match=r"rood\.txt: no such file; closest in its folder: 'rude\.txt'"):
         read_texts(tmp_path / "rood.txt")
+
+
+def test_spans_come_from_the_lines_of_a_jsonl_file(tmp_path: Path) -> None:
+    file = tmp_path / "source.jsonl"
+    file.write_text('{"text": "a b", "spans": [[0, 1]]}\n\n{"text": "c"}\n"d"\n')
+    assert read_spans(file) == [[(0, 1)], [], []]
+    file.write_text('{"text": "a b", "spans": [[0]]}\n')
+    with pytest.raises(TextsError, match=r"source.jsonl:1: expected spans as \[\[start, stop\], ...\], got \[\[0\]\]"):
+        read_spans(file)
+    with pytest.raises(TextsError, match=r"spans are read from a file ending in \.jsonl, got '\.txt'"):
+        read_spans(tmp_path / "source.txt")

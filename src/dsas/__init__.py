@@ -7,27 +7,66 @@ model.generate(...)
 
 from dsas.applied import Applied, Rule
 from dsas.collection import Reading
+from dsas.composition import Composition
 from dsas.errors import DsasError, DsasWarning
 from dsas.fit import fit
-from dsas.regulators import REGULATORS, Constant, Logistic, Regulator
+from dsas.regulators import (
+    REGULATORS,
+    Cast,
+    Constant,
+    HalfSpace,
+    Logistic,
+    Mera,
+    Posterior,
+    Product,
+    Regulator,
+    Schedule,
+)
 from dsas.sites import Site, find_sites
 from dsas.steering import Steering
 from dsas.trace import Trace
-from dsas.transforms import TRANSFORMS, Addition, Transform
+from dsas.transforms import (
+    TRANSFORMS,
+    Ablation,
+    Addition,
+    ClassifierAddition,
+    Custom,
+    GaussianTransport,
+    LinearTransport,
+    MeanTransport,
+    PrincipalAddition,
+    Rotation,
+    Transform,
+)
 from dsas.version import VERSION as __version__
 
 __all__ = [
     "REGULATORS",
     "TRANSFORMS",
+    "Ablation",
     "Addition",
     "Applied",
+    "Cast",
+    "ClassifierAddition",
+    "Composition",
     "Constant",
+    "Custom",
     "DsasError",
     "DsasWarning",
+    "GaussianTransport",
+    "HalfSpace",
+    "LinearTransport",
     "Logistic",
+    "MeanTransport",
+    "Mera",
+    "Posterior",
+    "PrincipalAddition",
+    "Product",
     "Reading",
     "Regulator",
+    "Rotation",
     "Rule",
+    "Schedule",
     "Site",
     "Steering",
     "Trace",

@@ -8,8 +8,10 @@ models park surplus attention there, with norms up to hundreds of times those of
 2402.17762), and a mean that includes one describes the sink and not the text. A text of which nothing would be left
 keeps all its real tokens.
 
+Where somebody says which tokens matter, `token_activations` gives those tokens themselves.
+
 The forward pass stops as soon as every site has been read, so the remaining layers and the vocabulary projection are
-never computed. Left out: per-token activations, statistics beyond the pooled vectors.
+never computed. Left out: statistics beyond these vectors.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,44 +44,67 @@ def pooled_activations(
     gradients and without a cache, and is left in the mode in which it was given.
     Raises ActivationError for a value that is not finite (it names the site), SiteError for a site that never fires.
     """
+    pool = pooler(pooling, skip_sinks)
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        yield read_sites(model, batch, sites, lambda t, real=real: pool(t, real))
+
+
+def token_activations(
+    model: nn.Module, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]], sites: Sequence[Site]
+) -> Iterator[dict[Site, Float[Tensor, "token dim"]]]:
+    """Yield, for each batch of model inputs, the activations of the tokens chosen in it, row after row, float32, CPU.
+
+    Each batch comes with a mask (batch, token) that is True on the tokens chosen; otherwise as `pooled_activations`.
+    """
+    for batch, chosen in batches:
+        yield read_sites(model, batch, sites, lambda t, chosen=chosen: t[chosen.to(t.device)].float())
+
+
+def pooler(pooling: Pooling, skip_sinks: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function of (batch, token, dim) and a mask that gives (batch, dim). Raises OptionError."""
     if pooling not in get_args(Pooling):
         raise OptionError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}")
-    for batch in batches:
-        yield _pool_batch(model, batch, sites, lambda t, real: _pool(t, real, pooling, skip_sinks))
+    return lambda t, real: _pool(t, real, pooling, skip_sinks)
 
 
-def _pool_batch(
-    model: nn.Module, batch: Mapping[str, Tensor], sites: Sequence[Site], pool: Callable[[Tensor, Tensor], Tensor]
+def read_sites(
+    model: nn.Module, batch: Mapping[str, Tensor], sites: Sequence[Site], read: Callable[[Tensor], Tensor]
 ) -> dict[Site, Tensor]:
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items()}
-    real = inputs["attention_mask"].bool()
+    """Run one batch up to the last of `sites` and return what `read` makes of each one's activation, on the CPU."""
     found: dict[Site, Tensor] = {}
 
     def reader(site: Site) -> Callable[[Any], None]:
-        def read(output: Any) -> None:
-            found[site] = pool(site.read(output), real)
+        def look(given: Any) -> None:
+            found[site] = read(site.read(given))
             if len(found) == len(sites):
                 raise StopForward
 
-        return read
+        return look
 
     with torch.no_grad(), evaluation_mode(model), Hooks() as hooks:
         for site in sites:
-            hooks.on_output(model.get_submodule(site.path), reader(site))
+            hooks.at_site(model, site, reader(site))
         with suppress(StopForward):
-            model(**inputs, use_cache=False)
+            model(**on_device(model, batch), use_cache=False)
     missing = [str(site) for site in sites if site not in found]
     if missing:
         raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {_fired(missing, found)}")
-    return {site: _finite(site, found[site]) for site in sites}
+    return {site: finite(site, found[site]) for site in sites}
+
+
+def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch of model inputs on the device where the model begins."""
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def _fired(missing: list[str], found: Mapping[Site, Tensor]) -> str:
     return closest(missing[0], map(str, found))
 
 
-def _finite(site: Site, pooled: Tensor) -> Tensor:
+def finite(site: Site, pooled: Float[Tensor, "sample dim"]) -> Float[Tensor, "sample dim"]:
+    """Return the vectors on the CPU. Raises ActivationError, naming the site, when one is not finite."""
     pooled = pooled.cpu()
     if not torch.isfinite(pooled).all():
         raise ActivationError(

@@ -15,18 +15,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dsas.errors import DsasWarning, StateError, StrengthError
+from dsas.errors import DsasWarning, OptionError, StateError, StrengthError
 from dsas.hooks import Hooks
 from dsas.regulators import Regulator
 from dsas.sites import Site
-from dsas.step import Step, StepReader
+from dsas.step import Step, StepReader, per_row
 from dsas.trace import Recorder, Trace
-from dsas.transforms import Transform
+from dsas.transforms import Transform, steer
 
 Strength = float | Sequence[float] | Tensor
+PromptTokens = int | Sequence[int] | Tensor | None
 Method = TypeVar("Method", bound=nn.Module)
 
 
@@ -48,14 +49,21 @@ class Applied:
     """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
 
     def __init__(
-        self, rules: Sequence[Rule], model: nn.Module, strength: Strength, *, record: bool, skip_sinks: bool
+        self,
+        rules: Sequence[Rule],
+        model: nn.Module,
+        strength: Strength,
+        *,
+        record: bool,
+        skip_sinks: bool,
+        prompt_tokens: PromptTokens = None,
     ) -> None:
         """Prepare, without touching the model; see `Steering.apply` for the arguments."""
         self.strength = read_strength(strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._model = model
         self._hooks = Hooks()
-        self._reader = StepReader(model)
+        self._reader = StepReader(model, read_prompt_tokens(prompt_tokens))
         self._recorder = Recorder([str(rule.site) for rule in self.rules]) if record else None
         self._skip_sinks = skip_sinks
         self._fired = [False] * len(self.rules)
@@ -72,8 +80,7 @@ class Applied:
             try:
                 self._hooks.on_call(self._reader.module, self._begin)
                 for number, rule in enumerate(self.rules):
-                    module = self._model.get_submodule(rule.site.path)
-                    self._hooks.on_output(module, self._editor(number, rule))
+                    self._hooks.at_site(self._model, rule.site, self._editor(number, rule))
             except BaseException:
                 self._hooks.remove()
                 raise
@@ -132,7 +139,7 @@ class Applied:
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
         """Return what the hook at a rule's site does: equation (1), and the record of it."""
-        placed = _Placed(rule)
+        placed = Placed(rule)
         strengths = self.strength * rule.weight
         shared = None
         if strengths.ndim == 0:
@@ -142,13 +149,14 @@ class Applied:
         def edit(output: Any) -> Any:
             t = rule.site.read(output)
             step = self._step(t) if needs_step else Step(*t.shape[:2], device=t.device)
+            step.site = number
             with torch.autocast(t.device.type, enabled=False):
                 transform, regulator = placed.on(t.device)
-                gain = per_row(strengths, len(t)).to(t.device) if shared is None else shared
+                gain = per_row(strengths, len(t)).view(-1, 1, 1).to(t.device) if shared is None else shared
                 applied = regulator(t, step) * gain
                 if self._skip_sinks:
                     applied = applied.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
-                edited = (t + applied * transform.edit(t)).to(t.dtype)
+                edited = steer(t, applied, transform)
             if not torch.compiler.is_compiling():
                 self._fired[number] = True
                 if self._recorder is not None:
@@ -168,14 +176,16 @@ def _unknown_positions() -> StateError:
     return StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")
 
 
-class _Placed:
+class Placed:
     """A rule's transform and regulator on the device of the activations, copied there at most once."""
 
     def __init__(self, rule: Rule) -> None:
+        """Take the methods of a rule, which stay where they are."""
         self._transform, self._regulator = rule.transform, rule.regulator
         self._device: torch.device | None = None
 
     def on(self, device: torch.device) -> tuple[Transform, Regulator]:
+        """Return transform and regulator on `device`."""
         if self._device != device:
             self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
             self._device = device
@@ -200,11 +210,11 @@ def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
     return value
 
 
-def per_row(strengths: Float[Tensor, " row"], rows: int) -> Float[Tensor, "batch 1 1"]:
-    """Spread strengths over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
-
-    Raises StrengthError when the batch is no multiple of the strengths given.
-    """
-    if rows % len(strengths):
-        raise StrengthError(f"{len(strengths)} strengths were given but the batch has {rows} rows; give one, or {rows}")
-    return strengths.repeat_interleave(rows // len(strengths)).view(-1, 1, 1)
+def read_prompt_tokens(prompt_tokens: PromptTokens) -> Int[Tensor, " row"] | None:
+    """Return prompt lengths as one value per row, or None when not given. Raises OptionError unless whole and >= 1."""
+    if prompt_tokens is None:
+        return None
+    value = torch.as_tensor(prompt_tokens).reshape(-1)
+    if value.is_floating_point() or value.numel() == 0 or bool((value < 1).any()):
+        raise OptionError(f"prompt_tokens must be a number of tokens >= 1, or one per row, got {prompt_tokens!r:.60}")
+    return value.long()

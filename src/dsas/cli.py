@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import dsas
@@ -18,7 +19,7 @@ from dsas.errors import DsasError, DsasWarning, OptionError
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.loading import load_model
 from dsas.text import chat_prompts
-from dsas.textfiles import DEFAULT_FIELD, read_texts
+from dsas.textfiles import DEFAULT_FIELD, read_spans, read_texts
 
 console, errors = Console(), Console(stderr=True)
 
@@ -60,11 +61,15 @@ def fit(
     control: Annotated[Path, typer.Option(help="Neutral texts of the same style that must stay as they are.")],
     out: Annotated[Path, typer.Option(help="Folder to write the Steering to.")],
     target: Annotated[Path | None, typer.Option(help="Texts with the desired behaviour; default: control.")] = None,
-    transform: Annotated[str, typer.Option(help=f"One of: {', '.join(dsas.TRANSFORMS)}.")] = "caa",
-    regulator: Annotated[str, typer.Option(help=f"One of: {', '.join(dsas.REGULATORS)}.")] = "logistic",
+    transform: Annotated[str, typer.Option(help="A name that `dsas methods` lists.")] = "caa",
+    regulator: Annotated[str, typer.Option(help="A name that `dsas methods` lists, or a product, a*b.")] = "logistic",
     sites: Annotated[list[str], typer.Option(help="Shorthand, path, glob or re:...; repeatable.")] = ["residual"],  # noqa: B006
-    selection: Annotated[str, typer.Option(help="threshold, smooth or all.")] = "threshold",
+    selection: Annotated[str, typer.Option(help="threshold, smooth, top or all.")] = "threshold",
     threshold: Annotated[float, typer.Option(help="Least held-out accuracy of a steered site.")] = 0.75,
+    top: Annotated[int, typer.Option(help="With --selection top: how many sites are steered.")] = 48,
+    incremental: Annotated[bool, typer.Option(help="Fit each site with the earlier ones already steered.")] = False,
+    spans: Annotated[bool, typer.Option(help="Learn from tokens: the source .jsonl has 'spans'.")] = False,
+    pooling: Annotated[str, typer.Option(help="A text's vector: the mean of its tokens, or the last.")] = "mean",
     batch_size: Annotated[int, typer.Option(help="Texts a forward pass.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 512,
     field: Field = DEFAULT_FIELD,
@@ -88,7 +93,10 @@ def fit(
         sites=sites,
         selection=selection,  # pyright: ignore[reportArgumentType]
         threshold=threshold,
-        reading=Reading(batch_size=batch_size, max_tokens=max_tokens),
+        top=top,
+        spans=read_spans(source) if spans else None,
+        incremental=incremental,
+        reading=Reading(pooling, batch_size=batch_size, max_tokens=max_tokens),  # pyright: ignore[reportArgumentType]
         checkpoint=collected,
         progress=not as_json,
     )
@@ -159,6 +167,20 @@ def info(
 ) -> None:
     """Show what a stored Steering does, site by site."""
     _show(dsas.Steering.from_pretrained(steering), as_json)
+
+
+@app.command(epilog="Example: `dsas methods --json`")
+def methods(as_json: AsJson = False) -> None:
+    """List every transform and regulator: name, formula, paper, what is left out, cost a token."""
+    kinds = {"transform": dsas.TRANSFORMS, "regulator": dsas.REGULATORS}
+    rows = [{"kind": kind, "name": name, **of[name].facts._asdict()} for kind, of in kinds.items() for name in of]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(escape(value) for value in row.values()))
+    console.print(table)
 
 
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")

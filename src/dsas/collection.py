@@ -8,24 +8,24 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dsas.activations import Pooling, pooled_activations
+from dsas.activations import Pooling, pooled_activations, token_activations
 from dsas.errors import DsasWarning, OptionError
 from dsas.identity import fingerprint
 from dsas.sites import Site
 from dsas.storage import replace_files
-from dsas.text import batches, pad_token, tokenize
+from dsas.text import Batch, Spans, batches, pad_token, token_spans, tokenize
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -55,10 +55,8 @@ def collect(
 ) -> dict[Site, Float[Tensor, "text dim"]]:
     """Return each text's pooled activation at every site, float32 on the CPU, in the order of `texts`."""
     store = _Store(len(texts), sites, _file(model, texts, sites, reading, checkpoint))
-    rows = _cut(tokenize(tokenizer, texts), reading.max_tokens)
-    every = batches(rows, reading.batch_size, pad=pad_token(tokenizer), side="right")
-    waiting = [batch for batch in every if not store.done[batch.rows].all()]
-    inputs = ({"input_ids": batch.tokens, "attention_mask": batch.mask.long()} for batch in waiting)
+    waiting = [batch for batch in read_batches(tokenizer, texts, reading) if not store.done[batch.rows].all()]
+    inputs = (inputs_of(batch) for batch in waiting)
     pooled = pooled_activations(model, inputs, sites, pooling=reading.pooling, skip_sinks=reading.skip_sinks)
     with progress_bar(progress) as bar, store:
         task = bar.add_task("collecting activations", total=len(texts), completed=int(store.done.sum()))
@@ -68,12 +66,76 @@ def collect(
     return store.pooled
 
 
+class LabelledTokens(NamedTuple):
+    """Single tokens of many texts.
+
+    vectors: of each site (token, dim), float32 on the CPU. shown: Bool (token,), True where a span covers the token.
+    texts: Int (token,), the number of the text that each token is of.
+    """
+
+    vectors: dict[Site, Float[Tensor, "token dim"]]
+    shown: Bool[Tensor, " token"]
+    texts: Int[Tensor, " token"]
+
+
+def collect_tokens(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    spans: Sequence[Spans],
+    sites: Sequence[Site],
+    *,
+    reading: Reading = Reading(),
+    progress: bool = True,
+) -> LabelledTokens:
+    """Return all tokens of `texts` but special ones and, with `reading.skip_sinks`, the first of each text.
+
+    spans: for each text, where (start, stop) in characters it shows the behaviour; a token counts as covered when it
+    shares a character with a span.
+    """
+    covered = token_spans(tokenizer, texts, spans)
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    shown, owners = [], []
+
+    def chosen() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for batch in read_batches(tokenizer, texts, reading):
+            counted = batch.mask.clone()
+            for place, row in enumerate(batch.rows):
+                marks = covered[row][: int(batch.mask[place].sum())]
+                counted[place, : len(marks)] &= torch.tensor([mark is not None for mark in marks])
+                counted[place, 0] &= not reading.skip_sinks
+                keep = counted[place, : len(marks)].tolist()
+                shown.extend(bool(mark) for mark, kept in zip(marks, keep, strict=True) if kept)
+                owners.extend([row] * sum(keep))
+            yield inputs_of(batch), counted
+
+    with progress_bar(progress) as bar:
+        task = bar.add_task("collecting tokens", total=None)
+        for vectors in token_activations(model, chosen(), sites):
+            for site, value in vectors.items():
+                found[site].append(value)
+            bar.advance(task)
+    every = {site: torch.cat(pieces) for site, pieces in found.items()}
+    return LabelledTokens(every, torch.tensor(shown, dtype=torch.bool), torch.tensor(owners))
+
+
+def read_batches(tokenizer: Any, texts: Sequence[str], reading: Reading) -> list[Batch]:
+    """Return the texts as batches, padded on the right. Warns of texts that are cut."""
+    rows = _cut(tokenize(tokenizer, texts), reading.max_tokens)
+    return list(batches(rows, reading.batch_size, pad=pad_token(tokenizer), side="right"))
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """Return a batch as a model takes it."""
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+
+
 def _cut(rows: list[list[int]], max_tokens: int) -> list[list[int]]:
     if max_tokens < 1:
         raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
     too_long = sum(len(row) > max_tokens for row in rows)
     if too_long:
-        warnings.warn(f"{too_long} texts were cut to max_tokens={max_tokens}", DsasWarning, stacklevel=4)
+        warnings.warn(f"{too_long} texts were cut to max_tokens={max_tokens}", DsasWarning, stacklevel=5)
     return [row[:max_tokens] for row in rows]
 
 

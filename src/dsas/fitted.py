@@ -1,37 +1,55 @@
 """Fitted: what transforms and regulators have in common, a module whose constructor arguments are all there is to it.
 
-Every constructor argument is kept unchanged as the attribute of the same name: a tensor as a buffer, anything else
-plain. So storage, `repr` and equality need no code in the methods themselves, and "not fitted yet" has no spelling.
+Every constructor argument is kept unchanged as the attribute of the same name: a tensor as a buffer, a method (or a
+list of them) as a submodule, anything else plain. So storage, `repr` and equality need no code in the methods
+themselves, and "not fitted yet" has no spelling.
 """
 
 import inspect
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
+import torch
 from torch import Tensor, nn
+
+
+class Facts(NamedTuple):
+    """What the table of methods says of one; `flops` a token and site, with d for the width of the site."""
+
+    formula: str
+    paper: str
+    left_out: str
+    flops: str
 
 
 class Fitted(nn.Module):
     """A module that its constructor arguments rebuild exactly.
 
     Contract: `__init__` calls `super().__init__()`, then `keep(**arguments)` with every argument it takes: tensors are
-    float32 buffers, everything else is JSON (numbers, strings, booleans, lists of them).
+    float32 buffers, methods are Fitted or lists of them, everything else is JSON (numbers, strings, booleans, lists of
+    them). `name` is what the registry, storage and the command line know the class by; a class with `stored` False
+    holds code, and is not written to files.
     """
 
     name: ClassVar[str]
+    facts: ClassVar[Facts]
+    stored: ClassVar[bool] = True
 
     @final
     def keep(self, **arguments: Any) -> None:
-        """Keep constructor arguments: tensors as buffers, everything else as plain attributes."""
+        """Keep constructor arguments: tensors as buffers, methods as submodules, everything else as attributes."""
         for key, value in arguments.items():
             if isinstance(value, Tensor):
                 self.register_buffer(key, value)
+            elif _is_list_of_methods(value):
+                setattr(self, key, nn.ModuleList(value))
             else:
                 setattr(self, key, value)
 
     @final
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments; `type(self)(**self.arguments())` is an equal object."""
-        return {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
+        found = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
+        return {key: list(value) if isinstance(value, nn.ModuleList) else value for key, value in found.items()}
 
     @final
     def __repr__(self) -> str:
@@ -40,3 +58,22 @@ class Fitted(nn.Module):
             for key, value in self.arguments().items()
         }
         return f"{type(self).__name__}({', '.join(f'{key}={value}' for key, value in shown.items())})"
+
+
+def _is_list_of_methods(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Fitted) for item in value)
+
+
+def same(first: Fitted, second: Fitted) -> bool:
+    """Whether two methods are of one class and made of the same arguments, to the bit."""
+    if type(first) is not type(second):
+        return False
+    return all(_equal(value, second.arguments()[key]) for key, value in first.arguments().items())
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and torch.equal(first, second)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    return same(first, second) if isinstance(first, Fitted) else first == second

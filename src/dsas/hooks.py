@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from dsas.sites import Site
+
 
 class StopForward(Exception):
     """Raised inside a hook to end a forward pass early; whoever raises it also catches it."""
@@ -38,6 +40,15 @@ class Hooks:
     def on_output(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
         """Call `change(output)` after every forward of `module`; what it returns, unless None, is the new output."""
         self._add(module.register_forward_hook(_OutputHook(change)), module._forward_hooks)
+
+    def at_site(self, model: nn.Module, site: Site, change: Callable[[Any], Any]) -> None:
+        """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
+        module = model.get_submodule(site.path)
+        (self.on_input if site.side == "input" else self.on_output)(module, change)
+
+    def on_input(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
+        """Call `change(input)` before every forward of `module`, on its first argument; None keeps it as it is."""
+        self._add(module.register_forward_pre_hook(_InputHook(change), with_kwargs=True), module._forward_pre_hooks)
 
     def on_call(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
@@ -77,6 +88,15 @@ class _Hook:
 class _OutputHook(_Hook):
     def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         return self.function(output)
+
+
+class _InputHook(_Hook):
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = "" if args else next(iter(kwargs), "")
+        changed = self.function(args[0] if args else kwargs.get(name))
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
 
 
 class _CallHook(_Hook):

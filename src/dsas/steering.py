@@ -1,24 +1,26 @@
 """Steering: which rule holds at which site, on which model; what fit returns, apply uses and storage keeps."""
 
 import hashlib
-import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from dsas.applied import Applied, Rule, Strength, per_row
-from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, closest
-from dsas.fitted import Fitted
+from dsas.applied import Applied, PromptTokens, Rule, Strength
+from dsas.composition import Composition, compose, scaled, summed
+from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
 from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
+from dsas.packing import pack, unpack
 from dsas.regulators import REGULATORS
 from dsas.sites import Site
+from dsas.step import per_row
 from dsas.storage import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
 from dsas.transforms import TRANSFORMS
 from dsas.version import VERSION
@@ -60,7 +62,13 @@ class Steering(ModelHubMixin):
             )
 
     def apply(
-        self, model: nn.Module, strength: Strength = 1.0, *, record: bool = True, skip_sinks: bool = False
+        self,
+        model: nn.Module,
+        strength: Strength = 1.0,
+        *,
+        record: bool = True,
+        skip_sinks: bool = False,
+        prompt_tokens: PromptTokens = None,
     ) -> Applied:
         """Return a context manager inside which `model` is steered.
 
@@ -68,11 +76,15 @@ class Steering(ModelHubMixin):
         generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed.
         record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only).
         skip_sinks: leave the first real token of each row alone.
+        prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask; when not
+        given, the prompt is what comes before the first pass of one token over a cache, as `generate()` runs.
         Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
         """
         model = uncompiled(model)
         self._check(model)
-        self._latest = Applied(self.rules, model, strength, record=record, skip_sinks=skip_sinks)
+        self._latest = Applied(
+            self.rules, model, strength, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens
+        )
         return self._latest
 
     def install(
@@ -80,6 +92,22 @@ class Steering(ModelHubMixin):
     ) -> Applied:
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
         return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
+
+    def __or__(self, other: "Steering | Composition") -> Composition:
+        """Return both as one composition that acts in this order, each with its own strength."""
+        return compose(self, other)
+
+    def __add__(self, other: "Steering") -> "Steering":
+        """Return one Steering that adds the vectors of both. Raises OptionError where that is not exact."""
+        if self.model != other.model:
+            raise OptionError("the sum of Steerings for different models means nothing: fit both on the same model")
+        return Steering(summed(self.rules, other.rules), self.model, {"sum of": [self.settings, other.settings]})
+
+    def __mul__(self, factor: float) -> "Steering":
+        """Return a Steering whose vectors are multiplied; -1 turns them round. Raises OptionError where not exact."""
+        return Steering(scaled(self.rules, factor), self.model, {**self.settings, "multiplied by": factor})
+
+    __rmul__ = __mul__
 
     def report(self) -> list[SiteReport]:
         """Return one line per site: accuracy, whether it is steered and why not, and what the latest apply did."""
@@ -176,15 +204,9 @@ class Steering(ModelHubMixin):
         tensors: dict[str, Tensor] = {}
         rules = []
         for number, rule in enumerate(self.rules):
-            line: dict[str, Any] = {"site": {"path": rule.site.path, "index": rule.site.index}}
+            line: dict[str, Any] = {"site": asdict(rule.site)}
             for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):
-                plain = {}
-                for key, value in method.arguments().items():
-                    if isinstance(value, Tensor):
-                        tensors[f"{number}.{part}.{key}"] = value
-                    else:
-                        plain[key] = value
-                line[part] = {"name": method.name, "arguments": plain}
+                line[part] = pack(method, f"{number}.{part}", tensors)
             rules.append(line | {"weight": rule.weight, "accuracy": rule.accuracy})
         config = {"dsas_version": VERSION, "model": self.model.as_dict(), "settings": self.settings, "rules": rules}
         return Artifact(config, tensors)
@@ -195,8 +217,8 @@ class Steering(ModelHubMixin):
             rules = [
                 Rule(
                     Site(**line["site"]),
-                    _rebuild(TRANSFORMS, line["transform"], f"{number}.transform.", artifact.tensors),
-                    _rebuild(REGULATORS, line["regulator"], f"{number}.regulator.", artifact.tensors),
+                    unpack(TRANSFORMS, line["transform"], f"{number}.transform", artifact.tensors),
+                    unpack(REGULATORS, line["regulator"], f"{number}.regulator", artifact.tensors),
                     line["weight"],
                     line["accuracy"],
                 )
@@ -205,14 +227,14 @@ class Steering(ModelHubMixin):
             return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
-        except OptionError as error:
+        except (OptionError, SiteError) as error:
             raise ArtifactError(f"{folder / CONFIG}: {error}") from error
 
 
 def _measured(applied: Applied) -> dict[str, tuple[float, int]]:
     """Return each steered site's mean applied strength, and at how many real tokens its regulator was above 1/2."""
     trace = applied.trace()
-    strengths = per_row(applied.strength.detach().cpu().reshape(-1), len(trace.real)).flatten()
+    strengths = per_row(applied.strength.detach().cpu().reshape(-1), len(trace.real))
     hits = [trace.hits(0.5 * rule.weight * strengths)[site] for site, rule in enumerate(applied.rules)]
     return {site: (float(mean), int(hit)) for site, mean, hit in zip(trace.sites, trace.mean(), hits, strict=True)}
 
@@ -222,21 +244,3 @@ def _said(rule: Rule) -> str:
     weight = f", weight {rule.weight:.2f}" if rule.weight != 1 else ""
     accuracy = f", accuracy {rule.accuracy:.2f}" if rule.accuracy is not None else ""
     return f"{rule.transform!r} x {rule.regulator!r}{weight}{accuracy}"
-
-
-Method = TypeVar("Method", bound=Fitted)
-
-
-def _rebuild(
-    registry: Mapping[str, type[Method]], described: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]
-) -> Method:
-    kind = registry.get(described["name"])
-    if kind is None:
-        raise ArtifactError(f"unknown method {described['name']!r}; closest: {closest(described['name'], registry)}")
-    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    arguments = {**described["arguments"], **own}
-    if set(arguments) != set(inspect.signature(kind).parameters):
-        raise ArtifactError(
-            f"{described['name']!r} is stored with {sorted(arguments)}, which is not what it is made of"
-        )
-    return kind(**arguments)

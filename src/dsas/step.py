@@ -4,8 +4,11 @@ Positions count a row's real tokens absolutely: the first real token of every ro
 counting goes on over the key-value cache. A `StepReader` works this out from the arguments of the decoder's own
 call, once a pass and only when somebody asks, and keeps it per thread, so that two threads never share a pass.
 
-Left out: which tokens are prompt and which generated, and the denoising step (they come with the regulators that read
-them).
+A row's prompt is as long as the user says (`prompt_tokens`). Where nobody says it, the prompt is all that comes before
+the first pass of a single token that goes on from a cache: so `generate()` runs, a chunked prefill too unless its last
+chunk is of one token.
+
+Left out: the denoising step.
 """
 
 import inspect
@@ -14,11 +17,31 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Num
 from torch import Tensor, nn
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, StrengthError
 from dsas.sites import decoder_of
+
+
+class History:
+    """What is kept of the rows of one batch from pass to pass: where their prompts end, and what regulators remember.
+
+    prompt_tokens: Int (row,), real tokens of each row's prompt, or None when nobody said.
+    end: how many columns, padding included, the prompts take; None while they have not ended.
+    memories: for each site's number, what its regulator keeps.
+    """
+
+    def __init__(self, prompt_tokens: Tensor | None = None) -> None:
+        """Begin with nothing run."""
+        self.prompt_tokens = prompt_tokens
+        self.end: int | None = None
+        self.memories: dict[int, dict[Any, Any]] = {}
+
+    def note(self, past: int, tokens: int) -> None:
+        """Take note of a pass of `tokens` columns that follow on `past` others."""
+        if self.end is None and past > 0 and tokens == 1:
+            self.end = past
 
 
 class Step:
@@ -28,6 +51,7 @@ class Step:
     positions: Int (batch, token), index among the row's real tokens since its beginning; padding holds -1.
     past: how many tokens of each row, padding included, earlier passes have put into the cache.
     token_ids: Int (batch, token), or None when the decoder was given embeddings.
+    site: number of the site whose regulator is asked, set by whoever asks.
     """
 
     def __init__(
@@ -39,11 +63,19 @@ class Step:
         mask: Tensor | None = None,
         token_ids: Tensor | None = None,
         device: torch.device | str = "cpu",
+        history: History | None = None,
     ) -> None:
         """Describe a pass of `tokens` tokens in `batch` rows; `mask` (batch, past + token) is truthy on real tokens."""
         self.batch, self.tokens, self.past, self.device = batch, tokens, past, torch.device(device)
         self.token_ids = token_ids
+        self.site = 0
         self._mask = mask
+        self._history = history or History()
+
+    @property
+    def memory(self) -> dict[Any, Any]:
+        """What the regulator of the current site keeps from pass to pass of these rows; empty at their beginning."""
+        return self._history.memories.setdefault(self.site, {})
 
     @cached_property
     def _seen(self) -> Bool[Tensor, "batch seen"]:
@@ -63,12 +95,26 @@ class Step:
         counted = self._seen.long().cumsum(-1) - 1
         return counted.masked_fill(~self._seen, -1)[:, self.past :]
 
+    @cached_property
+    def prompt_lengths(self) -> Int[Tensor, " batch"]:
+        """How many real tokens each row's prompt has; while it has not ended, how many came so far."""
+        given = self._history.prompt_tokens
+        if given is not None:
+            return per_row(given.to(self.device), self.batch, "prompt lengths")
+        return self._seen[:, : self._history.end].sum(-1)
+
+    @cached_property
+    def prompt(self) -> Bool[Tensor, "batch token"]:
+        """Which tokens of this pass are real and belong to the prompt."""
+        return self.real & (self.positions < self.prompt_lengths.unsqueeze(-1))
+
 
 class StepReader:
     """Keeps the current `Step` of the calling thread, read from the arguments with which the decoder is called."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Read the decoder of `model`; `module` is where to hook `read`."""
+    def __init__(self, model: nn.Module, prompt_tokens: Tensor | None = None) -> None:
+        """Read the decoder of `model`; `module` is where to hook `read`; prompt_tokens as in `History`."""
+        self._prompt_tokens = prompt_tokens
         self.module = decoder_of(model)
         self._names = tuple(inspect.signature(self.module.forward).parameters)
         self._local = threading.local()
@@ -86,7 +132,14 @@ class StepReader:
         padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else _padding_from(mask)
         past = _length(given.get("past_key_values"))
         batch, count = tokens.shape[:2]
-        self._local.step = Step(batch, count, past=past, mask=padding, token_ids=ids, device=tokens.device)
+        before: Step | None = getattr(self._local, "step", None)
+        if before is None or past == 0 or before.batch != batch:
+            self._local.history = History(self._prompt_tokens)
+        history: History = self._local.history
+        history.note(past, count)
+        self._local.step = Step(
+            batch, count, past=past, mask=padding, token_ids=ids, device=tokens.device, history=history
+        )
         return self._local.step
 
     def current(self, batch: int, tokens: int, device: torch.device) -> Step:
@@ -95,6 +148,17 @@ class StepReader:
         if step is None or (step.batch, step.tokens) != (batch, tokens):
             return Step(batch, tokens, device=device)
         return step
+
+
+def per_row(values: Num[Tensor, " row"], rows: int, what: str = "strengths") -> Num[Tensor, " batch"]:
+    """Spread values over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
+
+    Raises StrengthError (OptionError for anything but strengths) when the batch is no multiple of the values given.
+    """
+    if rows % len(values):
+        kind = StrengthError if what == "strengths" else OptionError
+        raise kind(f"{len(values)} {what} were given but the batch has {rows} rows; give one, or {rows}")
+    return values.repeat_interleave(rows // len(values))
 
 
 def _length(cache: Any) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dsas.errors import OptionError, TextsError
 
 MINIMUM_TEXTS = 4
+Spans = Sequence[tuple[int, int]]
 
 
 class Batch(NamedTuple):
@@ -52,6 +53,34 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = Tru
     if empty:
         raise TextsError(f"expected texts with at least one token; these have none: {empty[:10]}")
     return rows
+
+
+def check_spans(texts: Sequence[str], spans: Sequence[Spans]) -> None:
+    """Raise TextsError unless there is a list of spans for every text and each lies within it."""
+    if len(spans) != len(texts):
+        raise TextsError(f"spans must hold one list for each of the {len(texts)} source texts, got {len(spans)}")
+    for number, (text, of_text) in enumerate(zip(texts, spans, strict=True)):
+        for start, stop in of_text:
+            if not 0 <= start < stop <= len(text):
+                raise TextsError(
+                    f"spans[{number}]: expected 0 <= start < stop <= {len(text)} (characters), got ({start}, {stop})"
+                )
+    if not any(spans):
+        raise TextsError("spans must cover some of the source texts, got none: leave spans out to use whole texts")
+
+
+def token_spans(tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans]) -> list[list[bool | None]]:
+    """Return for each token of each text whether a span covers a character of it; None for special tokens.
+
+    Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise OptionError("spans need a fast tokenizer, which tells where in the text each token stands")
+    found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+    return [
+        [any(a < stop and b > start for start, stop in of_text) if b > a else None for a, b in offsets]
+        for offsets, of_text in zip(found["offset_mapping"], spans, strict=True)
+    ]
 
 
 def batches(rows: Sequence[Sequence[int]], size: int, *, pad: int, side: Literal["left", "right"]) -> Iterator[Batch]:

@@ -34,6 +34,29 @@ def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
     return texts
 
 
+def read_spans(path: str | Path) -> list[list[tuple[int, int]]]:
+    """Return for each text of a .jsonl file its key "spans": [[start, stop], ...] in characters, none when absent.
+
+    Raises TextsError, with file and line, for a file of another kind or spans of another form.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".jsonl":
+        raise TextsError(f"{path}: spans are read from a file ending in .jsonl, got {path.suffix or 'no ending'!r}")
+    found = []
+    for number, line in enumerate(_split(path), start=1):
+        if not line.strip():
+            continue
+        value = json.loads(line)
+        spans = value.get("spans", []) if isinstance(value, dict) else []
+        whole = isinstance(spans, list) and all(
+            isinstance(span, list) and len(span) == 2 and all(isinstance(end, int) for end in span) for span in spans
+        )
+        if not whole:
+            raise TextsError(f"{path}:{number}: expected spans as [[start, stop], ...], got {spans!r:.60}")
+        found.append([(span[0], span[1]) for span in spans])
+    return found
+
+
 def _lines(path: Path, field: str) -> list[str]:
     return [line for line in _split(path) if line.strip()]
 

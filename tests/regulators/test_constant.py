@@ -14,5 +14,5 @@ def test_every_token_gets_the_value_in_float32(value: float) -> None:
 
 
 def test_fitting_gives_one_and_measures_nothing() -> None:
-    fitted = dsas.Constant.fit(torch.randn(4, 2), torch.randn(4, 2))
+    fitted = dsas.Constant.fit(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2))
     assert (repr(fitted.regulator), fitted.accuracy) == ("Constant(value=1.0)", None)

@@ -1,6 +1,7 @@
 """Logistic against PCA by singular values and sklearn's logistic regression, and against what theory says of it."""
 
 from math import erf, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from torch import Tensor
 
 import dsas
 from dsas.errors import OptionError
+from dsas.regulators import FittedRegulator
 from dsas.step import Step
+
+
+def fitted_on(source: Tensor, control: Tensor, **options: Any) -> FittedRegulator:
+    """Return the fit; its target is of no account."""
+    return dsas.Logistic.fit(source, control, control, **options)
 
 
 def apart(rows: tuple[int, int], dim: int, distance: float) -> tuple[Tensor, Tensor]:
@@ -23,7 +30,7 @@ def apart(rows: tuple[int, int], dim: int, distance: float) -> tuple[Tensor, Ten
 def test_the_folded_vector_is_pca_and_then_logistic_regression(components: int, penalty: float) -> None:
     source, control = apart((30, 20), 24, 3.0)
     source[:, 0] *= 10  # one direction of large variance, so that a wrong scale is seen
-    fitted = dsas.Logistic.fit(source, control, components=components, inverse_penalty=penalty).regulator
+    fitted = fitted_on(source, control, components=components, inverse_penalty=penalty).regulator
 
     x, y = torch.cat([source, control]).double().numpy(), np.repeat([1, 0], [30, 20])
     mean = x.mean(0)
@@ -48,7 +55,7 @@ def test_the_answer_to_a_token_is_the_sigmoid_of_theta_times_the_token_plus_the_
 
 def test_the_fit_does_not_depend_on_the_units_of_the_activations() -> None:
     source, control = apart((20, 20), 16, 2.0)
-    one, thousand = (dsas.Logistic.fit(unit * source, unit * control) for unit in (1.0, 1000.0))
+    one, thousand = (fitted_on(unit * source, unit * control) for unit in (1.0, 1000.0))
     assert one.accuracy == thousand.accuracy
     step = Step(1, 20)
     torch.testing.assert_close(
@@ -57,46 +64,46 @@ def test_the_fit_does_not_depend_on_the_units_of_the_activations() -> None:
 
 
 def test_the_accuracy_on_pure_noise_is_one_half_although_the_training_set_is_separated() -> None:
-    accuracies = [dsas.Logistic.fit(*apart((24, 24), 512, 0.0)).accuracy for _ in range(12)]
+    accuracies = [fitted_on(*apart((24, 24), 512, 0.0)).accuracy for _ in range(12)]
     assert abs(np.mean(accuracies) - 0.5) < 0.07  # 4 standard errors of 12 x 48 answers
     source, control = apart((24, 24), 512, 0.0)
-    everything = dsas.Logistic.fit(source, control, components=48, inverse_penalty=1e6).regulator
+    everything = fitted_on(source, control, components=48, inverse_penalty=1e6).regulator
     right = [everything(source[None], Step(1, 24)) > 0.5, everything(control[None], Step(1, 24)) < 0.5]
     assert all(bool(answers.all()) for answers in right)
 
 
 def test_the_accuracy_of_two_gaussians_is_what_theory_gives() -> None:
     """Means 2 apart at unit variance: the best boundary is right with the probability Phi(1) = 0.841."""
-    fitted = dsas.Logistic.fit(*apart((1000, 1000), 4, 2.0), components=4)
+    fitted = fitted_on(*apart((1000, 1000), 4, 2.0), components=4)
     assert fitted.accuracy == pytest.approx(0.5 * (1 + erf(1 / sqrt(2))), abs=0.03)
 
 
 def test_ten_times_more_control_than_source_does_not_make_control_the_answer_to_everything() -> None:
     source, control = apart((200, 2000), 4, 2.0)
-    fitted = dsas.Logistic.fit(source, control, components=4)
+    fitted = fitted_on(source, control, components=4)
     answers = [float((fitted.regulator(x[None], Step(1, len(x))) > 0.5).float().mean()) for x in (source, control)]
     assert answers == pytest.approx([0.841, 0.159], abs=0.06)
     assert fitted.accuracy == pytest.approx(0.841, abs=0.05)
 
 
 def test_four_texts_a_set_are_enough_for_as_many_folds_as_there_are_texts() -> None:
-    fitted = dsas.Logistic.fit(*apart((4, 4), 16, 40.0))
+    fitted = fitted_on(*apart((4, 4), 16, 40.0))
     assert fitted.accuracy == 1.0
-    assert dsas.Logistic.fit(*apart((4, 40), 16, 40.0)).accuracy == 1.0
+    assert fitted_on(*apart((4, 40), 16, 40.0)).accuracy == 1.0
 
 
 def test_a_site_at_which_all_texts_are_alike_has_the_accuracy_of_a_guess() -> None:
     same = torch.ones(8, 16)
-    fitted = dsas.Logistic.fit(same, same)
+    fitted = fitted_on(same, same)
     assert fitted.accuracy == 0.5
     torch.testing.assert_close(fitted.regulator(same[None], Step(1, 8)), torch.full((1, 8, 1), 0.5))
 
 
 def test_the_same_seed_gives_the_same_regulator_and_the_global_random_state_is_not_used() -> None:
     source, control = apart((20, 20), 16, 1.0)
-    one = dsas.Logistic.fit(source, control, seed=3)
+    one = fitted_on(source, control, seed=3)
     np.random.seed(99)
-    again = dsas.Logistic.fit(source, control, seed=3)
+    again = fitted_on(source, control, seed=3)
     assert one.accuracy == again.accuracy
     assert torch.equal(one.regulator.get_buffer("theta"), again.regulator.get_buffer("theta"))
 
@@ -112,4 +119,4 @@ def test_the_same_seed_gives_the_same_regulator_and_the_global_random_state_is_n
 )
 def test_settings_outside_their_ranges_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        dsas.Logistic.fit(torch.randn(4, 16), torch.randn(4, 16), **options)  # type: ignore
+        fitted_on(torch.randn(4, 16), torch.randn(4, 16), **options)  # type: ignore

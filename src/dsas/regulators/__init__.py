@@ -1,9 +1,32 @@
 """WHEN: one regulator a file. `REGULATORS` is the registry that fit, storage, the CLI and the laws read."""
 
+from dsas.registry import Registry
 from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.regulators.cast import Cast
 from dsas.regulators.constant import Constant
+from dsas.regulators.halfspace import HalfSpace
 from dsas.regulators.logistic import Logistic
+from dsas.regulators.mera import Mera
+from dsas.regulators.posterior import Posterior
+from dsas.regulators.product import Product
+from dsas.regulators.schedule import Schedule
 
-REGULATORS: dict[str, type[Regulator]] = {method.name: method for method in (Constant, Logistic)}
+REGULATORS: Registry[Regulator] = Registry(
+    "dsas.regulators",
+    Regulator,
+    (Constant, Logistic, Cast, Mera, HalfSpace, Posterior, Schedule, Product),
+)
 
-__all__ = ["REGULATORS", "Constant", "FittedRegulator", "Logistic", "Regulator"]
+__all__ = [
+    "REGULATORS",
+    "Cast",
+    "Constant",
+    "FittedRegulator",
+    "HalfSpace",
+    "Logistic",
+    "Mera",
+    "Posterior",
+    "Product",
+    "Regulator",
+    "Schedule",
+]

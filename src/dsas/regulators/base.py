@@ -1,7 +1,7 @@
 """The contract of a regulator: WHEN to steer, one value >= 0 per token, or per token and neuron."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,17 +24,26 @@ class Regulator(Fitted, ABC):
     """A map h: R^dim -> [0, inf), applied to every token.
 
     Contract, checked by `dsas.testing.check_regulator`: `fit` is a classmethod that returns a `FittedRegulator` from
-    pooled source and control activations (text, dim), float32; calling it gives float32 values >= 0 of shape
-    (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's values depend on that row alone.
-    `reads_step` says whether `step` is looked at: if not, it may be a step that knows nothing about padding.
+    pooled source, control and target activations (sample, dim), float32, and may take options by keyword; calling it
+    gives float32 values >= 0 of shape (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's
+    values depend on that row alone. `reads_step` says whether `step` is looked at: if not, it may be a step that knows
+    nothing about padding. What must be remembered from pass to pass goes into `step.memory`.
     """
 
-    reads_step: ClassVar[bool] = False
+    reads_step: bool = False
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Float[Tensor, "text dim"], control: Float[Tensor, "text2 dim"]) -> FittedRegulator:
-        """Return the regulator that answers high on source and low on control, with its held-out accuracy."""
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+    ) -> FittedRegulator:
+        """Return the regulator that answers high on source and low on control, with its held-out accuracy.
+
+        target: for the regulators that ask how far a token is from where the transform takes it.
+        """
 
     @abstractmethod
     def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:

@@ -3,20 +3,23 @@
 Source: the unconditional baseline of every steering method (arXiv 2512.03661, equation 1 with h = 1).
 """
 
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dsas.fitted import Facts
 from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.step import Step
 
 
+@final
 class Constant(Regulator):
     """The same value >= 0 for every token."""
 
     name: ClassVar[str] = "constant"
+    facts: ClassVar[Facts] = Facts(formula="1", paper="ordinary steering", left_out="-", flops="0")
     value: float
 
     def __init__(self, value: float = 1.0) -> None:
@@ -25,7 +28,12 @@ class Constant(Regulator):
         self.keep(value=value)
 
     @classmethod
-    def fit(cls, source: Float[Tensor, "text dim"], control: Float[Tensor, "text2 dim"]) -> FittedRegulator:
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+    ) -> FittedRegulator:
         """Return the constant 1; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(), accuracy=None)
 

@@ -17,7 +17,7 @@ LAWS: dict[int, str] = {
     8: "torch.compile never ignores steering",
 }
 TOLERANCE = 1e-4
-DIFFERENCE = 1e-4
+DIFFERENCE = 1e-6
 
 
 class LawBroken(AssertionError):

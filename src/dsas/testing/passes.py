@@ -40,8 +40,8 @@ def padded(ids: list[Tensor], side: str, padding: int) -> dict[str, Tensor]:
 def steered_rows(
     steering: Steering, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False
 ) -> list[Pass]:
-    """Apply a Steering for one pass over a batch and return what every row gave."""
-    with steering.apply(model) as applied:
+    """Apply a Steering for one pass over a batch, all of it prompt, and return what every row gave."""
+    with steering.apply(model, prompt_tokens=inputs["attention_mask"].sum(-1)) as applied:
         return read_rows(applied, model, inputs, use_cache=use_cache)
 
 
@@ -62,8 +62,8 @@ def strengths_of(applied: Applied) -> list[Tensor]:
 
 
 def one_row(steering: Steering, model: nn.Module, ids: Tensor, *, chunk: int | None = None) -> Pass:
-    """Run one row alone, at once without a cache or in chunks over one."""
-    with steering.apply(model) as applied:
+    """Run one row alone, all of it prompt, at once without a cache or in chunks over one."""
+    with steering.apply(model, prompt_tokens=len(ids)) as applied:
         if chunk is None:
             return Pass(logits_of(model, ids[None], use_cache=False)[0], strengths_of(applied)[0])
         cache, pieces = None, []

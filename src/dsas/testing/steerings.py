@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsas.activations import read_sites
+from dsas.applied import Rule
 from dsas.errors import DsasError
+from dsas.fitted import Fitted
 from dsas.steering import Steering
+from dsas.step import Step
 from dsas.testing.laws import close, require
 from dsas.testing.passes import (
     Pass,
@@ -88,9 +92,10 @@ def check_rows(steering: Steering, model: nn.Module, ids: list[Tensor], alone: l
     require_same(found, alone[1:], "in another thread")
     greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": padding, "eos_token_id": None}
     left = padded(ids, "left", padding)
-    with steering.apply(model):
+    with steering.apply(model, prompt_tokens=list(map(len, ids))):
         together = model.generate(left["input_ids"], attention_mask=left["attention_mask"], **greedy)  # type: ignore
-        for row, one in enumerate(ids):
+    for row, one in enumerate(ids):
+        with steering.apply(model, prompt_tokens=len(one)):
             for use_cache in (True, False):
                 by_itself = model.generate(  # type: ignore
                     one[None], attention_mask=torch.ones_like(one[None]), use_cache=use_cache, **greedy
@@ -175,13 +180,10 @@ def check_gradients(steering: Steering, model: nn.Module, ids: Tensor) -> None:
     """Law 7: the logits have a gradient by the strength and by the methods' tensors; parameters are left alone."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     copied = copy.deepcopy(steering)
-    tensors = [
-        buffer.requires_grad_()
-        for rule in copied.rules
-        for method in (rule.transform, rule.regulator)
-        for buffer in (method.buffers() if rule.weight > 0 else ())
-        if buffer.is_floating_point()
-    ]
+    steered = [rule for rule in copied.rules if rule.weight > 0]
+    batch = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
+    read = read_sites(model, batch, [rule.site for rule in steered], lambda t: t[0].clone().float())
+    tensors = [tensor for rule in steered for tensor in _sloped(rule, read[rule.site][None])]
     strength = torch.tensor(1.0, requires_grad=True)
     with copied.apply(model, strength):
         logits = model(input_ids=ids[None]).logits
@@ -192,6 +194,19 @@ def check_gradients(steering: Steering, model: nn.Module, ids: Tensor) -> None:
         require(7, lost == 0, f"{lost} of {len(tensors)} tensors of the methods get no gradient")
     now = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     require(7, now == wanted, "steering changed which of the model's parameters require gradients")
+
+
+def _sloped(rule: Rule, t: Tensor) -> list[Tensor]:
+    """Return the tensors of a rule that can have a gradient, made to ask for one: not those of thresholds."""
+    methods = [part for part in (rule.transform, *rule.regulator.modules()) if isinstance(part, Fitted)]
+    found = []
+    for method in methods:
+        own = [buffer.requires_grad_() for buffer in method.buffers(recurse=False) if buffer.is_floating_point()]
+        value = method(t) if method is rule.transform else method(t, Step(*t.shape[:2]))
+        if own and value.requires_grad:
+            slopes = torch.autograd.grad(value.sum(), own, allow_unused=True)
+            found += [buffer for buffer, slope in zip(own, slopes, strict=True) if slope is not None]
+    return found
 
 
 def check_compiled(steering: Steering, model: nn.Module, tokenizer: Any, *, backend: str = "inductor") -> None:
@@ -218,7 +233,8 @@ class _Watch:
     """Sees each site's output before and after the steering hook, to tell whether it was written into."""
 
     def __init__(self, steering: Steering, model: nn.Module) -> None:
-        self._model, self._sites = model, [rule.site for rule in steering.rules if rule.weight > 0]
+        self._model = model
+        self._sites = [rule.site for rule in steering.rules if rule.weight > 0 and rule.site.side == "output"]
         self._before: dict[str, tuple[Tensor, Tensor]] = {}
         self._after: dict[str, Tensor] = {}
         for site in self._sites:

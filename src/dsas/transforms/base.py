@@ -13,13 +13,14 @@ class Transform(Fitted, ABC):
     """A map T: R^dim -> R^dim, the same for every token.
 
     Contract, checked by `dsas.testing.check_transform`: `fit` is a classmethod that returns a fitted object from
-    pooled source and target activations (text, dim), float32; `edit` is a pure function of its input, acts on each
-    token alone, keeps the shape, computes in float32 or better, never writes into its input and passes gradients.
+    pooled source and target activations (sample, dim), float32, and may take options by keyword; `edit` is a pure
+    function of its input, acts on each token alone, keeps the shape, computes in float32 or better, never writes into
+    its input and passes gradients.
     """
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Float[Tensor, "text dim"], target: Float[Tensor, "text2 dim"]) -> "Transform":
+    def fit(cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"]) -> "Transform":
         """Return the transform that takes source activations towards target activations."""
 
     @abstractmethod

@@ -1,0 +1,61 @@
+"""Registry: methods by name, those here and those of other packages.
+
+Another package adds its methods by entry points, in the groups "dsas.transforms" and "dsas.regulators":
+
+    [project.entry-points."dsas.transforms"]
+    shrink = "their_package.shrink:Shrink"
+
+They are looked for when a name is not among those here, or when all are listed, so importing dsas imports nobody else.
+The name that counts is the class's own `name`.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar, final
+
+from dsas.errors import DsasWarning, OptionError
+from dsas.fitted import Fitted
+
+Method = TypeVar("Method", bound=Fitted)
+
+
+@final
+class Registry(Mapping[str, type[Method]], Generic[Method]):
+    """Classes of one kind by name, in the order in which they are given; others from entry points come after them."""
+
+    def __init__(self, group: str, kind: type[Method], methods: Sequence[type[Method]]) -> None:
+        """Hold `methods`, subclasses of `kind`, and whatever packages declare in the entry-point group `group`."""
+        self._group, self._kind = group, kind
+        self._known: dict[str, type[Method]] = {method.name: method for method in methods}
+        self._complete = False
+
+    def __getitem__(self, name: str) -> type[Method]:
+        if name not in self._known:
+            self._complete_from_packages()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._complete_from_packages()
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        self._complete_from_packages()
+        return len(self._known)
+
+    def _complete_from_packages(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
+        for entry in entry_points(group=self._group):
+            try:
+                self._add(entry.load())
+            except Exception as error:  # whatever a foreign package does must not keep dsas from working
+                warnings.warn(f"{entry.value} of {self._group!r} is not used: {error!r}", DsasWarning, stacklevel=3)
+
+    def _add(self, method: object) -> None:
+        if not (isinstance(method, type) and issubclass(method, self._kind)):
+            raise OptionError(f"{method!r} is no subclass of dsas.{self._kind.__name__}")
+        if method.name in self._known:
+            raise OptionError(f"the name {method.name!r} is taken by {self._known[method.name].__name__}")
+        self._known[method.name] = method

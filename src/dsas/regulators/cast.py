@@ -1,0 +1,114 @@
+"""CAST: one decision a row, taken on its prompt and held while the model goes on.
+
+    h = 1 when  cos(m, tanh(c (c . m) / (c . c))) > threshold,  else 0        m = mean of the prompt's activations
+
+c is the first principal direction of the differences between source and control. The threshold is the one that tells
+the pooled samples apart best, and the side on which to steer follows from it.
+
+A prompt may come in pieces, so m is the mean of the prompt's tokens so far (its first token, an attention sink, left
+out): a prompt token is steered by what has been read up to it, and from the prompt's end on the decision stands.
+
+Source: CAST (arXiv 2409.05907, section 3). Left out: a condition read at other sites than those that are steered;
+logical combinations of conditions (multiply regulators instead).
+"""
+
+from typing import ClassVar, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from dsas.fitted import Facts
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.separation import Labelled, held_out_accuracy
+from dsas.step import Step
+
+
+@final
+class Cast(Regulator):
+    """Steers a whole row or leaves it: condition (dim,), threshold a cosine, above the side on which to steer."""
+
+    name: ClassVar[str] = "cast"
+    facts: ClassVar[Facts] = Facts(
+        formula="per row: 1 where cos(m, tanh(c (c . m) / (c . c))) > threshold, m = mean of the prompt",
+        paper="CAST, arXiv 2409.05907",
+        left_out="conditions at other sites",
+        flops="8 d",
+    )
+    reads_step = True
+    condition: Tensor
+    threshold: Tensor
+    above: bool
+
+    def __init__(self, condition: Float[Tensor, " dim"], threshold: Float[Tensor, ""], above: bool = True) -> None:
+        """Keep the condition and where it begins to hold."""
+        super().__init__()
+        self.keep(condition=condition, threshold=threshold, above=above)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+        *,
+        folds: int = 5,
+        seed: int = 0,
+    ) -> FittedRegulator:
+        """Return the regulator and its balanced accuracy over stratified folds; target is not looked at."""
+        data = Labelled.of(source, control)
+        accuracy = held_out_accuracy(data, _Condition.of, folds=folds, seed=seed)
+        found = _Condition.of(data)
+        condition = torch.from_numpy(found.direction).float()
+        return FittedRegulator(cls(condition, torch.tensor(found.threshold), found.above), accuracy)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+        """Return 1 or 0 for every token; flat, so no gradient comes through."""
+        counted = step.real & step.prompt & (step.positions > 0)
+        wide = t.detach().to(self.condition.dtype)
+        nothing = (wide.new_zeros(()), wide.new_zeros(()))
+        total, count = step.memory.get(self, nothing) if step.past > 0 else nothing
+        total = total + torch.cumsum(wide.masked_fill(~counted.unsqueeze(-1), 0.0), dim=1)
+        count = count + torch.cumsum(counted.unsqueeze(-1).to(wide.dtype), dim=1)
+        step.memory[self] = (total[:, -1:], count[:, -1:])
+        holds = (similarity(total / count.clamp(min=1), self.condition) > self.threshold) == self.above
+        return (holds.unsqueeze(-1) & (count > 0)).float()
+
+
+def similarity(m: Float[Tensor, "*sample dim"], condition: Float[Tensor, " dim"]) -> Float[Tensor, "*sample"]:
+    """Return cos(m, tanh(c (c . m) / (c . c))), at least 0: the squashed projection lies on the side of m."""
+    along = (m @ condition) / condition.square().sum().clamp(min=torch.finfo(m.dtype).tiny)
+    return cosine_similarity(m, torch.tanh(along.unsqueeze(-1) * condition), dim=-1)
+
+
+class _Condition(NamedTuple):
+    """What is found on labelled samples; `answers` is what `held_out_accuracy` asks of a boundary."""
+
+    direction: np.ndarray
+    threshold: float
+    above: bool
+
+    @classmethod
+    def of(cls, data: Labelled) -> "_Condition":
+        sets = [data.x[data.y == label] for label in (1, 0)]
+        spread = [(x - x.mean(0)) / np.sqrt(len(x)) for x in sets]
+        rows = np.concatenate([*spread, (sets[0].mean(0) - sets[1].mean(0))[None]])
+        direction = np.linalg.svd(rows, full_matrices=False)[2][0]
+        values = similarity(torch.from_numpy(data.x), torch.from_numpy(direction)).numpy()
+        return cls(direction, *best_cut(values, data.y))
+
+    def answers(self, x: np.ndarray) -> np.ndarray:
+        values = similarity(torch.from_numpy(x), torch.from_numpy(self.direction)).numpy()
+        return ((values > self.threshold) == self.above).astype(int)
+
+
+def best_cut(values: np.ndarray, labels: np.ndarray) -> tuple[float, bool]:
+    """Return the threshold of best balanced accuracy, half-way between two values, and whether 1 lies above it."""
+    order = np.argsort(values, kind="stable")
+    ranked, ones = values[order], labels[order]
+    before = np.cumsum(ones) / max(1, ones.sum()), np.cumsum(1 - ones) / max(1, (1 - ones).sum())
+    gain = np.where(np.diff(ranked) > 0, (before[1] - before[0])[:-1], 0.0)
+    place = int(np.argmax(np.abs(gain)))
+    return float((ranked[place] + ranked[place + 1]) / 2), bool(gain[place] >= 0)

@@ -1,0 +1,79 @@
+"""MERA: where a probe is surer than alpha that the behaviour is there, the closed-form step back to that certainty.
+
+    h(t) = max(0, w . t + b - logit(alpha)) / reach,     reach = w . (mean_S - mean_T)
+
+w and b are a logistic regression of source against control (`dsas.separation`). A transform that moves the log-odds by
+-reach, as the difference of the means does, lands at strength 1 exactly on the boundary p = alpha, and a token below
+it is not touched. Along w itself, T(t) = t - reach w / |w|^2, this is the least step that reaches the boundary, which
+is the method of the paper; here any transform may take it.
+
+Source: MERA (arXiv 2510.13290, section 3). Left out: choosing alpha by calibration (0.5 unless given); a linear probe
+of the error's size instead of its probability.
+"""
+
+import math
+from functools import partial
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.fitted import Facts
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.separation import Labelled, held_out_accuracy, separate
+from dsas.step import Step
+
+
+@final
+class Mera(Regulator):
+    """How far a token lies beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
+
+    name: ClassVar[str] = "mera"
+    facts: ClassVar[Facts] = Facts(
+        formula="max(0, w . t + b - logit(alpha)) / (w . (mean_S - mean_T))",
+        paper="MERA, arXiv 2510.13290",
+        left_out="calibrating alpha",
+        flops="2 d",
+    )
+    theta: Tensor
+    bias: Tensor
+
+    def __init__(self, theta: Float[Tensor, " dim"], bias: Float[Tensor, ""]) -> None:
+        """Keep the plane, scaled so that the transform moves theta . t by -1."""
+        super().__init__()
+        self.keep(theta=theta, bias=bias)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+        *,
+        alpha: float = 0.5,
+        components: int = 5,
+        seed: int = 0,
+    ) -> FittedRegulator:
+        """Return the regulator and the probe's balanced accuracy over stratified folds.
+
+        alpha: certainty in (0, 1) above which to steer. components: as in `Logistic`. Where the target lies no farther
+        from the source's side than the source, no step leads back: the regulator is 0 and its accuracy 0.
+        Raises OptionError outside these ranges.
+        """
+        if not 0 < alpha < 1 or components < 1:
+            raise OptionError(f"alpha must lie between 0 and 1 and components be >= 1, got {alpha} and {components}")
+        data, draw = Labelled.of(source, control), partial(separate, components=components, seed=seed)
+        probe = draw(data)
+        reach = float(probe.theta @ (source.double().mean(0) - target.double().mean(0)).numpy())
+        if reach <= 0:
+            return FittedRegulator(cls(torch.zeros(data.x.shape[1]), torch.tensor(0.0)), accuracy=0.0)
+        beyond = probe.bias - math.log(alpha / (1 - alpha))
+        theta = torch.from_numpy(probe.theta / reach).float()
+        regulator = cls(theta, torch.tensor(beyond / reach, dtype=torch.float32))
+        return FittedRegulator(regulator, held_out_accuracy(data, draw, seed=seed))
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+        """Return max(0, theta . t + bias), computed in float32."""
+        return torch.relu(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)

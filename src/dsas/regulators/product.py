@@ -1,0 +1,57 @@
+"""Product: h(t) = h_1(t) h_2(t) ...: steer only where every factor says so.
+
+    regulator="logistic*posterior"                   by name, each factor fitted on its own
+    dsas.Product([logistic, dsas.Schedule("generated")])   from regulators at hand
+
+Source: GAPS (arXiv 2609.01878) multiplies a gate per neuron with that of DSAS. Left out: sums and other combinations.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import mul
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsas.errors import OptionError
+from dsas.fitted import Facts
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.step import Step
+
+
+@final
+class Product(Regulator):
+    """The product of two or more regulators; one value a neuron as soon as one factor has that."""
+
+    name: ClassVar[str] = "product"
+    facts: ClassVar[Facts] = Facts(
+        formula="h1(t) h2(t) ...", paper="GAPS, arXiv 2609.01878", left_out="sums", flops="those of the factors"
+    )
+    factors: nn.ModuleList
+
+    def __init__(self, factors: Sequence[Regulator]) -> None:
+        """Keep the factors. Raises OptionError for fewer than two."""
+        super().__init__()
+        if len(factors) < 2:
+            raise OptionError(f"a product needs at least two regulators, got {len(factors)}")
+        self.keep(factors=list(factors))
+        self.reads_step = any(factor.reads_step for factor in factors)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+        *,
+        of: Sequence[type[Regulator]] = (),
+    ) -> FittedRegulator:
+        """Fit each class in `of`, two or more; the accuracy is the least that a factor has."""
+        fitted = [kind.fit(source, control, target) for kind in of]
+        known = [one.accuracy for one in fitted if one.accuracy is not None]
+        return FittedRegulator(cls([one.regulator for one in fitted]), min(known) if known else None)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:
+        """Return the product of the factors' values."""
+        return reduce(mul, (factor(t, step) for factor in self.factors))

@@ -1,0 +1,73 @@
+"""Schedule: h(t) = 1 for the tokens at some places of the row, 0 for all others.
+
+A place is counted from the row's first real token, or, for the part "generated", from the first token after the prompt.
+
+Source: windows over positions as in CAA (arXiv 2312.06681, which steers after the prompt) and in prompt-only steering.
+Left out: ramps, denoising steps.
+"""
+
+from typing import ClassVar, Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.fitted import Facts
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.step import Step
+
+Part = Literal["all", "prompt", "generated"]
+
+
+@final
+class Schedule(Regulator):
+    """Steers tokens start to stop (not included; None is the end) of one part of the row."""
+
+    name: ClassVar[str] = "schedule"
+    facts: ClassVar[Facts] = Facts(
+        formula="1 where start <= place < stop in the prompt, the generated tokens, or all, else 0",
+        paper="CAA, arXiv 2312.06681",
+        left_out="ramps",
+        flops="0",
+    )
+    reads_step = True
+    part: Part
+    start: int
+    stop: int | None
+
+    def __init__(self, part: Part = "generated", start: int = 0, stop: int | None = None) -> None:
+        """Keep the window. Raises OptionError unless 0 <= start < stop and the part is one there is."""
+        super().__init__()
+        if part not in ("all", "prompt", "generated") or start < 0 or (stop is not None and stop <= start):
+            raise OptionError(
+                "a schedule needs part 'all', 'prompt' or 'generated' and 0 <= start < stop, "
+                f"got {part!r}, {start}, {stop}"
+            )
+        self.keep(part=part, start=start, stop=stop)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+        *,
+        part: Part = "generated",
+        start: int = 0,
+        stop: int | None = None,
+    ) -> FittedRegulator:
+        """Return the schedule; nothing is learned, so there is no accuracy."""
+        return FittedRegulator(cls(part, start, stop), accuracy=None)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+        """Return 1 inside the window and 0 outside."""
+        place, inside = step.positions, step.real
+        if self.part == "prompt":
+            inside = inside & step.prompt
+        elif self.part == "generated":
+            inside = inside & ~step.prompt
+            place = place - step.prompt_lengths.unsqueeze(-1)
+        inside = inside & (place >= self.start)
+        if self.stop is not None:
+            inside = inside & (place < self.stop)
+        return inside.to(t.device).float().unsqueeze(-1)

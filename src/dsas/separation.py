@@ -1,0 +1,105 @@
+"""Separation: the linear boundary between two sets of vectors, and how well it holds on vectors it was not drawn from.
+
+    log-odds(t) = theta . t + bias
+
+A PCA to r components (no whitening; one common scale, so that the penalty means the same at every site and model),
+then L2 logistic regression with balanced classes, both folded into one vector. With PCA mean mu, components
+P (dim, r), common scale s and logistic weights v, c:
+
+    theta = P v / s,    bias = c - theta . mu
+
+Source: DSAS (arXiv 2512.03661, section 3.2). Left out: boundaries that are not linear.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dsas.errors import OptionError
+
+ALL_COMPONENTS = 10**9
+
+
+class Boundary(NamedTuple):
+    """The boundary theta . t + bias = 0 in the space of the activations; `theta` (dim,), float64."""
+
+    theta: Float[np.ndarray, " dim"]
+    bias: float
+
+    def answers(self, x: Float[np.ndarray, "sample dim"]) -> Int[np.ndarray, " sample"]:
+        """Return 1 for each sample on the side of the first set, 0 for the others."""
+        return (x @ self.theta + self.bias > 0).astype(int)
+
+
+class Labelled(NamedTuple):
+    """Two sets of vectors in one: `x` (sample, dim) float64, `y` 1 for the first set and 0 for the second."""
+
+    x: Float[np.ndarray, "sample dim"]
+    y: Int[np.ndarray, " sample"]
+
+    @classmethod
+    def of(cls, first: Float[Tensor, "sample dim"], second: Float[Tensor, "sample2 dim"]) -> "Labelled":
+        """Put two sets together."""
+        x = torch.cat([first, second]).double().numpy()
+        return cls(x, np.repeat([1, 0], [len(first), len(second)]))
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """What tells two sets apart, such as a `Boundary`."""
+
+    def answers(self, x: Float[np.ndarray, "sample dim"]) -> Int[np.ndarray, " sample"]:
+        """Return 1 for each sample that it takes for one of the first set, 0 for the others."""
+        ...
+
+
+Draw = Callable[[Labelled], Answers]
+
+
+def separate(data: Labelled, *, components: int, inverse_penalty: float = 1.0, seed: int = 0) -> Boundary:
+    """Return the boundary that PCA and logistic regression draw; more `components` than there can be means no PCA.
+
+    inverse_penalty: sklearn's C, > 0. seed: of the randomised PCA.
+    """
+    from sklearn.decomposition import PCA  # here, because it takes longer to import than all of dsas
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = data
+    if (x == x[0]).all():  # nothing can be told apart, and a PCA would divide by zero
+        return Boundary(np.zeros(x.shape[1]), 0.0)
+    pca = PCA(min(components, *x.shape), random_state=seed).fit(x)
+    axes, variances, mean = map(np.asarray, (pca.components_, pca.explained_variance_, pca.mean_))
+    scale = float(np.sqrt(variances[0])) or 1.0
+    logistic = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)
+    logistic.fit(pca.transform(x) / scale, y)
+    weights, offset = np.asarray(logistic.coef_)[0], np.asarray(logistic.intercept_)[0]
+    theta = axes.T @ weights / scale
+    return Boundary(theta, float(offset - theta @ mean))
+
+
+def held_out_accuracy(
+    data: Labelled, draw: Draw, *, folds: int = 5, seed: int = 0, groups: Int[np.ndarray, " sample"] | None = None
+) -> float:
+    """Return the mean over stratified folds of the balanced accuracy (mean of both sets' recall), in [0, 1].
+
+    folds: 2 or more, lowered to the size of the smaller set. groups: samples of one group are never in two folds.
+    Raises OptionError for fewer than 2 folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if folds < 2:
+        raise OptionError(f"folds must be >= 2, got {folds}")
+    x, y = data
+    units = y if groups is None else np.array([y[groups == group].max() for group in np.unique(groups)])
+    count = min(folds, *np.bincount(units, minlength=2))
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splits = kind(max(2, count), shuffle=True, random_state=seed).split(x, y, groups)
+    scores = []
+    for train, test in splits:
+        right = draw(Labelled(x[train], y[train])).answers(x[test]) == y[test]
+        scores.append(np.mean([right[y[test] == label].mean() for label in (0, 1) if (y[test] == label).any()]))
+    return float(np.mean(scores))

@@ -1,0 +1,153 @@
+"""The affine family: transforms whose edit is one multiply-add per neuron, and the one path that serves them all.
+
+    T(t) - t  =  slope * t + offset      where low <= t <= high, 0 elsewhere;  all four are vectors (dim,)
+    t'        =  t + gain * (slope * t + offset)
+
+`steer` is what runs at a site: for the affine family without temporaries beyond one (two with a support), for any
+other transform t + gain * edit(t). Both give the same up to rounding, which a test holds them to.
+
+Left out: matrices (a full linear map per token costs dim times as much).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.transforms.base import Transform
+
+EVERYWHERE = float(np.finfo(np.float32).max)
+Support = tuple[float, float] | Literal["everywhere"]
+
+
+class Coefficients(NamedTuple):
+    """What makes up an affine edit; `slope` None is a pure addition, `low` and `high` None hold everywhere."""
+
+    slope: Tensor | None
+    offset: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+
+class AffineTransform(Transform, ABC):
+    """A transform T(t) = t + slope * t + offset per neuron, where the neuron's value lies in its support."""
+
+    @abstractmethod
+    def coefficients(self) -> Coefficients:
+        """Return the vectors of the edit, on the device of the transform."""
+
+    @final
+    def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Return slope * t + offset inside the support and 0 outside, in float32 or better."""
+        slope, offset, low, high = self.coefficients()
+        if slope is None:
+            return offset.expand_as(t)
+        wide = _widened(t, offset)
+        edit = torch.addcmul(offset.to(wide.dtype), wide, slope.to(wide.dtype))
+        return edit if low is None or high is None else edit.masked_fill((wide < low) | (wide > high), 0.0)
+
+
+class Translation(AffineTransform, ABC):
+    """Adds one vector (dim,), in units of the activation, to every token.
+
+    Translations add, scale and turn round exactly: `a + b`, `0.5 * a`, `-a`, each of the class of `a`.
+    """
+
+    vector: Tensor
+
+    def __init__(self, vector: Float[Tensor, " dim"]) -> None:
+        """Keep the vector that is added."""
+        super().__init__()
+        self.keep(vector=vector)
+
+    @final
+    def coefficients(self) -> Coefficients:
+        """Return the vector as a pure offset."""
+        return Coefficients(None, self.vector)
+
+    @final
+    def __add__(self, other: object) -> "Translation":
+        if not isinstance(other, Translation):
+            raise OptionError(
+                f"only additions of vectors have an exact sum, got {type(self).__name__} + {type(other).__name__}; "
+                "apply several Steerings one after another with a | b"
+            )
+        return type(self)(self.vector + other.vector)
+
+    @final
+    def __mul__(self, factor: float) -> "Translation":
+        return type(self)(factor * self.vector)
+
+    __rmul__ = __mul__
+
+    @final
+    def __neg__(self) -> "Translation":
+        return type(self)(-self.vector)
+
+
+class Transport(AffineTransform, ABC):
+    """The maps of activation transport: T(t) = slope * t + offset for each neuron, inside [low, high].
+
+    All are (dim,): slope without unit, the others in units of the activation; an end of the largest float32 number is
+    no end.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        slope: Float[Tensor, " dim"],
+        offset: Float[Tensor, " dim"],
+        low: Float[Tensor, " dim"],
+        high: Float[Tensor, " dim"],
+    ) -> None:
+        """Keep the maps and where they hold."""
+        super().__init__()
+        self.keep(slope=slope, offset=offset, low=low, high=high)
+        self._bounded = bool((low > -EVERYWHERE).any() or (high < EVERYWHERE).any())
+
+    @final
+    def coefficients(self) -> Coefficients:
+        """Return the edit's vectors: slope - 1 and offset."""
+        ends = (self.low, self.high) if self._bounded else (None, None)
+        return Coefficients(self.slope - 1, self.offset, *ends)
+
+
+def support_of(source: Float[Tensor, "sample dim"], support: Support) -> tuple[Tensor, Tensor]:
+    """Return the ends (dim,) of the percentiles `support` of every neuron, or the largest numbers for "everywhere".
+
+    Raises OptionError unless 0 <= low < high <= 100.
+    """
+    if support == "everywhere":
+        end = source.new_full(source.shape[1:], EVERYWHERE, dtype=torch.float32)
+        return -end, end
+    low, high = support
+    if not 0 <= low < high <= 100:
+        raise OptionError(f"support must be 'everywhere' or two percentiles 0 <= low < high <= 100, got {support}")
+    ends = np.percentile(source.double().numpy(), [low, high], axis=0)
+    return torch.from_numpy(ends[0]).float(), torch.from_numpy(ends[1]).float()
+
+
+def steer(
+    t: Float[Tensor, "batch token dim"], gain: Float[Tensor, "batch token gain"], transform: Transform
+) -> Float[Tensor, "batch token dim"]:
+    """Return t + gain * (T(t) - t) in the dtype of `t`, computed in float32 or better.
+
+    gain: strength x weight x regulator, one number a token or one a neuron.
+    """
+    edit = transform.edit(t)
+    if not isinstance(transform, AffineTransform):
+        return (t + gain * edit).to(t.dtype)
+    wide = _widened(t, edit)
+    return torch.addcmul(wide, gain.to(wide.dtype), edit.to(wide.dtype)).to(t.dtype)
+
+
+def _widened(t: Tensor, other: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, other.dtype))

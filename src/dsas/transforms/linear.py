@@ -1,0 +1,58 @@
+"""Linear transport: T(t) = w t + b for each neuron, the straight line nearest to the optimal transport of the samples.
+
+In one dimension optimal transport pairs the k-th smallest of the source with the k-th smallest of the target. With both
+sorted, w is the least-squares slope of those pairs about their means and b = mean_T - w mean_S.
+
+Source: Linear-AcT (arXiv 2410.23054, section 3, equation 7). Left out: covariances between neurons; weights on samples.
+"""
+
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.fitted import Facts
+from dsas.transforms.affine import Support, Transport, support_of
+
+
+@final
+class LinearTransport(Transport):
+    """Maps every neuron by the straight line that fits its sorted samples best."""
+
+    name: ClassVar[str] = "linear-act"
+    facts: ClassVar[Facts] = Facts(
+        formula="w t + b, least squares on sorted samples, per neuron inside the support",
+        paper="Linear-AcT, arXiv 2410.23054",
+        left_out="covariances between neurons",
+        flops="3 d",
+    )
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        target: Float[Tensor, "sample2 dim"],
+        *,
+        support: Support = (0.0, 100.0),
+        seed: int = 0,
+    ) -> "LinearTransport":
+        """Return the map, computed in float64; of the larger set as many samples are drawn as the smaller one has.
+
+        support: percentiles (low, high) of the source, or "everywhere". seed: of the draw. A neuron that is constant in
+        the source is moved by the difference of its means.
+        """
+        count = min(len(source), len(target))
+        s, t = (_drawn(x, count, seed).double().sort(0).values for x in (source, target))
+        from_mean, to_mean = s.mean(0), t.mean(0)
+        centred = s - from_mean
+        spread = centred.square().sum(0)
+        slope = torch.where(spread > 0, (centred * (t - to_mean)).sum(0) / spread, 1.0)
+        offset = to_mean - slope * from_mean
+        return cls(slope.float(), offset.float(), *support_of(source, support))
+
+
+def _drawn(x: Tensor, count: int, seed: int) -> Tensor:
+    if len(x) == count:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]]
