@@ -1,9 +1,14 @@
-"""What the tests steer with: hand-made Steerings of known vectors, and where a model's hooks are."""
+"""What the tests steer with: hand-made Steerings of known vectors, golden numbers, and where a model's hooks are."""
 
 import inspect
+import json
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -84,3 +89,60 @@ class Position(dsas.Regulator):
 
     def forward(self, t: Tensor, step: Step) -> Tensor:
         return (1 + step.positions).unsqueeze(-1).float()
+
+
+@cache
+def golden() -> dict[str, Any]:
+    """Return the golden numbers that tests/golden/make_methods.py has made; nobody may change them."""
+    return json.loads((Path(__file__).parent / "golden" / "methods.json").read_text())
+
+
+def golden_sets(*names: str) -> list[Tensor]:
+    """Return golden inputs, of source, control, target and tokens; float32 holds them exactly."""
+    return [torch.tensor(golden()["inputs"][name]) for name in names]
+
+
+def check_golden_transform(method: type[dsas.Transform], label: str, *, tolerance: float = 1e-5) -> None:
+    """Require that a transform fitted on the golden sets has the numbers and edits that the reference gives.
+
+    tolerance: relative; 1e-2 where scikit-learn's logistic regression is in it, which stops early by default.
+    """
+    source, target, tokens = golden_sets("source", "target", "tokens")
+    case = golden()["transforms"][label]
+    fitted = method.fit(source, target, **_options(case))
+    for name, expected in case["fitted"].items():
+        close_to(fitted.get_buffer(name), expected, name, tolerance)
+    close_to(fitted.edit(tokens), case["edit"], "edit", tolerance)
+
+
+def check_golden_regulator(
+    method: type[dsas.Regulator], label: str, step: Step | None = None, *, tolerance: float = 1e-5, **options: Any
+) -> dsas.Regulator:
+    """Require that a regulator fitted on the golden sets has the numbers, values and accuracy of the reference.
+
+    step: of the tokens, if not all are real. options: of the fit, besides those of the case.
+    """
+    source, control, target, tokens = golden_sets("source", "control", "target", "tokens")
+    case = golden()["regulators"][label]
+    regulator, accuracy = method.fit(source, control, target, **_options(case), **options)
+    for name, expected in case["fitted"].items():
+        if name != "projector":
+            close_to(torch.as_tensor(getattr(regulator, name)), expected, name, tolerance)
+    close_to(regulator(tokens, step or Step(*tokens.shape[:2])), case["values"], "values", tolerance)
+    assert accuracy == (case["accuracy"] if case["accuracy"] is None else pytest.approx(case["accuracy"], abs=1e-6))
+    return regulator
+
+
+def close_to(got: Tensor, expected: Any, what: str, tolerance: float = 1e-5) -> None:
+    """Require the same shape, and the same values up to `tolerance` of the largest."""
+    wanted = np.asarray(expected, dtype=np.float64)
+    assert tuple(got.shape) == wanted.shape, what
+    np.testing.assert_allclose(
+        got.double().numpy(), wanted, rtol=0, atol=tolerance * max(1e-30, np.abs(wanted).max()), err_msg=what
+    )
+
+
+def _options(case: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in case["options"].items()
+    }

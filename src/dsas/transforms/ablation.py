@@ -55,5 +55,6 @@ class Ablation(Transform):
 
     def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Return (level - t . u) u."""
-        along = t.to(torch.promote_types(t.dtype, self.direction.dtype)) @ self.direction
-        return (self.level - along).unsqueeze(-1) * self.direction
+        wide = t.to(torch.promote_types(t.dtype, self.direction.dtype))
+        direction = self.direction.to(wide.dtype)
+        return (self.level - wide @ direction).unsqueeze(-1) * direction

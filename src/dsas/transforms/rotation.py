@@ -59,13 +59,17 @@ class Rotation(Transform):
             raise OptionError("a rotation needs two means that are not zero; use another transform at this site")
         first = normalize(s, dim=0)
         across = t - (t @ first) * first
+        if across.norm() <= 1e-9 * t.norm():  # means on one line: what is left is rounding, so any plane through it
+            axis = torch.eye(len(first), dtype=first.dtype)[first.abs().argmin()]
+            across = axis - (axis @ first) * first
         second = normalize(across, dim=0)
-        angle = torch.atan2(across @ second, t @ first)
+        angle = torch.atan2(t @ second, t @ first)
         return cls(first.float(), second.float(), (turns * angle).float())
 
     def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Return the chord from t to the turned t."""
         wide = t.to(torch.promote_types(t.dtype, self.first.dtype))
-        p, q = (wide @ self.first).unsqueeze(-1), (wide @ self.second).unsqueeze(-1)
+        first, second = self.first.to(wide.dtype), self.second.to(wide.dtype)
+        p, q = (wide @ first).unsqueeze(-1), (wide @ second).unsqueeze(-1)
         shrink, sine = torch.cos(self.angle) - 1, torch.sin(self.angle)
-        return (shrink * p - sine * q) * self.first + (shrink * q + sine * p) * self.second
+        return (shrink * p - sine * q) * first + (shrink * q + sine * p) * second
