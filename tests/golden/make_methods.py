@@ -216,22 +216,32 @@ def cosine(m: Array, c: Array) -> float:
 
 def casts(source: Array, control: Array, tokens: Array) -> dict[str, Any]:
     """One decision a row, from the mean of the prompt's tokens so far but the first."""
-    c = first_direction_of_differences(source, control)
-    ones, zeros = (np.array([cosine(m, c) for m in x]) for x in (source, control))
-    every = np.sort(np.concatenate([ones, zeros]))
-    tried = []
-    for threshold, above in product((every[:-1] + every[1:]) / 2, (True, False)):
-        score = np.mean([((ones > threshold) == above).mean(), ((zeros > threshold) != above).mean()])
-        tried.append((score, threshold, above))
-    tried.sort(reverse=True)
-    assert tried[0][0] > tried[1][0] + 1e-9, "two thresholds are equally good: choose another seed"
-    _, threshold, above = tried[0]
+
+    def cuts(x: Array, y: Array) -> tuple[Array, list[tuple[float, float, bool]]]:
+        """Return the direction, and all thresholds and sides with their accuracy, the best and then lowest first."""
+        c = first_direction_of_differences(x[y == 1], x[y == 0])
+        values = np.array([cosine(m, c) for m in x])
+        ranked = np.sort(values)
+        tried = []
+        for threshold, above in product((ranked[:-1] + ranked[1:]) / 2, (True, False)):
+            said = (values > threshold) == above
+            tried.append((np.mean([said[y == 1].mean(), 1 - said[y == 0].mean()]), threshold, above))
+        return c, sorted(tried, key=lambda one: (-round(one[0], 9), one[1]))
+
+    def learn(x: Array, y: Array) -> Callable[[Array], Array]:
+        c, ((_, threshold, above), *_rest) = cuts(x, y)
+        return lambda z: np.array([(cosine(m, c) > threshold) == above for m in z]).astype(int)
+
+    x, y = labelled(source, control)
+    c, ((score, threshold, above), (next_best, *_), *_rest) = cuts(x, y)
+    assert score > next_best + 1e-9, "two thresholds are equally good: choose another seed"
     values = np.zeros((*tokens.shape[:2], 1))
     for row, token in product(range(len(tokens)), range(1, tokens.shape[1])):
         so_far = tokens[row, 1 : token + 1].mean(0)
         values[row, token] = (cosine(so_far, c) > threshold) == above
     # A direction has no sign of its own: what is compared is its projector.
-    return {"cast": ({}, {"projector": np.outer(c, c), "threshold": threshold, "above": float(above)}, values, None)}
+    fitted = {"projector": np.outer(c, c), "threshold": threshold, "above": float(above)}
+    return {"cast": ({}, fitted, values, accuracy_of(x, y, learn))}
 
 
 def posteriors(source: Array, control: Array, target: Array, tokens: Array) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from makers import check_golden_regulator
 
 import dsas
 from dsas.step import Step
@@ -16,3 +17,7 @@ def test_every_token_gets_the_value_in_float32(value: float) -> None:
 def test_fitting_gives_one_and_measures_nothing() -> None:
     fitted = dsas.Constant.fit(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2))
     assert (repr(fitted.regulator), fitted.accuracy) == ("Constant(value=1.0)", None)
+
+
+def test_the_value_is_that_of_the_reference() -> None:
+    check_golden_regulator(dsas.Constant, "constant")

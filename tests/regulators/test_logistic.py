@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from makers import check_golden_regulator
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -120,3 +121,7 @@ def test_the_same_seed_gives_the_same_regulator_and_the_global_random_state_is_n
 def test_settings_outside_their_ranges_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         fitted_on(torch.randn(4, 16), torch.randn(4, 16), **options)  # type: ignore
+
+
+def test_projection_values_and_accuracy_are_those_of_the_reference() -> None:
+    check_golden_regulator(dsas.Logistic, "logistic", tolerance=1e-2)
