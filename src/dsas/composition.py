@@ -13,12 +13,13 @@ site of both the regulators are the same.
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from dsas.applied import Applied, Rule, Strength
+from dsas.applied import Applied, PromptTokens, Rule, Strength
 from dsas.errors import DsasWarning, OptionError
 from dsas.fitted import same
 from dsas.transforms import Transform, Translation
@@ -32,7 +33,15 @@ class Steers(Protocol):
 
     rules: tuple[Rule, ...]
 
-    def apply(self, model: nn.Module, strength: Strength, *, record: bool = True, skip_sinks: bool = False) -> Applied:
+    def apply(
+        self,
+        model: nn.Module,
+        strength: Strength,
+        *,
+        record: bool = True,
+        skip_sinks: bool = False,
+        prompt_tokens: PromptTokens = None,
+    ) -> Applied:
         """Return the context manager inside which it acts."""
         ...
 
@@ -65,16 +74,18 @@ class AppliedTogether(tuple[Applied, ...]):
         return self
 
     def remove(self) -> None:
-        """Take all hooks off. Removing twice is harmless."""
-        for one in reversed(self):
-            one.remove()
+        """Take all hooks off, of the others too when one raises. Removing twice is harmless."""
+        with ExitStack() as stack:
+            for one in self:
+                stack.callback(one.remove)
 
     def __enter__(self) -> "AppliedTogether":
         return self.install()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        for one in reversed(self):
-            one.__exit__(kind, error, trace)
+        with ExitStack() as stack:
+            for one in self:
+                stack.callback(one.__exit__, kind, error, trace)
 
 
 class Composition:
@@ -96,6 +107,7 @@ class Composition:
         *,
         record: bool = True,
         skip_sinks: bool = False,
+        prompt_tokens: PromptTokens = None,
     ) -> AppliedTogether:
         """Return a context manager inside which all act on `model`; its items are the Applied of each, in order.
 
@@ -103,7 +115,7 @@ class Composition:
         arguments and errors as `Steering.apply`. Warns where two pull in opposite directions.
         """
         count = len(self.steerings)
-        each = [strength] * count if isinstance(strength, (int, float)) else list(strength)  # pyright: ignore
+        each = _each(strength, count)
         if len(each) != count:
             raise OptionError(f"expected one strength, or one for each of the {count} Steerings, got {len(each)}")
         opposed = [c for c in self.conflicts() if c.cosine is not None and c.cosine < OPPOSED_BELOW]
@@ -116,7 +128,7 @@ class Composition:
                 stacklevel=2,
             )
         return AppliedTogether(
-            steering.apply(model, one, record=record, skip_sinks=skip_sinks)
+            steering.apply(model, one, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens)
             for steering, one in zip(self.steerings, each, strict=True)
         )
 
@@ -137,6 +149,14 @@ class Composition:
 
     def __repr__(self) -> str:
         return "\n| ".join(map(repr, self.steerings))
+
+
+def _each(strength: Any, count: int) -> list[Any]:
+    """Return what came as a list, or one number of whatever kind for each; other things `Steering.apply` refuses."""
+    try:
+        return list(strength)
+    except TypeError:
+        return [strength] * count
 
 
 def compose(first: Steers | Composition, second: Steers | Composition) -> Composition:

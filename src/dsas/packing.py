@@ -1,6 +1,8 @@
 """Packing: a method as JSON and named tensors, and back; what a stored Steering holds of its transforms and regulators.
 
-    {"name": "logistic", "arguments": {...}, "parts": {"factors": [...]}}        plain arguments, and methods in methods
+    {"name": "logistic", "arguments": {...}, "parts": {"factors": [...]}}
+
+Plain arguments stand as they are; a method, or a list of methods, that is an argument is packed under "parts".
 
 Tensors go by their path, such as "3.regulator.factors.0.theta". Names are looked up in the registries, so nothing is
 imported because a file says so.
@@ -35,6 +37,8 @@ def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> dict[str, Any
         elif isinstance(value, list) and value and all(isinstance(item, Fitted) for item in value):
             parts = [pack(item, f"{path}.{key}.{number}", tensors) for number, item in enumerate(value)]
             packed.setdefault("parts", {})[key] = parts
+        elif isinstance(value, Fitted):
+            packed.setdefault("parts", {})[key] = pack(value, f"{path}.{key}", tensors)
         else:
             packed["arguments"][key] = value
     return packed
@@ -50,6 +54,9 @@ def unpack(
     own = {key.removeprefix(f"{path}."): value for key, value in tensors.items() if key.startswith(f"{path}.")}
     arguments = {**packed["arguments"], **{key: value for key, value in own.items() if "." not in key}}
     for key, parts in packed.get("parts", {}).items():
+        if isinstance(parts, dict):
+            arguments[key] = unpack(registry, parts, f"{path}.{key}", tensors)
+            continue
         every = enumerate(parts)
         arguments[key] = [unpack(registry, part, f"{path}.{key}.{number}", tensors) for number, part in every]
     if set(arguments) != set(inspect.signature(kind).parameters):
