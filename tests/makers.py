@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,6 +62,18 @@ def hooks_on(model: nn.Module) -> int:
 def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of dsas without the run-time type checks of the tests, as users have it."""
     return inspect.unwrap(function)
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, points: dict[str, list[str]]) -> None:
+    """Let packages seem to declare these entry points, "module:Class" by group, until the end of the test."""
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint(value, value, group) for value in points.get(group, [])]
+
+    for registry in (dsas.TRANSFORMS, dsas.REGULATORS):
+        monkeypatch.setattr(registry, "_known", dict(registry))
+        monkeypatch.setattr(registry, "_complete", False)
+    monkeypatch.setattr("dsas.registry.entry_points", entry_points)
 
 
 class Idle(nn.Module):

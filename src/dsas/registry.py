@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, final
 
-from dsas.errors import DsasWarning, OptionError
+from dsas.errors import DsasWarning
 from dsas.fitted import Fitted
 
 Method = TypeVar("Method", bound=Fitted)
@@ -47,15 +47,19 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
         if self._complete:
             return
         self._complete = True
+        problems = []
         for entry in entry_points(group=self._group):
             try:
-                self._add(entry.load())
+                method = entry.load()
+                right = isinstance(method, type) and issubclass(method, self._kind)
+                problem = None if right else f"it is no subclass of dsas.{self._kind.__name__}"
+                if right and method.name in self._known:
+                    problem = f"the name {method.name!r} is taken by {self._known[method.name].__name__}"
             except Exception as error:  # whatever a foreign package does must not keep dsas from working
-                warnings.warn(f"{entry.value} of {self._group!r} is not used: {error!r}", DsasWarning, stacklevel=3)
-
-    def _add(self, method: object) -> None:
-        if not (isinstance(method, type) and issubclass(method, self._kind)):
-            raise OptionError(f"{method!r} is no subclass of dsas.{self._kind.__name__}")
-        if method.name in self._known:
-            raise OptionError(f"the name {method.name!r} is taken by {self._known[method.name].__name__}")
-        self._known[method.name] = method
+                method, problem = None, f"{type(error).__name__}: {error}"
+            if problem is not None:
+                problems.append(f"{entry.value} of {self._group!r} is not used: {problem}")
+            else:
+                self._known[method.name] = method  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
+        for problem in problems:  # last, so that a warning that is an error keeps no other method away
+            warnings.warn(problem, DsasWarning, stacklevel=3)
