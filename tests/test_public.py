@@ -26,6 +26,7 @@ NAMES = [
     "Trace",
     "Transform",
     "__version__",
+    "explain",
     "find_sites",
     "fit",
 ]

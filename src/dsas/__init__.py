@@ -8,6 +8,7 @@ model.generate(...)
 from dsas.applied import Applied, Rule
 from dsas.collection import Reading
 from dsas.errors import DsasError, DsasWarning
+from dsas.explain import explain
 from dsas.fit import fit
 from dsas.regulators import REGULATORS, Constant, Logistic, Regulator
 from dsas.sites import Site, find_sites
@@ -33,6 +34,7 @@ __all__ = [
     "Trace",
     "Transform",
     "__version__",
+    "explain",
     "find_sites",
     "fit",
 ]

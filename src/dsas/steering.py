@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from dsas.applied import Applied, Rule, Strength, per_row
+from dsas.applied import Applied, Record, Rule, Strength, per_row
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, closest
 from dsas.fitted import Fitted
 from dsas.hooks import uncompiled
@@ -60,13 +60,14 @@ class Steering(ModelHubMixin):
             )
 
     def apply(
-        self, model: nn.Module, strength: Strength = 1.0, *, record: bool = True, skip_sinks: bool = False
+        self, model: nn.Module, strength: Strength = 1.0, *, record: Record = True, skip_sinks: bool = False
     ) -> Applied:
         """Return a context manager inside which `model` is steered.
 
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
         generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed.
-        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only).
+        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only); "doses"
+        keeps the regulator alone and the relative dose as well, which takes the norms of every activation.
         skip_sinks: leave the first real token of each row alone.
         Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
         """
@@ -76,7 +77,7 @@ class Steering(ModelHubMixin):
         return self._latest
 
     def install(
-        self, model: nn.Module, strength: Strength = 1.0, *, record: bool = False, skip_sinks: bool = False
+        self, model: nn.Module, strength: Strength = 1.0, *, record: Record = False, skip_sinks: bool = False
     ) -> Applied:
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
         return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
