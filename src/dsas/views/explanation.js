@@ -25,18 +25,15 @@ function unpack(packed) {
 }
 
 function visible(token) {
-  if (!token) return "∅";
   const marked = token.replace(/\n/g, "¶\n").replace(/\r/g, "␍").replace(/\t/g, "⇥\t");
-  return token.trim() ? marked : marked.replace(/ /g, "␣");
+  return token.trim() ? marked : marked.replace(/ /g, "␣") || "∅";
 }
 
 const number = (value) => value === 0 ? "0" : Math.abs(value) < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
 
 function value(text, quantity, token, site) {
-  if (quantity === "kl") return text.next ? text.next.kl[token] : 0;
-  const values = text.values[quantity], count = text.tokens.length;
-  if (!values) return 0;
-  return site < 0 ? text.means[quantity][token] : values[site * count + token];
+  if (quantity === "kl") return text.next.kl[token];
+  return site < 0 ? text.means[quantity][token] : text.values[quantity][site * text.tokens.length + token];
 }
 
 function average(text, values) {
@@ -61,15 +58,14 @@ function build(text) {
   section.append(make("h2", "", text.label), make("p", "facts", facts(text)));
   text.spans = text.tokens.map((token, i) => span(text, token, i));
   const beside = text.comparison;
-  if (beside) compare(section, text, beside);
-  else section.append(line(text.spans, "tokens"));
+  beside ? compare(section, text, beside) : section.append(line(text.spans, "tokens"));
   text.spans.forEach((element, i) => { element.tabIndex = i ? -1 : 0; });
   section.append(mapOf(text));
   $("texts").append(section);
 }
 
 function facts(text) {
-  const means = text.means.strength, mean = means.reduce((sum, one) => sum + one, 0) / Math.max(means.length, 1);
+  const means = text.means.strength, mean = means.reduce((sum, one) => sum + one, 0) / means.length;
   const asked = text.asked === null ? "" : `run at strength ${number(text.asked)}, `;
   return `${text.tokens.length} tokens, ${text.sites.length} sites, ${asked}mean applied strength ${number(mean)}`;
 }
@@ -215,10 +211,12 @@ function draw(text) {
   pen.clearRect(text.scroll.scrollLeft, 0, canvas.clientWidth, sites * height);
   pen.drawImage(pixels, from * width, 0, (to - from) * width, sites * height);
   if (!text.cell) return;
-  pen.lineWidth = 2;
-  pen.strokeStyle = getComputedStyle(document.body).getPropertyValue("--focus");
-  const { token, site } = text.cell;
-  pen.strokeRect(token * width, site < 0 ? 1 : site * height, width, site < 0 ? sites * height - 2 : height);
+  const { token, site } = text.cell, look = getComputedStyle(document.body);
+  for (const [name, wide] of [["--paper", 5], ["--focus", 2.5]]) { // two lines, so that one shows on any cell
+    pen.lineWidth = wide;
+    pen.strokeStyle = look.getPropertyValue(name).trim();
+    pen.strokeRect(token * width, site < 0 ? 1 : site * height, width, site < 0 ? sites * height - 2 : height);
+  }
 }
 
 function palette() {
@@ -251,11 +249,10 @@ function point(text, token, site) {
 
 function read(text, token, site) {
   const where = site < 0 ? `mean over ${text.sites.length} sites` : text.sites[site];
-  const parts = Object.keys(text.values).map(
-    (name) => `${NAMES[name]} ${number(value(text, name, token, site) * factorOf(name))}`);
+  const parts = Object.keys(text.values).map((name) =>
+    `${NAMES[name]} ${number(value(text, name, token, site) * factorOf(name))}`);
   if (text.next) parts.push(`KL ${number(text.next.kl[token])} nats`);
-  const best = (choices) => choices.slice(0, 5).map(
-    (one) => `${visible(one[0])} ${(100 * one[1]).toFixed(1)} %`).join(", ");
+  const best = (all) => all.slice(0, 5).map(([next, p]) => `${visible(next)} ${(100 * p).toFixed(1)} %`).join(", ");
   const rest = ` · token ${token + 1} of ${text.tokens.length} · ${where}\n${parts.join(" · ")}`;
   const next = text.next ? `\nnext, unsteered: ${best(text.next.before[token])}` +
     `\nnext, steered: ${best(text.next.after[token])}` : "";
@@ -267,7 +264,7 @@ function recolour() {
   for (const text of texts)
     text.tokens.forEach((_, i) => { view.peak = Math.max(view.peak, value(text, view.quantity, i, view.site)); });
   for (const text of texts) {
-    text.peak = (text.values[mapped()] || []).reduce((most, one) => Math.max(most, one), 0);
+    text.peak = text.values[mapped()].reduce((most, one) => Math.max(most, one), 0);
     text.spans.forEach((element, i) => element.style.setProperty(
       "--value", (value(text, view.quantity, i, view.site) / (view.peak || 1)).toFixed(4)));
   }

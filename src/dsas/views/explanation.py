@@ -40,7 +40,7 @@ _BODY = """<header><h1>{title}</h1>
 </form>
 <p id="note">The slider multiplies what was measured; it does not run the model again.</p>
 <main id="texts"></main>
-<div id="readout" role="status" aria-live="polite">Point at a token, or press Tab and the arrow keys.</div>
+<div id="readout" role="status" aria-live="polite"></div>
 """
 
 
