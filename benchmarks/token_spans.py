@@ -1,8 +1,8 @@
 """Claim: within one text, insulting tokens get several times the strength that neutral tokens get.
 
-A Steering is fitted as the demo fits it; 48 labelled sentences, half neutral and half insult, are then explained. Prints
-the mean applied strength on insults over that on neutral tokens, and the AUROC of a token's strength (mean over sites)
-for its label: pooled over all tokens, and within each text. Intervals are 95 %, by bootstrap over texts.
+A Steering is fitted as the demo fits it; 48 labelled sentences, half neutral and half insult, are then explained.
+Prints the mean applied strength on insults over that on neutral tokens, and the AUROC of a token's strength (mean over
+sites) for its label: pooled over all tokens, and within each text. Intervals are 95 %, by bootstrap over texts.
 
     python benchmarks/token_spans.py [--model smollm2|gemma3] [--out out/demo] [--strength 0.12] [--sites residual]
 """

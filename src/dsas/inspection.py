@@ -6,15 +6,16 @@
 | overlap | near duplicates across sets, held-out texts among them | cosine >= 0.8 of tf-idf over 3 to 5 letters |
 | length | sets that their length in words tells apart | AUROC of the length alone, 0.5 is none |
 | style | sets that punctuation, capitals, digits and common words tell apart | held-out balanced accuracy |
-| vocabulary | words that one set has far more often | z-score of log-odds, 4 or more |
+| vocabulary | words in a far larger share of one set | z-score of two proportions, 4 or more |
 | separability | sites that tell source from control no better than the style does | held-out accuracy a site |
 
 A behaviour has words of its own, so a vocabulary finding is for a person to read and no error by itself; length and
-style are what matched sets share. Source of the log-odds with a prior: Monroe, Colaresi and Quinn 2008, section 3.3.
+style are what matched sets share.
 
 Left out: meaning (paraphrases that share no letters), languages without spaces between words.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ MATCHED = ("source", "control")  # a target may well differ: it says where to go
 NEAR = 0.8  # cosine from which two texts are near duplicates
 LENGTH_GAP = 0.7  # AUROC of the length alone
 STYLE_GAP = 0.7  # held-out balanced accuracy of the style alone
-WORD_GAP = 4.0  # standard deviations of the log-odds
+WORD_GAP = 4.0  # standard deviations
 SHOWN = 5
 _COMMON = """the a an and or but of to in on at for with by from as that this it he she they we you i is are was were be
     been have has had do does did not no will would can could there their his her its my your our who what which
@@ -210,33 +211,33 @@ def _style(sets: dict[str, list[str]]) -> Iterator[Finding]:
 
 
 def _vocabulary(sets: dict[str, list[str]]) -> Iterator[Finding]:
-    scores = _log_odds(*(_words(sets[name]) for name in MATCHED))
+    scores = _apart(*(sets[name] for name in MATCHED))
     apart = sorted((word for word in scores if abs(scores[word]) >= WORD_GAP), key=lambda word: -abs(scores[word]))
     if apart:
         examples = tuple(f"{word}: {'source' if scores[word] > 0 else 'control'}" for word in apart[: 2 * SHOWN])
-        message = f"{len(apart)} words are far more frequent in one of source and control; are they the behaviour?"
+        message = f"{len(apart)} words are in a far larger share of source or of control; are they the behaviour?"
         yield Finding("note", "vocabulary", MATCHED, abs(scores[apart[0]]), message, examples)
 
 
-def _log_odds(one: Counter[str], other: Counter[str]) -> dict[str, float]:
-    """Return each word's z-score, > 0 where `one` has it more often; the prior is a hundredth of both counts."""
-    total, totals = one + other, (sum(one.values()), sum(other.values()))
-    prior = {word: 0.01 * count for word, count in total.items()}
-    mass = sum(prior.values())
+def _apart(one: list[str], other: list[str]) -> dict[str, float]:
+    """Return each word's z-score, > 0 where the larger share of `one` has it (two proportions, pooled variance)."""
+    holding = [Counter(word for text in texts for word in set(_words(text))) for texts in (one, other)]
+    sizes = len(one), len(other)
     scores = {}
-    for word, weight in prior.items():
-        sides = [counts[word] + weight for counts in (one, other)]
-        odds = [np.log(side / (size + mass - side)) for side, size in zip(sides, totals, strict=True)]
-        scores[word] = float((odds[0] - odds[1]) / np.sqrt(1 / sides[0] + 1 / sides[1]))
+    for word in holding[0] + holding[1]:
+        shares = [counts[word] / size for counts, size in zip(holding, sizes, strict=True)]
+        pooled = (holding[0][word] + holding[1][word]) / sum(sizes)
+        spread = math.sqrt(pooled * (1 - pooled) * (1 / sizes[0] + 1 / sizes[1]))
+        scores[word] = (shares[0] - shares[1]) / spread if spread else 0.0
     return scores
 
 
-def _words(texts: Sequence[str]) -> Counter[str]:
-    return Counter(word for text in texts for word in set(re.findall(r"[^\W_]+", text.lower())))
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
 
 
 def _folded(text: str) -> str:
-    return " ".join(re.findall(r"[^\W_]+", text.casefold())) or text.strip()
+    return " ".join(_words(text)) or text.strip()
 
 
 def _habits(text: str) -> Float[np.ndarray, " habit"]:

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 PICTURES = Path(__file__).parents[2] / "out" / "browser"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars"
-).split()
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --hide-scrollbars""".split()  # noqa: SIM905
 
 
 @pytest.fixture

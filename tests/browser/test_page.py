@@ -157,7 +157,6 @@ def test_4000_tokens_at_60_sites_stay_smooth(browser: Any, tmp_path: Path, look:
         name: statistics.median(browser.execute_async_script(measure, act))
         for name, act in (("slider", slider), ("scroll", scroll))
     }
-    print(median)
     look("explain-4000-tokens")
     assert max(median.values()) < 250, median  # ms a step; on software rendering and a busy machine
     assert complaints(browser) == []

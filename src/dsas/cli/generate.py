@@ -78,7 +78,7 @@ def generate(
     if explain and chosen is not None:
         for text in asked:
             _write(loaded, chosen.apply(loaded.model, strength), text, sampling, seed=seed, special_tokens=not chat)
-        console.print(f"coloured by applied strength, mean over sites: 0 to {strength:g}", style="dim")
+        console.print(f"coloured by applied strength, mean over sites: 0 to {strength:g}", style="dim", highlight=False)
         return
     texts = {"steered": run(chosen.apply(loaded.model, strength))} if chosen else {}
     if compare or chosen is None:
