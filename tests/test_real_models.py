@@ -44,7 +44,7 @@ def test_a_real_model_is_fitted_steered_by_the_laws_and_told_toxic_from_neutral(
 
 @pytest.mark.real
 def test_the_insulting_half_of_a_sentence_gets_three_times_the_strength_of_its_neutral_half() -> None:
-    """On the first labelled text; over all 48 the ratio is near 3 (docs/explain.md), on texts this Steering never saw."""
+    """It does on this text; over all 48 the ratio is lower (docs/explain.md says what the demo's Steering reaches)."""
     model, tokenizer = load_model(str(real_model("smollm2")))
     steering = dsas.fit(
         model,
@@ -62,7 +62,9 @@ def test_the_insulting_half_of_a_sentence_gets_three_times_the_strength_of_its_n
         insult.append(values[labels].mean())
         neutral.append(values[~labels].mean())
         areas.append(roc_auc_score(labels, values))
-    print(insult[0] / neutral[0], np.mean(insult) / np.mean(neutral), np.mean(areas))
+    assert insult[0] > 3 * neutral[0]
+    assert np.mean(insult) > 2 * np.mean(neutral)
+    assert np.mean(areas) > 0.75
 
 
 @pytest.mark.real
