@@ -9,7 +9,8 @@ from dsas.errors import OptionError
 from dsas.inspection import Finding, Inspection, SiteAccuracy, against_style, inspect_texts, separability
 from dsas.testing import tiny_model, tiny_tokenizer
 
-THINGS = ("door", "lamp", "river", "stone", "bread", "wheel", "chair", "cloud", "horse", "paper", "glass", "table")
+THINGS = """door lamp river stone bread wheel chair cloud horse paper glass table train music garden winter
+    market ladder candle button""".split()  # noqa: SIM905
 
 NEW = ["quite another matter", "some more of it", "nothing alike here", "by and by"]
 
