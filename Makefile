@@ -1,6 +1,6 @@
 # Everything a developer or CI does, by name. `make help` lists the verbs.
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-real lint types imports examples demo bench clean
+.PHONY: help venv install test test-real test-browser lint types imports examples demo bench clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 NONE_IS_FINE := || [ $$? -eq 5 ]
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 venv: $(BIN)/pip ## make .venv with the newest Python >= 3.11 found (or PYTHON=...)
 install: $(STAMP) ## install the package, its extras and the tools into .venv
@@ -26,7 +26,7 @@ $(BIN)/pip:
 # torch first and alone: the resolver then keeps the build it finds and fetches no second one.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,playground]'
 	@touch $@
 
 test: install ## run the fast tests: first those that call torch.compile, then all others under type checks
@@ -35,6 +35,9 @@ test: install ## run the fast tests: first those that call torch.compile, then a
 
 test-real: install ## run the tests with real models (slow; the models come from registry packages)
 	$(BIN)/pytest -m real $(NONE_IS_FINE)
+
+test-browser: install ## run the tests that drive a headless Chromium; pictures in out/browser
+	$(BIN)/pytest -m browser $(NONE_IS_FINE)
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .

@@ -169,7 +169,7 @@ def test_bad_input_ends_with_status_2_and_a_message_that_helps(
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("command", ["fit", "generate", "info", "demo"])
+@pytest.mark.parametrize("command", ["fit", "generate", "info", "demo", "explain", "inspect-data", "playground"])
 def test_every_command_has_help_with_an_example(run: Callable[..., Run], command: str) -> None:
     told = run(command, "--help")
     assert told.status == 0

@@ -41,6 +41,7 @@ NAMES = [
     "Trace",
     "Transform",
     "__version__",
+    "explain",
     "find_sites",
     "fit",
 ]

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
+from dsas.demo.labelled import labelled_texts
 from dsas.demo.models import real_model
 from dsas.loading import load_model
 from dsas.testing import check_steering
@@ -37,6 +40,31 @@ def test_a_real_model_is_fitted_steered_by_the_laws_and_told_toxic_from_neutral(
             model(**tokenizer(text, return_tensors="pt"))
         means.append(applied.trace().mean().mean().item())
     assert means[0] > 1.5 * means[1]
+
+
+@pytest.mark.real
+def test_the_insulting_half_of_a_sentence_gets_three_times_the_strength_of_its_neutral_half() -> None:
+    """It does on this text; over all 48 the ratio is lower (docs/explain.md says what the demo's Steering reaches)."""
+    model, tokenizer = load_model(str(real_model("smollm2")))
+    steering = dsas.fit(
+        model,
+        tokenizer,
+        source=toxic_prompts()[:96],
+        control=openwebtext_sentences()[:96],
+        target=wikipedia_sentences()[:96],
+        progress=False,
+    )
+    texts = labelled_texts()
+    trace = dsas.explain(model, tokenizer, steering, [text.text for text in texts], strength=0.1)
+    insult, neutral, areas = [], [], []
+    for text, row in zip(texts, trace.rows(), strict=True):
+        labels, values = np.array(text.labels(list(row.tokens))), np.array(row.means())
+        insult.append(values[labels].mean())
+        neutral.append(values[~labels].mean())
+        areas.append(roc_auc_score(labels, values))
+    assert insult[0] > 3 * neutral[0]
+    assert np.mean(insult) > 2 * np.mean(neutral)
+    assert np.mean(areas) > 0.75
 
 
 @pytest.mark.real

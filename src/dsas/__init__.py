@@ -9,6 +9,7 @@ from dsas.applied import Applied, Rule
 from dsas.collection import Reading
 from dsas.composition import Composition
 from dsas.errors import DsasError, DsasWarning
+from dsas.explain import explain
 from dsas.fit import fit
 from dsas.regulators import (
     REGULATORS,
@@ -72,6 +73,7 @@ __all__ = [
     "Trace",
     "Transform",
     "__version__",
+    "explain",
     "find_sites",
     "fit",
 ]

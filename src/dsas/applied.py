@@ -12,7 +12,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ from dsas.transforms import Transform, steer
 
 Strength = float | Sequence[float] | Tensor
 PromptTokens = int | Sequence[int] | Tensor | None
+Record = bool | Literal["doses"]
 Method = TypeVar("Method", bound=nn.Module)
 
 
@@ -54,7 +55,7 @@ class Applied:
         model: nn.Module,
         strength: Strength,
         *,
-        record: bool,
+        record: Record,
         skip_sinks: bool,
         prompt_tokens: PromptTokens = None,
     ) -> None:
@@ -65,6 +66,7 @@ class Applied:
         self._hooks = Hooks()
         self._reader = StepReader(model, read_prompt_tokens(prompt_tokens))
         self._recorder = Recorder([str(rule.site) for rule in self.rules]) if record else None
+        self._keep_doses = record == "doses"
         self._skip_sinks = skip_sinks
         self._fired = [False] * len(self.rules)
         self._called = False
@@ -100,14 +102,16 @@ class Applied:
         """Whether this thread has recorded anything that `trace` could return."""
         return self._recorder is not None and self._recorder.has_passes
 
-    def trace(self) -> Trace:
+    def trace(self, *, start: int = 0) -> Trace:
         """Return the strengths applied since this thread's last sequence began, per site, row and token.
 
+        start: leave out the passes before this cache position, as one does who reads along while a model generates.
         Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False.
         """
         if self._recorder is None:
             raise StateError("recording is off: apply the steering with record=True")
-        return self._recorder.trace()
+        trace = self._recorder.trace(start=start)
+        return trace._replace(strength=per_row(self.strength.detach().cpu().reshape(-1), len(trace.real)))
 
     def __enter__(self) -> "Applied":
         return self.install()
@@ -153,14 +157,16 @@ class Applied:
             with torch.autocast(t.device.type, enabled=False):
                 transform, regulator = placed.on(t.device)
                 gain = per_row(strengths, len(t)).view(-1, 1, 1).to(t.device) if shared is None else shared
-                applied = regulator(t, step) * gain
+                regulated = regulator(t, step)
+                applied = regulated * gain
                 if self._skip_sinks:
                     applied = applied.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
                 edited = steer(t, applied, transform)
             if not torch.compiler.is_compiling():
                 self._fired[number] = True
                 if self._recorder is not None:
-                    self._recorder.add(number, applied)
+                    detail = (regulated, _dose(t, applied, transform)) if self._keep_doses else ()
+                    self._recorder.add(number, applied, *detail)
             return rule.site.write(output, edited)
 
         return edit
@@ -169,6 +175,15 @@ class Applied:
         if torch.compiler.is_compiling():
             raise _unknown_positions()
         return self._reader.current(*t.shape[:2], device=t.device)
+
+
+def _dose(
+    t: Float[Tensor, "batch token dim"], applied: Float[Tensor, "batch token gain"], transform: Transform
+) -> Float[Tensor, "batch token 1"]:
+    """Return the norm of the edit over that of the activation, from the edit itself: `t` may be too coarse for it."""
+    with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
+        edit = torch.linalg.vector_norm(applied * transform.edit(t), dim=-1, keepdim=True)
+        return edit / torch.linalg.vector_norm(t.float(), dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def _unknown_positions() -> StateError:

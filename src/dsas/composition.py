@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from dsas.applied import Applied, PromptTokens, Rule, Strength
+from dsas.applied import Applied, PromptTokens, Record, Rule, Strength
 from dsas.errors import DsasWarning, OptionError
 from dsas.fitted import same
 from dsas.transforms import Transform, Translation
@@ -38,7 +38,7 @@ class Steers(Protocol):
         model: nn.Module,
         strength: Strength,
         *,
-        record: bool = True,
+        record: Record = True,
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
     ) -> Applied:
@@ -105,7 +105,7 @@ class Composition:
         model: nn.Module,
         strength: Strength | Sequence[Strength] = 1.0,
         *,
-        record: bool = True,
+        record: Record = True,
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
     ) -> AppliedTogether:

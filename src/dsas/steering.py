@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from dsas.applied import Applied, PromptTokens, Rule, Strength
+from dsas.applied import Applied, PromptTokens, Record, Rule, Strength
 from dsas.composition import Composition, compose, scaled, summed
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
 from dsas.hooks import uncompiled
@@ -66,7 +66,7 @@ class Steering(ModelHubMixin):
         model: nn.Module,
         strength: Strength = 1.0,
         *,
-        record: bool = True,
+        record: Record = True,
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
     ) -> Applied:
@@ -74,7 +74,8 @@ class Steering(ModelHubMixin):
 
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
         generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed.
-        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only).
+        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only); "doses"
+        keeps the regulator alone and the relative dose as well, which takes the norms of every activation.
         skip_sinks: leave the first real token of each row alone.
         prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask; when not
         given, the prompt is what comes before the first pass of one token over a cache, as `generate()` runs.
@@ -88,7 +89,7 @@ class Steering(ModelHubMixin):
         return self._latest
 
     def install(
-        self, model: nn.Module, strength: Strength = 1.0, *, record: bool = False, skip_sinks: bool = False
+        self, model: nn.Module, strength: Strength = 1.0, *, record: Record = False, skip_sinks: bool = False
     ) -> Applied:
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
         return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()

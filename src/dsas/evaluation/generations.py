@@ -58,12 +58,14 @@ def sample_continuations(
     sampling: Sampling = PUBLISHED,
     special_tokens: bool = True,
     progress: Callable[[int], None] | None = None,
+    streamer: Any = None,
 ) -> list[list[str]]:
     """Return for every seed the continuations of `prompts`, without the prompts, in their order.
 
     The same call gives the same texts; the random numbers of the process are left as they were.
     special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
+    streamer: what transformers' generate() calls with the tokens as they come, such as `dsas.streaming.TokenStream`.
     Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range.
     """
     _check(sampling, seeds)
@@ -74,7 +76,7 @@ def sample_continuations(
         for place, seed in enumerate(seeds):
             for number, batch in enumerate(batches(rows, sampling.batch_size, pad=fill, side="left")):
                 torch.manual_seed(1_000_003 * seed + number)
-                drawn = _draw(model, batch, sampling, fill)
+                drawn = _draw(model, batch, sampling, fill, streamer)
                 for row, text in zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True):
                     texts[place][row] = text
                 done += len(batch.rows)
@@ -119,7 +121,7 @@ class _Sharpen(LogitsProcessor):
         return pad(scores, (0, 1)).scatter(1, input_ids.masked_fill(~real, nowhere), seen)[:, :nowhere]
 
 
-def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int) -> list[list[int]]:
+def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any) -> list[list[int]]:
     """Return the new tokens of each row up to its end of text."""
     mask = batch.mask.to(model.device)
     drawing = sampling.temperature > 0
@@ -137,6 +139,7 @@ def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int) -> list[list[
         attention_mask=mask.long(),
         generation_config=config,
         logits_processor=LogitsProcessorList([_Sharpen(sampling, mask)]),
+        streamer=streamer,
     )
     ends = model.generation_config.eos_token_id
     stops = ends if isinstance(ends, list) else [ends]

@@ -1,0 +1,34 @@
+"""Demo: the end-to-end run on a real model."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsas.cli.common import AsJson, Device, app, console, hide_foreign_bars
+
+
+@app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for report, Steering and measurements.")] = Path("out/demo"),
+    model: Annotated[str, typer.Option(help="smollm2 or gemma3, taken from registry packages.")] = "smollm2",
+    prompts: Annotated[int, typer.Option(min=1, max=303, help="Held-out prompts to continue.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit, steer and measure a real language model end to end, and write a report; a second run reuses the first."""
+    from dsas.demo.report import summary, write_report
+    from dsas.demo.run import run_demo
+
+    hide_foreign_bars()
+    result = run_demo(out, model=model, device=device, prompts=prompts, seeds=seeds, progress=not as_json)
+    command = f"dsas demo --out {out} --model {model} --prompts {prompts} --seeds {seeds}"
+    write_report(out / "report.html", result, command)
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    for line in summary(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}", soft_wrap=True)

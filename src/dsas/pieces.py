@@ -1,0 +1,41 @@
+"""Pieces: the text of each token, such that all pieces of a row together are its text.
+
+A tokenizer decodes a token differently alone and in company: it may drop a space at the beginning, and a letter outside
+ASCII may take several tokens. So a token's piece is what it adds to the text of the few tokens before it. Of tokens
+that share a letter, the last gets it and the others get nothing.
+
+Source: the incremental decoding of text-generation servers (a window that slides to the last whole letter).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+_BROKEN = "\ufffd"
+
+
+class Pieces:
+    """Turns tokens into pieces, one after another."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Begin a row."""
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._whole = 0
+
+    def push(self, token: int, *, last: bool = False) -> str:
+        """Return what this token adds to the text; half a letter is held back until it is whole, or to the `last`."""
+        self._ids.append(token)
+        before, after = self._decode(self._start, self._whole), self._decode(self._start, len(self._ids))
+        if after.endswith(_BROKEN) and not last:
+            return ""
+        self._start, self._whole = self._whole, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, start: int, end: int) -> str:
+        return self._tokenizer.decode(self._ids[start:end], clean_up_tokenization_spaces=False)
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return the piece of every token of a row."""
+    row = Pieces(tokenizer)
+    return [row.push(token, last=place == len(ids) - 1) for place, token in enumerate(ids)]

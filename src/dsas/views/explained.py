@@ -1,0 +1,69 @@
+"""Explained: what steering did to one text, as plain data that every view is made from.
+
+Left out: how it was measured.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Choice(NamedTuple):
+    """One possible next token and its probability in [0, 1]."""
+
+    token: str
+    probability: float
+
+
+class NextTokens(NamedTuple):
+    """How steering changed what comes next, after each token.
+
+    kl: KL(unsteered || steered) in nats, >= 0. before, after: the likeliest next tokens, unsteered and steered.
+    """
+
+    kl: tuple[float, ...]
+    before: tuple[tuple[Choice, ...], ...]
+    after: tuple[tuple[Choice, ...], ...]
+
+
+class Comparison(NamedTuple):
+    """A steered continuation beside the unsteered one of the same prompt.
+
+    prompt_tokens: how many of the text's tokens are the prompt; the others are the steered continuation.
+    unsteered: the tokens of the other continuation. first_difference: index within the continuations of the first
+    token that differs, or that only one of them has; None when they are the same.
+    """
+
+    prompt_tokens: int
+    unsteered: tuple[str, ...]
+    first_difference: int | None
+
+
+class Explained(NamedTuple):
+    """One text: its real tokens and, by name ("strength", "regulator", "dose"), values >= 0 (site, token).
+
+    strength: the strength that was asked for; None when it is not known.
+    """
+
+    label: str
+    tokens: tuple[str, ...]
+    sites: tuple[str, ...]
+    strength: float | None
+    values: dict[str, Float[Tensor, "site token"]]
+    next_tokens: NextTokens | None = None
+    comparison: Comparison | None = None
+
+    def means(self) -> list[float]:
+        """Return the applied strength of every token, averaged over sites."""
+        return self.values["strength"].mean(0).tolist()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        plain: dict[str, Any] = {"label": self.label, "tokens": self.tokens, "asked": self.strength}
+        plain |= {name: value.tolist() for name, value in self.values.items()}
+        if self.next_tokens is not None:
+            plain["next_tokens"] = self.next_tokens._asdict()
+        if self.comparison is not None:
+            plain["comparison"] = self.comparison._asdict()
+        return plain
