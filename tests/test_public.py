@@ -24,14 +24,18 @@ NAMES = [
     "DsasWarning",
     "GaussianTransport",
     "HalfSpace",
+    "HeldOut",
     "LinearTransport",
+    "Lineas",
     "Logistic",
     "MeanTransport",
     "Mera",
+    "Optimiser",
     "Posterior",
     "PrincipalAddition",
     "Product",
     "Reading",
+    "Rectified",
     "Regulator",
     "Rotation",
     "Rule",
@@ -44,6 +48,7 @@ NAMES = [
     "explain",
     "find_sites",
     "fit",
+    "train",
 ]
 
 

@@ -20,12 +20,14 @@ from dsas.regulators import (
     Mera,
     Posterior,
     Product,
+    Rectified,
     Regulator,
     Schedule,
 )
 from dsas.sites import Site, find_sites
 from dsas.steering import Steering
 from dsas.trace import Trace
+from dsas.training import HeldOut, Optimiser, train
 from dsas.transforms import (
     TRANSFORMS,
     Ablation,
@@ -34,6 +36,7 @@ from dsas.transforms import (
     Custom,
     GaussianTransport,
     LinearTransport,
+    Lineas,
     MeanTransport,
     PrincipalAddition,
     Rotation,
@@ -56,14 +59,18 @@ __all__ = [
     "DsasWarning",
     "GaussianTransport",
     "HalfSpace",
+    "HeldOut",
     "LinearTransport",
+    "Lineas",
     "Logistic",
     "MeanTransport",
     "Mera",
+    "Optimiser",
     "Posterior",
     "PrincipalAddition",
     "Product",
     "Reading",
+    "Rectified",
     "Regulator",
     "Rotation",
     "Rule",
@@ -76,4 +83,5 @@ __all__ = [
     "explain",
     "find_sites",
     "fit",
+    "train",
 ]

@@ -9,12 +9,13 @@ from dsas.regulators.logistic import Logistic
 from dsas.regulators.mera import Mera
 from dsas.regulators.posterior import Posterior
 from dsas.regulators.product import Product
+from dsas.regulators.rectified import Rectified
 from dsas.regulators.schedule import Schedule
 
 REGULATORS: Registry[Regulator] = Registry(
     "dsas.regulators",
     Regulator,
-    (Constant, Logistic, Cast, Mera, HalfSpace, Posterior, Schedule, Product),
+    (Constant, Logistic, Rectified, Cast, Mera, HalfSpace, Posterior, Schedule, Product),
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Mera",
     "Posterior",
     "Product",
+    "Rectified",
     "Regulator",
     "Schedule",
 ]

@@ -9,6 +9,7 @@ from dsas.transforms.classifier import ClassifierAddition
 from dsas.transforms.custom import Custom
 from dsas.transforms.gaussian import GaussianTransport
 from dsas.transforms.linear import LinearTransport
+from dsas.transforms.lineas import Lineas
 from dsas.transforms.mean import MeanTransport
 from dsas.transforms.principal import PrincipalAddition
 from dsas.transforms.rotation import Rotation
@@ -23,6 +24,7 @@ TRANSFORMS: Registry[Transform] = Registry(
         MeanTransport,
         GaussianTransport,
         LinearTransport,
+        Lineas,
         Ablation,
         Rotation,
     ),
@@ -37,6 +39,7 @@ __all__ = [
     "Custom",
     "GaussianTransport",
     "LinearTransport",
+    "Lineas",
     "MeanTransport",
     "PrincipalAddition",
     "Rotation",

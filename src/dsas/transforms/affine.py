@@ -120,6 +120,29 @@ class Transport(AffineTransform, ABC):
         return Coefficients(self.slope - 1, self.offset, *ends)
 
 
+def sorted_line(
+    source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"], *, seed: int = 0
+) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
+    """Return slope and offset (dim,) of the least-squares lines through the sorted samples, computed in float64.
+
+    Of the larger set as many samples are drawn (by `seed`) as the smaller one has. A neuron that is constant in the
+    source is moved by the difference of its means.
+    """
+    count = min(len(source), len(target))
+    s, t = (_drawn(x, count, seed).double().sort(0).values for x in (source, target))
+    from_mean, to_mean = s.mean(0), t.mean(0)
+    centred = s - from_mean
+    spread = centred.square().sum(0)
+    slope = torch.where(spread > 0, (centred * (t - to_mean)).sum(0) / spread, 1.0)
+    return slope.float(), (to_mean - slope * from_mean).float()
+
+
+def _drawn(x: Tensor, count: int, seed: int) -> Tensor:
+    if len(x) == count:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]]
+
+
 def support_of(source: Float[Tensor, "sample dim"], support: Support) -> tuple[Tensor, Tensor]:
     """Return the ends (dim,) of the percentiles `support` of every neuron, or the largest numbers for "everywhere".
 

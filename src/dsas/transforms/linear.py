@@ -8,12 +8,11 @@ Source: Linear-AcT (arXiv 2410.23054, section 3, equation 7). Left out: covarian
 
 from typing import ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dsas.fitted import Facts
-from dsas.transforms.affine import Support, Transport, support_of
+from dsas.transforms.affine import Support, Transport, sorted_line, support_of
 
 
 @final
@@ -42,17 +41,4 @@ class LinearTransport(Transport):
         support: percentiles (low, high) of the source, or "everywhere". seed: of the draw. A neuron that is constant in
         the source is moved by the difference of its means.
         """
-        count = min(len(source), len(target))
-        s, t = (_drawn(x, count, seed).double().sort(0).values for x in (source, target))
-        from_mean, to_mean = s.mean(0), t.mean(0)
-        centred = s - from_mean
-        spread = centred.square().sum(0)
-        slope = torch.where(spread > 0, (centred * (t - to_mean)).sum(0) / spread, 1.0)
-        offset = to_mean - slope * from_mean
-        return cls(slope.float(), offset.float(), *support_of(source, support))
-
-
-def _drawn(x: Tensor, count: int, seed: int) -> Tensor:
-    if len(x) == count:
-        return x
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]]
+        return cls(*sorted_line(source, target, seed=seed), *support_of(source, support))

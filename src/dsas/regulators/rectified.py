@@ -1,0 +1,71 @@
+"""Rectified: h(t) = max(0, theta . t + b), exactly 0 off the concept and growing on it; the ReLU gate of E2E-DSAS.
+
+    fit:  theta, b = (theta', b') / scale,    scale = mean over source of max(0, theta' . t + b')
+
+theta' and b' are the logistic boundary between source and control (`dsas.separation`); dividing by the scale makes the
+mean value on the pooled source 1. So this closed form is alive where it has to be: a rectifier with theta = 0 and
+b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.train(gate="relu")` starts from it.
+
+Source: E2E-DSAS (arXiv 2512.03661, section on end-to-end training). Left out: leaky rectifiers.
+"""
+
+from functools import partial
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.fitted import Facts
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.separation import Labelled, held_out_accuracy, separate
+from dsas.step import Step
+
+
+@final
+class Rectified(Regulator):
+    """How far a token lies beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
+
+    name: ClassVar[str] = "rectified"
+    facts: ClassVar[Facts] = Facts(
+        formula="max(0, theta . t + b), mean 1 on the source", paper="E2E-DSAS, arXiv 2512.03661",
+        left_out="leaky rectifiers", flops="2 d",
+    )  # fmt: skip
+    theta: Tensor
+    bias: Tensor
+
+    def __init__(self, theta: Float[Tensor, " dim"], bias: Float[Tensor, ""]) -> None:
+        """Keep the plane."""
+        super().__init__()
+        self.keep(theta=theta, bias=bias)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+        *,
+        components: int = 5,
+        seed: int = 0,
+    ) -> FittedRegulator:
+        """Return the regulator and the boundary's balanced accuracy over stratified folds; target is not looked at.
+
+        components: as in `Logistic`, >= 1. Where no source text lies beyond the boundary, the value is 1/2 everywhere,
+        which is alive. Raises OptionError for fewer components.
+        """
+        if components < 1:
+            raise OptionError(f"components must be >= 1, got {components}")
+        data, draw = Labelled.of(source, control), partial(separate, components=components, seed=seed)
+        boundary = draw(data)
+        scale = float((data.x[data.y == 1] @ boundary.theta + boundary.bias).clip(min=0).mean())
+        accuracy = held_out_accuracy(data, draw, seed=seed)
+        if scale <= 0:
+            return FittedRegulator(cls(torch.zeros(data.x.shape[1]), torch.tensor(0.5)), accuracy)
+        theta = torch.from_numpy(boundary.theta / scale).float()
+        return FittedRegulator(cls(theta, torch.tensor(boundary.bias / scale, dtype=torch.float32)), accuracy)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+        """Return max(0, theta . t + bias), computed in float32."""
+        return torch.relu(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)

@@ -1,0 +1,12 @@
+"""Training: how and when learned together, by gradients through the whole model; LinEAS and E2E-DSAS.
+
+objectives  what is made small, as functions of tensors      learning  rules that can be learned, and their starts
+proximal    the step that makes maps sparse                  trainer   gradients, steps and looks, for any model
+passes      steered passes through a frozen model            loop      progress, log, resume, early stopping
+records     log lines and states on disk                     language  `dsas.train`, for language models
+"""
+
+from dsas.training.language import train
+from dsas.training.trainer import HeldOut, Optimiser
+
+__all__ = ["HeldOut", "Optimiser", "train"]

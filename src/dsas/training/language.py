@@ -1,0 +1,298 @@
+"""Language models: texts in, a learned Steering out; the end of training that knows tokenizers.
+
+    lineas     T(t) = w t + b at every site, on every token; loss: transport from source to target
+    e2e-dsas   the same, and with it a regulator h at every site; loss: transport + gamma * control
+
+Source: LinEAS (arXiv 2503.10679) and E2E-DSAS (arXiv 2512.03661). Left out: learning one site after another.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from dsas.activations import on_device, pooler
+from dsas.applied import Rule
+from dsas.collection import Reading, collect, inputs_of, read_batches
+from dsas.errors import DsasWarning, OptionError, TextsError
+from dsas.hooks import uncompiled
+from dsas.identity import ModelIdentity
+from dsas.methods import regulator_fit
+from dsas.regulators import Constant, FittedRegulator
+from dsas.sites import Site, SitePatterns, find_sites
+from dsas.steering import Steering
+from dsas.text import Batch, check_texts
+from dsas.training.learning import GATES, Gate, device_of, identity_rule, learnable, scratch, settled, support
+from dsas.training.loop import Learned, learn
+from dsas.training.passes import Work
+from dsas.training.records import Log
+from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
+
+Name = Literal["lineas", "e2e-dsas"]
+Start = Literal["fitted", "scratch"] | Steering
+
+
+def train(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    source: Sequence[str],
+    target: Sequence[str],
+    control: Sequence[str] = (),
+    objective: Name = "lineas",
+    gate: Gate = "sigmoid",
+    gamma: float = 1.0,
+    sparsity: float = 0.0,
+    steps: int = 100,
+    start: Start = "fitted",
+    regulator: str = "constant",
+    threshold: float = 0.75,
+    sites: SitePatterns = "norm",
+    optimiser: Optimiser = Optimiser(),
+    held_out: HeldOut = HeldOut(),
+    reading: Reading = Reading(batch_size=32),
+    checkpointing: bool = False,
+    checkpoint: str | Path | None = None,
+    tensorboard: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Steering:
+    """Learn a Steering for `model` by gradients through it; the model's weights neither change nor get gradients.
+
+    source, target, control: as in `dsas.fit`, at least 4 texts each; control may be left out where nothing reads it.
+    objective: "lineas" learns the transforms, at work on every token; "e2e-dsas" also a regulator at every site, of the
+    form `gate`: "sigmoid", or "relu", which is exactly 0 off the concept.
+    gamma: weight >= 0 of the control term of e2e-dsas; the transport term is a sum over source texts.
+    sparsity: weight >= 0 of the sparse group lasso on the transforms; 0 is dense. steps: of the full batch.
+    start: where e2e-dsas's regulators start: "fitted" in closed form or "scratch" (1/2 everywhere); the transforms
+    start at the identity. Or a Steering of `lineas` transforms to go on from: its sites and, for "lineas", its
+    regulators stay as they are.
+    regulator: with "lineas", a regulator (see `dsas.fit`) fitted in closed form and put before the learned transforms,
+    where its accuracy is at least `threshold`; the transforms are learned without it.
+    reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is.
+    checkpointing: compute activations again in the backward pass instead of keeping them.
+    checkpoint: folder for log.csv, log.jsonl and the state to resume from. tensorboard: write events there too.
+    seed: of the split into learned-from and held-out texts. Ctrl-C ends training and keeps the best so far.
+    Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError.
+    """
+    options = _Options(objective, gate, gamma, sparsity, steps, start, regulator, threshold, optimiser, held_out, seed)
+    options.check()
+    model = uncompiled(model)
+    texts = _texts(source, target, control, needed=objective == "e2e-dsas" or regulator != "constant")
+    if isinstance(start, Steering):
+        start.model.compare(model)
+    found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else find_sites(model, sites)
+    folder = Path(checkpoint) if checkpoint is not None else None
+    run = _Run(model, tokenizer, found, reading, folder, progress)
+    split = _split(texts, held_out.share, seed)
+    pooled = {name: run.collect(split[name]) for name in ("source", "control", "target") if split[name]}
+    rules = options.start_rules(run, pooled)
+    if tensorboard and folder is None:
+        raise OptionError("tensorboard writes into the checkpoint folder: give checkpoint as well")
+    log = Log(folder, tensorboard=tensorboard)
+    learned = _learn(run, rules, split, options.plan(), (pooled["target"], checkpointing, options.id(run, texts), log))
+    _warn(learned, rules)
+    rules = options.finish(settled(rules, learned.values), pooled)
+    return Steering(rules, ModelIdentity.of(model), options.said(rules, learned, split, reading))
+
+
+class _Run(NamedTuple):
+    """What is read, and how."""
+
+    model: nn.Module
+    tokenizer: Any
+    sites: list[Site]
+    reading: Reading
+    folder: Path | None
+    progress: bool
+
+    def collect(self, texts: list[str]) -> dict[Site, Tensor]:
+        return collect(
+            self.model, self.tokenizer, texts, self.sites,
+            reading=self.reading, checkpoint=self.folder, progress=self.progress,
+        )  # fmt: skip
+
+    def batches(self, texts: list[str]) -> list[Batch]:
+        return read_batches(self.tokenizer, texts, self.reading) if texts else []
+
+
+class _Options(NamedTuple):
+    """What `train` was asked for besides model and texts."""
+
+    objective: Name
+    gate: Gate
+    gamma: float
+    sparsity: float
+    steps: int
+    start: Start
+    regulator: str
+    threshold: float
+    optimiser: Optimiser
+    held_out: HeldOut
+    seed: int
+
+    @property
+    def together(self) -> bool:
+        return self.objective == "e2e-dsas"
+
+    def check(self) -> None:
+        if self.objective not in get_args(Name) or self.gate not in GATES:
+            raise OptionError(
+                f"objective must be one of {get_args(Name)} and gate one of {tuple(GATES)}, got {self.objective!r} and "
+                f"{self.gate!r}"
+            )
+        if not (self.gamma >= 0 and self.sparsity >= 0 and self.steps >= 1 and 0 <= self.threshold <= 1):
+            raise OptionError(
+                f"expected gamma >= 0, sparsity >= 0, steps >= 1 and threshold from 0 to 1, got {self.gamma}, "
+                f"{self.sparsity}, {self.steps} and {self.threshold}"
+            )
+        if not isinstance(self.start, Steering) and self.start not in ("fitted", "scratch"):
+            raise OptionError(f"start must be 'fitted', 'scratch' or a Steering, got {self.start!r}")
+        if self.regulator != "constant" and (self.together or isinstance(self.start, Steering)):
+            raise OptionError(
+                f"regulator={self.regulator!r} is put before transforms that 'lineas' learned from the identity; "
+                "e2e-dsas learns its own (gate), and a Steering to start from has its own"
+            )
+        regulator_fit(self.regulator)
+        self.optimiser.check()
+        self.held_out.check()
+
+    def plan(self) -> Plan:
+        wanted = Objective(self.gamma if self.together else 0.0, self.sparsity)
+        return Plan(wanted, self.steps, self.optimiser, self.held_out)
+
+    def start_rules(self, run: _Run, pooled: dict[str, dict[Site, Tensor]]) -> list[Rule]:
+        """Return the rules that training starts from, ready to be learned."""
+        if isinstance(self.start, Steering):
+            rules = [rule for rule in self.start.rules if rule.weight > 0]
+        else:
+            rules = [self._start(site, *(pooled[name][site] for name in pooled)) for site in run.sites]
+        return [learnable(rule, device_of(run.model, rule.site.path), regulator=self.together) for rule in rules]
+
+    def _start(self, site: Site, source: Tensor, *others: Tensor) -> Rule:
+        dim = source.shape[1]
+        rule = identity_rule(Rule(site, Constant(), Constant()), dim)  # pyright: ignore[reportArgumentType]
+        if not self.together:
+            return rule
+        if self.start == "scratch":
+            return rule._replace(regulator=scratch(self.gate, dim))
+        with threadpool_limits(1, user_api="blas"):
+            return rule._replace(regulator=GATES[self.gate].fit(source, *others).regulator)
+
+    def finish(self, rules: list[Rule], pooled: dict[str, dict[Site, Tensor]]) -> list[Rule]:
+        """Return the learned rules with the regulator that was asked for before them."""
+        if self.regulator == "constant":
+            return rules
+        make, out = regulator_fit(self.regulator), []
+        with threadpool_limits(1, user_api="blas"):
+            for rule in rules:
+                fitted: FittedRegulator = make(*(pooled[name][rule.site] for name in ("source", "control", "target")))
+                good = fitted.accuracy is None or fitted.accuracy >= self.threshold
+                out.append(
+                    rule._replace(regulator=fitted.regulator, accuracy=fitted.accuracy, weight=1.0 if good else 0.0)
+                )
+        if not any(rule.weight for rule in out):
+            warnings.warn(f"no site reaches threshold={self.threshold}: nothing is steered", DsasWarning, stacklevel=3)
+        return out
+
+    def id(self, run: _Run, texts: dict[str, list[str]]) -> str:
+        """Return a digest of everything that training depends on."""
+        start = self.start.digest() if isinstance(self.start, Steering) else self.start
+        dtype = str(next(run.model.parameters()).dtype)
+        what = [ModelIdentity.of(run.model).as_dict(), dtype, list(map(str, run.sites)), texts, list(run.reading)]
+        own = self._replace(start=start)
+        return hashlib.sha256(json.dumps([what, own]).encode()).hexdigest()[:16]
+
+    def said(
+        self, rules: list[Rule], learned: Learned, split: dict[str, list[str]], reading: Reading
+    ) -> dict[str, Any]:
+        looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
+        return {
+            "transform": "lineas",
+            "regulator": rules[0].regulator.name,
+            "texts": {name: len(members) for name, members in split.items()},
+            "reading": reading._asdict(),
+            "fitted": f"end to end: {self.objective}",
+            "training": {
+                "gamma": self.plan().objective.gamma,
+                "sparsity": self.sparsity,
+                "start": "steering" if isinstance(self.start, Steering) else self.start,
+                "optimiser": self.optimiser._asdict(),
+                "held_out": self.held_out._asdict(),
+                "seed": self.seed,
+                "steps": learned.steps,
+                "best_step": learned.best_step,
+                "stopped": learned.stopped,
+                "support": support(rules),
+                "separation": looks[0].separation if looks else None,
+            },
+        }
+
+
+def _learn(
+    run: _Run,
+    rules: list[Rule],
+    split: dict[str, list[str]],
+    plan: Plan,
+    rest: tuple[dict[Site, Tensor], bool, str, Log],
+) -> Learned:
+    target, checkpointing, identity, log = rest
+    work = Work(
+        run.model,
+        run=lambda batch: run.model(**on_device(run.model, inputs_of(batch)), use_cache=False),
+        real=lambda batch: batch.mask,
+        pool=pooler(run.reading.pooling, run.reading.skip_sinks),
+        checkpointing=checkpointing,
+    )
+    parts = {name: run.batches(split[name]) for name in ("source", "control", "held_source", "held_control")}
+    data = Data(target=[target[rule.site] for rule in rules], **parts)
+    trainer = Trainer(work, rules, data, plan)
+    try:
+        file = run.folder / f"state-{identity}.safetensors" if run.folder is not None else None
+        return learn(trainer, file=file, log=log, progress=run.progress)
+    finally:
+        trainer.close()
+
+
+def _texts(
+    source: Sequence[str], target: Sequence[str], control: Sequence[str], *, needed: bool
+) -> dict[str, list[str]]:
+    if needed and not control:
+        raise TextsError("control texts are needed to learn a regulator: give control=")
+    given = {"source": source, "control": control, "target": target}
+    return {name: check_texts(name, texts) if texts or name != "control" else [] for name, texts in given.items()}
+
+
+def _split(texts: dict[str, list[str]], share: float, seed: int) -> dict[str, list[str]]:
+    """Return the sets with `share` of source and control, at least one text if share is not 0, held out."""
+    draw, found = torch.Generator().manual_seed(seed), dict(texts)
+    for name in ("source", "control"):
+        members = texts[name]
+        count = max(1, round(share * len(members))) if share and members else 0
+        order = torch.randperm(len(members), generator=draw).tolist()
+        held = set(order[:count])
+        found[name] = [text for number, text in enumerate(members) if number not in held]
+        found[f"held_{name}"] = [text for number, text in enumerate(members) if number in held]
+    return found
+
+
+def _warn(learned: Learned, rules: list[Rule]) -> None:
+    dead = learned.rows[-1].dead if learned.rows else 0
+    if dead:
+        warnings.warn(
+            f"the regulator is 0 on every source token at {dead} of {len(rules)} sites: nothing is steered there; a "
+            "smaller gamma or regulator_rate keeps it alive", DsasWarning, stacklevel=3,
+        )  # fmt: skip
+    said = {
+        "interrupted": f"interrupted after {learned.steps} steps: this is the best so far, of step {learned.best_step}",
+        "diverged": f"the loss is no number after {learned.steps} steps: this is the best before it, of step "
+        f"{learned.best_step}; lower the rates",
+    }
+    if learned.stopped in said:
+        warnings.warn(said[learned.stopped], DsasWarning, stacklevel=3)

@@ -1,0 +1,110 @@
+"""Learning: rules whose vectors can be learned, where they start, and their copies.
+
+A rule that is learned is an ordinary rule: a `Lineas` whose slope and offset are float32 leaves with gradients, and
+for E2E-DSAS a `Logistic` or `Rectified` whose theta and bias are such leaves as well. So what is trained runs the code
+that is applied later, and what comes out needs no conversion.
+
+Two traps. At the identity map (slope 1, offset 0) a regulator's gradient is exactly 0, because it multiplies an edit
+of 0: the transform moves first, and the regulator from the second step on. A rectifier that is 0 on every source token
+has no gradient at all and keeps none: every start here is above 0 on the source, and a start that is not is refused.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dsas.applied import Rule
+from dsas.errors import OptionError
+from dsas.regulators import Constant, Logistic, Rectified, Regulator
+from dsas.transforms import Lineas, Transform
+
+Gate = Literal["sigmoid", "relu"]
+GATES: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu": Rectified}
+SCRATCH = {"sigmoid": 0.0, "relu": 0.5}  # the bias at theta = 0: both regulators are then 1/2 everywhere
+
+
+def scratch(gate: Gate, dim: int) -> Logistic | Rectified:
+    """Return a regulator of 1/2 everywhere, which learns as soon as the transform is not the identity."""
+    return GATES[gate](torch.zeros(dim), torch.tensor(SCRATCH[gate]))
+
+
+def learnable(rule: Rule, device: torch.device, *, regulator: bool) -> Rule:
+    """Return a copy of a rule on `device` whose transform, and regulator if asked for, can be learned.
+
+    A transform other than `Lineas` cannot: raises OptionError, as for a regulator that is not of `GATES`.
+    """
+    transform, when = rule.transform, rule.regulator
+    if not isinstance(transform, Lineas):
+        raise OptionError(f"training starts from 'lineas' transforms, got {type(transform).__name__} at {rule.site}")
+    if regulator and not isinstance(when, (Logistic, Rectified)):
+        raise OptionError(f"{type(when).__name__} at {rule.site} cannot be learned; start from one of {tuple(GATES)}")
+    if when.reads_step:
+        raise OptionError(f"{type(when).__name__} at {rule.site} reads token positions, which training does not have")
+    line = Lineas(_leaf(transform.slope, device), _leaf(transform.offset, device))
+    if isinstance(when, (Logistic, Rectified)) and regulator:
+        return rule._replace(transform=line, regulator=type(when)(_leaf(when.theta, device), _leaf(when.bias, device)))
+    if isinstance(when, Constant):
+        return rule._replace(transform=line)
+    return rule._replace(transform=line, regulator=_rebuilt(when, device))
+
+
+def identity_rule(rule: Rule, dim: int) -> Rule:
+    """Return the rule with the transform that changes nothing."""
+    return rule._replace(transform=Lineas(torch.ones(dim), torch.zeros(dim)))
+
+
+def leaves(rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Return everything that is learned, by name: "0.transform.slope" to "n.regulator.bias"."""
+    found = {}
+    for number, rule in enumerate(rules):
+        for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):
+            named = method.named_buffers()
+            found |= {f"{number}.{part}.{name}": value for name, value in named if value.requires_grad}
+    return found
+
+
+def settled(rules: Sequence[Rule], values: dict[str, Tensor]) -> list[Rule]:
+    """Return ordinary rules on the CPU with `values` for what was learned; nothing is shared."""
+    out = []
+    for number, rule in enumerate(rules):
+        methods = {}
+        for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):
+            arguments = {
+                key: values.get(f"{number}.{part}.{key}", value).detach().cpu().clone()
+                if isinstance(value, Tensor)
+                else value
+                for key, value in method.arguments().items()
+            }
+            methods[part] = type(method)(**arguments)
+        out.append(rule._replace(**methods))
+    return out
+
+
+def support(rules: Sequence[Rule]) -> int:
+    """Return how many neurons have slope != 1 or offset != 0, over all sites."""
+    return sum(_changed(rule.transform) for rule in rules)
+
+
+def device_of(model: nn.Module, path: str) -> torch.device:
+    """Return where the module at `path` computes: where its first parameter is, or else the model's."""
+    for module in (model.get_submodule(path), model):
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+def _changed(transform: Transform) -> int:
+    line = transform.get_buffer("slope"), transform.get_buffer("offset")
+    return int(((line[0] != 1) | (line[1] != 0)).sum())
+
+
+def _leaf(value: Tensor, device: torch.device) -> Tensor:
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return value.detach().to(device, dtype, copy=True).requires_grad_()
+
+
+def _rebuilt(regulator: Regulator, device: torch.device) -> Regulator:
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in regulator.arguments().items()}
+    return type(regulator)(**moved)

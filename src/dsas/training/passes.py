@@ -1,0 +1,183 @@
+"""Passes: forward passes through a model in which every site is steered by rules that are being learned.
+
+The model is anything that `Work.run` can run: the trainer knows batches only as things to hand to it. Its weights are
+frozen while a pass is open, so gradients reach activations and the rules' vectors and nothing else; no copy is made.
+
+A pass ends at the last site. With checkpointing it goes on to the model's vocabulary projection, because a layer whose
+activations will be computed again cannot be left in the middle. Dropout stays off: only the layers' own flag is set.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dsas.activations import evaluation_mode
+from dsas.applied import Rule
+from dsas.errors import OptionError, SiteError, closest
+from dsas.hooks import Hooks, StopForward
+from dsas.step import Step
+from dsas.transforms import steer
+
+
+class Work(NamedTuple):
+    """A model and how to run it.
+
+    run: runs the model on one batch. real: which tokens of a batch are real, Bool (batch, token). pool: makes of
+    activations (batch, token, dim) and that mask one vector a row (batch, dim), each from its own row alone; must pass
+    gradients. checkpointing: compute activations again in the backward pass instead of keeping them; of models that
+    offer it, as those of transformers do.
+    """
+
+    model: nn.Module
+    run: Callable[[Any], object]
+    real: Callable[[Any], Bool[Tensor, "batch token"]]
+    pool: Callable[[Tensor, Tensor], Tensor]
+    checkpointing: bool = False
+
+
+class Seen(NamedTuple):
+    """What one site saw in one pass.
+
+    value: what was read of the steered activation. strength: mean over real tokens of the regulator, (batch,). alive:
+    whether the regulator was above 0 at any real token.
+    """
+
+    value: Tensor
+    strength: Float[Tensor, " batch"]
+    alive: bool
+
+
+class Passes:
+    """Steered passes over one model; open it as a context manager."""
+
+    def __init__(self, work: Work, rules: Sequence[Rule]) -> None:
+        """Take the rules as they are: their vectors are read anew in every pass."""
+        self._work, self._rules = work, list(rules)
+        self._hooks, self._left = Hooks(), ExitStack()
+        self._read: Callable[[int, Tensor], Tensor] | None = None
+        self._real: Tensor = torch.ones(1, 1, dtype=torch.bool)
+        self._seen: dict[int, Seen] = {}
+        self._steering, self._looking = True, False
+
+    def pooled(self, batch: Any) -> list[Seen]:
+        """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
+        return self._run(batch, lambda _, t: self._work.pool(t, self._real.to(t.device)))
+
+    def tokens(self, batch: Any, *, steered: bool = True) -> list[Seen]:
+        """Run a batch and return for each rule its site's real tokens (token, dim), steered or as they are."""
+        self._steering = steered
+        try:
+            return self._run(batch, lambda _, t: t[self._real.to(t.device)])
+        finally:
+            self._steering = True
+
+    def __enter__(self) -> "Passes":
+        # For as long as it is open: a backward pass may run layers again.
+        self._left.enter_context(_frozen(self._work.model))
+        self._left.enter_context(evaluation_mode(self._work.model))
+        try:
+            for number, rule in enumerate(self._rules):
+                self._hooks.at_site(self._work.model, rule.site, self._editor(number, rule))
+            if self._work.checkpointing:
+                self._hooks.on_call(_projection(self._work.model), self._stop)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._hooks.remove()
+        self._left.close()
+
+    def _run(self, batch: Any, read: Callable[[int, Tensor], Tensor]) -> list[Seen]:
+        self._real, self._seen, self._read = self._work.real(batch).bool(), {}, read
+        self._looking = True
+        try:
+            with _checkpointing(self._work), suppress(StopForward):
+                self._work.run(batch)
+        finally:
+            self._looking = False
+        found, self._seen = self._seen, {}
+        missing = [str(rule.site) for number, rule in enumerate(self._rules) if number not in found]
+        if missing:
+            fired = [str(self._rules[number].site) for number in found]
+            raise SiteError(
+                f"no output ever came from {', '.join(missing)}; closest that fired: {closest(missing[0], fired)}"
+            )
+        return [found[number] for number in range(len(self._rules))]
+
+    def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
+        def edit(given: Any) -> Any:
+            t = rule.site.read(given)
+            # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
+            with torch.autocast(t.device.type, enabled=False):
+                gain = rule.regulator(t, Step(*t.shape[:2], device=t.device))
+                steered = steer(t, gain, rule.transform) if self._steering else t
+                value = self._read(number, steered) if self._read is not None else steered
+            if self._looking and number not in self._seen:
+                self._seen[number] = Seen(value, *_summary(gain.detach(), self._real.to(t.device)))
+                if len(self._seen) == len(self._rules) and not self._work.checkpointing:
+                    raise StopForward
+            return rule.site.write(given, steered)
+
+        return edit
+
+    def _stop(self, _args: Any, _kwargs: Any) -> None:
+        raise StopForward
+
+
+def _summary(gain: Tensor, real: Tensor) -> tuple[Tensor, bool]:
+    value = gain.mean(-1).masked_fill(~real, 0.0)
+    return value.sum(-1) / real.sum(-1), bool((value > 0).any())
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Keep gradients out of the model's weights inside the block."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _projection(model: nn.Module) -> nn.Module:
+    find = getattr(model, "get_output_embeddings", None)
+    module = find() if callable(find) else None
+    if not isinstance(module, nn.Module) or not getattr(model, "supports_gradient_checkpointing", False):
+        raise OptionError(f"a {type(model).__name__} does not offer gradient checkpointing: train without it")
+    return module
+
+
+@contextmanager
+def _checkpointing(work: Work) -> Iterator[None]:
+    """Turn the layers' checkpointing on inside the block, if it is wanted and gradients are recorded."""
+    model: Any = work.model
+    if not work.checkpointing or not torch.is_grad_enabled():
+        yield
+        return
+    kinds = ("activation", "gradient")  # what newer and older releases of transformers call it
+    kind = next(name for name in kinds if hasattr(model, f"{name}_checkpointing_enable"))
+    was_on = {module: module.gradient_checkpointing for module in model.modules() if _checkpoints(module)}
+    getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
+    layers = [module for module in was_on if not module.training]
+    for layer in layers:
+        layer.training = True  # the layer alone, not what is in it
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        for module, value in was_on.items():
+            module.gradient_checkpointing = value
+
+
+def _checkpoints(module: Any) -> bool:
+    return hasattr(module, "gradient_checkpointing")

@@ -1,0 +1,145 @@
+"""Records: what training writes down, the log of its steps and the state from which it can go on.
+
+log.csv, log.jsonl      one line a step; a resumed training continues them, another one in the same folder replaces them
+state-<id>.safetensors  parameters, optimiser and best so far after the last whole step, in one file, replaced at once
+tensorboard/            the same numbers as events, on request (extra `tensorboard`)
+
+The id is a digest of everything that training depends on, so a state is never taken up by another training.
+"""
+
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dsas.errors import DsasWarning, MissingExtraError
+from dsas.storage import replace_files
+
+
+class Row(NamedTuple):
+    """One step: the loss at the parameters that it began from, and, where they were looked at, the held-out texts.
+
+    support: neurons with slope != 1 or offset != 0 after the step. dead: sites whose regulator was 0 on every source
+    token. rate: learning rate of the transforms. separation: AUROC of the strengths of held-out source over control
+    texts, mean over sites; 0.5 is none. The last line has no step of its own, only a last look.
+    """
+
+    step: int
+    loss: float | None
+    transport: float | None
+    control: float | None
+    support: int
+    dead: int
+    rate: float
+    seconds: float
+    held_loss: float | None = None
+    held_transport: float | None = None
+    held_control: float | None = None
+    separation: float | None = None
+
+
+class Course(NamedTuple):
+    """How far training has come. done: whole steps; best_step: the number of steps that gave the best parameters."""
+
+    done: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+    waiting: int = 0
+    ended: str = ""
+    rows: tuple[Row, ...] = ()
+
+
+class State(NamedTuple):
+    """Course and tensors after a whole step; `best` holds the leaves alone."""
+
+    course: Course
+    now: dict[str, Tensor]
+    best: dict[str, Tensor]
+
+
+def write_state(file: Path, state: State) -> None:
+    """Write a state, all or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parts = {"now": state.now, "best": state.best}
+    tensors = {
+        f"{part} {name}": value.cpu().contiguous() for part, named in parts.items() for name, value in named.items()
+    }
+    replace_files({file: save(tensors, metadata={"course": json.dumps(state.course)})})
+
+
+def read_state(file: Path) -> State | None:
+    """Return the state in a file; None, with a warning if it is damaged, when there is none."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            course = Course(*json.loads(opened.metadata()["course"]))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"{file} is damaged ({error}): training begins anew", DsasWarning, stacklevel=4)
+        return None
+    course = course._replace(rows=tuple(Row(*row) for row in course.rows))
+    parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}}
+    for label, value in tensors.items():
+        part, _, name = label.partition(" ")
+        parts[part][name] = value
+    return State(course, parts["now"], parts["best"])
+
+
+class Log:
+    """The log files of one training, and its TensorBoard events; with no folder, nothing is written."""
+
+    def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
+        """Open the log. Raises MissingExtraError when TensorBoard is asked for and not installed."""
+        self._folder = folder
+        self._events = _writer(folder / "tensorboard") if tensorboard and folder is not None else None
+
+    def begin(self, rows: tuple[Row, ...]) -> None:
+        """Write the lines of the steps that are already done, in place of any other."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        head = ",".join(Row._fields) + "\r\n"
+        texts = {"log.csv": head + "".join(map(_csv, rows)), "log.jsonl": "".join(map(_json, rows))}
+        replace_files({self._folder / name: text.encode() for name, text in texts.items()})
+
+    def add(self, row: Row) -> None:
+        """Write one line."""
+        if self._folder is None:
+            return
+        for name, line in (("log.csv", _csv(row)), ("log.jsonl", _json(row))):
+            with (self._folder / name).open("a", newline="") as file:
+                file.write(line)
+        if self._events is not None:
+            for key, value in row._asdict().items():
+                if value is not None and key != "step":
+                    self._events.add_scalar(key, value, row.step)
+
+    def close(self) -> None:
+        """End the events."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _csv(row: Row) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(row)
+    return line.getvalue()
+
+
+def _json(row: Row) -> str:
+    return json.dumps(row._asdict()) + "\n"
+
+
+def _writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "tensorboard") from error
+    return SummaryWriter(str(folder))

@@ -1,0 +1,279 @@
+"""Trainer: the loop that learns rules, whatever the model and its batches are.
+
+    each step:  gradient of  transport + gamma * control   ->  optimiser  ->  proximal step, tau = sparsity x rate
+
+The transport term couples all source samples, so its gradient for a micro-batch needs the others. With more than one
+micro-batch it is taken in two passes: the first, without gradients, collects every sample's pooled vector s at every
+site, sorts them, and so knows d loss / d s in closed form; the second sends those numbers back through one micro-batch
+after another. A row's activations depend on that row alone, so this is the gradient of the full batch, at the price of
+one more forward pass. The control term is a sum over tokens and needs no such care.
+
+Control activations of the unsteered model are read once and kept, in the model's own precision: tokens x width x sites
+numbers, against one more forward pass a step. The learning rate follows a cosine down to `floor` of what it began as.
+
+Source: LinEAS (arXiv 2503.10679) for transport, proximal step and cosine. Left out: steps on random parts of the texts.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsas.applied import Rule
+from dsas.errors import OptionError
+from dsas.regulators.posterior import auroc
+from dsas.training.learning import leaves, support
+from dsas.training.objectives import drift, goal, transport
+from dsas.training.passes import Passes, Seen, Work
+from dsas.training.proximal import shrink_line_
+from dsas.training.records import Row
+
+Stopped = Literal["finished", "early", "interrupted", "diverged"]
+
+
+class Optimiser(NamedTuple):
+    """How parameters move: "adam" or "sgd" (without momentum), and the rates at the start, > 0.
+
+    rate: of slopes and offsets. regulator_rate: of what E2E-DSAS learns of its regulators. floor: the last rate over
+    the first, in (0, 1]. The paper's recipe for LinEAS is Optimiser("sgd", 0.1) with 1000 steps.
+    """
+
+    name: Literal["adam", "sgd"] = "adam"
+    rate: float = 0.01
+    regulator_rate: float = 0.01
+    floor: float = 1e-3
+
+    def check(self) -> None:
+        """Raise OptionError for a value out of range."""
+        rates = self.rate > 0 and self.regulator_rate > 0 and 0 < self.floor <= 1
+        if self.name not in ("adam", "sgd") or not rates:
+            raise OptionError(f"optimiser must be 'adam' or 'sgd' with rates > 0 and 0 < floor <= 1, got {self}")
+
+
+class HeldOut(NamedTuple):
+    """What decides which step is the best: a part of source and control that is not learned from.
+
+    share: of each of both sets, in [0, 0.5]; 0 keeps the last step instead of the best. every: steps between two looks.
+    patience: looks without a better one after which training stops.
+    """
+
+    share: float = 0.2
+    every: int = 5
+    patience: int = 10
+
+    def check(self) -> None:
+        """Raise OptionError for a value out of range."""
+        if not 0 <= self.share <= 0.5 or self.every < 1 or self.patience < 1:
+            raise OptionError(f"held_out needs 0 <= share <= 0.5, every >= 1 and patience >= 1, got {self}")
+
+
+class Objective(NamedTuple):
+    """What is made small; all >= 0. gamma: weight of the control term, not computed at 0. sparsity: of the penalty."""
+
+    gamma: float = 0.0
+    sparsity: float = 0.0
+
+
+class Data(NamedTuple):
+    """Batches as `Work.run` takes them, and for each rule the pooled target activations (sample, dim)."""
+
+    source: Sequence[Any]
+    control: Sequence[Any]
+    target: Sequence[Tensor]
+    held_source: Sequence[Any] = ()
+    held_control: Sequence[Any] = ()
+
+
+class Plan(NamedTuple):
+    """How long and how to train."""
+
+    objective: Objective
+    steps: int
+    optimiser: Optimiser = Optimiser()
+    held_out: HeldOut = HeldOut()
+
+
+class Gradient(NamedTuple):
+    """The terms of the loss whose gradient the leaves now hold; dead: rules that were 0 on every source token."""
+
+    transport: float
+    control: float
+    dead: list[int]
+
+
+class Trainer:
+    """Learns the leaves of `rules`, in place; the model is as it was once the trainer is closed."""
+
+    def __init__(self, work: Work, rules: Sequence[Rule], data: Data, plan: Plan) -> None:
+        """Open the model and read what the unsteered model does to the control texts."""
+        self.rules, self.data, self.plan = list(rules), data, plan
+        self._work, self.leaves = work, leaves(self.rules)
+        self._passes = Passes(work, self.rules).__enter__()
+        try:
+            self.optimiser = self._optimiser()
+            self._rows = self._rows_in(data.source)
+            self._goals = self._goals_for(self._rows)
+            batches = [*data.control, *data.held_control] if plan.objective.gamma > 0 else []
+            with torch.no_grad():
+                self._unsteered = [self._values(self._passes.tokens(batch, steered=False)) for batch in batches]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Take the hooks off and give the model's weights their flags back."""
+        self._passes.__exit__()
+
+    def gradient(self) -> Gradient:
+        """Put the gradient of the loss into the leaves and return the terms."""
+        self.optimiser.zero_grad(set_to_none=True)
+        term, dead = self._transport()
+        moved = 0.0
+        if self.plan.objective.gamma > 0:
+            for share in self._control(self.data.control, self._unsteered):
+                (self.plan.objective.gamma * share).backward()
+                moved += float(share.detach())
+        return Gradient(term, moved, dead)
+
+    def step(self, number: int) -> Row:
+        """Take step `number`, from 0, and return what it began from; the held-out columns are empty.
+
+        Raises OptionError when a regulator is 0 on every source token before anything was learned.
+        """
+        began = time.perf_counter()
+        found = self.gradient()
+        if number == 0 and found.dead:
+            sites = ", ".join(str(self.rules[place].site) for place in found.dead)
+            raise OptionError(
+                f"the regulator is 0 on every source token, and its gradient with it, so it can never learn: {sites}; "
+                "start from a fitted regulator or from scratch"
+            )
+        loss = found.transport + self.plan.objective.gamma * found.control
+        row = self.row(number)._replace(dead=len(found.dead))
+        if not math.isfinite(loss):
+            return row
+        self._move(self._scale(number))
+        terms = {"loss": loss, "transport": found.transport, "control": found.control}
+        return row._replace(**terms, support=support(self.rules), seconds=time.perf_counter() - began)
+
+    def row(self, number: int) -> Row:
+        """Return the line of step `number` without a loss, as before the step is taken or when it cannot be."""
+        rate = self._scale(number) * self.plan.optimiser.rate
+        return Row(number, None, None, None, support(self.rules), 0, rate, 0.0)
+
+    @torch.no_grad()
+    def look(self) -> dict[str, float]:
+        """Return the loss's terms on the held-out texts, and how well the strengths tell source from control there.
+
+        The transport term is scaled to the number of source texts, so that both terms weigh as they do in training.
+        """
+        rows = self._rows_in(self.data.held_source)
+        seen = [self._passes.pooled(batch) for batch in self.data.held_source]
+        pooled = [torch.cat([part[site].value for part in seen]) for site in range(len(self.rules))]
+        term = float(transport(pooled, self._goals_for(rows))) * self._rows / rows
+        moved = 0.0
+        if self.plan.objective.gamma > 0:
+            kept = self._unsteered[len(self.data.control) :]
+            moved = sum(float(share) for share in self._control(self.data.held_control, kept))
+        found = {"held_transport": term, "held_control": moved, "held_loss": term + self.plan.objective.gamma * moved}
+        quiet = [self._passes.pooled(batch) for batch in self.data.held_control]
+        if quiet:
+            found["separation"] = float(auroc(self._strengths(seen), self._strengths(quiet)).mean())
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of all that a later step depends on: parameters and what the optimiser remembers."""
+        found = {f"leaf {name}": value.detach().clone() for name, value in self.leaves.items()}
+        for name, value in self.leaves.items():
+            for key, kept in self.optimiser.state.get(value, {}).items():
+                found[f"optimiser {key} {name}"] = torch.as_tensor(kept).clone()
+        return found
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        with torch.no_grad():
+            for name, value in self.leaves.items():
+                value.copy_(state[f"leaf {name}"])
+        self.optimiser.state.clear()
+        for label, kept in state.items():
+            kind, _, rest = label.partition(" ")
+            if kind == "optimiser":
+                key, _, name = rest.partition(" ")
+                leaf = self.leaves[name]
+                device = kept.device if key == "step" else leaf.device
+                self.optimiser.state[leaf][key] = kept.to(device, copy=True)
+
+    def _transport(self) -> tuple[float, list[int]]:
+        batches = self.data.source
+        if len(batches) == 1:
+            seen = [self._passes.pooled(batches[0])]
+            loss = transport(self._values(seen[0]), self._goals)
+            loss.backward()
+            return float(loss.detach()), self._dead(seen)
+        with torch.no_grad():
+            seen = [self._passes.pooled(batch) for batch in batches[:-1]]
+        seen.append(self._passes.pooled(batches[-1]))  # its graph is kept, so that one need not be run again
+        sites = range(len(self.rules))
+        pooled = [torch.cat([part[site].value.detach() for part in seen]).requires_grad_() for site in sites]
+        loss = transport(pooled, self._goals)
+        sizes = [len(part[0].value) for part in seen]
+        slopes = [slope.split(sizes) for slope in torch.autograd.grad(loss, pooled)]
+        dead = self._dead(seen)
+        torch.autograd.backward(self._values(seen.pop()), [slope[-1] for slope in slopes])
+        for place, batch in enumerate(batches[:-1]):
+            again = self._passes.pooled(batch)
+            torch.autograd.backward(self._values(again), [slope[place] for slope in slopes])
+        return float(loss.detach()), dead
+
+    def _control(self, batches: Sequence[Any], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
+        """Yield each batch's share of the control term; the pass is run when the share is asked for."""
+        total = sum(len(kept[0]) for kept, _ in zip(unsteered, batches, strict=False))
+        for batch, kept in zip(batches, unsteered, strict=False):
+            seen = self._values(self._passes.tokens(batch))
+            moved = [drift(value, old) for value, old in zip(seen, kept, strict=True)]
+            yield torch.stack([one.to(moved[0].device) for one in moved]).mean() / total
+
+    def _move(self, scale: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = scale * group["first"]
+        self.optimiser.step()
+        tau = self.plan.objective.sparsity * scale * self.plan.optimiser.rate
+        if tau > 0:
+            for rule in self.rules:
+                shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), tau)
+
+    def _scale(self, number: int) -> float:
+        floor = self.plan.optimiser.floor
+        return floor + (1 - floor) * (1 + math.cos(math.pi * number / self.plan.steps)) / 2
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        wanted = self.plan.optimiser
+        parts = {"transform": wanted.rate, "regulator": wanted.regulator_rate}
+        groups: list[dict[str, Any]] = [
+            {"params": members, "lr": rate, "first": rate}
+            for part, rate in parts.items()
+            if (members := [value for name, value in self.leaves.items() if f".{part}." in name])
+        ]
+        return torch.optim.Adam(groups) if wanted.name == "adam" else torch.optim.SGD(groups)
+
+    def _rows_in(self, batches: Sequence[Any]) -> int:
+        return sum(len(self._work.real(batch)) for batch in batches)
+
+    def _goals_for(self, rows: int) -> list[Tensor]:
+        lines = [rule.transform.get_buffer("slope") for rule in self.rules]
+        return [goal(t.to(line), rows) for t, line in zip(self.data.target, lines, strict=True)]
+
+    def _dead(self, seen: list[list[Seen]]) -> list[int]:
+        return [site for site in range(len(self.rules)) if not any(part[site].alive for part in seen)]
+
+    def _strengths(self, seen: list[list[Seen]]) -> Tensor:
+        """Return the mean strength of each row at each site, (row, site), on the CPU."""
+        sites = range(len(self.rules))
+        return torch.stack([torch.cat([part[site].strength.cpu() for part in seen]) for site in sites], dim=1)
+
+    @staticmethod
+    def _values(seen: list[Seen]) -> list[Tensor]:
+        return [one.value for one in seen]
