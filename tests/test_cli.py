@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +83,47 @@ def test_spans_of_the_source_are_read_and_used(run: Callable[..., Run], folder: 
     assert json.loads(run(*arguments, "--spans", "--json").out)["settings"]["labels"] == "tokens"
     refused = run(*fit_arguments(folder), "--spans")
     assert (refused.status, "spans are read from a file ending in .jsonl" in refused.err) == (2, True)
+
+
+def test_what_is_trained_on_files_is_the_steering_that_the_library_trains_and_its_log_is_beside_it(
+    run: Callable[..., Run], folder: Path
+) -> None:
+    options = ["--objective", "e2e-dsas", "--gate", "relu", "--steps", 3, "--gamma", 0.5, "--json"]
+    done = run("train", *fit_arguments(folder)[1:], *options)
+    assert done.status == 0, done.err
+    shown = json.loads(done.out)
+    expected = dsas.train(
+        tiny_model(layers=2), tiny_tokenizer(), source=SETS["rude"], control=SETS["plain"], target=SETS["kind"],
+        objective="e2e-dsas", gate="relu", steps=3, gamma=0.5, progress=False,
+    )  # fmt: skip
+    assert dsas.Steering.from_pretrained(folder / "kind").digest() == expected.digest()
+    assert shown["settings"] == json.loads(json.dumps(expected.settings))
+    assert len(Path(shown["log"]).read_text().splitlines()) == 1 + 4
+
+
+def test_an_interrupted_training_writes_the_best_so_far_and_ends_as_interrupted(
+    run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsas.training.trainer import Trainer
+
+    take = Trainer.step
+
+    def step(trainer: Trainer, number: int) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return take(trainer, number)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = run("train", *fit_arguments(folder)[1:], "--steps", 5)
+    assert done.status == 130
+    assert "interrupted after 2 steps: this is the best so far" in done.err
+    assert dsas.Steering.from_pretrained(folder / "kind").settings["training"]["steps"] == 2
+    monkeypatch.setattr(Trainer, "step", take)
+    assert run("train", *fit_arguments(folder)[1:], "--steps", 5).status == 0
+    settings = dsas.Steering.from_pretrained(folder / "kind").settings
+    assert (settings["training"]["steps"], settings["training"]["stopped"]) == (5, "finished")
 
 
 def test_what_is_fitted_from_files_is_the_steering_that_the_library_fits(

@@ -8,7 +8,6 @@ from dsas.errors import OptionError
 from dsas.step import Step
 
 
-
 def values(regulator: dsas.Regulator, t: torch.Tensor) -> torch.Tensor:
     return regulator(t, Step(*t.shape[:2]))
 

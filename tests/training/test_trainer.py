@@ -160,7 +160,7 @@ def test_a_rectifier_that_is_dead_on_the_source_is_refused_before_anything_is_le
         return rules_of(dtype, lambda: dsas.Rectified(torch.zeros(DIM), torch.tensor(-0.1)))
 
     trainer = trainer_of(rules=rules)
-    with pytest.raises(OptionError, match="is 0 on every source token, .* it can never learn: first, second; start"):
+    with pytest.raises(OptionError, match=r"is 0 on every source token, .* it can never learn: first, second; start"):
         trainer.step(0)
 
 

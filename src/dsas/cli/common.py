@@ -1,13 +1,16 @@
 """Common: the application all commands belong to, the options they share, and how errors and warnings end."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
 from rich.console import Console
+from rich.table import Table
 
 from dsas.errors import DsasError, DsasWarning, OptionError
+from dsas.steering import Steering
 from dsas.textfiles import read_texts
 
 console, errors = Console(), Console(stderr=True)
@@ -66,3 +69,19 @@ def show_warning(message: Warning | str, category: type[Warning], *_where: Any) 
     """Print a warning of ours as one line on the error stream; those of others are not a user's matter."""
     if issubclass(category, DsasWarning):
         errors.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show(steering: Steering, as_json: bool, **extra: str) -> None:
+    """Print what a Steering does, site by site, and how it was made."""
+    lines = steering.report()
+    if as_json:
+        facts = {"model": steering.model.as_dict(), "settings": steering.settings}
+        print(json.dumps({**facts, "sites": [line._asdict() for line in lines], **extra}))
+        return
+    table = Table("site", "accuracy", "weight", "status", title=f"Steering for {steering.model.model_class}")
+    for line in lines:
+        accuracy = "-" if line.accuracy is None else f"{line.accuracy:.2f}"
+        table.add_row(line.site, accuracy, f"{line.weight:.2f}", line.status)
+    console.print(table)
+    for key, value in {**steering.settings, **extra}.items():
+        console.print(f"{key}: {value}", markup=False)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import dsas
-from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars
+from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, show
 from dsas.collection import Reading
 from dsas.loading import load_model
 from dsas.textfiles import DEFAULT_FIELD, read_spans, read_texts
@@ -64,7 +64,7 @@ def fit(
     )
     steering.save_pretrained(out)
     shutil.rmtree(collected, ignore_errors=True)
-    _show(steering, as_json, saved=str(out))
+    show(steering, as_json, saved=str(out))
 
 
 @app.command(epilog="Example: `dsas info detox --json`")
@@ -72,7 +72,7 @@ def info(
     steering: Annotated[str, typer.Argument(help="Folder or hub id of a Steering.")], as_json: AsJson = False
 ) -> None:
     """Show what a stored Steering does, site by site."""
-    _show(dsas.Steering.from_pretrained(steering), as_json)
+    show(dsas.Steering.from_pretrained(steering), as_json)
 
 
 @app.command(epilog="Example: `dsas methods --json`")
@@ -87,18 +87,3 @@ def methods(as_json: AsJson = False) -> None:
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
     console.print(table)
-
-
-def _show(steering: dsas.Steering, as_json: bool, **extra: str) -> None:
-    lines = steering.report()
-    if as_json:
-        facts = {"model": steering.model.as_dict(), "settings": steering.settings}
-        print(json.dumps({**facts, "sites": [line._asdict() for line in lines], **extra}))
-        return
-    table = Table("site", "accuracy", "weight", "status", title=f"Steering for {steering.model.model_class}")
-    for line in lines:
-        accuracy = "-" if line.accuracy is None else f"{line.accuracy:.2f}"
-        table.add_row(line.site, accuracy, f"{line.weight:.2f}", line.status)
-    console.print(table)
-    for key, value in {**steering.settings, **extra}.items():
-        console.print(f"{key}: {value}", markup=False)

@@ -9,11 +9,13 @@ activations will be computed again cannot be left in the middle. Dropout stays o
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dsas.activations import evaluation_mode
 from dsas.applied import Rule
@@ -158,26 +160,26 @@ def _projection(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _checkpointing(work: Work) -> Iterator[None]:
-    """Turn the layers' checkpointing on inside the block, if it is wanted and gradients are recorded."""
-    model: Any = work.model
+    """Turn the layers' checkpointing on inside the block, if it is wanted and gradients are recorded.
+
+    By the flags that the layers of transformers read: the model's own method also hooks the embeddings, for good.
+    """
     if not work.checkpointing or not torch.is_grad_enabled():
         yield
         return
-    kinds = ("activation", "gradient")  # what newer and older releases of transformers call it
-    kind = next(name for name in kinds if hasattr(model, f"{name}_checkpointing_enable"))
-    was_on = {module: module.gradient_checkpointing for module in model.modules() if _checkpoints(module)}
-    getattr(model, f"{kind}_checkpointing_enable")(**{f"{kind}_checkpointing_kwargs": {"use_reentrant": False}})
-    layers = [module for module in was_on if not module.training]
+    again = partial(checkpoint, use_reentrant=False)
+    wanted = {"gradient_checkpointing": True, "_gradient_checkpointing_func": again, "training": True}
+    layers: list[Any] = [module for module in work.model.modules() if hasattr(module, "gradient_checkpointing")]
+    before = [{key: layer.__dict__.get(key, _ABSENT) for key in wanted} for layer in layers]
     for layer in layers:
-        layer.training = True  # the layer alone, not what is in it
+        layer.__dict__.update(wanted)  # "training" of the layer alone, not of what is in it
     try:
         yield
     finally:
-        for layer in layers:
-            layer.training = False
-        for module, value in was_on.items():
-            module.gradient_checkpointing = value
+        for layer, values in zip(layers, before, strict=True):
+            layer.__dict__.update({key: value for key, value in values.items() if value is not _ABSENT})
+            for key in [key for key, value in values.items() if value is _ABSENT]:
+                del layer.__dict__[key]
 
 
-def _checkpoints(module: Any) -> bool:
-    return hasattr(module, "gradient_checkpointing")
+_ABSENT = object()

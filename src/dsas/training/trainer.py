@@ -42,7 +42,7 @@ class Optimiser(NamedTuple):
     """
 
     name: Literal["adam", "sgd"] = "adam"
-    rate: float = 0.01
+    rate: float = 0.001
     regulator_rate: float = 0.01
     floor: float = 1e-3
 
