@@ -82,7 +82,7 @@ def test_with_checkpointing_the_backward_pass_runs_the_layers_again(family: str)
     counts = []
     for checkpointing in (False, True):
         calls.clear()
-        train(model, steps=1, held_out=dsas.HeldOut(0), sites="residual", checkpointing=checkpointing)
+        train(model, steps=1, held_out=dsas.HeldOut(0.0), sites="residual", checkpointing=checkpointing)
         counts.append(sum(calls))
     assert counts == [1, 2]
 

@@ -21,7 +21,7 @@ from dsas.training.records import Log
 from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
 
 DIM, SITES = 6, ("first", "second")
-NOT_HELD = HeldOut(share=0)
+NOT_HELD = HeldOut(share=0.0)
 
 
 class Two(nn.Module):
