@@ -76,7 +76,7 @@ def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(o
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_with_checkpointing_the_backward_pass_runs_the_layers_again(family: str) -> None:
     model, calls = tiny_model(family, layers=2), []
-    model.get_submodule("model.layers.1.mlp" if family != "gpt2" else "transformer.h.1.mlp").register_forward_hook(
+    model.get_submodule("model.layers.1.mlp" if family != "gpt2" else "transformer.h.1.mlp").register_forward_pre_hook(
         lambda *_: calls.append(torch.is_grad_enabled())
     )
     counts = []

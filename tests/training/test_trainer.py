@@ -1,83 +1,19 @@
-"""The trainer on a model that is no language model: gradients, micro-batches, recovery, traps, resume, Ctrl-C."""
+"""The trainer on a model that is no language model: gradients, micro-batches, recovery, traps, sparsity."""
 
-import csv
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from blocks import DIM, NOT_HELD, Two, batch_of, rules_of, trainer_of, work_on
 from makers import hooks_on
-from torch import Tensor, nn
+from torch import Tensor
 
 import dsas
-from dsas.errors import DsasWarning, OptionError
+from dsas.errors import OptionError
 from dsas.step import Step
 from dsas.training.learning import learnable, scratch, settled, support
 from dsas.training.loop import learn
-from dsas.training.passes import Work
-from dsas.training.records import Log
 from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
-
-DIM, SITES = 6, ("first", "second")
-NOT_HELD = HeldOut(share=0.0)
-
-
-class Two(nn.Module):
-    """Two blocks over (batch, token, dim); each token mixes with its row's mean, so rows matter and batches do not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.after = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.first(x))
-        x = torch.tanh(self.second(x + x.mean(1, keepdim=True)))
-        raise AssertionError("the pass goes on after the last site")
-
-
-def mean_of_real(t: Tensor, real: Tensor) -> Tensor:
-    weights = real.to(t.dtype) / real.sum(-1, keepdim=True)
-    return (weights.unsqueeze(-1) * t).sum(1)
-
-
-def work_on(model: nn.Module) -> Work:
-    return Work(model, run=lambda batch: model(batch[0]), real=lambda batch: batch[1], pool=mean_of_real)
-
-
-def batch_of(rows: int, shift: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    real = torch.ones(rows, 4, dtype=torch.bool)
-    real[::3, 2:] = False
-    return torch.randn(rows, 4, DIM, dtype=dtype) + shift, real
-
-
-def cut(batch: tuple[Tensor, Tensor], size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
-
-
-def rules_of(dtype: torch.dtype, regulator: Any = None, *, moved: bool = True) -> list[dsas.Rule]:
-    rules = []
-    for site in SITES:
-        line = 1 + 0.3 * moved * torch.randn(DIM), 0.3 * moved * torch.randn(DIM)
-        when = regulator() if regulator else dsas.Logistic(torch.randn(DIM), torch.tensor(0.2))
-        rule = dsas.Rule(dsas.Site(site), dsas.Lineas(*(x.to(dtype) for x in line)), when.to(dtype))
-        rules.append(learnable(rule, torch.device("cpu"), regulator=not isinstance(when, dsas.Constant)))
-    return rules
-
-
-def trainer_of(
-    *, size: int = 9, dtype: torch.dtype = torch.float64, rules: Any = None, gamma: float = 0.7, **plan: Any
-) -> Trainer:
-    torch.manual_seed(3)
-    model = Two().to(dtype)
-    source, control = batch_of(9, 0.5, dtype), batch_of(7, -0.5, dtype)
-    held = batch_of(5, 0.5, dtype), batch_of(4, -0.5, dtype)
-    target = [torch.randn(8, DIM, dtype=dtype) - 0.3 for _ in SITES]
-    data = Data(cut(source, size), cut(control, size), target, [held[0]], [held[1]])
-    settings = {"steps": 12, "optimiser": Optimiser("adam", 0.05, 0.05), "held_out": NOT_HELD, **plan}
-    wanted = Objective(gamma, settings.pop("sparsity", 0.0))
-    return Trainer(work_on(model), rules(dtype) if rules else rules_of(dtype), data, Plan(wanted, **settings))
 
 
 @pytest.mark.parametrize("size", [9, 4])
@@ -222,85 +158,6 @@ def test_the_weights_their_flags_and_the_hooks_are_as_they_were() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert hooks_on(model) == 0
-
-
-class Cut(Exception):
-    """Stands for whatever ends a process."""
-
-
-def cut_at(trainer: Trainer, number: int, error: type[BaseException]) -> None:
-    take = trainer._move
-
-    def move(scale: float) -> None:
-        take(scale)
-        if trainer.taken == number:  # pyright: ignore[reportAttributeAccessIssue]
-            raise error
-        trainer.taken += 1  # pyright: ignore[reportAttributeAccessIssue]
-
-    trainer.taken, trainer._move = 0, move  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_a_resumed_training_ends_in_the_same_bits_as_one_that_was_never_cut(tmp_path: Path, name: Any) -> None:
-    options = {"dtype": torch.float32, "optimiser": Optimiser(name, 0.02, 0.02), "held_out": HeldOut(0.2, every=3)}
-    whole = learn(trainer_of(**options), progress=False)
-    file, log = tmp_path / "state.safetensors", tmp_path / "log"
-    for number in (4, 3):
-        trainer = trainer_of(**options)
-        cut_at(trainer, number, Cut)
-        with pytest.raises(Cut):
-            learn(trainer, file=file, log=Log(log), progress=False)
-    resumed = learn(trainer_of(**options), file=file, log=Log(log), progress=False)
-    assert all(torch.equal(value, whole.values[key]) for key, value in resumed.values.items())
-    plain = [row._replace(seconds=0) for row in whole.rows]
-    assert [row._replace(seconds=0) for row in resumed.rows] == plain
-    again = learn(trainer_of(**options), file=file, progress=False)
-    assert again.steps == whole.steps
-    assert again.rows == resumed.rows
-    lines = [json.loads(line) for line in (log / "log.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == [row.loss for row in resumed.rows]
-    with (log / "log.csv").open(newline="") as opened:
-        table = list(csv.DictReader(opened))
-    assert [float(line["support"]) for line in table] == [row.support for row in resumed.rows]
-
-
-def test_a_damaged_state_is_not_used_and_that_is_said(tmp_path: Path) -> None:
-    (tmp_path / "state").write_bytes(b"nothing")
-    with pytest.warns(DsasWarning, match="is damaged .* training begins anew"):
-        found = learn(trainer_of(), file=tmp_path / "state", progress=False)
-    assert found.steps == 12
-
-
-def test_ctrl_c_in_the_middle_of_a_step_gives_the_best_so_far() -> None:
-    options = {"held_out": HeldOut(0.2, every=1)}
-    trainer = trainer_of(**options)
-    cut_at(trainer, 5, KeyboardInterrupt)
-    found = learn(trainer, progress=False)
-    assert (found.stopped, found.steps) == ("interrupted", 5)
-    losses = [row.held_loss for row in found.rows]
-    assert found.best_step == losses.index(min(losses))
-    other = trainer_of(**options)
-    for number in range(found.best_step):
-        other.step(number)
-    assert all(torch.equal(found.values[name], value) for name, value in other.leaves.items())
-
-
-def test_training_stops_when_the_held_out_loss_no_longer_falls_and_keeps_its_least() -> None:
-    trainer = trainer_of(
-        optimiser=Optimiser("adam", 3.0, 3.0, floor=1.0), held_out=HeldOut(0.2, every=1, patience=3), steps=500
-    )
-    found = learn(trainer, progress=False)
-    losses = [row.held_loss for row in found.rows]
-    assert found.stopped == "early"
-    assert found.best_step == losses.index(min(losses)) == len(losses) - 1 - 3
-
-
-def test_a_loss_that_is_no_number_ends_training_with_the_last_good_parameters() -> None:
-    trainer = trainer_of(optimiser=Optimiser("sgd", 1e300, 1.0), steps=50)
-    found = learn(trainer, progress=False)
-    assert found.stopped == "diverged"
-    assert found.rows[-1].loss is None
-    assert all(math.isfinite(row.loss) for row in found.rows[:-1])
 
 
 def test_a_site_that_never_fires_is_named_and_the_model_is_given_back() -> None:

@@ -1,0 +1,70 @@
+"""A model that is no language model, and trainers on it: two blocks over vectors, batches cut or not."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dsas
+from dsas.training.learning import learnable
+from dsas.training.passes import Work
+from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
+
+DIM, SITES = 6, ("first", "second")
+NOT_HELD = HeldOut(share=0.0)
+
+
+class Two(nn.Module):
+    """Two blocks over (batch, token, dim); each token mixes with its row's mean, so rows matter and batches do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.after = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        x = torch.tanh(self.second(x + x.mean(1, keepdim=True)))
+        raise AssertionError("the pass goes on after the last site")
+
+
+def mean_of_real(t: Tensor, real: Tensor) -> Tensor:
+    weights = real.to(t.dtype) / real.sum(-1, keepdim=True)
+    return (weights.unsqueeze(-1) * t).sum(1)
+
+
+def work_on(model: nn.Module) -> Work:
+    return Work(model, run=lambda batch: model(batch[0]), real=lambda batch: batch[1], pool=mean_of_real)
+
+
+def batch_of(rows: int, shift: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    real = torch.ones(rows, 4, dtype=torch.bool)
+    real[::3, 2:] = False
+    return torch.randn(rows, 4, DIM, dtype=dtype) + shift, real
+
+
+def cut(batch: tuple[Tensor, Tensor], size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
+
+
+def rules_of(dtype: torch.dtype, regulator: Any = None, *, moved: bool = True) -> list[dsas.Rule]:
+    rules = []
+    for site in SITES:
+        line = 1 + 0.3 * moved * torch.randn(DIM), 0.3 * moved * torch.randn(DIM)
+        when = regulator() if regulator else dsas.Logistic(torch.randn(DIM), torch.tensor(0.2))
+        rule = dsas.Rule(dsas.Site(site), dsas.Lineas(*(x.to(dtype) for x in line)), when.to(dtype))
+        rules.append(learnable(rule, torch.device("cpu"), regulator=not isinstance(when, dsas.Constant)))
+    return rules
+
+
+def trainer_of(
+    *, size: int = 9, dtype: torch.dtype = torch.float64, rules: Any = None, gamma: float = 0.7, **plan: Any
+) -> Trainer:
+    torch.manual_seed(3)
+    model = Two().to(dtype)
+    source, control = batch_of(9, 0.5, dtype), batch_of(7, -0.5, dtype)
+    held = batch_of(5, 0.5, dtype), batch_of(4, -0.5, dtype)
+    target = [torch.randn(8, DIM, dtype=dtype) - 0.3 for _ in SITES]
+    data = Data(cut(source, size), cut(control, size), target, [held[0]], [held[1]])
+    settings = {"steps": 12, "optimiser": Optimiser("adam", 0.05, 0.05), "held_out": NOT_HELD, **plan}
+    wanted = Objective(gamma, settings.pop("sparsity", 0.0))
+    return Trainer(work_on(model), rules(dtype) if rules else rules_of(dtype), data, Plan(wanted, **settings))
