@@ -112,8 +112,9 @@ def high_water() -> int:
 def only(name: str, loaded: LoadedModel, texts: dict[str, list[str]]) -> None:
     """Do one thing twice and print the peak of this process."""
     for _ in range(2):
-        if name == "bare":
-            bare_pass(loaded, texts["source"])
+        if name.startswith("bare"):
+            for kind in ("source", "control")[: 1 + name.endswith("control")]:
+                bare_pass(loaded, texts[kind])
     if name in VARIANTS:
         trainer = trainer_of(loaded, texts, VARIANTS[name])
         trainer.step(0)
@@ -140,8 +141,9 @@ def main() -> None:
         return int(done.stdout.split()[-1])
 
     base = peak("load")
-    bare = peak("bare") - base
-    found: dict[str, Any] = {"model": arguments.model, "texts": arguments.texts, "loaded": base, "bare": bare}
+    bare = {control: peak("bare with control" if control else "bare") - base for control in (False, True)}
+    found: dict[str, Any] = {"model": arguments.model, "texts": arguments.texts, "loaded": base}
+    found |= {"bare": bare[False], "bare with control": bare[True]}
     for name, variant in VARIANTS.items():
         trainer, ratios, seconds = trainer_of(loaded, texts, variant), [], []
         trainer.step(0)
@@ -155,7 +157,7 @@ def main() -> None:
             trainer = trainer_of(loaded, texts, variant)
             trainer.step(0)
         trainer.close()
-        memory = (peak(name) - base) / bare
+        memory = (peak(name) - base) / bare[variant.control]
         found[name] = {"time over bare": statistics.median(ratios), "all": ratios, "seconds": seconds, "peak": memory}
         print(name, json.dumps(found[name]), flush=True)
     print(json.dumps(found))

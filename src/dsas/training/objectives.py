@@ -37,7 +37,7 @@ def transport(
 ) -> Float[Tensor, ""]:
     """Return the transport term of all sites, in units of the squared activation; `goals` as `goal` gives them."""
     terms = [(s.sort(0).values - g).square().sum(0).mean() for s, g in zip(pooled, goals, strict=True)]
-    return torch.stack(terms).mean()
+    return torch.stack([term.to(terms[0].device) for term in terms]).mean()  # a model may be spread over devices
 
 
 def drift(steered: Float[Tensor, "token dim"], unsteered: Float[Tensor, "token dim"]) -> Float[Tensor, ""]:

@@ -116,10 +116,9 @@ class Passes:
         def edit(given: Any) -> Any:
             t = rule.site.read(given)
             # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
-            with torch.autocast(t.device.type, enabled=False):
-                gain = rule.regulator(t, Step(*t.shape[:2], device=t.device))
-                steered = steer(t, gain, rule.transform) if self._steering else t
-                value = self._read(number, steered) if self._read is not None else steered
+            gain, steered = cheaply(_steered, rule, t)
+            steered = steered if self._steering else t
+            value = self._read(number, steered) if self._read is not None else steered
             if self._looking and number not in self._seen:
                 self._seen[number] = Seen(value, *_summary(gain.detach(), self._real.to(t.device)))
                 if len(self._seen) == len(self._rules) and not self._work.checkpointing:
@@ -130,6 +129,21 @@ class Passes:
 
     def _stop(self, _args: Any, _kwargs: Any) -> None:
         raise StopForward
+
+
+def cheaply(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function of tensors gives, and compute it again in the backward pass instead of keeping its steps.
+
+    For work by the element, whose float32 steps would take more memory than the layers' own bfloat16, and little time.
+    """
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _steered(rule: Rule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the regulator's values and the steered activation, as `dsas.applied` computes them."""
+    with torch.autocast(t.device.type, enabled=False):
+        gain = rule.regulator(t, Step(*t.shape[:2], device=t.device))
+        return gain, steer(t, gain, rule.transform)
 
 
 def _summary(gain: Tensor, real: Tensor) -> tuple[Tensor, bool]:

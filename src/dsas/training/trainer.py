@@ -27,7 +27,7 @@ from dsas.errors import OptionError
 from dsas.regulators.posterior import auroc
 from dsas.training.learning import leaves, support
 from dsas.training.objectives import drift, goal, transport
-from dsas.training.passes import Passes, Seen, Work
+from dsas.training.passes import Passes, Seen, Work, cheaply
 from dsas.training.proximal import shrink_line_
 from dsas.training.records import Row
 
@@ -233,7 +233,7 @@ class Trainer:
         total = sum(len(kept[0]) for kept, _ in zip(unsteered, batches, strict=False))
         for batch, kept in zip(batches, unsteered, strict=False):
             seen = self._values(self._passes.tokens(batch))
-            moved = [drift(value, old) for value, old in zip(seen, kept, strict=True)]
+            moved = [cheaply(drift, value, old) for value, old in zip(seen, kept, strict=True)]
             yield torch.stack([one.to(moved[0].device) for one in moved]).mean() / total
 
     def _move(self, scale: float) -> None:
