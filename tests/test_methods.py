@@ -9,7 +9,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
 
 def test_the_page_of_methods_holds_the_table_that_the_registries_give() -> None:
-    assert methods_table() in PAGE.read_text(encoding="utf-8"), "run: python -m dsas.methods, and paste what it prints"
+    assert methods_table() in PAGE.read_text(encoding="utf-8"), "paste there what methods_table() returns"
 
 
 def test_every_method_has_a_row_with_all_its_facts() -> None:

@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         steering.save_pretrained(folder / name)
     given = [argument for name in steerings for argument in ("--steering", folder / name)]
     command = ["playground", folder / "model", *given, "--strength", STRENGTH, "--port", PORT]
-    process = subprocess.Popen([sys.executable, "-m", "dsas.cli", *map(str, command)])
+    process = subprocess.Popen([sys.executable, "-m", "dsas.cli", *map(str, command)], preexec_fn=heed_interrupts)
     for _ in range(300):
         if process.poll() is not None or reachable("127.0.0.1"):
             break
@@ -51,7 +51,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert process.poll() is None
     yield Served(model, tokenizer, steerings, f"http://127.0.0.1:{PORT}/")
     process.send_signal(signal.SIGINT)
-    process.wait(30)
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
+
+
+def heed_interrupts() -> None:
+    """Take SIGINT as an interactive shell would have it; a job in the background of a shell is started deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def reachable(host: str) -> bool:
