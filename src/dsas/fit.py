@@ -89,7 +89,10 @@ def fit(
     run = _Run(model, tokenizer, found, reading, progress)
     # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
     with threadpool_limits(1, user_api="blas"):
-        rules = (_incrementally if incremental else _at_once)(run, recipe, sets, spans, checkpoint)
+        if incremental:
+            rules = _incrementally(run, recipe, sets, checkpoint)
+        else:
+            rules = _at_once(run, recipe, sets, spans, checkpoint)
     rules = choice.of(sorted(rules, key=lambda rule: found.index(rule.site)))
     settings = {
         "transform": getattr(rules[0].transform, "name", type(rules[0].transform).__name__),
@@ -219,9 +222,7 @@ def _at_once(
     return rules
 
 
-def _incrementally(
-    run: _Run, recipe: _Recipe, sets: Sets, spans: Sequence[Spans] | None, checkpoint: str | Path | None
-) -> list[Rule]:
+def _incrementally(run: _Run, recipe: _Recipe, sets: Sets, checkpoint: str | Path | None) -> list[Rule]:
     goal = collect(
         run.model, run.tokenizer, sets["target"], run.sites,
         reading=run.reading, checkpoint=checkpoint, progress=run.progress,
