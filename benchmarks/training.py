@@ -49,6 +49,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 SGD = {"optimiser": dsas.Optimiser("sgd", 1.0)}
 EXTRAS: dict[str, dict[str, Any]] = {
     "E2E sigmoid, no control term": {**E2E, "gamma": 0.0},
+    "E2E sigmoid, gamma 0.1": {**E2E, "gamma": 0.1},
+    "E2E sigmoid, gamma 1": {**E2E, "gamma": 1.0},
     "LinEAS, SGD": SGD,
     **{f"LinEAS, SGD, sparsity {value}": {**SGD, "sparsity": value} for value in (1e-3, 2e-3, 3e-3)},
 }
