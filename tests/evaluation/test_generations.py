@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation import generations
@@ -38,17 +38,21 @@ def test_a_prompt_gets_the_same_text_alone_and_padded_in_a_batch(llama, tokenize
 
 
 @pytest.mark.parametrize("first_sorted", [1, 4, 128])
-@pytest.mark.parametrize("top_p", [0.3, 0.9])
-def test_a_prompt_alone_is_drawn_as_transformers_draws_it(llama, tokenizer, monkeypatch, top_p, first_sorted):
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+def test_tokens_come_as_often_as_transformers_would_draw_them(llama, tokenizer, monkeypatch, top_p, first_sorted):
     monkeypatch.setattr(generations, "FIRST_SORTED", first_sorted)
-    sampling = Sampling(temperature=1.7, top_p=top_p, repetition_penalty=1.3, new_tokens=40)
-    ((found,),) = sample_continuations(llama, tokenizer, PROMPTS[1:2], seeds=(0,), sampling=sampling)
-    config = GenerationConfig(do_sample=True, temperature=1.7, top_p=top_p, top_k=0, repetition_penalty=1.3)
-    config.update(max_new_tokens=40, pad_token_id=0)
-    prompt = torch.tensor([[int(word[1:]) for word in PROMPTS[1].split()]])
-    torch.manual_seed(0)
-    drawn = llama.eval().generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
-    assert found == tokenizer.decode(drawn[0, prompt.shape[1] :], skip_special_tokens=True)
+    rows, prompt = 4000, torch.tensor([[int(word[1:]) for word in PROMPTS[1].split()]])
+    sampling = Sampling(temperature=1.7, top_p=top_p, repetition_penalty=1.3, new_tokens=1, batch_size=rows)
+    (texts,) = sample_continuations(llama, tokenizer, [PROMPTS[1]] * rows, seeds=(0,), sampling=sampling)
+    found = torch.tensor([texts.count(f"w{token}") for token in range(llama.config.vocab_size)]) / rows
+    with torch.no_grad():
+        scores = llama.eval()(prompt).logits[:, -1].float()
+    for step in (RepetitionPenaltyLogitsProcessor(1.3), TemperatureLogitsWarper(1.7), TopPLogitsWarper(top_p)):
+        scores = step(prompt, scores)
+    wanted = scores.softmax(-1)[0]
+    wanted[0] = 0  # the end of the text: it comes out as no text at all
+    assert ((found > 0) <= (wanted > 0)).all()
+    assert ((found - wanted).abs() <= 4.5 * (wanted * (1 - wanted) / rows).sqrt()).all()
 
 
 def test_the_tokenizer_adds_no_special_tokens_when_told_so(llama, tokenizer):

@@ -85,18 +85,30 @@ def sample_continuations(
     return texts
 
 
-class _Sharpen(LogitsProcessor):
-    """Repetition penalty, temperature and top-p in one step that sorts the likeliest tokens, not the vocabulary."""
+class _Draw(LogitsProcessor):
+    """Repetition penalty, temperature, top-p and the draw in one step; what comes out is likely at one token only.
+
+    It sorts the likeliest tokens, not the vocabulary, and draws among those: drawing from the whole vocabulary, nearly
+    all of it at probability 0, would take as long as the model itself where the vocabulary is large.
+    """
 
     def __init__(self, sampling: Sampling, prompt: Bool[Tensor, "batch token"]) -> None:
         self._sampling, self._prompt = sampling, prompt
 
     def __call__(self, input_ids: Int[Tensor, "batch seen"], scores: Float[Tensor, "batch vocabulary"]) -> Tensor:
         scores = self._penalised(input_ids, scores.float())
-        if self._sampling.temperature > 0:
-            scores = scores / self._sampling.temperature
-        if self._sampling.temperature == 0 or self._sampling.top_p == 1:
+        if self._sampling.temperature == 0:
             return scores
+        if self._sampling.temperature != 1:
+            scores = scores / self._sampling.temperature
+        likeliest, shares = self._nucleus(scores)
+        drawn = likeliest.gather(1, torch.multinomial(shares, 1))
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+    def _nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the likeliest tokens, enough to reach top_p in every row, and their shares, 0 outside top_p."""
+        if self._sampling.top_p == 1:
+            return torch.arange(scores.shape[1], device=scores.device).expand_as(scores), scores.softmax(-1)
         total = scores.logsumexp(-1, keepdim=True)
         likeliest = FIRST_SORTED
         while True:
@@ -104,32 +116,27 @@ class _Sharpen(LogitsProcessor):
             share = (top.values - total).exp()
             reached = share.cumsum(-1)
             if likeliest >= scores.shape[1] or bool((reached[:, -1] >= self._sampling.top_p).all()):
-                break
+                return top.indices, share.masked_fill(reached - share >= self._sampling.top_p, 0.0)
             likeliest *= 8
-        outside = reached - share >= self._sampling.top_p
-        kept = top.values.masked_fill(outside, -torch.inf)
-        return torch.full_like(scores, -torch.inf).scatter_(1, top.indices, kept)
 
     def _penalised(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         penalty = self._sampling.repetition_penalty
         if penalty == 1:
             return scores
         real = pad(self._prompt, (0, input_ids.shape[1] - self._prompt.shape[1]), value=True)
-        seen = scores.gather(1, input_ids)
-        seen = torch.where(seen < 0, seen * penalty, seen / penalty)
-        nowhere = scores.shape[1]
-        return pad(scores, (0, 1)).scatter(1, input_ids.masked_fill(~real, nowhere), seen)[:, :nowhere]
+        ids = torch.where(real, input_ids, input_ids[:, -1:])  # the last token is real in every row
+        seen = scores.gather(1, ids)
+        return scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
 def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any) -> list[list[int]]:
     """Return the new tokens of each row up to its end of text."""
     mask = batch.mask.to(model.device)
-    drawing = sampling.temperature > 0
     config = GenerationConfig(
-        do_sample=drawing,
+        do_sample=False,  # `_Draw` does; what it leaves is likeliest
         temperature=1.0,
         top_p=1.0,
-        top_k=0 if drawing else 50,  # 50 is what transformers takes for unset; any other would make greedy warn
+        top_k=50,  # what transformers takes for unset; any other would make it warn
         repetition_penalty=1.0,
         max_new_tokens=sampling.new_tokens,
         pad_token_id=fill,
@@ -138,7 +145,7 @@ def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any
         batch.tokens.to(model.device),
         attention_mask=mask.long(),
         generation_config=config,
-        logits_processor=LogitsProcessorList([_Sharpen(sampling, mask)]),
+        logits_processor=LogitsProcessorList([_Draw(sampling, mask)]),
         streamer=streamer,
     )
     ends = model.generation_config.eos_token_id
