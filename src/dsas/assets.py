@@ -102,6 +102,8 @@ _TABLE = (
             "evals/registry/data/schelling_point/wikipedia_5.jsonl",
             "evals/registry/data/schelling_point/owt_5.jsonl",
             "evals/registry/data/theory_of_mind/socialiqa/test.jsonl",
+            "evals/registry/data/quartz/samples.jsonl",
+            "evals/registry/data/sandbagging/samples-all-large.jsonl",
             "*/LICENSE.md",
         ),
     ),

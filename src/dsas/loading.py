@@ -28,13 +28,7 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"device {device!r} cannot be used, try 'cpu' or 'auto': {reason}") from error
+    place = find_device(device)
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
     options: dict[str, Any] = _gguf_options(gguf) if gguf else {}
@@ -45,8 +39,19 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     except (OSError, ValueError) as error:
         wanted = "a folder with a transformers model, a hub id or a .gguf file"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): {error}") from error
-    torch.nn.Module.to(model, torch.device(device))
+    torch.nn.Module.to(model, place)
     return LoadedModel(model.eval(), tokenizer)
+
+
+def find_device(device: str) -> torch.device:
+    """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError when it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device {device!r} cannot be used, try 'cpu' or 'auto': {reason}") from error
 
 
 def _gguf_options(file: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@
 | toxic-comment-classifier | bidirectional LSTM, trained apart | Jigsaw comments | toxic-comment-classifier |
 | profanity-check | five calibrated linear SVMs on words | Jigsaw comments and tweets | alt-profanity-check |
 | character-grams | logistic regression on 2 to 4 letters | Jigsaw comments | toxicityclassifier |
-| (its id) | any classifier of the transformers library | | |
+
+Any classifier of the transformers library is a scorer as well: see `classifier`.
 
 The packages' files are read as data (see `pickles`): none of them, nor TensorFlow, joblib or a given version of
 scikit-learn, has to be installed. Of models with six labels the first, "toxic", counts.
@@ -26,10 +27,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dsas.assets import fetch
-from dsas.errors import MissingExtraError, OptionError, TextsError, closest
+from dsas.errors import MissingExtraError, TextsError
 from dsas.evaluation.bag import BagWeights, bag_probability
 from dsas.evaluation.bilstm import BiLstmWeights, LstmWeights, bilstm, encode
 from dsas.evaluation.pickles import load_joblib, load_pickle
@@ -141,39 +141,6 @@ class CharacterGrams:
         """Return the probability that a text is toxic."""
         plain = [text.strip().translate(_NO_PUNCTUATION) for text in _checked(texts)]
         return bag_probability(plain, self._counter, self._model)
-
-
-@final
-class TransformersScorer:
-    """A sequence classifier of the transformers library, from a model id or a folder.
-
-    label: the label that means toxic, as the model's config spells it.
-    Raises OptionError when the model has no such label.
-    """
-
-    def __init__(self, model: str | Path, *, label: str, batch_size: int = 32) -> None:
-        self.name = str(model)
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForSequenceClassification.from_pretrained(model).eval()
-        labels = self._model.config.label2id
-        if label not in labels:
-            raise OptionError(f"{model} has no label {label!r}; closest: {closest(label, labels)}")
-        self._label, self._batch_size = labels[label], batch_size
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
-        """Return the probability of the chosen label: softmax over the labels, sigmoid where they are independent."""
-        checked = _checked(texts)
-        scores = np.zeros(len(checked))
-        order = sorted(range(len(checked)), key=lambda text: len(checked[text]))
-        for start in range(0, len(order), self._batch_size):
-            part = order[start : start + self._batch_size]
-            batch = self._tokenizer([checked[i] for i in part], padding=True, truncation=True, return_tensors="pt")
-            logits = self._model(**batch.to(self._model.device)).logits.float()
-            independent = self._model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
-            chance = logits.sigmoid() if independent else logits.softmax(-1)
-            scores[part] = chance[:, self._label].cpu().numpy()
-        return scores
 
 
 _LSTM_PARTS = ("kernel", "recurrent_kernel", "bias")

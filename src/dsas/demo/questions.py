@@ -1,0 +1,62 @@
+"""Questions of the demo: multiple choice with known answers, for what steering costs.
+
+| function | source | questions | scored by | licence |
+|---|---|---|---|---|
+| social_iqa | SocialIQA (1904.09728), three answers | 2,224 | text of the answer, per character | CC BY 4.0 |
+| quartz | QuaRTz (1909.03553), two answers | 3,860 | letter | CC BY |
+| mmlu | MMLU (2009.03300), four answers, a part of its test set | 1,000 | letter | MIT |
+
+All come from the package evals, in its order, and go into `dsas.evaluation.choice`. SocialIQA is asked as
+lm-evaluation-harness asks it ("Q: ...\\nA:"). Models of some hundred million parameters answer it above chance and the
+other two hardly, so that only it can show a loss.
+
+Left out: examples in the prompt.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from dsas.assets import fetch
+from dsas.evaluation.choice import Question
+
+_SOCIAL = re.compile(r"(.+?)\s+A: (.*); B: (.*); C: (.*)\.", re.DOTALL)
+_QUARTZ = re.compile(r"(.+?)\s+A: (.*)\n B: (.*)", re.DOTALL)
+
+
+def social_iqa(*, cache: Path | None = None) -> list[Question]:
+    """Return the questions about what people do and feel; score by the text of the answers, per character."""
+    found = []
+    for line in _lines("theory_of_mind/socialiqa/test.jsonl", cache):
+        question, *answers = _parts(_SOCIAL, line["input"][-1]["content"])
+        choices = tuple(f" {answer.strip()}" for answer in answers)
+        found.append(Question(f"Q: {question}\nA:", choices, "ABC".index(line["ideal"])))
+    return found
+
+
+def quartz(*, cache: Path | None = None) -> list[Question]:
+    """Return the questions about what grows or falls with what; the choices are letters."""
+    found = []
+    for line in _lines("quartz/samples.jsonl", cache):
+        question, first, second = (part.strip() for part in _parts(_QUARTZ, line["input"][-1]["content"]))
+        prompt = f"{question}\nA. {first}\nB. {second}\nAnswer:"
+        found.append(Question(prompt, (" A", " B"), "AB".index(line["ideal"])))
+    return found
+
+
+def mmlu(*, cache: Path | None = None) -> list[Question]:
+    """Return the questions of knowledge from many subjects; the choices are letters."""
+    lines = _lines("sandbagging/samples-all-large.jsonl", cache)
+    return [Question(line["question"], (" A", " B", " C", " D"), "ABCD".index(line["answer"])) for line in lines]
+
+
+def _parts(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+    found = pattern.fullmatch(text)
+    assert found is not None, text
+    return found.groups()
+
+
+def _lines(name: str, cache: Path | None) -> list[dict[str, Any]]:
+    file = fetch("evals", cache=cache) / "evals" / "registry" / "data" / name
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -1,0 +1,72 @@
+"""Divergence: how far steering moves what a model would say next on texts that it should leave alone.
+
+    KL(p || q) = sum over tokens v of p(v) (log p(v) - log q(v)),   p unsteered, q steered,   in nats, >= 0
+    result     = mean over texts of the mean over the text's tokens
+
+Every token of a text, special ones included, has a distribution after it, and all of them count. Unlike perplexity it
+needs no right answer, and it does not get better by chance: 0 means that nothing was changed at all.
+
+Both passes run batch by batch, and only one batch's two sets of logits exist at a time, in the model's precision; the
+logarithms are taken in float32, one text at a time.
+
+Left out: texts longer than `max_tokens` (their rest is not read).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from dsas.activations import evaluation_mode
+from dsas.errors import OptionError
+from dsas.text import Batch, batches, pad_token, tokenize
+
+
+class DivergenceResult(NamedTuple):
+    """The mean over the texts, and each text's own mean in the order given, in nats per token."""
+
+    mean: float
+    per_text: Float[np.ndarray, " text"]
+
+
+def divergence(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    steered: Callable[[], AbstractContextManager[Any]],
+    *,
+    max_tokens: int = 50,
+    batch_size: int = 16,
+) -> DivergenceResult:
+    """Return how far `model` inside `steered()` is from `model` as it is.
+
+    steered: gives, for every batch, a context manager inside which the model is steered, such as
+    `lambda: steering.apply(model, strength, record=False)`. max_tokens: each text is cut to, specials included.
+    Raises TextsError for no texts or one without tokens, OptionError for `max_tokens` or `batch_size` < 1.
+    """
+    if max_tokens < 1:
+        raise OptionError(f"expected max_tokens >= 1, got {max_tokens}")
+    rows = [row[:max_tokens] for row in tokenize(tokenizer, texts)]
+    per_text = np.zeros(len(rows))
+    with torch.no_grad(), evaluation_mode(model):
+        for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
+            before = _logits(model, batch)
+            with steered():
+                after = _logits(model, batch)
+            for place, row in enumerate(batch.rows):
+                end = len(rows[row])
+                p, q = (logits[place, :end].float().log_softmax(-1) for logits in (before, after))
+                nats = kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp(min=0)
+                per_text[row] = nats.double().mean().item()
+            del before, after  # or the next batch's would stand beside them
+    return DivergenceResult(float(per_text.mean()), per_text)
+
+
+def _logits(model: Any, batch: Batch) -> Float[Tensor, "batch token vocabulary"]:
+    mask = batch.mask.to(model.device, torch.long)
+    return model(input_ids=batch.tokens.to(model.device), attention_mask=mask, use_cache=False).logits

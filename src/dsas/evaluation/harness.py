@@ -1,0 +1,66 @@
+"""Harness: a steered model for lm-evaluation-harness, so that any of its tasks can be run on it.
+
+    import lm_eval
+    results = lm_eval.simple_evaluate(model=steered_lm(model, tokenizer, steering, 0.5), tasks=["mmlu"])
+
+It is lm-eval's own model class for transformers, whose three kinds of request (`loglikelihood`,
+`loglikelihood_rolling`, `generate_until`) run while the Steering is applied; between them the model is as it was.
+Batches, padding and caches are lm-eval's. It pads likelihood requests on the right and tells the model of no padding,
+which changes nothing: a token is steered by what came before it. At strength 0 the numbers are those of the plain class.
+
+Left out: models that lm-eval would load by name (load them with `dsas.loading`), several processes.
+
+Source: lm-eval 0.4.9 or later, `lm_eval.models.huggingface.HFLM`; needs the extra `lm-eval`.
+"""
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dsas.applied import read_strength
+from dsas.errors import MissingExtraError, OptionError
+from dsas.steering import Steering
+
+
+def steered_lm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    steering: Steering,
+    strength: float = 1.0,
+    *,
+    batch_size: int = 8,
+) -> Any:
+    """Return an `HFLM` of lm-eval that is steered at every request; strength >= 0, where 0 is unsteered.
+
+    The tokenizer is copied, since lm-eval gives it a padding token; the model stays on its device, in evaluation mode.
+    Raises MissingExtraError without lm-eval, StrengthError, OptionError for `batch_size` < 1; ModelMismatchError at the
+    first request.
+    """
+    try:
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise MissingExtraError("lm_eval", "lm-eval") from error
+    read_strength(strength)
+    if batch_size < 1:
+        raise OptionError(f"expected a batch size of at least 1, got {batch_size}")
+
+    class SteeredLM(HFLM):
+        """The model class of lm-eval, steered."""
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            """Return for each request the log-probability of its continuation, and whether it is the greedy one."""
+            with steering.apply(model, strength, record=False):
+                return super().loglikelihood(requests, disable_tqdm)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            """Return for each request the log-probability of its whole text."""
+            with steering.apply(model, strength, record=False):
+                return super().loglikelihood_rolling(requests, disable_tqdm)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            """Return for each request what the model writes up to a stop sequence."""
+            with steering.apply(model, strength, record=False):
+                return super().generate_until(requests, disable_tqdm)
+
+    return SteeredLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)

@@ -1,0 +1,96 @@
+"""Likelihood: how probable a model, steered or not, finds the tokens of a text that follow its beginning.
+
+    log p(token_i | tokens before),   i = first ... n      in nats, from logits in float32
+
+Text and beginning are tokenised as one string, as the model would read it. Rows are padded on the right, where causal
+attention does not see it, so that a row gives the same alone and in any batch. The last token is never fed, since
+nothing is read after it; rows that differ in no other share one pass. Logits are asked for at those positions only that
+predict something, so that a large vocabulary costs no more than it must.
+
+Left out: a cache of keys and values shared over texts with one beginning: a regulator that remembers its row would
+carry what it saw of one text into the next. Texts longer than the model's context.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dsas.activations import evaluation_mode
+from dsas.errors import OptionError
+from dsas.text import Batch, batches
+
+Straddling = Literal["given", "judged"]
+
+
+class Row(NamedTuple):
+    """The tokens of a text: those from `first` (>= 1) on are judged, each given all before it; maybe there are none."""
+
+    tokens: list[int]
+    first: int
+
+
+def rows_after(
+    tokenizer: Any, prompts: Sequence[str], texts: Sequence[str], *, straddling: Straddling, special_tokens: bool = True
+) -> list[Row]:
+    """Return for each prompt with its text the row of tokens, of which those of the text are judged.
+
+    A token is told by the characters that it stands for. One that begins in the prompt and ends in the text is taken as
+    "given" or is "judged". A token with nothing before it is given; special tokens after the text are dropped.
+    Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise OptionError("likelihoods need a fast tokenizer, which tells where in the text each token stands")
+    if not prompts:
+        return []
+    wholes = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    found = tokenizer(wholes, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
+    rows = []
+    for tokens, offsets, prompt in zip(found["input_ids"], found["offset_mapping"], prompts, strict=True):
+        side = 0 if straddling == "given" else 1
+        bound = len(prompt) + side
+        judged = [place for place, span in enumerate(offsets) if span[1] > span[0] and span[side] >= bound]
+        end = judged[-1] + 1 if judged else len(tokens)
+        rows.append(Row(list(tokens[:end]), max(1, judged[0]) if judged else end))
+    return rows
+
+
+def log_probabilities(model: Any, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[Float[Tensor, " _"]]:
+    """Return for every row the log-probability of each of its judged tokens, in nats; `pad` is any token number."""
+    passes: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        if row.first < len(row.tokens):
+            passes.setdefault(tuple(row.tokens[:-1]), []).append(number)
+    inputs = list(passes)
+    found = [torch.zeros(0)] * len(rows)
+    with torch.no_grad(), evaluation_mode(model):
+        for batch in batches(inputs, batch_size, pad=pad, side="right"):
+            readers = [passes[inputs[index]] for index in batch.rows]
+            needed = {at for numbers in readers for number in numbers for at in _predicting(rows[number])}
+            positions = sorted(needed)
+            logits = _logits(model, batch, positions)
+            for place, numbers in enumerate(readers):
+                for number in numbers:
+                    row = rows[number]
+                    start = positions.index(row.first - 1)
+                    judged = torch.tensor(row.tokens[row.first :], device=logits.device)
+                    of_row = logits[place, start : start + len(judged)].float()
+                    found[number] = -cross_entropy(of_row, judged, reduction="none").cpu()
+    return found
+
+
+def _predicting(row: Row) -> range:
+    return range(row.first - 1, len(row.tokens) - 1)
+
+
+def _logits(model: Any, batch: Batch, positions: list[int]) -> Float[Tensor, "batch position vocabulary"]:
+    """Return the logits at these positions; a model that cannot be asked for some gives all."""
+    some = "logits_to_keep" in inspect.signature(model.forward).parameters
+    kept = {"logits_to_keep": torch.tensor(positions, device=model.device)} if some else {}
+    mask = batch.mask.to(model.device, torch.long)
+    logits = model(input_ids=batch.tokens.to(model.device), attention_mask=mask, use_cache=False, **kept).logits
+    return logits if logits.shape[1] == len(positions) else logits[:, positions]
