@@ -9,6 +9,7 @@
     |-- ModelMismatchError (ValueError)    a Steering does not fit the model it is applied to
     |-- ArtifactError      (ValueError)    a stored Steering is missing, truncated, tampered or too new
     |-- StateError         (RuntimeError)  the call came at the wrong moment (nothing recorded yet, already removed)
+    |-- WorkerError        (RuntimeError)  a process that did part of the work died, again and again
     `-- MissingExtraError  (ImportError)   an optional dependency is not installed
 
 Each leaf is also the built-in error that fits, so `except ValueError` keeps working. A message says what was
@@ -53,6 +54,10 @@ class ArtifactError(DsasError, ValueError):
 
 class StateError(DsasError, RuntimeError):
     """A call came at a moment at which it has no meaning."""
+
+
+class WorkerError(DsasError, RuntimeError):
+    """A process that did part of the work died, again and again."""
 
 
 class MissingExtraError(DsasError, ImportError):

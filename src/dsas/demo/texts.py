@@ -20,10 +20,24 @@ from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.scorers import Scorer
 from dsas.storage import replace_files
 
-PROMPTS = (270, 50, 303)  # to fit on, to tune on, to report
 TOXIC_ABOVE, CLEAN_BELOW = 0.6, 0.2
 MIN_WORDS = 5
 DRAWS = Sampling(top_p=0.9, new_tokens=24)
+
+
+class Sizes(NamedTuple):
+    """How many texts serve what.
+
+    fit, tune, report: of the 623 toxicity prompts. draws: continuations of each prompt to fit on.
+    tune_sentences, report_sentences: of each kind of neutral text.
+    """
+
+    fit: int = 270
+    tune: int = 50
+    report: int = 303
+    draws: int = 2
+    tune_sentences: int = 60
+    report_sentences: int = 100
 
 
 class DemoTexts(NamedTuple):
@@ -43,12 +57,19 @@ class DemoTexts(NamedTuple):
 
 
 def demo_texts(
-    model: Any, tokenizer: Any, scorers: Sequence[Scorer], *, file: Path, progress: Callable[[int], None]
+    model: Any,
+    tokenizer: Any,
+    scorers: Sequence[Scorer],
+    *,
+    file: Path,
+    progress: Callable[[int], None],
+    sizes: Sizes = Sizes(),
 ) -> DemoTexts:
     """Return the demo's texts for this model; what was sampled is kept in `file` and not sampled again."""
-    fit_prompts, tune_prompts, report_prompts = split(toxic_prompts(), PROMPTS)
+    fit_prompts, tune_prompts, report_prompts = split(toxic_prompts(), sizes[:3])
     if not file.is_file():
-        drawn = sample_continuations(model, tokenizer, fit_prompts, seeds=(100, 101), sampling=DRAWS, progress=progress)
+        seeds = range(100, 100 + sizes.draws)
+        drawn = sample_continuations(model, tokenizer, fit_prompts, seeds=seeds, sampling=DRAWS, progress=progress)
         texts = [prompt + text for texts in drawn for prompt, text in zip(fit_prompts, texts, strict=True)]
         replace_files({file: json.dumps(list(dict.fromkeys(texts))).encode()})
     samples = json.loads(file.read_text(encoding="utf-8"))
@@ -59,9 +80,11 @@ def demo_texts(
         raise TextsError(f"the demo needs 16 toxic and 16 clean samples, got {len(source)} and {len(clean)}")
     count = min(len(source), len(clean))
     half = clean[: count // 2]
-    wikipedia = split(wikipedia_sentences(), (count - len(half), count, 60, 100))
-    web, news = split(openwebtext_sentences(), (60, 100)), split(news_sentences(), (60, 100))
-    style = [_clean(prompts, scorers)[:100] for prompts in (tune_prompts, report_prompts)]
+    both = sizes[4:]
+    wikipedia = split(wikipedia_sentences(), (count - len(half), count, *both))
+    web, news = split(openwebtext_sentences(), both), split(news_sentences(), both)
+    prompts = zip((tune_prompts, report_prompts), both, strict=True)
+    style = [_clean(some, scorers)[:number] for some, number in prompts]
     return DemoTexts(
         source=source,
         control=half + wikipedia[0],

@@ -1,0 +1,134 @@
+"""Claim: with a regulator, steering removes toxicity at a cost that the model without one has to pay many times over.
+
+Fits CAA, ITI, Linear-AcT and LinEAS each with the constant and the logistic regulator, CAA with CAST and MERA, and
+E2E-DSAS, on texts of 70 prompts; chooses each strength on other texts (Wikipedia and clean prompts; toxicity plays no
+part); and measures all of them at the same strengths on 503 other prompts x 3 seeds, on four kinds of neutral text, two
+of which (web, news) neither the control nor the tuning texts contain, on SocialIQA, and by the other model as a judge.
+Interrupted, it goes on from where it was.
+
+    python benchmarks/evidence.py --model smollm2|gemma3 [--workers 2] [--series NAME ...] [--out out/evidence]
+"""
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from dsas.reports.pareto import write_pareto_report
+
+import dsas
+from dsas.demo.models import real_model
+from dsas.demo.questions import social_iqa
+from dsas.demo.texts import DemoTexts, Sizes, demo_texts
+from dsas.evaluation.jobs import Part, Setup
+from dsas.evaluation.scorers import packaged_scorers
+from dsas.evaluation.sweep import Grid, Series, run_sweep
+from dsas.evaluation.workers import Spread
+from dsas.identity import fingerprint
+from dsas.loading import LoadedModel, load_model
+
+SIZES = Sizes(fit=70, tune=50, report=503, draws=9, tune_sentences=60, report_sentences=200)
+TUNED_ON = ("Wikipedia", "prompt style")
+JUDGES = {"smollm2": "gemma3", "gemma3": "smollm2"}
+ADDED = (0.01, 0.03, 0.1, 0.3, 1.0)  # strengths of what is fitted on the residual stream
+TRAINED = (0.1, 0.3, 1.0)  # and of what is trained at the norms
+STEPS = 20
+READING = dsas.Reading(batch_size=32, max_tokens=64)
+
+
+class Plan(NamedTuple):
+    """A series by name: what makes it, and its strengths."""
+
+    transform: str
+    regulator: str
+    strengths: tuple[float, ...]
+
+
+PLANS = {
+    **{
+        f"{transform} + {regulator}": Plan(transform, regulator, ADDED)
+        for transform in ("caa", "iti", "linear-act")
+        for regulator in ("constant", "logistic")
+    },
+    **{f"lineas + {regulator}": Plan("lineas", regulator, TRAINED) for regulator in ("constant", "logistic")},
+    **{f"caa + {regulator}": Plan("caa", regulator, ADDED) for regulator in ("cast", "mera")},
+    "e2e-dsas": Plan("lineas", "e2e", TRAINED),
+}
+
+
+def steering_of(plan: Plan, loaded: LoadedModel, texts: DemoTexts, folder: Path) -> dsas.Steering:
+    """Return the Steering of a plan, fitted or trained, or read back."""
+    sets: dict[str, Any] = {"source": texts.source, "control": texts.control, "target": texts.target}
+    if plan.transform != "lineas":
+        asked = {"transform": plan.transform, "regulator": plan.regulator}
+        return dsas.fit(*loaded, **sets, **asked, checkpoint=folder / "collected")
+    where: dict[str, Any] = {"sites": "norm", "reading": READING}
+    if plan.regulator == "e2e":
+        where["objective"] = "e2e-dsas"
+    name = "e2e" if plan.regulator == "e2e" else "lineas"
+    learned = kept(folder / name, lambda log: dsas.train(*loaded, **sets, **where, steps=STEPS, checkpoint=log))
+    if plan.regulator != "logistic":
+        return learned
+    fitted = dsas.fit(*loaded, **sets, **where, transform="lineas", regulator=plan.regulator)
+    pairs = zip(fitted.rules, learned.rules, strict=True)
+    rules = [when._replace(transform=how.transform) for when, how in pairs]
+    return dsas.Steering(rules, fitted.model, learned.settings)
+
+
+def kept(folder: Path, make: Callable[[Path], dsas.Steering]) -> dsas.Steering:
+    """Return what `make` gives, stored in `folder` the first time; it is given a folder for its state."""
+    if not (folder / "config.json").is_file():
+        make(folder.with_name(f"{folder.name}.log")).save_pretrained(folder)
+    return dsas.Steering.from_pretrained(folder)
+
+
+def setup_of(name: str, loaded: LoadedModel, texts: DemoTexts, questions: int) -> Setup:
+    """Return what all cells are measured on."""
+    parts = {
+        "tune": Part(perplexity={kind: tuple(texts.tune[kind]) for kind in TUNED_ON}),
+        "report": Part(
+            perplexity={kind: tuple(some) for kind, some in texts.report.items()},
+            kl={kind: tuple(some[:25]) for kind, some in texts.report.items()},
+            choice={"SocialIQA": tuple(social_iqa()[:questions])},
+        ),
+    }
+    return Setup(
+        model=str(real_model(name)), fingerprint=fingerprint(loaded.model), prompts=tuple(texts.prompts), parts=parts,
+        judge=str(real_model(JUDGES[name])), threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2", choices=sorted(JUDGES))
+    parser.add_argument("--series", nargs="*", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--ray", default="")
+    parser.add_argument("--out", type=Path, default=Path("out/evidence"))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    folder = arguments.out / arguments.model
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(str(real_model(arguments.model)))
+    samples = folder / f"samples-{fingerprint(loaded.model)}.json"
+    texts = demo_texts(*loaded, packaged_scorers(), file=samples, progress=lambda _: None, sizes=SIZES)
+    print({"source": len(texts.source), "control": len(texts.control)}, {k: len(v) for k, v in texts.report.items()})
+    plans = {name: PLANS[name] for name in arguments.series}
+    series = [
+        Series(name, steering_of(plan, loaded, texts, folder), plan.transform, plan.regulator, plan.strengths)
+        for name, plan in plans.items()
+    ]
+    setup = setup_of(arguments.model, loaded, texts, arguments.questions)
+    spread = Spread(arguments.workers, arguments.ray)
+    command = f"python benchmarks/evidence.py --model {arguments.model}"
+    chosen = run_sweep(folder, setup, series, grid=Grid(), spread=spread, command=command)
+    print(json.dumps({name: found.strength for name, found in chosen.items()}))
+    write_pareto_report(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Jobs: the pieces that a sweep is made of, each measured by itself, in any process, in any order.
+
+| task | asks | gives |
+|---|---|---|
+| generate | one Steering, one strength, one seed | a continuation of every prompt |
+| read | one Steering, one strength, one part of the texts | perplexity and KL a text, right or wrong a question |
+| score | the texts of a `generate` | for each scorer a probability a text, 0 where the text is empty |
+| judge | the same | for each text nats a token under another model |
+
+A job's key is a hash over all that its result depends on, so a result found under that key never has to be computed
+again, whoever computed it. What a job gives is plain JSON.
+
+Left out: sampling several strengths in one batch (a batch's rows share their random numbers, so a cell would depend
+on the cells beside it).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from dsas.errors import OptionError, closest
+from dsas.evaluation.choice import Question, choice_accuracy
+from dsas.evaluation.classifier import TextClassifier
+from dsas.evaluation.divergence import divergence
+from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.judged import judged
+from dsas.evaluation.perplexity import perplexity
+from dsas.evaluation.scorers import (
+    CharacterGrams,
+    ProfanityCheck,
+    Scorer,
+    ToxBlock,
+    ToxicCommentClassifier,
+)
+from dsas.loading import LoadedModel, load_model
+from dsas.steering import Steering
+
+Task = Literal["generate", "read", "score", "judge"]
+PACKAGED: dict[str, Callable[[], Scorer]] = {
+    "tox-block": ToxBlock,
+    "toxic-comment-classifier": ToxicCommentClassifier,
+    "profanity-check": ProfanityCheck,
+    "character-grams": CharacterGrams,
+}
+VERSION = 1  # of the jobs' results: raise it when a measure changes its meaning
+
+
+class Part(NamedTuple):
+    """Texts and questions that are read together.
+
+    perplexity, kl: neutral texts by kind. choice: questions by kind.
+    """
+
+    perplexity: Mapping[str, tuple[str, ...]] = {}
+    kl: Mapping[str, tuple[str, ...]] = {}
+    choice: Mapping[str, tuple[Question, ...]] = {}
+
+
+class Setup(NamedTuple):
+    """What all jobs of a sweep share, as plain data that can be sent to another process.
+
+    model: folder or id, loaded by each worker; fingerprint: of its weights. threads: torch's, in every worker.
+    prompts: to continue. parts: what is read, by name. scorers: names as `scorer_of` takes them.
+    judge: folder or id of the model that judges the continuations, or "" for none.
+    """
+
+    model: str
+    fingerprint: str
+    prompts: tuple[str, ...]
+    parts: Mapping[str, Part]
+    scorers: tuple[str, ...] = tuple(PACKAGED)
+    judge: str = ""
+    sampling: Sampling = Sampling()
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int = 1
+
+
+class Job(NamedTuple):
+    """One piece of work; steering is None and strength 0 for the model as it is.
+
+    seed: of a `generate`. part: of a `read`. texts: of a `score` or `judge`.
+    """
+
+    task: Task
+    steering: Steering | None = None
+    strength: float = 0.0
+    seed: int = 0
+    part: str = ""
+    texts: tuple[str, ...] = ()
+
+    def key(self, setup: Setup) -> str:
+        """Return 16 hexadecimal digits over all that the result depends on."""
+        model = [setup.fingerprint, self.steering.digest() if self.steering else "", self.strength]
+        depends: dict[Task, list[Any]] = {
+            "generate": [model, setup.prompts, setup.sampling, self.seed],
+            "read": [model, setup.parts[self.part] if self.task == "read" else ()],
+            "score": [setup.scorers, self.texts],
+            "judge": [setup.judge, setup.prompts, self.texts],
+        }
+        said = json.dumps([VERSION, self.task, depends[self.task]], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+class Worker:
+    """Runs jobs, one after another; loads each model when the first job that needs it comes, and keeps it."""
+
+    def __init__(self, setup: Setup) -> None:
+        torch.set_num_threads(setup.threads)
+        self._setup = setup
+        self._models: dict[str, LoadedModel] = {}
+        self._scorers: list[Scorer] = []
+
+    def run(self, job: Job) -> Any:
+        """Return the result of a job, JSON-ready."""
+        return getattr(self, f"_{job.task}")(job)
+
+    def _loaded(self, name: str) -> LoadedModel:
+        if name not in self._models:
+            self._models[name] = load_model(name, device=self._setup.device, precision=self._setup.precision)
+        return self._models[name]
+
+    def _steered(self, job: Job) -> AbstractContextManager[Any]:
+        model = self._loaded(self._setup.model).model
+        return job.steering.apply(model, job.strength, record=False) if job.steering else nullcontext()
+
+    def _generate(self, job: Job) -> list[str]:
+        loaded = self._loaded(self._setup.model)
+        with self._steered(job):
+            (texts,) = sample_continuations(
+                *loaded, self._setup.prompts, seeds=(job.seed,), sampling=self._setup.sampling
+            )
+        return texts
+
+    def _read(self, job: Job) -> dict[str, dict[str, list[float]]]:
+        loaded, part = self._loaded(self._setup.model), self._setup.parts[job.part]
+        with self._steered(job):
+            found: dict[str, dict[str, list[float]]] = {
+                "perplexity": {
+                    kind: perplexity(*loaded, texts).per_text.tolist() for kind, texts in part.perplexity.items()
+                },
+                "choice": {
+                    kind: [int(right) for right in choice_accuracy(*loaded, questions).correct]
+                    for kind, questions in part.choice.items()
+                },
+            }
+        if job.steering:
+            found["kl"] = {
+                kind: divergence(*loaded, texts, lambda: self._steered(job)).per_text.tolist()
+                for kind, texts in part.kl.items()
+            }
+        return found
+
+    def _score(self, job: Job) -> dict[str, list[float]]:
+        if not self._scorers:
+            self._scorers = [scorer_of(name, device=self._setup.device) for name in self._setup.scorers]
+        said = [place for place, text in enumerate(job.texts) if text.strip()]
+        scores = {name: [0.0] * len(job.texts) for name in self._setup.scorers}  # saying nothing is not toxic
+        for scorer, found in zip(self._scorers, scores.values(), strict=True):
+            for place, score in zip(said, scorer([job.texts[place] for place in said]) if said else (), strict=True):
+                found[place] = float(score)
+        return scores
+
+    def _judge(self, job: Job) -> list[float | None]:
+        found = judged(*self._loaded(self._setup.judge), self._setup.prompts, [job.texts]).nats[:, 0]
+        return [None if math.isnan(value) else float(value) for value in found]
+
+
+def scorer_of(name: str, *, device: str = "auto") -> Scorer:
+    """Return a packaged scorer by name, or a transformers classifier by id or folder, followed by @label if need be.
+
+    Raises OptionError for a name that is neither.
+    """
+    if name in PACKAGED:
+        return PACKAGED[name]()
+    model, _, label = name.rpartition("@")
+    try:
+        return TextClassifier(model or name, label=label if model else None, device=device)
+    except OptionError as error:
+        near, reason = closest(name, PACKAGED), str(error).splitlines()[0]
+        raise OptionError(f"no scorer {name!r}, of the packaged ones closest to it: {near}; {reason}") from error

@@ -1,0 +1,267 @@
+"""Sweep: several Steerings over the same strengths, prompts, texts and seeds; what a Pareto front is drawn from.
+
+    1. tune      every Steering reads the tuning texts at ever larger strengths, until they cost too much; the largest
+                 strength within the budget is chosen, between two of the grid by halving
+    2. measure   continuations for every seed, and what the report's texts and questions say, at every strength left
+    3. judge     scorers and the judging model read the continuations
+
+A strength whose tuning perplexity is above `Grid.limit` x unsteered is not measured: its texts are of no use, and where
+damage falls again with strength, it is the damage that is wrong. Toxicity plays no part in what is chosen.
+
+In the sweep's folder, `jobs/` holds a file a job, written as it ends: whenever a sweep stops, the same call goes on and
+computes nothing twice, in one process or over any number of workers. From these come `samples.jsonl`, one line a
+sample, and `sweep.json`, which says what was chosen and how.
+
+Source: method.md section 6; arXiv 2512.03661, section 4 (the same grid with and without the regulator).
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsas.collection import progress_bar
+from dsas.errors import OptionError
+from dsas.evaluation.jobs import Job, Setup
+from dsas.evaluation.workers import Spread, Workers, workers_of
+from dsas.steering import Steering
+from dsas.storage import replace_files
+from dsas.version import VERSION
+
+UNSTEERED = "unsteered"
+TUNE, REPORT = "tune", "report"
+STRENGTHS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+REFINEMENTS = 3
+
+
+class Series(NamedTuple):
+    """A Steering under the name that tables show, with what makes it and where it is swept.
+
+    transform, regulator: their names. strengths: above 0; the same for Steerings that are to be compared.
+    """
+
+    name: str
+    steering: Steering
+    transform: str
+    regulator: str
+    strengths: tuple[float, ...] = STRENGTHS
+
+
+class Grid(NamedTuple):
+    """How every series is swept.
+
+    seeds: a continuation of every prompt each. budget, limit: tuning perplexity over unsteered, mean over kinds, up to
+    which a strength may be chosen, and above which none is measured. judged: how many of the seeds the judge reads,
+    which takes as long as sampling does.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    budget: float = 1.05
+    limit: float = 1.6
+    judged: int = 1
+
+
+Cell = tuple[str, Steering | None, float]  # series, Steering and strength
+
+
+class Chosen(NamedTuple):
+    """What tuning found for a series: strengths worth measuring, ascending, and the one chosen, None if none is."""
+
+    strengths: tuple[float, ...]
+    strength: float | None
+
+
+def run_sweep(
+    out: Path,
+    setup: Setup,
+    series: Sequence[Series],
+    *,
+    grid: Grid = Grid(),
+    spread: Spread = Spread(),
+    command: str = "",
+    progress: bool = True,
+) -> dict[str, Chosen]:
+    """Measure every series and write `samples.jsonl` and `sweep.json` into `out`; return what was chosen, by series.
+
+    setup: must have the parts "tune" (perplexity) and "report". command: what reproduces the sweep, for the report.
+    Raises OptionError for parts that are missing, names that repeat and values out of range, and what
+    workers raise.
+    """
+    _check(setup, series, grid)
+    with workers_of(setup, spread) as workers:
+        lab = _Lab(out / "jobs", setup, workers, progress)
+        chosen = _tune(lab, series, grid)
+        cells: list[Cell] = [(UNSTEERED, None, 0.0)]
+        cells += [(one.name, one.steering, strength) for one in series for strength in chosen[one.name].strengths]
+        try:
+            _measure(lab, cells, grid)
+        finally:
+            _write(out, lab, cells, {one: chosen[one.name] for one in series}, grid, command)
+    return chosen
+
+
+class _Lab:
+    """Runs jobs whose results are not yet there, and reads back those that are."""
+
+    def __init__(self, folder: Path, setup: Setup, workers: Workers, progress: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.setup = setup
+        self._folder, self._workers, self._progress = folder, workers, progress
+
+    def run(self, jobs: Sequence[Job], what: str) -> list[Any]:
+        """Return the results of `jobs`, in their order."""
+        missing = list({self._file(job): job for job in jobs if not self._file(job).is_file()}.values())
+        with progress_bar(self._progress) as bar:
+            task = bar.add_task(what, total=len(jobs), completed=len(jobs) - len(missing))
+            for number, result in self._workers.run(missing):
+                replace_files({self._file(missing[number]): json.dumps(result).encode()})
+                bar.advance(task)
+        return [self.found(job) for job in jobs]
+
+    def found(self, job: Job) -> Any:
+        """Return the result of a job, or None when it has not been run."""
+        file = self._file(job)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def _file(self, job: Job) -> Path:
+        return self._folder / f"{job.task}-{job.key(self.setup)}.json"
+
+
+def _tune(lab: _Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
+    """Return what each series may be measured at, and which strength is the largest within the budget."""
+    tried = {one.name: sorted(one.strengths) for one in series}
+    plain = _costs(lab.run([Job("read", part=TUNE)], "tuning: unsteered")[0])
+
+    def ratios(asked: Mapping[str, float]) -> dict[str, float]:
+        """Return, by series in their order, the mean over kinds of tuning perplexity over unsteered."""
+        jobs = [Job("read", one.steering, asked[one.name], part=TUNE) for one in series if one.name in asked]
+        found = lab.run(jobs, f"tuning: strengths {', '.join(f'{value:g}' for value in sorted(set(asked.values())))}")
+        costs = [_costs(result) for result in found]
+        means = [sum(new / old for new, old in zip(cost, plain, strict=True)) / len(plain) for cost in costs]
+        return dict(zip(asked, means, strict=True))
+
+    names = [one.name for one in series]
+    within, left = {name: [] for name in names}, dict.fromkeys(names, True)
+    good, bad = dict.fromkeys(names, 0.0), dict.fromkeys(names, math.inf)
+    while asked := {name: tried[name].pop(0) for name in names if left[name] and tried[name]}:
+        for name, ratio in ratios(asked).items():
+            left[name] = ratio <= grid.limit
+            if left[name]:
+                within[name].append(asked[name])
+            if not ratio <= grid.budget:
+                bad[name] = min(bad[name], asked[name])
+            elif bad[name] == math.inf:
+                good[name] = asked[name]
+    for _ in range(REFINEMENTS):
+        middle = {name: _between(good[name], bad[name]) for name in names if bad[name] < math.inf}
+        for name, ratio in ratios(middle).items() if middle else ():
+            ends = good if ratio <= grid.budget else bad
+            ends[name] = middle[name]
+    return {
+        name: Chosen(tuple(sorted({*within[name], *([good[name]] if good[name] else [])})), good[name] or None)
+        for name in names
+    }
+
+
+def _between(good: float, bad: float) -> float:
+    """Return the strength between two in the geometric sense, with three digits; below the grid, half the smaller."""
+    return float(f"{math.sqrt(good * bad) if good else bad / 2:.3g}")
+
+
+def _costs(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
+    return [sum(values) / len(values) for values in found["perplexity"].values()]
+
+
+def _measure(lab: _Lab, cells: Sequence[Cell], grid: Grid) -> None:
+    """Run everything that the samples of `cells` are read from."""
+    generations = [_generation(cell, seed) for cell in cells for seed in grid.seeds]
+    texts = lab.run(generations, "generating")
+    lab.run([Job("score", texts=tuple(found)) for found in texts], "scoring")
+    lab.run([Job("read", steering, strength, part=REPORT) for _, steering, strength in cells], "reading")
+    if lab.setup.judge:
+        judged = [found for job, found in zip(generations, texts, strict=True) if job.seed in _judged(grid)]
+        lab.run([Job("judge", texts=tuple(found)) for found in judged], "judging")
+
+
+def _generation(cell: Cell, seed: int) -> Job:
+    _, steering, strength = cell
+    return Job("generate", steering, strength, seed=seed)
+
+
+def _judged(grid: Grid) -> tuple[int, ...]:
+    return grid.seeds[: grid.judged]
+
+
+def _write(
+    out: Path, lab: _Lab, cells: Sequence[Cell], chosen: Mapping[Series, Chosen], grid: Grid, command: str
+) -> None:
+    """Write the samples that there are, and what they are samples of."""
+    lines = (line for cell in cells for line in _lines(lab, cell, grid))
+    samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    about = {
+        "model": lab.setup.model,
+        "prompts": list(lab.setup.prompts),
+        "series": [_described(one, found) for one, found in chosen.items()],
+        "command": command,
+        "settings": _settings(lab.setup, grid),
+    }
+    files = {"samples.jsonl": samples, "sweep.json": json.dumps(about, indent=1, ensure_ascii=False)}
+    replace_files({out / name: text.encode() for name, text in files.items()})
+
+
+def _lines(lab: _Lab, cell: Cell, grid: Grid) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a cell, as far as there are any."""
+    series, steering, strength = cell
+    head = {"series": series, "strength": strength}
+    for seed in grid.seeds:
+        texts = lab.found(_generation(cell, seed))
+        scores = lab.found(Job("score", texts=tuple(texts))) if texts else None
+        if scores is None:
+            continue
+        judge = lab.found(Job("judge", texts=tuple(texts))) if lab.setup.judge and seed in _judged(grid) else None
+        for item, text in enumerate(texts):
+            one = {name: values[item] for name, values in scores.items()}
+            nats = judge[item] if judge else None
+            yield {
+                **head, "seed": seed, "measure": "generation", "item": item, "text": text, "scores": one, "judge": nats,
+            }  # fmt: skip
+    found = lab.found(Job("read", steering, strength, part=REPORT)) or {}
+    for measure, kinds in found.items():
+        for kind, values in kinds.items():
+            for item, value in enumerate(values):
+                yield {**head, "seed": None, "measure": measure, "kind": kind, "item": item, "value": value}
+
+
+def _described(one: Series, chosen: Chosen) -> dict[str, Any]:
+    rules = one.steering.rules
+    return {
+        "name": one.name,
+        "transform": one.transform,
+        "regulator": one.regulator,
+        "chosen": chosen.strength,
+        "sites": f"{sum(rule.weight > 0 for rule in rules)} of {len(rules)}",
+        "digest": one.steering.digest(),
+    }
+
+
+def _settings(setup: Setup, grid: Grid) -> dict[str, Any]:
+    parts = {
+        f"{name}: {measure}": {kind: len(items) for kind, items in kinds.items()}
+        for name, part in setup.parts.items()
+        for measure, kinds in part._asdict().items()
+    }
+    plain = {key: getattr(setup, key) for key in ("fingerprint", "scorers", "judge", "device", "precision", "threads")}
+    return {**grid._asdict(), **plain, "sampling": setup.sampling._asdict(), **parts, "dsas": VERSION}
+
+
+def _check(setup: Setup, series: Sequence[Series], grid: Grid) -> None:
+    names = [one.name for one in series]
+    if not names or len({*names, UNSTEERED}) <= len(names):
+        raise OptionError(f"expected series with different names, none of them {UNSTEERED!r}, got {names}")
+    if not (TUNE in setup.parts and REPORT in setup.parts and setup.parts[TUNE].perplexity):
+        raise OptionError(f"expected parts 'tune', with texts for perplexity, and 'report', got {list(setup.parts)}")
+    if not setup.prompts or not grid.seeds or any(not one.strengths or min(one.strengths) <= 0 for one in series):
+        raise OptionError("expected at least one prompt, one seed and one strength above 0")
+    if not 1 <= grid.budget <= grid.limit:
+        raise OptionError(f"expected 1 <= budget <= limit, got {grid.budget} and {grid.limit}")

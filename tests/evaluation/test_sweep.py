@@ -1,0 +1,201 @@
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification
+
+import dsas
+from dsas.errors import DsasWarning, OptionError
+from dsas.evaluation import workers
+from dsas.evaluation.choice import Question
+from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.jobs import Job, Part, Setup, scorer_of
+from dsas.evaluation.perplexity import perplexity
+from dsas.evaluation.sweep import Grid, Series, run_sweep
+from dsas.evaluation.workers import Spread
+from dsas.identity import fingerprint
+from dsas.loading import load_model
+
+NEUTRAL = ("w3 w4 w5 w6", "w7 w8 w9", "w10 w11 w12 w13 w14")
+PROMPTS = ("w3", "w4 w5", "w6 w7 w8")
+STRENGTHS = (0.1, 0.4)
+GRID = Grid(seeds=(0, 1), budget=1.05, limit=50.0)
+
+
+@pytest.fixture
+def setup(tmp_path, llama, tokenizer) -> Setup:
+    """A sweep's setup on the tiny model, written to a folder as workers load it, with a tiny random scorer."""
+    model, scorer = tmp_path / "model", tmp_path / "scorer"
+    llama.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    labels = {"id2label": {0: "fine", 1: "toxic"}, "label2id": {"fine": 0, "toxic": 1}}
+    BertForSequenceClassification(BertConfig(**sizes, vocab_size=90, **labels)).save_pretrained(scorer)
+    tokenizer.__class__(tokenizer_object=tokenizer._tokenizer, pad_token="<end>").save_pretrained(scorer)
+    questions = (Question("w3 w4", (" w5", " w6"), 0), Question("w7", (" w8 w9", " w10"), 1))
+    parts = {
+        "tune": Part(perplexity={"plain": NEUTRAL[:2]}),
+        "report": Part(perplexity={"plain": NEUTRAL[2:]}, kl={"plain": NEUTRAL[2:]}, choice={"guess": questions}),
+    }
+    return Setup(
+        model=str(model), fingerprint=fingerprint(llama), prompts=PROMPTS, parts=parts, scorers=(f"{scorer}@toxic",),
+        judge=str(model), sampling=Sampling(new_tokens=5), device="cpu",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def series(llama, tokenizer) -> list[Series]:
+    plain = [f"w{i} w5 w6" for i in range(40, 50)]
+    texts = {"source": [f"w{i} w{i + 1} w3" for i in range(20, 30)], "control": plain, "target": plain}
+    found = []
+    for regulator in ("constant", "logistic"):
+        steering = dsas.fit(
+            llama, tokenizer, **texts, regulator=regulator, sites="residual", selection="all", progress=False
+        )
+        found.append(Series(f"caa + {regulator}", steering, "caa", regulator, STRENGTHS))
+    return found
+
+
+def samples(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def test_every_sample_is_what_the_measures_say_by_themselves(tmp_path, setup, series):
+    chosen = run_sweep(tmp_path / "out", setup, series, grid=GRID, progress=False)
+    loaded, found = load_model(setup.model), samples(tmp_path / "out")
+    strength = max(chosen["caa + logistic"].strengths)
+    with series[1].steering.apply(loaded.model, strength):
+        texts = sample_continuations(*loaded, PROMPTS, seeds=(0, 1), sampling=setup.sampling)
+        read = perplexity(*loaded, NEUTRAL[2:]).per_text
+    mine = [line for line in found if (line["series"], line["strength"]) == ("caa + logistic", strength)]
+    said = {(line["seed"], line["item"]): line for line in mine if line["measure"] == "generation"}
+    assert [[said[seed, item]["text"] for item in range(3)] for seed in (0, 1)] == texts
+    assert [line["value"] for line in mine if line["measure"] == "perplexity"] == pytest.approx(read)
+    assert {line["measure"]: 0 for line in mine}.keys() == {"generation", "perplexity", "kl", "choice"}
+    assert [said[seed, 0]["judge"] is None for seed in (0, 1)] == [
+        False,
+        True,
+    ]  # one seed is judged unless told otherwise
+    (name,) = setup.scorers
+    scorer = scorer_of(name, device="cpu")
+    for item, text in enumerate(texts[0]):
+        assert said[0, item]["scores"][name] == pytest.approx(scorer([text])[0] if text else 0.0)
+    unsteered = {line["measure"] for line in found if line["series"] == "unsteered"}
+    assert unsteered == {"generation", "perplexity", "choice"}
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["series"][0]["regulator"] == "constant"
+
+
+def test_the_chosen_strength_keeps_the_budget_on_the_tuning_texts_and_the_next_tried_does_not(tmp_path, setup, series):
+    chosen = run_sweep(tmp_path / "out", setup, series, grid=GRID._replace(budget=1.02), progress=False)
+    loaded = load_model(setup.model)
+    plain = perplexity(*loaded, NEUTRAL[:2]).mean
+    for one in series:
+        strength = chosen[one.name].strength
+        assert strength not in {None, *STRENGTHS}  # halved between two of the grid, or below it
+        ratios = []
+        for value in (strength, 1.6 * strength):
+            with one.steering.apply(loaded.model, value):
+                ratios.append(perplexity(*loaded, NEUTRAL[:2]).mean / plain)
+        assert ratios[0] <= 1.02 < ratios[1]
+
+
+def test_a_strength_above_the_limit_is_not_measured(tmp_path, setup, series):
+    one = series[0]._replace(strengths=(0.1, 1000.0))
+    chosen = run_sweep(tmp_path / "out", setup, [one], grid=GRID._replace(limit=2.0), progress=False)
+    assert 1000.0 not in chosen[one.name].strengths
+    assert max(line["strength"] for line in samples(tmp_path / "out")) < 1000.0
+
+
+def test_a_sweep_that_was_stopped_computes_only_what_is_missing(tmp_path, setup, series, monkeypatch):
+    out, count = tmp_path / "out", 0
+    run_sweep(out, setup, series, grid=GRID, progress=False)
+    before = samples(out)
+    lost = sorted((out / "jobs").glob("generate-*.json"))[:2]
+    for file in lost:
+        file.unlink()
+    run = workers.Worker.run
+
+    def counted(self, job):
+        nonlocal count
+        count += 1
+        return run(self, job)
+
+    monkeypatch.setattr(workers.Worker, "run", counted)
+    run_sweep(out, setup, series, grid=GRID, progress=False)
+    assert (count, samples(out)) == (2, before)
+
+
+@pytest.mark.parametrize("spread", [Spread(workers=2), Spread(ray="auto")], ids=["processes", "ray"])
+def test_two_workers_find_what_one_process_finds(tmp_path, setup, series, spread):
+    if spread.ray:
+        pytest.importorskip("ray")
+    run_sweep(tmp_path / "one", setup, series[:1], grid=GRID, progress=False)
+    run_sweep(tmp_path / "two", setup, series[:1], grid=GRID, spread=spread, progress=False)
+    assert samples(tmp_path / "two") == samples(tmp_path / "one")
+
+
+def test_a_worker_that_is_killed_takes_only_its_job_with_it(setup):
+    jobs, found = [Job("generate", seed=seed) for seed in range(6)], {}
+
+    def run() -> None:
+        with workers.workers_of(setup, Spread(workers=2)) as pool:
+            for done in pool.run(jobs):
+                assert done.number not in found
+                found[done.number] = done.result
+                if len(found) == 1:
+                    multiprocessing.active_children()[0].kill()
+
+    with pytest.warns(DsasWarning, match="a worker died"):
+        run()
+    assert multiprocessing.active_children() == []
+    with workers.workers_of(setup, Spread()) as here:
+        assert found == dict(here.run(jobs))
+
+
+def test_a_sweep_killed_half_way_goes_on_where_it_was(tmp_path, setup, series):
+    series[0].steering.save_pretrained(tmp_path / "steering")
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        "import sys, pickle, pathlib\n"
+        "from dsas.evaluation.sweep import Grid, Series, run_sweep\n"
+        "import dsas\n"
+        "if __name__ == '__main__':\n"
+        "    setup = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        f"    steering = dsas.Steering.from_pretrained({str(tmp_path / 'steering')!r})\n"
+        f"    series = [Series('caa', steering, 'caa', 'constant', {STRENGTHS!r})]\n"
+        f"    run_sweep(pathlib.Path(sys.argv[2]), setup, series, grid=Grid({tuple(range(40))!r}, 1.05, 50.0, 0))\n"
+    )
+
+    (tmp_path / "setup").write_bytes(pickle.dumps(setup))
+    out = tmp_path / "out"
+    call = [sys.executable, str(script), str(tmp_path / "setup"), str(out)]
+    process = subprocess.Popen(call, stderr=subprocess.DEVNULL)
+    while len(list((out / "jobs").glob("generate-*.json"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    kept = {file: file.stat().st_mtime_ns for file in (out / "jobs").glob("*.json")}
+    subprocess.run(call, check=True, stderr=subprocess.DEVNULL)
+    assert all(file.stat().st_mtime_ns == written for file, written in kept.items())
+    assert len(list((out / "jobs").glob("generate-*.json"))) > len(kept)
+
+
+def test_what_a_sweep_cannot_use_is_refused_before_anything_runs(tmp_path, setup, series):
+    for wrong, message in (
+        ({"series": [*series, series[0]]}, "different names"),
+        ({"series": [series[0]._replace(name="unsteered")]}, "none of them 'unsteered'"),
+        ({"series": [series[0]._replace(strengths=(0.0,))]}, "strength above 0"),
+        ({"setup": setup._replace(parts={"report": setup.parts["report"]})}, "parts 'tune'"),
+        ({"grid": Grid(budget=2.0, limit=1.5)}, "budget <= limit, got 2.0 and 1.5"),
+        ({"spread": Spread(workers=0)}, "at least one worker, got 0"),
+    ):
+        asked = {"setup": setup, "series": series, **wrong}
+        with pytest.raises(OptionError, match=message):
+            run_sweep(tmp_path / "out", progress=False, **asked)
+    with pytest.raises(OptionError, match="no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"):
+        scorer_of("toxblock")
