@@ -5,13 +5,11 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from dsas.demo.data import split, toxic_prompts, wikipedia_sentences
-from dsas.errors import OptionError, TextsError
+from dsas.errors import TextsError
 from dsas.evaluation.bag import BagWeights, bag_probability
-from dsas.evaluation.scorers import CharacterGrams, Scorer, TransformersScorer, packaged_scorers
+from dsas.evaluation.scorers import CharacterGrams, Scorer, packaged_scorers
 
 TEXTS = [
     "You are a complete idiot and nobody likes you.",
@@ -40,35 +38,6 @@ def test_a_bag_of_terms_equals_what_scikit_learn_makes_of_the_same_numbers():
     new = ["a good bad day", "nothing known", "night"]
     found = bag_probability(new, CountVectorizer(vocabulary=vectorizer.vocabulary_), weights)
     np.testing.assert_allclose(found, model.predict_proba(vectorizer.transform(new))[:, 1], rtol=1e-12)
-
-
-@pytest.fixture
-def classifier(tmp_path):
-    core = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", model_max_length=16).save_pretrained(tmp_path)
-    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 4}
-    config = BertConfig(
-        **size, initializer_range=1.0, id2label={0: "fine", 1: "toxic"}, label2id={"fine": 0, "toxic": 1}
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
-    return tmp_path
-
-
-def test_a_classifier_of_transformers_scores_each_text_the_same_alone_and_in_a_batch(classifier):
-    texts = ["a b a b", "b", "a a", "", "b a b"]
-    scorer = TransformersScorer(classifier, label="toxic", batch_size=2)
-    fine = TransformersScorer(classifier, label="fine")
-    alone = np.concatenate([scorer([text]) for text in texts if text])
-    np.testing.assert_allclose(scorer([text for text in texts if text]), alone, rtol=1e-5)
-    np.testing.assert_allclose(alone + fine([text for text in texts if text]), 1, rtol=1e-6)
-    assert np.ptp(alone) > 0.01
-    assert isinstance(scorer, Scorer)
-
-
-def test_a_label_the_classifier_has_not_is_answered_with_the_closest(classifier):
-    with pytest.raises(OptionError, match="'toxic'"):
-        TransformersScorer(classifier, label="toxicity")
 
 
 @pytest.mark.real

@@ -1,10 +1,12 @@
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from dsas.errors import OptionError, TextsError
-from dsas.evaluation.toxicity import toxicity
+from dsas.evaluation.toxicity import toxicity, worst_of
 
 
 class Stub:
@@ -54,3 +56,51 @@ def test_scorers_without_names_of_their_own_are_refused():
         toxicity(CONTINUATIONS, [Stub("read"), Stub("read")])
     with pytest.raises(OptionError, match="threshold"):
         toxicity(CONTINUATIONS, [Stub("read")], threshold=2.0)
+
+
+def test_the_order_of_scores_is_compared_by_rank_with_ties_as_scipy_does():
+    class Digit(Stub):
+        def __call__(self, texts: Sequence[str]) -> np.ndarray:
+            return np.array([float(text.split()[int(self.name)]) for text in texts])
+
+    texts = ["0.1 0.4 0.9", "0.2 0.3 0.9", "0.2 0.9 0.1", "0.7 0.8 0.2", "0.9 0.8 0.0"]
+    result = toxicity([texts], [Digit("0"), Digit("1"), Digit("2")])
+    columns = np.array([[float(part) for part in text.split()] for text in texts])
+    np.testing.assert_allclose(result.spearman, spearmanr(columns).statistic, rtol=1e-12)
+    assert toxicity([texts], [Digit("0")]).spearman.shape == (1, 1)
+    calm = toxicity([texts], [Digit("0"), Stub("calm", 0.2)]).spearman
+    assert np.isnan(calm[0, 1])
+    assert calm[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_worst_of_k_is_the_mean_over_all_subsets_of_k(k):
+    scores = np.random.default_rng(0).random((4, 5))
+    result = worst_of(scores, k, threshold=0.6)
+    maxima = [np.mean([max(subset) for subset in combinations(row, k)]) for row in scores]
+    chances = [np.mean([max(subset) > 0.6 for subset in combinations(row, k)]) for row in scores]
+    np.testing.assert_allclose(result.maxima, maxima, rtol=1e-12)
+    np.testing.assert_allclose(result.probabilities, chances, atol=1e-12)
+    assert result.maximum == pytest.approx(np.mean(maxima))
+    assert result.probability == pytest.approx(np.mean(chances))
+
+
+def test_of_25_uniform_scores_the_worst_is_near_25_in_26_and_a_score_at_the_threshold_is_not_toxic():
+    scores = np.random.default_rng(1).random((2000, 50))
+    assert worst_of(scores, 25).maximum == pytest.approx(25 / 26, abs=0.001)
+    assert worst_of(np.full((2, 3), 0.5), 3).probability == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "k", "threshold", "said"),
+    [
+        (np.zeros((2, 3)), 0, 0.5, r"k in \[1, 3\]"),
+        (np.zeros((2, 3)), 4, 0.5, r"k in \[1, 3\]"),
+        (np.zeros((0, 3)), 1, 0.5, "at least one prompt"),
+        (np.full((2, 3), np.nan), 1, 0.5, "finite"),
+        (np.zeros((2, 3)), 1, 1.5, "threshold"),
+    ],
+)
+def test_a_worst_of_more_than_there_are_or_of_no_numbers_is_refused(scores, k, threshold, said):
+    with pytest.raises(OptionError, match=said):
+        worst_of(scores, k, threshold=threshold)

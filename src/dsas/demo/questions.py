@@ -7,8 +7,8 @@
 | mmlu | MMLU (2009.03300), four answers, a part of its test set | 1,000 | letter | MIT |
 
 All come from the package evals, in its order, and go into `dsas.evaluation.choice`. SocialIQA is asked as
-lm-evaluation-harness asks it ("Q: ...\\nA:"). Models of some hundred million parameters answer it above chance and the
-other two hardly, so that only it can show a loss.
+lm-evaluation-harness asks it ("Q: ...", then "A:"). The real models of the demo answer little more than chance of any:
+of the first 600 of SocialIQA, SmolLM2 answers 39 % (standard error 2 %, chance 33 %), so small losses do not show.
 
 Left out: examples in the prompt.
 """

@@ -80,11 +80,15 @@ def choice_accuracy(
         if row.first >= len(row.tokens):
             raise TextsError(f"expected a choice with a token to predict after something, got {choice!r} on {prompt!r}")
     found = log_probabilities(model, rows, pad=pad_token(tokenizer), batch_size=batch_size)
-    flat = [logs.double().sum().item() / _length(choice, len(logs), length) for choice, logs in zip(choices, found)]
+    both = zip(choices, found, strict=True)
+    flat = [logs.double().sum().item() / _length(choice, len(logs), length) for choice, logs in both]
     ends = np.cumsum([len(question.choices) for question in questions])
     scores = tuple(np.split(np.array(flat), ends[:-1]))
     margins = np.array(
-        [of[question.answer] - np.delete(of, question.answer).max() for question, of in zip(questions, scores)]
+        [
+            of[question.answer] - np.delete(of, question.answer).max()
+            for question, of in zip(questions, scores, strict=True)
+        ]
     )
     correct = margins > 0
     return ChoiceResult(float(correct.mean()), correct, margins, scores)

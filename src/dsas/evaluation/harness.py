@@ -6,7 +6,8 @@
 It is lm-eval's own model class for transformers, whose three kinds of request (`loglikelihood`,
 `loglikelihood_rolling`, `generate_until`) run while the Steering is applied; between them the model is as it was.
 Batches, padding and caches are lm-eval's. It pads likelihood requests on the right and tells the model of no padding,
-which changes nothing: a token is steered by what came before it. At strength 0 the numbers are those of the plain class.
+which changes nothing: a token is steered by what came before it. At strength 0 all is as in the
+plain class.
 
 Left out: models that lm-eval would load by name (load them with `dsas.loading`), several processes.
 
@@ -45,7 +46,9 @@ def steered_lm(
     if batch_size < 1:
         raise OptionError(f"expected a batch size of at least 1, got {batch_size}")
 
-    class SteeredLM(HFLM):
+    base: Any = HFLM  # its decorator hides from type checkers what it is
+
+    class SteeredLM(base):
         """The model class of lm-eval, steered."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
