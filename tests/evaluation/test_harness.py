@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,16 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def lm_eval():
-    return pytest.importorskip("lm_eval")
+def evaluate():
+    """The package, with nothing of its own tasks: to read their files takes long."""
+    package = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False)
+    return partial(package.simple_evaluate, task_manager=manager, bootstrap_iters=0)
 
 
-def run(lm_eval: Any, lm: Any, task: dict[str, Any]) -> Any:
+def run(evaluate: Any, lm: Any, task: dict[str, Any]) -> Any:
     """Run one task from memory, without any data set of a hub."""
     import datasets
 
@@ -51,7 +57,7 @@ def run(lm_eval: Any, lm: Any, task: dict[str, Any]) -> Any:
         "test_split": "test",
         **task,
     }
-    results = lm_eval.simple_evaluate(model=lm, tasks=[config], bootstrap_iters=0)
+    results = evaluate(model=lm, tasks=[config])
     return results["results"]["from_memory"], sorted(results["samples"]["from_memory"], key=lambda s: s["doc_id"])
 
 
@@ -82,14 +88,14 @@ def answers(samples: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("task", [CHOICE, ROLLING, WRITING], ids=["choice", "rolling", "writing"])
-def test_at_strength_0_every_kind_of_request_is_answered_as_by_the_plain_class_and_steering_changes_it(lm_eval, task):
+def test_at_strength_0_every_kind_of_request_is_answered_as_by_the_plain_class_and_steering_changes_it(evaluate, task):
     from lm_eval.models.huggingface import HFLM
 
     model, tokenizer = tiny_model(), tiny_tokenizer()
     steering = random_steering(model)
-    plain = run(lm_eval, HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=3), task)
-    zero = run(lm_eval, steered_lm(model, tokenizer, steering, 0.0, batch_size=3), task)
-    steered = run(lm_eval, steered_lm(model, tokenizer, steering, 1.0, batch_size=3), task)
+    plain = run(evaluate, HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=3), task)
+    zero = run(evaluate, steered_lm(model, tokenizer, steering, 0.0, batch_size=3), task)
+    steered = run(evaluate, steered_lm(model, tokenizer, steering, 1.0, batch_size=3), task)
     assert answers(zero[1]) == answers(plain[1])
     assert zero[0] == plain[0]
     assert all(one != other for one, other in zip(answers(steered[1]), answers(plain[1]), strict=True))
@@ -98,10 +104,10 @@ def test_at_strength_0_every_kind_of_request_is_answered_as_by_the_plain_class_a
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_lm_eval_finds_the_likelihoods_and_accuracies_of_our_own_measure(lm_eval, batch_size):
+def test_lm_eval_finds_the_likelihoods_and_accuracies_of_our_own_measure(evaluate, batch_size):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     steering = random_steering(model)
-    results, samples = run(lm_eval, steered_lm(model, tokenizer, steering, STRENGTH, batch_size=batch_size), CHOICE)
+    results, samples = run(evaluate, steered_lm(model, tokenizer, steering, STRENGTH, batch_size=batch_size), CHOICE)
     with steering.apply(model, STRENGTH, record=False):
         sums, normed = (choice_accuracy(model, tokenizer, QUESTIONS, length=n) for n in ("none", "characters"))
     for sample, expected in zip(samples, sums.scores, strict=True):
@@ -110,10 +116,10 @@ def test_lm_eval_finds_the_likelihoods_and_accuracies_of_our_own_measure(lm_eval
     assert results["acc_norm,none"] == normed.accuracy
 
 
-def test_a_rolling_likelihood_is_that_of_the_steered_model_once_and_not_twice(lm_eval):
+def test_a_rolling_likelihood_is_that_of_the_steered_model_once_and_not_twice(evaluate):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     steering = random_steering(model)
-    _, samples = run(lm_eval, steered_lm(model, tokenizer, steering, STRENGTH, batch_size=2), ROLLING)
+    _, samples = run(evaluate, steered_lm(model, tokenizer, steering, STRENGTH, batch_size=2), ROLLING)
     text = QUESTIONS[0].prompt + QUESTIONS[0].choices[0]
     row = [tokenizer.eos_token_id, *tokenizer(text)["input_ids"]]
     with steering.apply(model, STRENGTH), torch.no_grad():
@@ -122,7 +128,7 @@ def test_a_rolling_likelihood_is_that_of_the_steered_model_once_and_not_twice(lm
     assert float(np.ravel(samples[0]["filtered_resps"])[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_strength_or_batch_size_out_of_range_is_refused(lm_eval):
+def test_a_strength_or_batch_size_out_of_range_is_refused(evaluate):
     model = tiny_model()
     with pytest.raises(StrengthError):
         steered_lm(model, tiny_tokenizer(), random_steering(model), -1.0)

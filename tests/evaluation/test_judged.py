@@ -22,8 +22,8 @@ def test_nats_equal_the_definition_in_float64_for_any_batch_size(llama, tokenize
     result = judged(llama, tokenizer, PROMPTS, CONTINUATIONS, batch_size=batch_size)
     llama.eval()
     expected = np.array(
-        [[by_hand(llama, p, c) if c else np.nan for c in both] for p, both in zip(PROMPTS, zip(*CONTINUATIONS))]
-    )
+        [[by_hand(llama, p, c) if c else np.nan for p, c in zip(PROMPTS, seed, strict=True)] for seed in CONTINUATIONS]
+    ).T
     np.testing.assert_allclose(result.nats, expected, rtol=1e-5)
     np.testing.assert_array_equal(result.tokens, [[3, 1], [1, 5], [0, 2]])
     assert result.mean == pytest.approx(np.nanmean(expected), rel=1e-5)

@@ -64,6 +64,6 @@ def judged(
     flat = [-logs.double().mean().item() for logs in found]  # a mean of nothing is NaN
     nats = np.array(flat).reshape(len(continuations), -1).T
     tokens = np.array([len(logs) for logs in found]).reshape(nats.T.shape).T
-    empty = np.isnan(nats) & (tokens == 0)
+    empty = tokens == 0
     mean = float(nats[~empty].mean()) if not empty.all() else float("nan")
     return JudgedResult(mean, nats, tokens, int(empty.sum()))
