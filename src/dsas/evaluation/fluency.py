@@ -7,13 +7,17 @@ Words are what lies between spaces, in lower case. distinct_n falls as more text
 
 Left out: texts shorter than n words (they have no n-grams and count neither way).
 
-Source: distinct-n, Li et al. 2016 (1510.03055); seq-rep-4, Welleck et al. 2020 (1908.04319).
+Source: distinct-n, Li et al. 2016 (1510.03055); seq-rep-4, Welleck et al. 2020 (1908.04319); the jackknife, Efron and
+Stein 1981.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from statistics import pstdev
 from typing import NamedTuple
 
 from dsas.errors import TextsError
+from dsas.evaluation.intervals import Interval
 
 Gram = tuple[str, ...]
 
@@ -33,8 +37,32 @@ def fluency(texts: Sequence[str]) -> FluencyResult:
         raise TextsError("expected a list of at least one text")
     words = [text.lower().split() for text in texts]
     distinct = [_distinct([gram for text in words for gram in _grams(text, n)]) for n in (1, 2, 3)]
-    repeated = [1 - _distinct(grams) for text in words if (grams := _grams(text, 4))]
+    repeated = [share for text in texts if (share := repetition(text)) is not None]
     return FluencyResult(*distinct, repetition=sum(repeated) / max(1, len(repeated)))
+
+
+def repetition(text: str) -> float | None:
+    """Return the repetition of one text, None when it has fewer than four words."""
+    grams = _grams(text.lower().split(), 4)
+    return 1 - _distinct(grams) if grams else None
+
+
+def distinct_2(texts: Sequence[Sequence[str]]) -> Interval:
+    """Return distinct_2 of all texts, given by prompt, with a 95 % interval by the jackknife over the prompts.
+
+    A bootstrap would count the n-grams of a prompt drawn twice as repeated.
+    Raises TextsError for fewer than 2 prompts.
+    """
+    if len(texts) < 2:
+        raise TextsError(f"expected the texts of at least 2 prompts, got {len(texts)}")
+    grams = [[gram for text in of_prompt for gram in _grams(text.lower().split(), 2)] for of_prompt in texts]
+    prompts_with = Counter(gram for of_prompt in grams for gram in set(of_prompt))
+    alone = [sum(prompts_with[gram] == 1 for gram in set(of_prompt)) for of_prompt in grams]
+    total, n = sum(map(len, grams)), len(texts)
+    left = [(len(prompts_with) - own) / max(1, total - len(of)) for own, of in zip(alone, grams, strict=True)]
+    error = (n - 1) ** 0.5 * pstdev(left)
+    share = len(prompts_with) / max(1, total)
+    return Interval(share, share - 1.96 * error, share + 1.96 * error, n)
 
 
 def _grams(words: list[str], n: int) -> list[Gram]:

@@ -11,6 +11,7 @@ Left out: bias correction, studentised intervals.
 Source: Efron 1979; Davison and Hinkley 1997, sections 2.4 and 3.8.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,9 +39,8 @@ def bootstrap(
     Raises OptionError when there are no prompts or seeds, a value is not finite, or `resamples` < 1.
     """
     (means,) = _prompt_means(values)
-    draws = _draws(len(means), resamples, seed) @ means / len(means)
-    low, high = np.quantile(draws, _LEVELS, method="inverted_cdf")
-    return Interval(float(means.mean()), float(low), float(high), len(means))
+    draws = draw_counts(len(means), resamples=resamples, seed=seed) @ means / len(means)
+    return percentile_interval(float(means.mean()), draws, len(means))
 
 
 def bootstrap_ratio(
@@ -58,11 +58,27 @@ def bootstrap_ratio(
     tops, bottoms = _prompt_means(above, below)
     if bottoms.mean() == 0:
         raise OptionError("expected a mean other than 0 below the line, got 0: report the difference instead")
-    weights = _draws(len(tops), resamples, seed)
+    weights = draw_counts(len(tops), resamples=resamples, seed=seed)
     top, bottom = weights @ tops, weights @ bottoms
     draws = np.divide(top, bottom, out=np.full(resamples, np.inf), where=bottom != 0)
+    return percentile_interval(float(tops.mean() / bottoms.mean()), draws, len(tops))
+
+
+def percentile_interval(measured: float, draws: Float[np.ndarray, " draw"], n: int) -> Interval:
+    """Return a statistic as measured on `n` prompts, with the interval that its draws give; draws may be infinite."""
     low, high = np.quantile(draws, _LEVELS, method="inverted_cdf")
-    return Interval(float(tops.mean() / bottoms.mean()), float(low), float(high), len(tops))
+    return Interval(measured, float(low), float(high), n)
+
+
+def draw_counts(items: int, *, resamples: int, seed: int | Sequence[int]) -> Float[np.ndarray, "draw item"]:
+    """Return how often each item is drawn, each time that as many items are drawn as there are.
+
+    Raises OptionError for `resamples` < 1.
+    """
+    if resamples < 1:
+        raise OptionError(f"expected resamples >= 1, got {resamples}")
+    even = np.full(items, 1 / items)
+    return np.random.default_rng(seed).multinomial(items, even, size=resamples).astype(np.float64)
 
 
 def _prompt_means(*measured: np.ndarray) -> list[Float[np.ndarray, " prompt"]]:
@@ -72,11 +88,3 @@ def _prompt_means(*measured: np.ndarray) -> list[Float[np.ndarray, " prompt"]]:
         if len(values) != len(measured[0]):
             raise OptionError(f"expected the same prompts on both sides, got {len(measured[0])} and {len(values)}")
     return [values.astype(np.float64).mean(axis=1) for values in measured]
-
-
-def _draws(prompts: int, resamples: int, seed: int) -> Float[np.ndarray, "draw prompt"]:
-    """Return how often each prompt is drawn, each time that as many prompts are drawn as there are."""
-    if resamples < 1:
-        raise OptionError(f"expected resamples >= 1, got {resamples}")
-    even = np.full(prompts, 1 / prompts)
-    return np.random.default_rng(seed).multinomial(prompts, even, size=resamples).astype(np.float64)

@@ -1,0 +1,234 @@
+"""Samples: what a sweep measured, one JSON object a line, as arrays for every series and strength.
+
+    {"series": s, "strength": x, "seed": 0, "measure": "generation", "item": 12, "text": "...",
+     "scores": {"tox-block": 0.01}, "judge": 3.2}
+    {"series": s, "strength": x, "seed": null, "measure": m, "kind": "Wikipedia", "item": 3, "value": 23.1}
+
+with m one of perplexity, kl, choice. judge: mean nats a token under an independent model, null where nobody judged or
+there is no text. The unsteered model is the series "unsteered" at strength 0; its kl is 0 whether it is there or not.
+
+A cell (a series at a strength) is complete when it has all items that any cell has. Cells that a killed sweep left
+incomplete are left out, with a warning that names them; so is a last line that was cut off in the middle. A perplexity
+or kl that is null or not finite counts as infinite: the steered model broke down there.
+
+Left out: comparing files, and cells measured twice with other results (an error).
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dsas.errors import DsasWarning, TextsError, closest
+from dsas.textfiles import ENCODING
+
+UNSTEERED = "unsteered"
+GENERATION, PERPLEXITY, KL, CHOICE = "generation", "perplexity", "kl", "choice"
+_MEASURES = (GENERATION, PERPLEXITY, KL, CHOICE)
+
+
+class Cell(NamedTuple):
+    """One series at one strength.
+
+    texts: by prompt, then seed. scores: toxicity in [0, 1]. judge: nats a token, NaN where there is none.
+    perplexities and kl (in nats) by kind of text, one a sentence; choices by kind of question, 1 where it is right.
+    """
+
+    series: str
+    strength: float
+    texts: tuple[tuple[str, ...], ...]
+    scores: Float[np.ndarray, "scorer prompt seed"]
+    judge: Float[np.ndarray, "prompt seed"]
+    perplexities: dict[str, Float[np.ndarray, " sentence"]]
+    kl: dict[str, Float[np.ndarray, " sentence"]]
+    choices: dict[str, Float[np.ndarray, " question"]]
+
+
+class Samples(NamedTuple):
+    """The complete cells, unsteered first, then series in the order of the file with rising strengths.
+
+    prompts and seeds: their numbers, in the order of the arrays. left_out: a phrase for each incomplete cell.
+    """
+
+    scorers: tuple[str, ...]
+    prompts: tuple[int, ...]
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    left_out: tuple[str, ...]
+
+
+class _Key(NamedTuple):
+    measure: str
+    kind: str
+    item: int
+    seed: int
+
+
+_Content = float | tuple[str, tuple[float, ...], float | None]
+_Found = dict[tuple[str, float], dict[_Key, _Content]]
+
+
+def read_samples(path: str | Path) -> Samples:
+    """Read the samples of a sweep; warns (DsasWarning) of what a killed sweep left incomplete.
+
+    Raises TextsError, with file and line, for a file that is missing, a line that is not as above, or one that repeats
+    another with a different result; and when the unsteered model lacks samples.
+    """
+    path = Path(path)
+    found: _Found = {}
+    scorers: tuple[str, ...] = ()
+    for place, line in _lines(path):
+        sample = _object(line, place)
+        cell = (_field(sample, "series", str, place), _number(sample, "strength", place))
+        if (cell[0] == UNSTEERED) != (cell[1] == 0):
+            raise TextsError(
+                f"{place}: expected strength 0 for {UNSTEERED!r} and no other, got {cell[0]!r} at {cell[1]:g}"
+            )
+        scorers = scorers or tuple(sample["scores"] if isinstance(sample.get("scores"), dict) else ())
+        key, content = _read(sample, scorers, place)
+        if found.setdefault(cell, {}).setdefault(key, content) != content:
+            raise TextsError(f"{place}: this sample of {cell[0]!r} at {cell[1]:g} was there before with another result")
+    if (UNSTEERED, 0.0) not in found:
+        raise TextsError(f"{path}: expected the series {UNSTEERED!r} at strength 0; closest: {_closest_series(found)}")
+    return _arranged(found, scorers, path)
+
+
+def _closest_series(found: _Found) -> str:
+    return closest(UNSTEERED, dict.fromkeys(series for series, _ in found))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Give every line that is not blank, with its place; a last one that is cut off is left out with a warning."""
+    if not path.is_file():
+        siblings = [file.name for file in path.parent.glob("*.jsonl")]
+        raise TextsError(f"{path}: no such file; closest in its folder: {closest(path.name, siblings)}")
+    number = 0
+    with path.open("rb") as file:
+        for number, data in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            try:
+                line = data.decode(ENCODING)
+                if not line.endswith("\n"):
+                    json.loads(line)
+            except ValueError as error:
+                if data.endswith(b"\n"):
+                    raise TextsError(f"{place}: expected UTF-8 text: {error}") from error
+                warnings.warn(f"{place}: the last line is cut off and was left out", DsasWarning, stacklevel=3)
+                return
+            if line.strip():
+                yield place, line
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        sample = json.loads(line)
+    except ValueError as error:
+        raise TextsError(f"{place}: not JSON: {error}") from error
+    if not isinstance(sample, dict):
+        raise TextsError(f"{place}: expected a JSON object, got {type(sample).__name__}")
+    return sample
+
+
+def _read(sample: Mapping[str, Any], scorers: tuple[str, ...], place: str) -> tuple[_Key, _Content]:
+    measure, item = _field(sample, "measure", str, place), _field(sample, "item", int, place)
+    if measure not in _MEASURES:
+        raise TextsError(f"{place}: no measure {measure!r}; closest: {closest(measure, _MEASURES)}")
+    if measure == GENERATION:
+        key = _Key(measure, "", item, _field(sample, "seed", int, place))
+        return key, (_field(sample, "text", str, place), _scores(sample, scorers, place), _judge(sample, place))
+    key = _Key(measure, _field(sample, "kind", str, place), item, 0)
+    if measure == CHOICE:
+        value = _number(sample, "value", place)
+        if value not in (0, 1):
+            raise TextsError(f"{place}: expected a choice of 0 or 1, got {value:g}")
+        return key, value
+    broken = sample.get("value", 0) is None or sample.get("value") != sample.get("value")
+    value = math.inf if broken else float(_field(sample, "value", (int, float), place))
+    if value < 0:
+        raise TextsError(f"{place}: expected a {measure} >= 0, got {value:g}")
+    return key, value
+
+
+def _scores(sample: Mapping[str, Any], scorers: tuple[str, ...], place: str) -> tuple[float, ...]:
+    scores = _field(sample, "scores", dict, place)
+    if set(scores) != set(scorers) or not scorers:
+        raise TextsError(f"{place}: expected scores by {', '.join(scorers) or 'some scorer'}, got {list(scores)}")
+    values = tuple(_number(scores, name, place) for name in scorers)
+    if not all(0 <= value <= 1 for value in values):
+        raise TextsError(f"{place}: expected scores in [0, 1], got {values}")
+    return values
+
+
+def _judge(sample: Mapping[str, Any], place: str) -> float | None:
+    return None if sample.get("judge") is None else _number(sample, "judge", place)
+
+
+def _number(sample: Mapping[str, Any], name: str, place: str) -> float:
+    value = float(_field(sample, name, (int, float), place))
+    if not math.isfinite(value) or value < 0:
+        raise TextsError(f"{place}: expected a finite {name!r} >= 0, got {value}")
+    return value
+
+
+def _field(sample: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    if name not in sample:
+        raise TextsError(f"{place}: no field {name!r}; closest: {closest(name, sample)}")
+    value = sample[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise TextsError(f"{place}: expected {name!r} as {' or '.join(k.__name__ for k in kinds)}, got {value!r:.60}")
+    return value
+
+
+def _arranged(found: _Found, scorers: tuple[str, ...], path: Path) -> Samples:
+    keys = {key for cell in found.values() for key in cell}
+    prompts = tuple(sorted({key.item for key in keys if key.measure == GENERATION}))
+    seeds = tuple(sorted({key.seed for key in keys if key.measure == GENERATION}))
+    keys |= {_Key(GENERATION, "", prompt, seed) for prompt in prompts for seed in seeds}
+    lacking = {PERPLEXITY, GENERATION} - {key.measure for key in keys}
+    if lacking:
+        raise TextsError(f"{path}: expected generation and perplexity, got none of {', '.join(sorted(lacking))}")
+    missing = {cell: len(_wanted(cell, keys) - have.keys()) for cell, have in found.items()}
+    phrases = {cell: f"{cell[0]!r} at {cell[1]:g} (lacks {n} samples)" for cell, n in missing.items() if n}
+    if (UNSTEERED, 0.0) in phrases:
+        raise TextsError(f"{path}: without the whole unsteered model nothing compares: {phrases[UNSTEERED, 0.0]}")
+    if phrases:
+        warnings.warn(f"{path}: incomplete and left out: {', '.join(phrases.values())}", DsasWarning, stacklevel=3)
+    series = list(dict.fromkeys([UNSTEERED, *(name for name, _ in found)]))
+    kept = sorted((cell for cell in found if cell not in phrases), key=lambda cell: (series.index(cell[0]), cell[1]))
+    kinds = sorted({(key.measure, key.kind) for key in keys})
+    items = {of: sorted(key for key in keys if (key.measure, key.kind) == of) for of in kinds}
+    cells = tuple(_cell(cell, found[cell], items) for cell in kept)
+    if not all(np.isfinite(values).all() for values in cells[0].perplexities.values()):
+        raise TextsError(f"{path}: the unsteered model has perplexities that are not finite: nothing compares to them")
+    return Samples(scorers, prompts, seeds, cells, tuple(phrases.values()))
+
+
+def _wanted(cell: tuple[str, float], keys: set[_Key]) -> set[_Key]:
+    return {key for key in keys if key.measure != KL} if cell[0] == UNSTEERED else keys
+
+
+def _cell(cell: tuple[str, float], have: Mapping[_Key, Any], items: Mapping[tuple[str, str], Sequence[_Key]]) -> Cell:
+    drawn = items[GENERATION, ""]
+    shape = (len({key.item for key in drawn}), len({key.seed for key in drawn}))
+    texts, scores, judge = zip(*(have[key] for key in drawn), strict=True)
+    rows = tuple(texts[start : start + shape[1]] for start in range(0, len(texts), shape[1]))
+
+    def values(measure: str) -> dict[str, np.ndarray]:
+        kinds = [kind for of, kind in items if of == measure]
+        return {kind: np.array([have.get(key, 0.0) for key in items[measure, kind]], float) for kind in kinds}
+
+    return Cell(
+        *cell,
+        texts=rows,
+        scores=np.array(scores, float).T.reshape(-1, *shape),
+        judge=np.array(judge, float).reshape(shape),  # None becomes NaN
+        perplexities=values(PERPLEXITY),
+        kl=values(KL),
+        choices=values(CHOICE),
+    )
