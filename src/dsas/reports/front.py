@@ -7,18 +7,24 @@ of the unsteered model.
 The picture is SVG with real text in a mid-grey that reads on white and on black, and no background. The same points
 give the same bytes.
 
+Several figures that are to be compared share their axes, and a series has the same colour in all of them: `shared` for
+figures on their own, `front_multiples` for one picture of small panels.
+
 Left out: which points are optimal.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from dsas.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BUDGET = 1.05
 _GREY = "#767676"  # contrast 4.5 on white, 4.6 on black
@@ -41,34 +47,89 @@ class FrontPoint(NamedTuple):
     y_high: float
 
 
-def front_figure(points: Sequence[FrontPoint], *, x_label: str, y_label: str) -> str:
-    """Return the figure as SVG.
+class Drawing(NamedTuple):
+    """A picture twice: as SVG without background, and as PNG on white."""
+
+    svg: str
+    png: bytes
+
+
+def front_figure(points: Sequence[FrontPoint], *, x_label: str, y_label: str, shared: Sequence[FrontPoint] = ()) -> str:
+    """Return the figure as SVG; `shared` are points of all figures that are to have the same axes and colours.
 
     Raises OptionError when there are no points or one is not finite, MissingExtraError without matplotlib.
     """
+    _check(points)
+    with _styled() as new_figure:
+        figure = new_figure(figsize=(5.6, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        _draw(axes, points, shared or points)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        return _svg(figure)
+
+
+def front_multiples(panels: Mapping[str, Sequence[FrontPoint]], *, x_label: str, y_label: str) -> Drawing:
+    """Return one picture with a panel for each item, three beside each other, all with the same axes and colours.
+
+    Raises OptionError when there are no panels, and where `front_figure` does.
+    """
+    shared = [point for points in panels.values() for point in points]
+    for points in panels.values() or [[]]:
+        _check(points)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _styled() as new_figure:
+        figure = new_figure(figsize=(4.2 * columns + 0.8, 3.4 * rows + 1.2), layout="constrained")
+        handles: dict[str, Artist] = {}
+        for number, (title, points) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, columns, number)
+            _draw(axes, points, shared)
+            axes.set_title(title, fontsize=12)
+            handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.supxlabel(x_label, fontsize=12)
+        figure.supylabel(y_label, fontsize=12)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=2 * columns, frameon=False)
+        return Drawing(_svg(figure), _png(figure))
+
+
+def _check(points: Sequence[FrontPoint]) -> None:
     if not points:
         raise OptionError("expected at least one point, got none")
     for point in points:
         if not all(map(math.isfinite, (point.strength, point.x, point.y))):
             raise OptionError(f"expected finite strength, x and y, got {point}")
+
+
+@contextmanager
+def _styled() -> Iterator[type["Figure"]]:
+    """Give matplotlib's Figure while our settings hold, whatever those of the user are."""
     try:
         import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "reports") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        figure = Figure(figsize=(5.6, 4.4), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        _draw(axes, points)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        stream = io.StringIO()
-        canvas.print_svg(stream, metadata={"Date": None, "Creator": None})
+        yield Figure
+
+
+def _svg(figure: "Figure") -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    stream = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _png(figure: "Figure") -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_facecolor("white")
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -90,11 +151,13 @@ _STYLE = {
 }
 
 
-def _draw(axes: "Axes", points: Sequence[FrontPoint]) -> None:
-    x_limits = _limits([BUDGET, *(value for point in points for value in (point.x, point.x_low, point.x_high))])
-    y_limits = _limits([value for point in points for value in (point.y, point.y_low, point.y_high)])
-    for number, series in enumerate(dict.fromkeys(point.series for point in points)):
+def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoint]) -> None:
+    x_limits = _limits([BUDGET, *(value for point in shared for value in (point.x, point.x_low, point.x_high))])
+    y_limits = _limits([value for point in shared for value in (point.y, point.y_low, point.y_high)])
+    for number, series in enumerate(dict.fromkeys(point.series for point in (*shared, *points))):
         line = sorted((point for point in points if point.series == series), key=lambda point: point.strength)
+        if not line:
+            continue
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         x, y = [point.x for point in line], [point.y for point in line]
         x_ends = [[_clipped(end, x_limits) for end in (point.x_low, point.x_high)] for point in line]

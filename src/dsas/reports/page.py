@@ -85,7 +85,7 @@ class Page:
         Raises OptionError when there are no rows, or their keys differ.
         """
         columns = _columns(rows)
-        numeric = [not isinstance(rows[0][column], str) for column in columns]
+        numeric = [not all(isinstance(row[column], str) for row in rows) for column in columns]
         header = "".join(_cell("th", name, number) for name, number in zip(columns, numeric, strict=True))
         lines = [
             "".join(_cell("td", _shown(row[name]), number) for name, number in zip(columns, numeric, strict=True))

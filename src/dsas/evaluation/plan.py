@@ -1,0 +1,77 @@
+"""Plan: what a sweep set out to measure, and how to do it again, from its sweep.json.
+
+    {"model": "...", "prompts": ["..."], "command": "dsas pareto ...", "settings": {"seeds": 3},
+     "series": [{"name": "caa + logistic", "transform": "caa", "regulator": "logistic", "chosen": 0.2}]}
+
+chosen: the strength that tuning texts gave, apart from all that samples.jsonl holds; null where none kept the budget.
+
+Left out: the Steerings themselves.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsas.errors import TextsError, closest
+from dsas.textfiles import ENCODING
+
+
+class SeriesPlan(NamedTuple):
+    """One series: a transform with a regulator, and the strength chosen on tuning texts, None when there is none."""
+
+    name: str
+    transform: str
+    regulator: str
+    chosen: float | None
+
+
+class Plan(NamedTuple):
+    """The whole sweep; prompts in the order in which samples number them."""
+
+    model: str
+    prompts: tuple[str, ...]
+    series: tuple[SeriesPlan, ...]
+    command: str
+    settings: dict[str, Any]
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a sweep.json. Raises TextsError, naming the file and the field, for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise TextsError(f"{path}: no such file; the folder of a sweep has one")
+    try:
+        found = json.loads(path.read_text(encoding=ENCODING))
+    except ValueError as error:
+        raise TextsError(f"{path}: not JSON: {error}") from error
+    place = str(path)
+    prompts, series = _field(found, "prompts", list, place), _field(found, "series", list, place)
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise TextsError(f"{path}: expected 'prompts' as texts")
+    plans = tuple(_series(each, f"{path}: series {number}") for number, each in enumerate(series))
+    if len({plan.name for plan in plans}) < len(plans):
+        raise TextsError(f"{path}: expected series of different names, got {[plan.name for plan in plans]}")
+    return Plan(
+        model=_field(found, "model", str, place),
+        prompts=tuple(prompts),
+        series=plans,
+        command=_field(found, "command", str, place),
+        settings=_field(found, "settings", dict, place),
+    )
+
+
+def _series(found: Any, place: str) -> SeriesPlan:
+    name, transform, regulator = (_field(found, key, str, place) for key in ("name", "transform", "regulator"))
+    chosen = _field(found, "chosen", (int, float, type(None)), place)
+    return SeriesPlan(name, transform, regulator, None if chosen is None else float(chosen))
+
+
+def _field(found: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    if not isinstance(found, dict):
+        raise TextsError(f"{place}: expected a JSON object, got {type(found).__name__}")
+    if name not in found:
+        raise TextsError(f"{place}: no field {name!r}; closest: {closest(name, found)}")
+    if not isinstance(found[name], kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise TextsError(f"{place}: expected {name!r} as {' or '.join(k.__name__ for k in kinds)}")
+    return found[name]

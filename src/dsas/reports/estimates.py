@@ -1,0 +1,144 @@
+"""Estimates: every figure of a sweep with its interval, as rows for tables and as CSV files.
+
+`table.csv` is tidy: a line for each series, strength, measure and kind. `summary.csv` has a line for each series at the
+strength chosen on tuning texts, with columns "measure kind", "... low" and "... high". Shares are in [0, 1], accuracy
+in points; an empty field was not measured.
+
+Left out: spreadsheets' own formats.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dsas.evaluation.fluency import distinct_2
+from dsas.evaluation.intervals import Interval
+from dsas.evaluation.pareto import COSTS, Comparison, LeastToxic, compare, hypervolumes
+from dsas.evaluation.plan import Plan, SeriesPlan
+from dsas.evaluation.resampling import ACCURACY_CHANGE, ALL, MEAN, Resampled
+from dsas.evaluation.samples import UNSTEERED, Samples
+
+DISTINCT = "distinct-2"
+_ENDS = ("", " low", " high")
+
+Measures = dict[tuple[str, str], Interval]
+
+
+class Estimates(NamedTuple):
+    """All figures of a sweep.
+
+    cells: for each (series, strength) the measures by name and kind. hypervolumes and comparisons: by name of the cost,
+    of those that were measured. least_toxic: by series. prompts and seeds: how many.
+    """
+
+    cells: dict[tuple[str, float], Measures]
+    hypervolumes: dict[str, dict[str, Interval]]
+    comparisons: dict[str, list[Comparison]]
+    least_toxic: dict[str, LeastToxic]
+    prompts: int
+    seeds: int
+
+
+def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxic]) -> Estimates:
+    """Return every figure of a sweep from its samples and their draws."""
+    cells: dict[tuple[str, float], Measures] = {}
+    for number, cell in enumerate(samples.cells):
+        measures = {name: table.interval(number) for name, table in drawn.tables.items()}
+        if len(samples.prompts) > 1:
+            measures[DISTINCT, ALL] = distinct_2(cell.texts)
+        cells[cell.series, cell.strength] = measures
+    costs = [cost for cost in COSTS if cost is COSTS[0] or (ACCURACY_CHANGE, MEAN) in drawn.tables]
+    return Estimates(
+        cells=cells,
+        hypervolumes={cost.name: hypervolumes(drawn, cost=cost) for cost in costs},
+        comparisons={cost.name: compare(drawn, cost=cost) for cost in costs},
+        least_toxic={each.series: each for each in least_toxic},
+        prompts=len(samples.prompts),
+        seeds=len(samples.seeds),
+    )
+
+
+def chosen_cells(plan: Plan, found: Estimates) -> dict[str, tuple[str, float]]:
+    """Return the cell of every series at its chosen strength, unsteered first; those not measured are left out."""
+    cells = {UNSTEERED: (UNSTEERED, 0.0)}
+    cells |= {each.name: (each.name, each.chosen) for each in plan.series if each.chosen is not None}
+    return {name: cell for name, cell in cells.items() if cell in found.cells}
+
+
+def table_csv(found: Estimates) -> str:
+    """Return table.csv."""
+    rows = [
+        {"series": series, "strength": strength, "measure": measure, "kind": kind, **interval._asdict()}
+        for (series, strength), measures in found.cells.items()
+        for (measure, kind), interval in measures.items()
+    ]
+    return _csv(rows)
+
+
+def summary_csv(plan: Plan, found: Estimates) -> str:
+    """Return summary.csv; a series without chosen or measured strength has its name and hypervolumes only."""
+    chosen, rows = chosen_cells(plan, found), []
+    names = list(found.cells[UNSTEERED, 0.0])
+    for series, transform, regulator, strength in (SeriesPlan(UNSTEERED, "", "", 0.0), *plan.series):
+        row: dict[str, Any] = {"series": series, "transform": transform, "regulator": regulator}
+        row["chosen strength"] = strength
+        measures = found.cells[chosen[series]] if series in chosen else {}
+        for name in names:
+            row |= _columns(" ".join(name), measures.get(name))
+        for cost, by_series in found.hypervolumes.items():
+            row |= _columns(f"hypervolume over {cost}", by_series.get(series))
+        least = found.least_toxic.get(series)
+        row["least toxic within budget at strength"] = least.strength if least else None
+        row |= _columns("least toxic within budget", least.toxic if least else None)
+        row |= _columns("reduction within budget", least.reduction if least else None)
+        rows.append({**row, "prompts": found.prompts, "seeds": found.seeds})
+    return _csv(rows)
+
+
+def dominance_csv(found: Estimates) -> str:
+    """Return dominance.csv: every series against every other, for each cost."""
+    rows = [
+        {
+            "cost": cost,
+            "series": each.series,
+            "other": each.other,
+            **_columns("difference of hypervolumes", each.difference),
+            "probability that hypervolume is above": each.above,
+            "probability that front dominates": each.dominates,
+        }
+        for cost, comparisons in found.comparisons.items()
+        for each in comparisons
+    ]
+    return _csv(rows or [{"cost": "", "series": "", "other": ""}])
+
+
+def percent(interval: Interval) -> str:
+    """Return a share as percentages with its interval."""
+    return "{:.1f} % [{}, {}]".format(100 * interval.mean, *(_short(100 * end, 1) for end in interval[1:3]))
+
+
+def plain(interval: Interval | None, digits: int = 3) -> str:
+    """Return a number with its interval, a dash when it was not measured."""
+    if interval is None or math.isnan(interval.mean):
+        return "–"
+    return "{} [{}, {}]".format(*(_short(end, digits) for end in interval[:3]))
+
+
+def _short(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}".replace("inf", "∞")
+    return text.removeprefix("-") if float(f"{value:.{digits}f}") == 0 else text
+
+
+def _columns(name: str, interval: Interval | None) -> dict[str, float | None]:
+    ends = (interval.mean, interval.low, interval.high) if interval else (None, None, None)
+    return {name + end: value for end, value in zip(_ENDS, ends, strict=True)}
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
