@@ -74,7 +74,7 @@ def resample(samples: Samples, *, resamples: int = 2000, seed: int = 0) -> Resam
 
     Raises OptionError for `resamples` < 1.
     """
-    prompts = _weights(len(samples.prompts), resamples, (seed, 0))
+    prompts = _weights(len(samples.prompts), resamples, (seed, 1))
     tables = {**_toxic(samples, prompts), **_judged(samples.cells, prompts), **_repeated(samples.cells, prompts)}
     for measure, values_of, relative, stream in _BY_KIND:
         kinds = list(values_of(samples.cells[0]))
@@ -104,12 +104,12 @@ def _points(shares: Rows) -> Rows:
 
 
 # measure, its values in a cell, what becomes of their means, and the number of its stream of random numbers: sentences
-# of a kind are drawn together for perplexity and kl.
+# of a kind are drawn together for perplexity and kl. No stream is that of a plain default_rng(seed), which may have made the data.
 _ByKind = tuple[str, Callable[[Cell], dict[str, np.ndarray]], Callable[[Rows], Rows], int]
 _BY_KIND: tuple[_ByKind, ...] = (
-    (PERPLEXITY_RATIO, lambda cell: cell.perplexities, _ratio, 1),
-    (KL, lambda cell: cell.kl, _infinite, 1),
-    (ACCURACY_CHANGE, lambda cell: cell.choices, _points, 2),
+    (PERPLEXITY_RATIO, lambda cell: cell.perplexities, _ratio, 2),
+    (KL, lambda cell: cell.kl, _infinite, 2),
+    (ACCURACY_CHANGE, lambda cell: cell.choices, _points, 3),
 )
 
 

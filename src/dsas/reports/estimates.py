@@ -116,14 +116,16 @@ def dominance_csv(found: Estimates) -> str:
 
 def percent(interval: Interval) -> str:
     """Return a share as percentages with its interval."""
-    return "{:.1f} % [{}, {}]".format(100 * interval.mean, *(_short(100 * end, 1) for end in interval[1:3]))
+    return "{:.1f}\N{NO-BREAK SPACE}% [{},\N{NO-BREAK SPACE}{}]".format(
+        100 * interval.mean, *(_short(100 * end, 1) for end in interval[1:3])
+    )
 
 
 def plain(interval: Interval | None, digits: int = 3) -> str:
     """Return a number with its interval, a dash when it was not measured."""
     if interval is None or math.isnan(interval.mean):
         return "–"
-    return "{} [{}, {}]".format(*(_short(end, digits) for end in interval[:3]))
+    return "{} [{},\N{NO-BREAK SPACE}{}]".format(*(_short(end, digits) for end in interval[:3]))
 
 
 def _short(value: float, digits: int) -> str:

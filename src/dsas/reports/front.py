@@ -10,7 +10,7 @@ give the same bytes.
 Several figures that are to be compared share their axes, and a series has the same colour in all of them: `shared` for
 figures on their own, `front_multiples` for one picture of small panels.
 
-Left out: which points are optimal.
+Left out: which points are optimal, and the strength of a point too near to another one that has its own written on.
 """
 
 import io
@@ -32,6 +32,7 @@ _COLOURS = ("#2f7fc1", "#c8590a", "#12876a", "#b0559b", "#8a7a16", "#7a6fd0")  #
 _MARKERS = "osD^vPX"
 _LABEL_OFFSETS = ((5, 5), (5, -12), (-12, 5), (-12, -12))
 _MARGIN = 0.08
+_LABELS_APART = 0.07  # of the lengths of the axes
 
 
 class FrontPoint(NamedTuple):
@@ -154,6 +155,7 @@ _STYLE = {
 def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoint]) -> None:
     x_limits = _limits([BUDGET, *(value for point in shared for value in (point.x, point.x_low, point.x_high))])
     y_limits = _limits([value for point in shared for value in (point.y, point.y_low, point.y_high)])
+    labelled: list[tuple[float, float]] = []
     for number, series in enumerate(dict.fromkeys(point.series for point in (*shared, *points))):
         line = sorted((point for point in points if point.series == series), key=lambda point: point.strength)
         if not line:
@@ -166,9 +168,11 @@ def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoin
         axes.hlines(y, *zip(*x_ends, strict=True), color=colour, alpha=0.6, linewidth=1)
         axes.vlines(x, *zip(*y_ends, strict=True), color=colour, alpha=0.6, linewidth=1)
         offset = _LABEL_OFFSETS[number % len(_LABEL_OFFSETS)]
-        for point in line:
-            if point.strength == 0:
-                continue  # the cross says it
+        for point in reversed(line):
+            spot = (point.x / (x_limits[1] - x_limits[0]), point.y / (y_limits[1] - y_limits[0]))
+            if point.strength == 0 or any(math.dist(spot, other) < _LABELS_APART for other in labelled):
+                continue  # the cross says it, or there is no room
+            labelled.append(spot)
             axes.annotate(
                 f"{point.strength:g}", (point.x, point.y), xytext=offset, textcoords="offset points", fontsize=10
             )

@@ -221,11 +221,11 @@ def _better(page: Page, plan: Plan, found: Estimates) -> None:
         page.table(rows, "Does the regulator help? Each against its transform with a constant one, over perplexity")
     if len(names) > 1:
         page.table(
-            _matrix(names, {pair: each.above for pair, each in pairs.items()}),
+            _matrix(names, {pair: round(each.above, 3) for pair, each in pairs.items()}),
             "Probability that the series of the row has the larger hypervolume than that of the column",
         )
         page.table(
-            _matrix(names, {pair: each.dominates for pair, each in pairs.items()}),
+            _matrix(names, {pair: round(each.dominates, 3) for pair, each in pairs.items()}),
             "Probability that the front of the row dominates that of the column",
         )
 
@@ -234,9 +234,9 @@ def _compared(each: Comparison, back: Comparison) -> dict[str, str | float]:
     return {
         "series": each.series,
         "hypervolume more by": plain(each.difference),
-        "probability of more": each.above,
-        "that it dominates": each.dominates,
-        "that it is dominated": back.dominates,
+        "probability of more": round(each.above, 3),
+        "that it dominates": round(each.dominates, 3),
+        "that it is dominated": round(back.dominates, 3),
     }
 
 
