@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from dsas.errors import MissingExtraError, OptionError
-from dsas.reports.front import FrontPoint, front_figure
+from dsas.reports.front import FrontPoint, front_figure, front_multiples
 from dsas.reports.page import Page
 
 pytest.importorskip("matplotlib")
@@ -72,3 +72,28 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"dsas\[reports\]"):
         drawn()
+
+
+def test_figures_with_shared_points_have_the_same_axes_and_colours():
+    alone = front_figure([POINTS[2]], x_label="x", y_label="y")
+    shared = front_figure([POINTS[2]], x_label="x", y_label="y", shared=POINTS)
+    assert ("#c8590a" in alone, "#c8590a" in shared) == (False, True)  # the second colour
+    assert (">1.20</text>" in alone, ">1.20</text>" in shared) == (False, True)
+
+
+def test_panels_share_axes_and_one_legend():
+    panels = {"one": POINTS[:2], "two": POINTS[2:], "<3>": POINTS[:1], "four": POINTS}
+    drawing = front_multiples(panels, x_label="cost", y_label="y")
+    for title in ("one", "two", "&lt;3&gt;", "four"):
+        assert f">{title}</text>" in drawing.svg
+    assert drawing.svg.count(">constant</text>") == drawing.svg.count(">cost</text>") == 1
+    assert drawing.png.startswith(b"\x89PNG")
+    with pytest.raises(OptionError, match="at least one point"):
+        front_multiples({}, x_label="x", y_label="y")
+
+
+def test_of_strengths_at_nearly_one_place_only_the_largest_is_written():
+    near = [point("constant", strength, 1.1 + strength / 1e5, 0.2) for strength in (0.3, 0.7)]
+    svg = drawn([*POINTS, *near])
+    assert ">0.7</text>" in svg
+    assert ">0.3</text>" not in svg

@@ -104,7 +104,8 @@ def _points(shares: Rows) -> Rows:
 
 
 # measure, its values in a cell, what becomes of their means, and the number of its stream of random numbers: sentences
-# of a kind are drawn together for perplexity and kl. No stream is that of a plain default_rng(seed), which may have made the data.
+# of a kind are drawn together for perplexity and kl. No stream is
+# that of a plain default_rng(seed), which may have made the data.
 _ByKind = tuple[str, Callable[[Cell], dict[str, np.ndarray]], Callable[[Rows], Rows], int]
 _BY_KIND: tuple[_ByKind, ...] = (
     (PERPLEXITY_RATIO, lambda cell: cell.perplexities, _ratio, 2),

@@ -22,6 +22,7 @@ from dsas.evaluation.samples import UNSTEERED, Samples
 
 DISTINCT = "distinct-2"
 _ENDS = ("", " low", " high")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 Measures = dict[tuple[str, str], Interval]
 
@@ -116,16 +117,16 @@ def dominance_csv(found: Estimates) -> str:
 
 def percent(interval: Interval) -> str:
     """Return a share as percentages with its interval."""
-    return "{:.1f}\N{NO-BREAK SPACE}% [{},\N{NO-BREAK SPACE}{}]".format(
-        100 * interval.mean, *(_short(100 * end, 1) for end in interval[1:3])
-    )
+    low, high = (_short(100 * end, 1) for end in interval[1:3])
+    return f"{100 * interval.mean:.1f}{_NO_BREAK}% [{low},{_NO_BREAK}{high}]"
 
 
 def plain(interval: Interval | None, digits: int = 3) -> str:
     """Return a number with its interval, a dash when it was not measured."""
     if interval is None or math.isnan(interval.mean):
         return "–"
-    return "{} [{},\N{NO-BREAK SPACE}{}]".format(*(_short(end, digits) for end in interval[:3]))
+    mean, low, high = (_short(end, digits) for end in interval[:3])
+    return f"{mean} [{low},{_NO_BREAK}{high}]"
 
 
 def _short(value: float, digits: int) -> str:
