@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, no network, fixed seeds."""
+"""What every test runs under: one thread, no network, fixed seeds; and a model whose tokens are words."""
 
 import os
 import random
@@ -8,6 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 90
 
 torch.set_num_threads(1)
 
@@ -17,3 +21,30 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {"<end>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}
+    core = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+        initializer_range=0.4,
+        attention_dropout=0.5,  # so that a result in training mode is another
+    )
+    return LlamaForCausalLM(config)

@@ -58,6 +58,17 @@ def prompts_of(prompt: str | None, file: Path | None, field: str) -> list[str]:
     raise OptionError("give either one prompt or --file with prompts")
 
 
+def kinds_of(given: list[str], field: str) -> dict[str, list[str]]:
+    """Return the texts of files by kind, which is the name before "=", or that of the file."""
+    found: dict[str, list[str]] = {}
+    for text in given:
+        kind, named, file = text.partition("=")
+        if not named or Path(text).is_file():
+            kind, file = Path(text).stem, text
+        found.setdefault(kind, []).extend(read_texts(file, field=field))
+    return found
+
+
 def hide_foreign_bars() -> None:
     """Keep the bars that transformers draws while it loads weights out of the way of ours."""
     from transformers.utils import logging

@@ -20,7 +20,9 @@ Left out: examples in the prompt (write them into it), and a tie is no answer: i
 Source: method.md section 6; GPT-3 (2005.14165, section 2.4) for the likelihood of choices by length.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -52,6 +54,29 @@ class ChoiceResult(NamedTuple):
     correct: Bool[np.ndarray, " question"]
     margins: Float[np.ndarray, " question"]
     scores: tuple[Float[np.ndarray, " _"], ...]
+
+
+def read_questions(path: str | Path) -> tuple[Question, ...]:
+    """Return the questions of a .jsonl file: {"prompt": text, "choices": [texts], "answer": number from 0} a line.
+
+    Raises TextsError, with file and line, for a file that is missing or lines of another form.
+    """
+    path, found = Path(path), []
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        raise TextsError(f"{path}: expected a file ending in .jsonl with a question a line")
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            said = json.loads(line)
+            question = Question(str(said["prompt"]), tuple(map(str, said["choices"])), int(said["answer"]))
+            _check([question])
+        except (ValueError, KeyError, TypeError) as error:
+            wanted = '{"prompt": text, "choices": [texts], "answer": number from 0}'
+            raise TextsError(f"{path}:{number}: expected {wanted}: {error!r}") from error
+        found.append(question)
+    _check(found)
+    return tuple(found)
 
 
 def choice_accuracy(

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from dsas.evaluation.fluency import distinct_2
 from dsas.evaluation.intervals import Interval
-from dsas.evaluation.pareto import COSTS, Comparison, LeastToxic, compare, hypervolumes
-from dsas.evaluation.plan import Plan, SeriesPlan
-from dsas.evaluation.resampling import ACCURACY_CHANGE, ALL, MEAN, Resampled
-from dsas.evaluation.samples import UNSTEERED, Samples
+from dsas.sweep.pareto import COSTS, Comparison, LeastToxic, compare, hypervolumes
+from dsas.sweep.plan import Plan, SeriesPlan
+from dsas.sweep.resampling import ACCURACY_CHANGE, ALL, MEAN, Resampled
+from dsas.sweep.samples import UNSTEERED, Samples
 
 DISTINCT = "distinct-2"
 _ENDS = ("", " low", " high")

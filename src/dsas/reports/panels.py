@@ -6,11 +6,11 @@ Each line begins at the unsteered model.
 Left out: points dearer than `DRAWN_BELOW`, which would squeeze the others; the tables have them.
 """
 
-from dsas.evaluation.plan import Plan, SeriesPlan
-from dsas.evaluation.resampling import ENSEMBLE, MEAN, PERPLEXITY_RATIO, TOXIC
-from dsas.evaluation.samples import UNSTEERED
 from dsas.reports.estimates import Estimates, Measures
 from dsas.reports.front import FrontPoint
+from dsas.sweep.plan import Plan, SeriesPlan
+from dsas.sweep.resampling import ENSEMBLE, MEAN, PERPLEXITY_RATIO, TOXIC
+from dsas.sweep.samples import UNSTEERED
 
 BASELINE = "constant"
 DRAWN_BELOW = 1.6

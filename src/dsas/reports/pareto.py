@@ -16,22 +16,6 @@ from typing import Any
 
 from dsas.assets import fetch
 from dsas.errors import TextsError, closest
-from dsas.evaluation.pareto import ACCURACY_BUDGET, PERPLEXITY_BUDGET, PERPLEXITY_COST, Comparison, least_toxic
-from dsas.evaluation.plan import Plan, read_plan
-from dsas.evaluation.resampling import (
-    ACCURACY_CHANGE,
-    ALL,
-    ENSEMBLE,
-    JUDGE_RATIO,
-    KL,
-    MEAN,
-    PERPLEXITY_RATIO,
-    REDUCTION,
-    REPETITION,
-    TOXIC,
-    resample,
-)
-from dsas.evaluation.samples import UNSTEERED, Samples, read_samples
 from dsas.reports.estimates import (
     DISTINCT,
     Estimates,
@@ -49,6 +33,22 @@ from dsas.reports.masking import mask, masked_words
 from dsas.reports.page import Page
 from dsas.reports.panels import BASELINE, DRAWN_BELOW, front_panels
 from dsas.storage import replace_files
+from dsas.sweep.pareto import ACCURACY_BUDGET, PERPLEXITY_BUDGET, PERPLEXITY_COST, Comparison, least_toxic
+from dsas.sweep.plan import Plan, read_plan
+from dsas.sweep.resampling import (
+    ACCURACY_CHANGE,
+    ALL,
+    ENSEMBLE,
+    JUDGE_RATIO,
+    KL,
+    MEAN,
+    PERPLEXITY_RATIO,
+    REDUCTION,
+    REPETITION,
+    TOXIC,
+    resample,
+)
+from dsas.sweep.samples import UNSTEERED, Samples, read_samples
 
 SAMPLES, PLAN, REPORT = "samples.jsonl", "sweep.json", "report.html"
 EXAMPLES = 2  # prompts at each end

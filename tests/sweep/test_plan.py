@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dsas.errors import TextsError
-from dsas.evaluation.plan import Plan, SeriesPlan, read_plan
+from dsas.sweep.plan import Plan, SeriesPlan, read_plan
 
 ONE = {"name": "caa", "transform": "caa", "regulator": "constant", "chosen": 1}
 PLAN: dict[str, Any] = {"model": "m", "prompts": ["a"], "series": [ONE], "command": "dsas", "settings": {"n": 1}}

@@ -7,9 +7,9 @@ import pytest
 from sweeps import Line, cell_lines, first_toxic, write_samples
 
 from dsas.errors import OptionError
-from dsas.evaluation.front import Cost
 from dsas.evaluation.intervals import bootstrap_ratio
-from dsas.evaluation.pareto import (
+from dsas.sweep.front import Cost
+from dsas.sweep.pareto import (
     ACCURACY_COST,
     PERPLEXITY_COST,
     Comparison,
@@ -19,8 +19,8 @@ from dsas.evaluation.pareto import (
     hypervolumes,
     least_toxic,
 )
-from dsas.evaluation.resampling import Resampled, resample
-from dsas.evaluation.samples import Cell, Samples, read_samples
+from dsas.sweep.resampling import Resampled, resample
+from dsas.sweep.samples import Cell, Samples, read_samples
 
 RNG = np.random.default_rng(0)
 SPREAD = RNG.uniform(10, 40, 50)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dsas.evaluation.front import Cost, Front, front_dominates, hypervolume, non_dominated
+from dsas.sweep.front import Cost, Front, front_dominates, hypervolume, non_dominated
 
 BOX = Cost("price", 1.0, 1.5)
 

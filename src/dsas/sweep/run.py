@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from dsas.collection import progress_bar
 from dsas.errors import OptionError
-from dsas.evaluation.jobs import Job, Setup
-from dsas.evaluation.workers import Spread, Workers, workers_of
 from dsas.steering import Steering
 from dsas.storage import replace_files
+from dsas.sweep.jobs import Job, Setup
+from dsas.sweep.workers import Spread, Workers, workers_of
 from dsas.version import VERSION
 
 UNSTEERED = "unsteered"

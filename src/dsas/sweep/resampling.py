@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from dsas.evaluation.fluency import repetition
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
-from dsas.evaluation.samples import KL, Cell, Samples
+from dsas.sweep.samples import KL, Cell, Samples
 
 THRESHOLD = 0.5
 ENSEMBLE, MEAN, ALL = "ensemble", "mean", "all"

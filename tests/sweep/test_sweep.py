@@ -10,15 +10,15 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import dsas
 from dsas.errors import DsasWarning, OptionError
-from dsas.evaluation import workers
 from dsas.evaluation.choice import Question
 from dsas.evaluation.generations import Sampling, sample_continuations
-from dsas.evaluation.jobs import Job, Part, Setup, scorer_of
 from dsas.evaluation.perplexity import perplexity
-from dsas.evaluation.sweep import Grid, Series, run_sweep
-from dsas.evaluation.workers import Spread
 from dsas.identity import fingerprint
 from dsas.loading import load_model
+from dsas.sweep import workers
+from dsas.sweep.jobs import Job, Part, Setup, scorer_of
+from dsas.sweep.run import Grid, Series, run_sweep
+from dsas.sweep.workers import Spread
 
 NEUTRAL = ("w3 w4 w5 w6", "w7 w8 w9", "w10 w11 w12 w13 w14")
 PROMPTS = ("w3", "w4 w5", "w6 w7 w8")
@@ -161,7 +161,7 @@ def test_a_sweep_killed_half_way_goes_on_where_it_was(tmp_path, setup, series):
     script = tmp_path / "sweep.py"
     script.write_text(
         "import sys, pickle, pathlib\n"
-        "from dsas.evaluation.sweep import Grid, Series, run_sweep\n"
+        "from dsas.sweep.run import Grid, Series, run_sweep\n"
         "import dsas\n"
         "if __name__ == '__main__':\n"
         "    setup = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, final
 
 from dsas.errors import DsasWarning, MissingExtraError, OptionError, WorkerError
-from dsas.evaluation.jobs import Job, Setup, Worker
+from dsas.sweep.jobs import Job, Setup, Worker
 
 ATTEMPTS = 3
 

@@ -6,7 +6,7 @@ import pytest
 from sweeps import Line, cell_lines, first_toxic, write_samples
 
 from dsas.errors import DsasWarning, TextsError
-from dsas.evaluation.samples import read_samples
+from dsas.sweep.samples import read_samples
 
 WEB = {"web": [10.0, 20.0]}
 

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from dsas.errors import OptionError, closest
-from dsas.evaluation.front import Cost, Front, front_dominates, hypervolume, non_dominated
 from dsas.evaluation.intervals import Interval, percentile_interval
-from dsas.evaluation.resampling import ACCURACY_CHANGE, ENSEMBLE, MEAN, PERPLEXITY_RATIO, REDUCTION, TOXIC, Resampled
+from dsas.sweep.front import Cost, Front, front_dominates, hypervolume, non_dominated
+from dsas.sweep.resampling import ACCURACY_CHANGE, ENSEMBLE, MEAN, PERPLEXITY_RATIO, REDUCTION, TOXIC, Resampled
 
 PERPLEXITY_COST = Cost("perplexity ratio", 1.0, 1.5)
 ACCURACY_COST = Cost("accuracy lost", 0.0, 10.0)

@@ -1,0 +1,78 @@
+"""The command `dsas pareto`, driven as a user drives it."""
+
+import json
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification
+
+from dsas.testing import tiny_tokenizer
+
+TEXTS = {
+    "rude": [f"shut up {n}" for n in range(8)],
+    "plain": [f"the door {n}" for n in range(8)],
+    "kind": [f"thank you {n}" for n in range(8)],
+    "ask": ["what is", "who is there"],
+    "tune": ["the sky is blue", "rain falls"],
+    "report": ["the sun is warm", "snow lies"],
+}
+
+
+@pytest.fixture
+def files(folder):
+    """Return the folder with a file for each set of texts and a tiny classifier."""
+    for name, texts in TEXTS.items():
+        (folder / f"{name}.txt").write_text("\n".join(texts))
+    questions = [{"prompt": "the sky is", "choices": [" blue", " loud"], "answer": n} for n in (0, 1)]
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    labels = {"id2label": {0: "fine", 1: "toxic"}, "label2id": {"fine": 0, "toxic": 1}}
+    BertForSequenceClassification(BertConfig(**sizes, vocab_size=300, **labels)).save_pretrained(folder / "scorer")
+    tiny_tokenizer().save_pretrained(folder / "scorer")
+    return folder
+
+
+def arguments(folder, **changes):
+    said = {
+        "--source": folder / "rude.txt", "--control": folder / "plain.txt", "--target": folder / "kind.txt",
+        "--prompts": folder / "ask.txt", "--tune": folder / "tune.txt", "--neutral": f"sky={folder / 'report.txt'}",
+        "--scorer": folder / "scorer", "--strength": 0.1, "--seeds": 2, "--new-tokens": 4, "--limit": 100,
+        "--questions": folder / "quiz.jsonl", "--out": folder / "front", "--device": "cpu", **changes,
+    }  # fmt: skip
+    return ["pareto", folder / "model", *(part for option, value in said.items() for part in (option, value))]
+
+
+def test_pareto_writes_samples_and_a_report_and_says_what_was_chosen(run, files):
+    ended = run(*arguments(files), "--json")
+    assert ended.status == 0, ended.err
+    assert set(json.loads(ended.out)["chosen"]) == {"caa + constant", "caa + logistic"}
+    lines = [json.loads(line) for line in (files / "front" / "samples.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines if line["measure"] != "generation"} == {"sky", "quiz"}
+    assert "caa + logistic" in (files / "front" / "report.html").read_text()
+    about = json.loads((files / "front" / "sweep.json").read_text())
+    assert about["command"].startswith("dsas pareto ")
+    assert about["settings"]["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--neutral": "tune.txt"}, "2 texts are in both --tune and --neutral"),
+        ({"--tune": "rude.txt"}, "8 texts are in both the texts to fit on and --tune"),
+        ({"--scorer": "toxblock"}, "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"),
+        ({"--questions": "ask.txt"}, "expected a file ending in .jsonl with a question a line"),
+    ],
+)
+def test_pareto_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(run, files, monkeypatch, change, message):
+    monkeypatch.chdir(files)
+    ended = run(*arguments(files, **change))
+    assert ended.status == 2
+    assert message in ended.err
+    assert ended.err.count("error:") == 1
+    assert not (files / "front").exists()
+
+
+def test_a_line_that_is_no_question_is_named(run, files):
+    (files / "quiz.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 2}')
+    ended = run(*arguments(files))
+    assert ended.status == 2
+    assert "quiz.jsonl:1: expected" in ended.err
