@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dsas
-from dsas.demo.cells import Bench, Cell, remembered
+from dsas.demo.cells import Bench, Cell
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
 from dsas.evaluation.generations import Sampling
@@ -24,6 +24,7 @@ from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
 from dsas.identity import fingerprint
 from dsas.loading import load_model
+from dsas.storage import remembered
 
 BUDGET, LEAST, DOUBLINGS, HALVINGS = 1.05, 0.005, 11, 2
 LAST = dsas.Reading(pooling="last")

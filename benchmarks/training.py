@@ -21,7 +21,7 @@ import torch
 
 import dsas
 from dsas.collection import inputs_of, read_batches
-from dsas.demo.cells import Bench, Cell, remembered
+from dsas.demo.cells import Bench, Cell
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
 from dsas.evaluation.generations import Sampling
@@ -30,7 +30,7 @@ from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
 from dsas.identity import fingerprint
 from dsas.loading import LoadedModel, load_model
-from dsas.storage import replace_files
+from dsas.storage import remembered, replace_files
 from dsas.training.objectives import drift
 from dsas.training.passes import Passes, Work
 

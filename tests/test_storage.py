@@ -19,6 +19,8 @@ from dsas.errors import ArtifactError
 from dsas.storage import CARD, CONFIG, TENSORS
 from dsas.testing import tiny_model
 
+CALIBRATION = dsas.Calibration(0.5, (), (), None, {}, {}, None, "0" * 16, "0" * 16, "0.1").as_dict()
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -51,6 +53,12 @@ def test_a_round_trip_keeps_every_bit_and_every_field(folder: Path) -> None:
         assert torch.equal(one.transform.get_buffer("vector"), other.transform.get_buffer("vector"))
         assert torch.equal(one.regulator.get_buffer("theta"), other.regulator.get_buffer("theta"))
     assert sorted(file.name for file in folder.iterdir()) == sorted([CARD, CONFIG, TENSORS])
+
+
+def test_a_config_without_a_calibration_as_older_ones_are_has_no_strength(folder: Path) -> None:
+    assert "calibration" not in json.loads((folder / CONFIG).read_text())
+    steering = dsas.Steering.from_pretrained(folder)
+    assert (steering.strength, steering.calibration, steering.default_strength) == (None, None, 1.0)
 
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS])
@@ -117,8 +125,11 @@ def test_json_that_is_no_config_of_a_steering_is_refused(folder: Path, content: 
         (lambda c: c["rules"][0]["site"].update(module="x"), f"{CONFIG} lacks or misnames a field: .*'module'"),
         (lambda c: c.pop("rules"), f"{CONFIG} lacks or misnames a field: 'rules'"),
         (lambda c: c.update(rules=[]), "at least one rule"),
+        (lambda c: c.update(calibration={"strength": 1.0}), f"{CONFIG} lacks or misnames a field: 'budgets'"),
+        (lambda c: c.update(calibration={**CALIBRATION, "strength": 0.0}), "must be finite and > 0, got 0"),
+        (lambda c: c.update(calibration={**CALIBRATION, "strength": "1"}), "must be finite and > 0, got '1'"),
     ],
-    ids=["method", "argument", "weight", "site", "rules", "none"],
+    ids=["method", "argument", "weight", "site", "rules", "none", "evidence", "no strength", "no number"],
 )
 def test_a_config_that_names_what_is_not_there_is_refused(folder: Path, change: Any, message: str) -> None:
     rewrite(folder, change)

@@ -6,9 +6,11 @@ model.generate(...)
 """
 
 from dsas.applied import Applied, Rule
+from dsas.calibration import Budget, calibrate
 from dsas.collection import Reading
 from dsas.composition import Composition
 from dsas.errors import DsasError, DsasWarning
+from dsas.evidence import Calibration
 from dsas.explain import explain
 from dsas.fit import fit
 from dsas.regulators import (
@@ -50,6 +52,8 @@ __all__ = [
     "Ablation",
     "Addition",
     "Applied",
+    "Budget",
+    "Calibration",
     "Cast",
     "ClassifierAddition",
     "Composition",
@@ -80,6 +84,7 @@ __all__ = [
     "Trace",
     "Transform",
     "__version__",
+    "calibrate",
     "explain",
     "find_sites",
     "fit",

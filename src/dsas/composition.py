@@ -36,7 +36,7 @@ class Steers(Protocol):
     def apply(
         self,
         model: nn.Module,
-        strength: Strength,
+        strength: Strength | None,
         *,
         record: Record = True,
         skip_sinks: bool = False,
@@ -103,7 +103,7 @@ class Composition:
     def apply(
         self,
         model: nn.Module,
-        strength: Strength | Sequence[Strength] = 1.0,
+        strength: Strength | Sequence[Strength | None] | None = None,
         *,
         record: Record = True,
         skip_sinks: bool = False,
@@ -111,8 +111,9 @@ class Composition:
     ) -> AppliedTogether:
         """Return a context manager inside which all act on `model`; its items are the Applied of each, in order.
 
-        strength: one number for all, or one entry for each Steering, of which each is a number or one a row. Other
-        arguments and errors as `Steering.apply`. Warns where two pull in opposite directions.
+        strength: one number for all, or one entry for each Steering, of which each is a number or one a row; None is
+        the default of each, as in `Steering.apply`: strengths calibrated apart, so that together they may do more
+        damage than each was allowed. Other arguments and errors as there. Warns where two pull in opposite directions.
         """
         count = len(self.steerings)
         each = _each(strength, count)
@@ -132,7 +133,9 @@ class Composition:
             for steering, one in zip(self.steerings, each, strict=True)
         )
 
-    def install(self, model: nn.Module, strength: Strength | Sequence[Strength] = 1.0) -> AppliedTogether:
+    def install(
+        self, model: nn.Module, strength: Strength | Sequence[Strength | None] | None = None
+    ) -> AppliedTogether:
         """Steer `model` until `.remove()` is called on what this returns."""
         return self.apply(model, strength, record=False).install()
 

@@ -41,7 +41,7 @@ def explain(
     *,
     prompt: str | Sequence[str] | None = None,
     generate: int = 64,
-    strength: float = 1.0,
+    strength: float | None = None,
     next_tokens: int = 0,
     skip_sinks: bool = False,
     special_tokens: bool = True,
@@ -49,15 +49,16 @@ def explain(
     """Return the trace of one or several texts, each a row; the model is not changed.
 
     text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered.
-    strength: > 0, one for all. next_tokens: how many of the likeliest next tokens to keep, before and after steering; 0
-    does not compare next tokens at all. skip_sinks: as in `Steering.apply`. special_tokens: whether the tokenizer adds
-    its own, as for raw text; chat templates bring theirs.
+    strength: > 0, one for all; the calibrated one when not given, or 1. next_tokens: how many of the likeliest next
+    tokens to keep, before and after steering; 0 does not compare next tokens at all. skip_sinks: as in
+    `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     Raises OptionError unless exactly one of text and prompt is given, TextsError, StrengthError, ModelMismatchError.
     """
     if (text is None) == (prompt is None):
         raise OptionError("expected either text or prompt, got " + ("neither" if text is None else "both"))
     if generate < 1 or next_tokens < 0:
         raise OptionError(f"expected generate >= 1 and next_tokens >= 0, got {generate} and {next_tokens}")
+    strength = steering.default_strength if strength is None else strength
     if not strength > 0:
         raise StrengthError(f"expected a strength > 0, got {strength}: at 0 no token is steered")
     if not any(rule.weight > 0 for rule in steering.rules):

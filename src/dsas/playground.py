@@ -21,15 +21,20 @@ HOST = "127.0.0.1"
 _START = "The library opens at nine. You are"
 
 
-def playground(model: Any, tokenizer: Any, steerings: Mapping[str, Steering], *, strength: float = 1.0) -> Any:
+def playground(model: Any, tokenizer: Any, steerings: Mapping[str, Steering], *, strength: float | None = None) -> Any:
     """Return the page as a `gradio.Blocks`, not yet served; `serve` does that.
 
-    steerings: by the names to choose from. strength: where the slider begins; it goes to four times that.
+    steerings: by the names to choose from. strength: where the slider begins; it goes to four times that. When not
+    given, it begins at the calibrated strength, or 1, of the Steering that is chosen.
     Raises OptionError without a Steering or for a strength that is not > 0, MissingExtraError without gradio.
     """
-    if not steerings or not strength > 0:
+    if not steerings or (strength is not None and not strength > 0):
         raise OptionError(f"expected a Steering and a strength > 0, got {list(steerings)} and {strength}")
     gradio = _gradio()
+    begins = {name: one.default_strength if strength is None else strength for name, one in steerings.items()}
+
+    def choose(name: str) -> Any:
+        return gradio.Slider(maximum=4 * begins[name], value=begins[name])
 
     def run(prompt: str, name: str, strength: float, tokens: float, chat: bool) -> tuple[str, str, str]:
         if not prompt.strip():
@@ -48,7 +53,8 @@ def playground(model: Any, tokenizer: Any, steerings: Mapping[str, Steering], *,
             names = list(steerings)
             name = gradio.Dropdown(names, value=names[0], label="Steering", elem_id="steering", scale=1)
         with gradio.Row():
-            slider = gradio.Slider(0, 4 * strength, value=strength, label="Strength", elem_id="strength")
+            first = begins[names[0]]
+            slider = gradio.Slider(0, 4 * first, value=first, label="Strength", elem_id="strength")
             tokens = gradio.Slider(1, 256, value=32, step=1, label="New tokens", elem_id="tokens")
             chat = gradio.Checkbox(False, label="Chat template", visible=bool(tokenizer.chat_template))
         button = gradio.Button("Run", variant="primary", elem_id="run")
@@ -57,7 +63,8 @@ def playground(model: Any, tokenizer: Any, steerings: Mapping[str, Steering], *,
             plain = gradio.Textbox(label="Unsteered", lines=4, elem_id="unsteered", interactive=False)
         heat = gradio.HTML(elem_id="heat")
         inputs, outputs = [prompt, name, slider, tokens, chat], [steered, plain, heat]
-        for event in (button.click, prompt.submit, slider.release, name.change):
+        chosen = name.change(choose, name, slider, api_name=False) if strength is None else None
+        for event in (button.click, prompt.submit, slider.release, chosen.then if chosen else name.change):
             event(run, inputs, outputs, api_name=False, concurrency_id="model", concurrency_limit=1)
     return page
 

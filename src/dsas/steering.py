@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dsas.applied import Applied, PromptTokens, Record, Rule, Strength
 from dsas.composition import Composition, compose, scaled, summed
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
+from dsas.evidence import Calibration
 from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.packing import pack, unpack
@@ -46,14 +47,21 @@ class Steering(ModelHubMixin):
     """Maps sites of one model to (transform, regulator) rules.
 
     rules: in the order of the model. model: identity of the model it was fitted on. settings: JSON-ready facts about
-    how it was made, stored and shown but never acted on.
+    how it was made, stored and shown but never acted on. calibration: the strength that `dsas.calibrate` found for it.
     """
 
-    def __init__(self, rules: Sequence[Rule], model: ModelIdentity, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        model: ModelIdentity,
+        settings: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         """Keep the rules. Raises OptionError when there are none or two share a site."""
         self.rules = tuple(rules)
         self.model = model
         self.settings = dict(settings or {})
+        self.calibration = calibration
         self._latest: Applied | None = None
         sites = [rule.site for rule in self.rules]
         if not sites or len(set(sites)) < len(sites):
@@ -61,10 +69,32 @@ class Steering(ModelHubMixin):
                 f"a Steering needs at least one rule and one rule per site, got sites {list(map(str, sites))}"
             )
 
+    @property
+    def strength(self) -> float | None:
+        """The calibrated strength, > 0; None when there is none."""
+        return None if self.calibration is None else self.calibration.strength
+
+    @property
+    def default_strength(self) -> float:
+        """The strength at which it is applied when none is given: the calibrated one, or 1."""
+        return self.strength or 1.0
+
+    def calibrated(self, calibration: Calibration) -> "Steering":
+        """Return this Steering with the strength, and if they were calibrated the weights, that were found for it.
+
+        Raises OptionError when they were found for another one.
+        """
+        weights = calibration.weights or {}
+        rules = [rule._replace(weight=weights.get(str(rule.site), rule.weight)) for rule in self.rules]
+        steering = Steering(rules, self.model, self.settings, calibration)
+        if steering.digest() != calibration.steering:
+            raise OptionError("this calibration is that of another Steering: calibrate the one that is to carry it")
+        return steering
+
     def apply(
         self,
         model: nn.Module,
-        strength: Strength = 1.0,
+        strength: Strength | None = None,
         *,
         record: Record = True,
         skip_sinks: bool = False,
@@ -73,7 +103,8 @@ class Steering(ModelHubMixin):
         """Return a context manager inside which `model` is steered.
 
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
-        generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed.
+        generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed. When not
+        given, the calibrated strength, or 1 without one.
         record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only); "doses"
         keeps the regulator alone and the relative dose as well, which takes the norms of every activation.
         skip_sinks: leave the first real token of each row alone.
@@ -83,13 +114,14 @@ class Steering(ModelHubMixin):
         """
         model = uncompiled(model)
         self._check(model)
+        given = self.default_strength if strength is None else strength
         self._latest = Applied(
-            self.rules, model, strength, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens
+            self.rules, model, given, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens
         )
         return self._latest
 
     def install(
-        self, model: nn.Module, strength: Strength = 1.0, *, record: Record = False, skip_sinks: bool = False
+        self, model: nn.Module, strength: Strength | None = None, *, record: Record = False, skip_sinks: bool = False
     ) -> Applied:
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
         return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
@@ -99,13 +131,13 @@ class Steering(ModelHubMixin):
         return compose(self, other)
 
     def __add__(self, other: "Steering") -> "Steering":
-        """Return one Steering that adds the vectors of both. Raises OptionError where that is not exact."""
+        """Return one Steering, not calibrated, that adds both vectors. Raises OptionError where that is not exact."""
         if self.model != other.model:
             raise OptionError("the sum of Steerings for different models means nothing: fit both on the same model")
         return Steering(summed(self.rules, other.rules), self.model, {"sum of": [self.settings, other.settings]})
 
     def __mul__(self, factor: float) -> "Steering":
-        """Return a Steering whose vectors are multiplied; -1 turns them round. Raises OptionError where not exact."""
+        """Return a Steering, not calibrated, with multiplied vectors. Raises OptionError where that is not exact."""
         return Steering(scaled(self.rules, factor), self.model, {**self.settings, "multiplied by": factor})
 
     __rmul__ = __mul__
@@ -154,7 +186,10 @@ class Steering(ModelHubMixin):
         return cls._from_artifact(read_artifact(folder), folder)
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that change whenever what this Steering does to a model would change."""
+        """Return 16 hexadecimal digits that change whenever what this Steering does to a model would change.
+
+        The calibrated strength is not in them: what is done is told by digest and strength together.
+        """
         artifact = self._artifact()
         digest = hashlib.sha256(json.dumps(artifact.config["rules"], sort_keys=True).encode())
         for name, value in sorted(artifact.tensors.items()):
@@ -165,7 +200,8 @@ class Steering(ModelHubMixin):
         """Return the README card that is stored beside the tensors (Markdown with the hub's front matter)."""
         front = "---\nlibrary_name: dsas\ntags: [dsas, activation-steering]\n---\n"
         use = 'steering = dsas.Steering.from_pretrained("...")\nwith steering.apply(model):\n    model.generate(...)'
-        facts = "\n".join(f"- {key}: {value}" for key, value in self.settings.items())
+        lines = self.calibration.lines() if self.calibration is not None else []
+        facts = "\n".join([*(f"- {key}: {value}" for key, value in self.settings.items()), *(f"- {x}" for x in lines)])
         return (
             f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n"
             f"{facts}\n\n```\n{self!r}\n```\n"
@@ -178,6 +214,8 @@ class Steering(ModelHubMixin):
     def __repr__(self) -> str:
         steered = [rule for rule in self.rules if rule.weight > 0]
         head = f"Steering for {self.model.model_class}: {len(steered)} of {len(self.rules)} sites steered"
+        if self.strength is not None:
+            head += f", calibrated strength {self.strength:.4g}"
         lines = []
         for said, alike in groupby(self.rules, key=_said):
             first, *others = (str(rule.site) for rule in alike)
@@ -210,6 +248,8 @@ class Steering(ModelHubMixin):
                 line[part] = pack(method, f"{number}.{part}", tensors)
             rules.append(line | {"weight": rule.weight, "accuracy": rule.accuracy})
         config = {"dsas_version": VERSION, "model": self.model.as_dict(), "settings": self.settings, "rules": rules}
+        if self.calibration is not None:
+            config["calibration"] = self.calibration.as_dict()
         return Artifact(config, tensors)
 
     @classmethod
@@ -225,7 +265,9 @@ class Steering(ModelHubMixin):
                 )
                 for number, line in enumerate(artifact.config["rules"])
             ]
-            return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"])
+            stored = artifact.config.get("calibration")
+            calibration = Calibration.from_dict(stored) if stored is not None else None
+            return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"], calibration)
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
         except (OptionError, SiteError) as error:

@@ -3,12 +3,14 @@
 No pickle, and no code is imported from a file: the config names methods of the registries. Every file is written beside
 its place, flushed, and only then moved over it, so that a full disk or an interruption leaves the old artifact as it
 was. The config carries SHA-256 digests of the tensors and of itself: what was truncated or tampered with is refused.
+
+Measurements that take long are kept the same way, as JSON files named by what they depend on.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +61,20 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
     finally:
         for temporary in beside.values():
             temporary.unlink(missing_ok=True)
+
+
+def remembered(folder: Path, depends: Sequence[Any], measure: Callable[[], Any]) -> Any:
+    """Return what `measure` gives (JSON-ready), from a file in `folder` when all it depends on is what it was."""
+    file = memory_file(folder, depends)
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_files({file: json.dumps(measure()).encode()})
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def memory_file(folder: Path, depends: Sequence[Any]) -> Path:
+    """Return the file that remembers what depends on these JSON-ready values."""
+    return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}.json"
 
 
 def read_artifact(folder: str | Path) -> Artifact:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dsas.errors import OptionError
-from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
+from dsas.evaluation.intervals import bootstrap, bootstrap_groups, bootstrap_ratio
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_theory_over_prompts():
@@ -53,3 +53,25 @@ def test_values_with_gaps_are_refused(values):
 def test_ratios_to_nothing_and_of_other_prompts_are_refused():
     with pytest.raises(OptionError, match="other than 0"):
         bootstrap_ratio(np.ones((3, 1)), np.zeros((3, 1)))
+
+
+def test_groups_are_drawn_each_for_itself_as_the_normal_theory_has_it():
+    rng = np.random.default_rng(3)
+    groups = [rng.normal(2.0, 1.0, 400), rng.normal(6.0, 4.0, 100)]
+
+    def mean_of_means(draws):
+        return sum(draw @ values / draw.sum(1) for draw, values in zip(draws, groups, strict=True)) / 2
+
+    found = bootstrap_groups(mean_of_means, [400, 100], resamples=8000)
+    error = np.sqrt(sum(values.var() / len(values) for values in groups)) / 2
+    assert found.mean == pytest.approx((groups[0].mean() + groups[1].mean()) / 2)
+    assert (found.low, found.high) == pytest.approx(
+        (found.mean - 1.96 * error, found.mean + 1.96 * error), abs=0.1 * error
+    )
+    assert found.n == 500
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_statistic_of_groups_that_is_not_finite_is_refused(value):
+    with pytest.raises(OptionError, match="finite statistic"):
+        bootstrap_groups(lambda draws: draws[0].sum(1) * value, [3])

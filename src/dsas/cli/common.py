@@ -27,7 +27,7 @@ class _Commands(typer.core.TyperGroup):
             errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            errors.print("interrupted; fit and demo go on from here when run again")
+            errors.print("interrupted; fit, calibrate and demo go on from here when run again")
             raise typer.Exit(130) from interrupt
 
 
@@ -44,7 +44,10 @@ Device = Annotated[str, typer.Option(help="'auto' (a GPU when there is one), 'cp
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Field = Annotated[str, typer.Option(help="JSON key or CSV column that holds the text.")]
-Strength = Annotated[float, typer.Option(help="0 is unsteered; residual sites often need only 0.1.")]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="0 is unsteered; residual sites often need only 0.1; default: the calibrated one, or 1."),
+]
 File = Annotated[Path | None, typer.Option(help="Prompts: .txt, .jsonl or .csv.")]
 Chat = Annotated[bool, typer.Option(help="Put each prompt through the model's chat template.")]
 
@@ -86,7 +89,9 @@ def show(steering: Steering, as_json: bool, **extra: str) -> None:
     """Print what a Steering does, site by site, and how it was made."""
     lines = steering.report()
     if as_json:
+        found = steering.calibration.as_dict() if steering.calibration is not None else None
         facts = {"model": steering.model.as_dict(), "settings": steering.settings}
+        facts |= {"strength": steering.strength, "calibration": found}
         print(json.dumps({**facts, "sites": [line._asdict() for line in lines], **extra}))
         return
     table = Table("site", "accuracy", "weight", "status", title=f"Steering for {steering.model.model_class}")
@@ -96,3 +101,5 @@ def show(steering: Steering, as_json: bool, **extra: str) -> None:
     console.print(table)
     for key, value in {**steering.settings, **extra}.items():
         console.print(f"{key}: {value}", markup=False)
+    for line in steering.calibration.lines() if steering.calibration is not None else []:
+        console.print(line, markup=False)

@@ -32,7 +32,7 @@ def explain(
     steering: Annotated[str, typer.Option(help="Folder or hub id of a Steering.")],
     text: Annotated[str | None, typer.Argument(help="One text; or give --file.")] = None,
     file: File = None,
-    strength: Strength = 1.0,
+    strength: Strength = None,
     generate: Annotated[int, typer.Option(min=0, help="Continue the texts by so many tokens, steered and not.")] = 0,
     next_tokens: Annotated[int, typer.Option(min=0, help="Compare so many of the likeliest next tokens.")] = 0,
     skip_sinks: Annotated[bool, typer.Option(help="Leave the first token of each text alone.")] = False,
@@ -63,5 +63,6 @@ def explain(
     if as_json:
         print(trace.to_json())
         return
-    write_explanation(out, trace, title=f"What {Path(steering).name} steered at strength {strength:g}")
+    used = chosen.default_strength if strength is None else strength
+    write_explanation(out, trace, title=f"What {Path(steering).name} steered at strength {used:g}")
     console.print(f"page: {out}", markup=False, highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.")] = None,
     steering: Annotated[str | None, typer.Option(help="Folder or hub id of a Steering; none: unsteered.")] = None,
-    strength: Strength = 1.0,
+    strength: Strength = None,
     file: File = None,
     chat: Chat = False,
     compare: Annotated[bool, typer.Option(help="Show the unsteered text beside the steered one.")] = False,
@@ -75,6 +75,8 @@ def generate(
             )[0]
 
     chosen = dsas.Steering.from_pretrained(steering) if steering else None
+    if chosen is not None and strength is None:
+        strength = chosen.default_strength
     if explain and chosen is not None:
         for text in asked:
             _write(loaded, chosen.apply(loaded.model, strength), text, sampling, seed=seed, special_tokens=not chat)

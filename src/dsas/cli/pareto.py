@@ -65,6 +65,7 @@ def pareto(
     texts = {"tune": kinds_of(tune, field), "report": kinds_of(neutral, field)}
     asked = read_texts(prompts, field=field)
     _check_apart(sets, texts, asked)
+    quiz = {questions.stem: read_questions(questions)} if questions else {}
     for name in scorer:
         scorer_of(name, device=device)
     hide_foreign_bars()
@@ -75,7 +76,7 @@ def pareto(
     report = Part(
         {kind: tuple(some) for kind, some in texts["report"].items()},
         {kind: tuple(some[:KL_TEXTS]) for kind, some in texts["report"].items()},
-        {questions.stem: read_questions(questions)} if questions else {},
+        quiz,
     )
     setup = Setup(
         model=model,

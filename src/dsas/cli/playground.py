@@ -16,7 +16,7 @@ from dsas.playground import playground as build
 def playground(
     model: Model,
     steering: Annotated[list[str], typer.Option(help="Folder or hub id of a Steering; repeatable.")],
-    strength: Strength = 1.0,
+    strength: Strength = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; nobody else can reach it.")] = 7860,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -1,6 +1,5 @@
 """Cells: what was measured of one condition at one strength, kept in a file so that nothing is measured twice."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import Scorer
 from dsas.evaluation.toxicity import toxicity
-from dsas.storage import replace_files
+from dsas.storage import memory_file, replace_files
 
 THRESHOLD = 0.5
 
@@ -50,19 +49,6 @@ class Cell(NamedTuple):
         return fluency([text for texts in self.continuations for text in texts]).distinct_2
 
 
-def remembered(folder: Path, depends: list[Any], measure: Callable[[], Any]) -> Any:
-    """Return what `measure` gives (JSON-ready), from a file in `folder` when all it depends on is what it was."""
-    file = _file(folder, depends)
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_files({file: json.dumps(measure()).encode()})
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _file(folder: Path, depends: list[Any]) -> Path:
-    return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}.json"
-
-
 class Bench(NamedTuple):
     """All that cells have in common: the model, the texts, the scorers and the folder that keeps the cells."""
 
@@ -83,7 +69,7 @@ class Bench(NamedTuple):
         A scorer that came later scores the continuations that are there.
         """
         depends = [identity, strength, self.prompts, self.neutral, self.seeds, self.sampling]
-        file = _file(self.folder, depends)
+        file = memory_file(self.folder, depends)
         if file.is_file():
             measured = json.loads(file.read_text(encoding="utf-8"))
             progress(len(self.prompts) * len(self.seeds))

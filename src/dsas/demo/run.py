@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rich.progress import Progress
 
 from dsas.collection import progress_bar
-from dsas.demo.cells import Bench, Cell, remembered
+from dsas.demo.cells import Bench, Cell
 from dsas.demo.explain import token_heats
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
@@ -26,7 +26,7 @@ from dsas.identity import fingerprint
 from dsas.loading import LoadedModel, load_model
 from dsas.reports.heat import TokenHeat
 from dsas.steering import Steering
-from dsas.storage import replace_files
+from dsas.storage import remembered, replace_files
 
 STRENGTHS = (0.01, 0.02, 0.05, 0.12, 0.2)
 BUDGET = 1.05

@@ -11,7 +11,7 @@ Left out: bias correction, studentised intervals.
 Source: Efron 1979; Davison and Hinkley 1997, sections 2.4 and 3.8.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +79,27 @@ def draw_counts(items: int, *, resamples: int, seed: int | Sequence[int]) -> Flo
         raise OptionError(f"expected resamples >= 1, got {resamples}")
     even = np.full(items, 1 / items)
     return np.random.default_rng(seed).multinomial(items, even, size=resamples).astype(np.float64)
+
+
+def bootstrap_groups(
+    statistic: Callable[[list[np.ndarray]], Float[np.ndarray, " draw"]],
+    sizes: Sequence[int],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return a statistic of several groups of prompts with its interval, each group drawn for itself.
+
+    statistic: takes for each group how often each of its prompts is drawn, (draw, prompt), and gives one value a draw.
+    sizes: prompts in each group. Raises OptionError when a value is not finite or `resamples` < 1.
+    """
+    (mean,) = statistic([np.ones((1, size)) for size in sizes])
+    draws = statistic(
+        [draw_counts(size, resamples=resamples, seed=[seed, number]) for number, size in enumerate(sizes)]
+    )
+    if not (np.isfinite(mean) and np.isfinite(draws).all()):
+        raise OptionError(f"expected a finite statistic of every draw, got {mean} and draws that are not")
+    return percentile_interval(float(mean), draws, sum(sizes))
 
 
 def _prompt_means(*measured: np.ndarray) -> list[Float[np.ndarray, " prompt"]]:

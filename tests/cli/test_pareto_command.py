@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
-from dsas.testing import tiny_tokenizer
+from dsas.testing import tiny_model, tiny_tokenizer
 
 TEXTS = {
     "rude": [f"shut up {n}" for n in range(8)],
@@ -18,8 +18,11 @@ TEXTS = {
 
 
 @pytest.fixture
-def files(folder):
-    """Return the folder with a file for each set of texts and a tiny classifier."""
+def files(tmp_path):
+    """Return a folder with a tiny model, a tiny classifier and a file for each set of texts."""
+    folder = tmp_path
+    tiny_model(layers=2).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
     for name, texts in TEXTS.items():
         (folder / f"{name}.txt").write_text("\n".join(texts))
     questions = [{"prompt": "the sky is", "choices": [" blue", " loud"], "answer": n} for n in (0, 1)]

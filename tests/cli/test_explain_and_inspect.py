@@ -1,7 +1,6 @@
 """The commands that show what was steered and what is wrong with texts, driven as a user drives them."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,9 @@ import pytest
 from makers import random_steering
 
 import dsas
-from dsas import cli
 from dsas.testing import tiny_model, tiny_tokenizer
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dsas", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return command
+Run = Callable[..., Any]
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """The command line, driven as a user drives it: arguments in; exit status, output and files out."""
 
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 import dsas
-from dsas import cli
 from dsas.testing import tiny_model, tiny_tokenizer
 
 SETS = {
@@ -20,26 +18,7 @@ SETS = {
 }
 
 
-class Run(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*arguments: Any) -> Run:
-        monkeypatch.setattr(sys, "argv", ["dsas", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Run(int(ended.value.code or 0), captured.out, captured.err)
-
-    return command
+Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -58,14 +37,14 @@ def fit_arguments(folder: Path) -> list[Any]:
     return ["fit", folder / "model", *(x for o, f in files.items() for x in (o, folder / f)), "--out", folder / "kind"]
 
 
-def test_the_methods_are_listed_with_formula_and_paper(run: Callable[..., Run]) -> None:
+def test_the_methods_are_listed_with_formula_and_paper(run: Run) -> None:
     rows = json.loads(run("methods", "--json").out)
     assert [row["name"] for row in rows] == [*dsas.TRANSFORMS, *dsas.REGULATORS]
     shown = run("methods").out
     assert all(name in shown for name in dsas.TRANSFORMS)
 
 
-def test_every_way_of_fitting_has_its_option(run: Callable[..., Run], folder: Path) -> None:
+def test_every_way_of_fitting_has_its_option(run: Run, folder: Path) -> None:
     done = run(
         *fit_arguments(folder), "--json", "--transform", "linear-act", "--regulator", "logistic*schedule",
         "--incremental", "--selection", "top", "--top", 1, "--pooling", "last",
@@ -76,7 +55,7 @@ def test_every_way_of_fitting_has_its_option(run: Callable[..., Run], folder: Pa
     assert settings["reading"]["pooling"] == "last"
 
 
-def test_spans_of_the_source_are_read_and_used(run: Callable[..., Run], folder: Path) -> None:
+def test_spans_of_the_source_are_read_and_used(run: Run, folder: Path) -> None:
     lines = [json.dumps({"text": text, "spans": [[0, 7]]}) for text in SETS["rude"]]
     (folder / "rude.jsonl").write_text("\n".join(lines))
     arguments = [folder / "rude.jsonl" if x == folder / "rude.txt" else x for x in fit_arguments(folder)]
@@ -86,7 +65,7 @@ def test_spans_of_the_source_are_read_and_used(run: Callable[..., Run], folder: 
 
 
 def test_what_is_trained_on_files_is_the_steering_that_the_library_trains_and_its_log_is_beside_it(
-    run: Callable[..., Run], folder: Path
+    run: Run, folder: Path
 ) -> None:
     options = ["--objective", "e2e-dsas", "--gate", "relu", "--steps", 3, "--gamma", 0.5, "--json"]
     done = run("train", *fit_arguments(folder)[1:], *options)
@@ -102,7 +81,7 @@ def test_what_is_trained_on_files_is_the_steering_that_the_library_trains_and_it
 
 
 def test_an_interrupted_training_writes_the_best_so_far_and_ends_as_interrupted(
-    run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dsas.training.trainer import Trainer
 
@@ -127,7 +106,7 @@ def test_an_interrupted_training_writes_the_best_so_far_and_ends_as_interrupted(
 
 
 def test_what_is_fitted_from_files_is_the_steering_that_the_library_fits(
-    run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = run(*fit_arguments(folder), "--json")
     assert done.status == 0, done.err
@@ -148,7 +127,7 @@ def test_what_is_fitted_from_files_is_the_steering_that_the_library_fits(
     assert json.loads(told.out)["sites"] == shown["sites"]
 
 
-def test_generate_shows_the_steered_text_beside_the_unsteered_one(run: Callable[..., Run], folder: Path) -> None:
+def test_generate_shows_the_steered_text_beside_the_unsteered_one(run: Run, folder: Path) -> None:
     assert run(*fit_arguments(folder)).status == 0
     given = ["generate", folder / "model", "shut up", "--steering", folder / "kind", "--new-tokens", 6, "--json"]
     compared = json.loads(run(*given, "--strength", 4, "--compare").out)
@@ -164,7 +143,7 @@ def test_generate_shows_the_steered_text_beside_the_unsteered_one(run: Callable[
 
 
 def test_an_interrupted_fit_says_so_and_goes_on_where_it_was(
-    run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dsas.collection import _Store
 
@@ -203,7 +182,7 @@ def test_an_interrupted_fit_says_so_and_goes_on_where_it_was(
     ],
 )
 def test_bad_input_ends_with_status_2_and_a_message_that_helps(
-    run: Callable[..., Run], folder: Path, arguments: list[str], message: str
+    run: Run, folder: Path, arguments: list[str], message: str
 ) -> None:
     ended = run(*(argument.format(folder) for argument in arguments))
     assert ended.status == 2
@@ -212,14 +191,14 @@ def test_bad_input_ends_with_status_2_and_a_message_that_helps(
 
 
 @pytest.mark.parametrize("command", ["fit", "generate", "info", "demo", "explain", "inspect-data", "playground"])
-def test_every_command_has_help_with_an_example(run: Callable[..., Run], command: str) -> None:
+def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     told = run(command, "--help")
     assert told.status == 0
     assert f"Example: dsas {command}" in " ".join(told.out.split())
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_warning_is_one_line_on_the_error_stream(run: Callable[..., Run], folder: Path) -> None:
+def test_a_warning_is_one_line_on_the_error_stream(run: Run, folder: Path) -> None:
     arguments = [a for a in fit_arguments(folder) if a not in ("--target", folder / "kind.csv")]
     ended = run(*arguments)
     assert ended.status == 0

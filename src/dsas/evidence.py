@@ -1,0 +1,92 @@
+"""Evidence: a strength that was calibrated and what it rests on; a Steering carries it, storage keeps it as JSON.
+
+`dsas.calibrate` makes it. Left out: the texts themselves, of which only the numbers are kept.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dsas.errors import OptionError
+
+
+class Spent(NamedTuple):
+    """What one budget allows, and what steering at the calibrated strength spends of it.
+
+    damage: "perplexity" (steered over unsteered), "kl" (nats a token) or "accuracy" (points lost). most: what is
+    allowed. worst: of the worst kind of text, else the mean over the kinds. tuned: on the tuning texts. held_out: on
+    the others: mean, low and high of the 95 % interval, n. by_kind: the same for each kind of the others.
+    """
+
+    damage: str
+    most: float
+    worst: bool
+    tuned: float
+    held_out: dict[str, float]
+    by_kind: dict[str, dict[str, float]]
+
+    @property
+    def kept(self) -> bool:
+        """Whether the damage on the held-out texts is within the budget; its interval may still reach beyond."""
+        return self.held_out["mean"] <= self.most
+
+
+class Calibration(NamedTuple):
+    """The largest strength that was found to keep all budgets on the tuning texts, and the check on others.
+
+    strength: > 0. budgets: one entry each. curve: (strength, damage by budget) on the tuning texts, every strength that
+    was tried, in ascending order; None for a damage that is not finite. broken: the strength at most 5 % above that
+    breaks a budget; None when the upper limit of the search still keeps them. tune, held_out: texts by kind. weights:
+    each site's own, None where they are those of the Steering. steering: digest of the Steering at these weights.
+    model: fingerprint of the model. dsas_version: that measured it.
+    """
+
+    strength: float
+    budgets: tuple[Spent, ...]
+    curve: tuple[tuple[float | None, ...], ...]
+    broken: float | None
+    tune: dict[str, int]
+    held_out: dict[str, int]
+    weights: dict[str, float] | None
+    steering: str
+    model: str
+    dsas_version: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether every budget is kept on the held-out texts, too."""
+        return all(budget.kept for budget in self.budgets)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {**self._asdict(), "budgets": [budget._asdict() for budget in self.budgets]}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
+        """Return what `as_dict` gave. Raises OptionError for a strength that is none, TypeError for other fields."""
+        budgets = tuple(Spent(**budget) for budget in stored["budgets"])
+        found = cls(**{**stored, "budgets": budgets, "curve": tuple(tuple(point) for point in stored["curve"])})
+        if not isinstance(found.strength, int | float) or not 0 < found.strength < math.inf:
+            raise OptionError(f"a calibrated strength must be finite and > 0, got {found.strength!r:.60}")
+        return found
+
+    def lines(self) -> list[str]:
+        """Return the evidence in words, a line for the strength and one for each budget."""
+        over = f"; {self.broken:.4g} breaks it" if self.broken is not None else ", the largest that was tried"
+        sets = [f"{sum(kinds.values())} {name} texts ({_listed(kinds)})" for name, kinds in self._sets()]
+        lines = [f"strength {self.strength:.4g} keeps the budget{over}; {', '.join(sets)}; dsas {self.dsas_version}"]
+        for spent in self.budgets:
+            kinds = "worst kind" if spent.worst else "mean over kinds"
+            found = "{mean:.4g} [{low:.4g}, {high:.4g}]".format(**spent.held_out)
+            verdict = "kept" if spent.kept else "NOT KEPT"
+            lines.append(
+                f"{spent.damage} at most {spent.most:g} ({kinds}): tuned {spent.tuned:.4g}, held out {found}, {verdict}"
+            )
+        return lines
+
+    def _sets(self) -> list[tuple[str, dict[str, int]]]:
+        return [("tuning", self.tune), ("held-out", self.held_out)]
+
+
+def _listed(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in kinds.items())
