@@ -8,28 +8,27 @@ with `strength` one number or one per row, and `weight` the site's own (0 or 1 u
 selection). Nothing here outlives the hooks, and nothing is shared between threads or rows.
 """
 
-import copy
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dsas.editing import General, edit_with, way_of
 from dsas.errors import DsasWarning, OptionError, StateError, StrengthError
 from dsas.hooks import Hooks
 from dsas.regulators import Regulator
 from dsas.sites import Site
 from dsas.step import Step, StepReader, per_row
 from dsas.trace import Recorder, Trace
-from dsas.transforms import Transform, steer
+from dsas.transforms import Transform
 
 Strength = float | Sequence[float] | Tensor
 PromptTokens = int | Sequence[int] | Tensor | None
 Record = bool | Literal["doses"]
-Method = TypeVar("Method", bound=nn.Module)
 
 
 class Rule(NamedTuple):
@@ -68,6 +67,7 @@ class Applied:
         self._recorder = Recorder([str(rule.site) for rule in self.rules]) if record else None
         self._keep_doses = record == "doses"
         self._skip_sinks = skip_sinks
+        self._needs_step = skip_sinks or any(rule.regulator.reads_step for rule in self.rules)
         self._fired = [False] * len(self.rules)
         self._called = False
         self._lock = threading.Lock()
@@ -133,83 +133,44 @@ class Applied:
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
-            if self._skip_sinks or any(rule.regulator.reads_step for rule in self.rules):
+            if self._needs_step:
                 raise _unknown_positions()
             return
         self._called = True
-        step = self._reader.read(args, kwargs)
-        if self._recorder is not None:
-            self._recorder.begin(step)
+        if self._recorder is not None or self._needs_step:
+            step = self._reader.read(args, kwargs)
+            if self._recorder is not None:
+                self._recorder.begin(step)
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
         """Return what the hook at a rule's site does: equation (1), and the record of it."""
-        placed = Placed(rule)
-        strengths = self.strength * rule.weight
-        shared = None
-        if strengths.ndim == 0:
-            shared = strengths if strengths.requires_grad else float(strengths)
+        strengths, site, doses = self.strength * rule.weight, rule.site, self._keep_doses
+        way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
         needs_step = rule.regulator.reads_step or self._skip_sinks
 
         def edit(output: Any) -> Any:
-            t = rule.site.read(output)
-            step = self._step(t) if needs_step else Step(*t.shape[:2], device=t.device)
-            step.site = number
-            with torch.autocast(t.device.type, enabled=False):
-                transform, regulator = placed.on(t.device)
-                gain = per_row(strengths, len(t)).view(-1, 1, 1).to(t.device) if shared is None else shared
-                regulated = regulator(t, step)
-                applied = regulated * gain
-                if self._skip_sinks:
-                    applied = applied.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
-                edited = steer(t, applied, transform)
+            t = site.read(output)
+            edited = edit_with(way, t, self._step(t, number) if needs_step else None)
             if not torch.compiler.is_compiling():
                 self._fired[number] = True
                 if self._recorder is not None:
-                    detail = (regulated, _dose(t, applied, transform)) if self._keep_doses else ()
-                    self._recorder.add(number, applied, *detail)
-            return rule.site.write(output, edited)
+                    detail = way.detail(t, edited) if doses and isinstance(way, General) else ()
+                    self._recorder.add(number, way.applied(t, edited), *detail)
+            return site.write(output, edited.t)
 
         return edit
 
-    def _step(self, t: Tensor) -> Step:
+    def _step(self, t: Tensor, number: int) -> Step:
         if torch.compiler.is_compiling():
             raise _unknown_positions()
-        return self._reader.current(*t.shape[:2], device=t.device)
-
-
-def _dose(
-    t: Float[Tensor, "batch token dim"], applied: Float[Tensor, "batch token gain"], transform: Transform
-) -> Float[Tensor, "batch token 1"]:
-    """Return the norm of the edit over that of the activation, from the edit itself: `t` may be too coarse for it."""
-    with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
-        edit = torch.linalg.vector_norm(applied * transform.edit(t), dim=-1, keepdim=True)
-        return edit / torch.linalg.vector_norm(t.float(), dim=-1, keepdim=True).clamp(min=1e-12)
+        step = self._reader.current(*t.shape[:2], device=t.device)
+        step.site = number
+        return step
 
 
 def _unknown_positions() -> StateError:
     """Return what stops tracing where token positions are needed: torch then runs this part uncompiled, or fails."""
     return StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")
-
-
-class Placed:
-    """A rule's transform and regulator on the device of the activations, copied there at most once."""
-
-    def __init__(self, rule: Rule) -> None:
-        """Take the methods of a rule, which stay where they are."""
-        self._transform, self._regulator = rule.transform, rule.regulator
-        self._device: torch.device | None = None
-
-    def on(self, device: torch.device) -> tuple[Transform, Regulator]:
-        """Return transform and regulator on `device`."""
-        if self._device != device:
-            self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
-            self._device = device
-        return self._transform, self._regulator
-
-
-def _moved(method: Method, device: torch.device) -> Method:
-    tensors = [*method.parameters(), *method.buffers()]
-    return method if all(value.device == device for value in tensors) else copy.deepcopy(method).to(device)
 
 
 def read_strength(strength: Strength) -> Float[Tensor, "*row"]:

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.activations import evaluation_mode, finite, on_device
-from dsas.applied import Placed, Rule
+from dsas.applied import Rule
+from dsas.editing import General
 from dsas.errors import SiteError
 from dsas.hooks import Hooks, StopForward
 from dsas.sites import Site
 from dsas.step import StepReader
-from dsas.transforms import steer
 
 
 class Held(NamedTuple):
@@ -53,11 +53,12 @@ class PausedPasses:
         self._reader = StepReader(model)
         self._hooks, self._mode = Hooks(), evaluation_mode(model)
         self._passes = [_Pass(model, batch) for batch in batches]
-        self._rule: tuple[float, Placed] | None = None
+        self._way: General | None = None
 
     def steer(self, rule: Rule) -> None:
         """Steer all batches by `rule` at the site where they are held up, at strength 1; weight 0 changes nothing."""
-        self._rule = (rule.weight, Placed(rule)) if rule.weight > 0 else None
+        weight = torch.tensor(rule.weight)
+        self._way = General(rule.transform, rule.regulator, weight, False) if rule.weight > 0 else None
 
     def __enter__(self) -> "PausedPasses":
         self._mode.__enter__()
@@ -83,7 +84,7 @@ class PausedPasses:
                 missing = [str(site) for site in self._sites][done:]
                 raise SiteError(f"not every text reaches the same sites in the same order; left: {', '.join(missing)}")
             (site,) = sites
-            self._rule = None
+            self._way = None
             yield Held(site, [finite(site, place[1]) for place in places if place is not None])
 
     def _holder(self, number: int, site: Site) -> Callable[[Any], Any]:
@@ -93,13 +94,11 @@ class PausedPasses:
                 return None
             t = site.read(given)
             one.pause(site, self._pool(t, one.real))
-            if self._rule is None:
+            if self._way is None:
                 return None
-            weight, placed = self._rule
-            transform, regulator = placed.on(t.device)
             step = self._reader.current(*t.shape[:2], device=t.device)
             step.site = number
-            return site.write(given, steer(t, weight * regulator(t, step), transform))
+            return site.write(given, self._way(t, step).t)
 
         return hold
 

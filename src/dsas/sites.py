@@ -49,11 +49,15 @@ class Site:
 
     def read(self, given: Any) -> Tensor:
         """Return the activation from what its module gives or takes. Raises ActivationError if there is none."""
+        if self.parts == 1 and isinstance(given, Tensor) and given.ndim == 3:
+            return given
         value = self._whole(given)
         return value if self.parts == 1 else value[..., self._slice(value)]
 
     def write(self, given: Any, value: Tensor) -> Any:
         """Return `given` with this site's activation replaced; what was given is left as it was."""
+        if self.parts == 1 and isinstance(given, Tensor):
+            return value
         if self.parts > 1:
             whole = self._whole(given)
             own = self._slice(whole)

@@ -16,6 +16,7 @@ from dsas.applied import Applied, PromptTokens, Record, Rule, Strength
 from dsas.composition import Composition, compose, scaled, summed
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
 from dsas.evidence import Calibration
+from dsas.fusion import Fusion
 from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.packing import pack, unpack
@@ -125,6 +126,19 @@ class Steering(ModelHubMixin):
     ) -> Applied:
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
         return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
+
+    def fuse(self, model: nn.Module, strength: Strength = 1.0) -> Fusion:
+        """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
+
+        A constant regulator's affine map goes into the weights of the linear layers behind its site, where that is
+        exact up to one rounding of the weights, and then costs nothing; every other site's module steers by itself.
+        `.report()` says which is which, and why. Nothing is recorded. A state dict has what is in the weights only.
+        Raises StrengthError unless given one number, OptionError for regulators that read token positions, and as
+        `apply`.
+        """
+        model = uncompiled(model)
+        self._check(model)
+        return Fusion(self.rules, model, strength)
 
     def __or__(self, other: "Steering | Composition") -> Composition:
         """Return both as one composition that acts in this order, each with its own strength."""

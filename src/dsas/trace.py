@@ -149,7 +149,7 @@ class Recorder:
         """
         passes = getattr(self._local, "passes", None)
         if passes:
-            passes[-1][1][site] = tuple(value.detach() for value in values)
+            passes[-1][1][site] = tuple([value.detach() if value.requires_grad else value for value in values])
 
     def trace(self, *, start: int = 0) -> Trace:
         """Return what this thread recorded, from the pass that begins at cache position `start` on.

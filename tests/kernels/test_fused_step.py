@@ -1,6 +1,6 @@
 """The fused step, in each of its ways, against equation (1) written out in float64; and what no way may do.
 
-Tolerances, relative to the largest value: 1e-6 in float32 (sums of 64 products, float32 has 6e-8), 2**-8 in bfloat16 (one
+Tolerances, relative to the largest value: 1e-6 in float32 (sums of 64 products, each to 6e-8), 2**-8 in bfloat16 (one
 rounding), 1e-14 in float64. Triton's interpreter cuts bfloat16 off instead of rounding it, so there it is 2**-7.
 """
 

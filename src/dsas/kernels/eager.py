@@ -17,7 +17,7 @@ class Stepped(NamedTuple):
     """The steered activation, and what its edit was multiplied by; None is 1 everywhere."""
 
     t: Float[Tensor, "batch token dim"]
-    gain: Float[Tensor, "batch token 1"] | None
+    gain: Float[Tensor, "batch _ 1"] | None
 
 
 def stepped(
@@ -30,7 +30,7 @@ def stepped(
     offset, slope, theta, bias = fold if slots is None else fold.of(slots)
     wide = t if t.dtype == offset.dtype else t.to(offset.dtype)
     gain = None
-    if theta is not None:
+    if theta is not None and bias is not None:
         score = linear(wide, theta, bias) if slots is None else (wide * theta).sum(-1, keepdim=True) + bias
         gain = score.sigmoid_()
     if rows is not None:

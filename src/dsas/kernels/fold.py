@@ -29,11 +29,11 @@ class Fold(NamedTuple):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Fold":
         """Return the same numbers elsewhere; what is there already is not copied."""
-        return Fold(*(value if value is None else value.to(device, dtype) for value in self))
+        return Fold(self.offset.to(device, dtype), *(None if x is None else x.to(device, dtype) for x in self[1:]))
 
     def of(self, slots: Int[Tensor, " batch"]) -> "Fold":
         """Return the lines that the rows of a batch take, (batch, 1, dim), and the bias as (batch, 1, 1)."""
-        offset, slope, theta, bias = (None if value is None else value[slots].unsqueeze(1) for value in self)
+        slope, theta, bias = (None if value is None else value[slots].unsqueeze(1) for value in self[1:])
         return Fold(self.offset[slots].unsqueeze(1), slope, theta, None if bias is None else bias.unsqueeze(1))
 
 

@@ -19,9 +19,7 @@ from torch import Tensor
 from dsas.kernels import eager
 from dsas.kernels.fold import Fold
 
-SCHEMA = (
-    "(Tensor t, Tensor offset, Tensor? slope, Tensor? theta, Tensor? bias, Tensor? rows, Tensor? slots) -> Tensor"
-)
+SCHEMA = "(Tensor t, Tensor offset, Tensor? slope, Tensor? theta, Tensor? bias, Tensor? rows, Tensor? slots) -> Tensor"
 
 
 def step(

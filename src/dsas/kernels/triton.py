@@ -7,6 +7,7 @@ hand.
 Left out: widths beyond 65536, float64, and gradients, which `dsas.kernels.operator` has.
 """
 
+# pyright: reportInvalidTypeForm=false
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +22,7 @@ tl: Any = import_module("triton.language")
 
 
 @triton.jit
-def _kernel(  # noqa: D103
+def _kernel(
     t, out, offset, slope, theta, bias, rows, slots, tokens, dim,
     HAS_SLOPE: tl.constexpr, HAS_THETA: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,

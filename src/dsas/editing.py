@@ -1,0 +1,179 @@
+"""Editing: what a rule does to one activation, by the shortest way that its methods allow.
+
+The affine family with a logistic or constant regulator goes the fused way (`dsas.kernels`): strength and constant are
+folded into the vectors once, so that a site takes three launches (one without a regulator; one more with a slope, two
+more in bfloat16) and keeps at most 2 dim new numbers. Everything else, and whatever is asked for gradients of its own
+numbers, goes the general way: regulator, transform, sum.
+
+Left out: supports, which the fused step does not know.
+"""
+
+import copy
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsas.kernels import Fold
+from dsas.kernels.eager import Stepped, stepped
+from dsas.regulators import Constant, Logistic, Regulator
+from dsas.step import Step, per_row
+from dsas.transforms import AffineTransform, Transform, steer
+
+Method = TypeVar("Method", bound=nn.Module)
+
+
+class Edited(NamedTuple):
+    """What the general way gives: the steered activation, strength x regulator, and the regulator alone."""
+
+    t: Float[Tensor, "batch token dim"]
+    gain: Float[Tensor, "batch token gain"]
+    regulated: Float[Tensor, "batch token gain"]
+
+
+def fold_rule(transform: Transform, regulator: Regulator, strength: float = 1.0) -> Fold | None:
+    """Return the numbers of the fused step, strength and constant folded in; None where only the general way does."""
+    if type(regulator) not in (Logistic, Constant) or not isinstance(transform, AffineTransform):
+        return None
+    slope, offset, low, high = transform.coefficients()
+    if low is not None or high is not None or type(transform).edit is not AffineTransform.edit:
+        return None
+    theta, bias, factor = None, None, strength
+    if isinstance(regulator, Logistic):
+        theta, bias = regulator.theta[None], regulator.bias.view(1)
+    elif isinstance(regulator, Constant):
+        factor = strength * regulator.value
+    if any(value is not None and value.requires_grad for value in (slope, offset, theta, bias)):
+        return None
+    if factor != 1.0:
+        slope, offset = None if slope is None else slope * factor, offset * factor
+    return Fold(offset[None], None if slope is None else slope[None], theta, bias)
+
+
+def way_of(
+    transform: Transform, regulator: Regulator, strengths: Float[Tensor, "*row"], *, skip_sinks: bool, detail: bool
+) -> "Fused | General":
+    """Return the shortest way to edit by these methods; detail: keep what the regulator alone gave."""
+    if not (skip_sinks or detail or strengths.requires_grad):
+        alike = bool((strengths == strengths.flatten()[0]).all())
+        shared = float(strengths.flatten()[0]) if alike else 1.0
+        fold = fold_rule(transform, regulator, shared)
+        if fold is not None:
+            factor = shared * (regulator.value if isinstance(regulator, Constant) else 1.0)
+            return Fused(fold, strengths if strengths.ndim else None, alike, factor)
+    return General(transform, regulator, strengths, skip_sinks)
+
+
+def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], step: Step | None) -> Stepped | Edited:
+    """Return what a way does to `t`, in the precision that it asks for whatever autocast says."""
+    kind = t.device.type
+    if not torch.is_autocast_enabled(kind):
+        return way(t, step)
+    with torch.autocast(kind, enabled=False):
+        return way(t, step)
+
+
+class _Here(NamedTuple):
+    """A fold, and a strength a row, as one kind of activation needs them; batch 0 is any."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    fold: Fold
+    rows: Tensor | None
+
+
+class Fused:
+    """The fused way. Strengths that differ from row to row are not in the fold."""
+
+    def __init__(self, fold: Fold, rows: Float[Tensor, " row"] | None, alike: bool, factor: float) -> None:
+        """Edit by a fold; rows: strengths, as given; alike: they are in the fold; factor: all that is folded in."""
+        self._fold, self._rows, self._alike, self._factor = fold, rows, alike, factor
+        self._here: _Here | None = None
+
+    def __call__(self, t: Float[Tensor, "batch token dim"], step: Step | None) -> Stepped:
+        """Return the steered activation; the step is not looked at."""
+        here = self._here  # read once: another thread may put another one there
+        if (
+            here is None
+            or here.device != t.device
+            or here.dtype != t.dtype
+            or 0 < here.batch != len(t)
+            or torch.compiler.is_compiling()
+        ):
+            here = self._placed(t)
+        return stepped(t, here.fold, here.rows)
+
+    def applied(self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited) -> Float[Tensor, "batch token 1"]:
+        """Return strength x regulator of every token."""
+        gain = edited.gain
+        every = t.new_full((1, 1, 1), self._factor, dtype=torch.float32) if gain is None else gain * self._factor
+        return every.expand(*t.shape[:2], 1)
+
+    def _placed(self, t: Tensor) -> _Here:
+        wide = torch.promote_types(t.dtype, self._fold.offset.dtype)
+        fold, rows = self._fold.to(t.device, wide), None
+        if self._rows is not None:
+            spread = per_row(self._rows, len(t))
+            rows = None if self._alike else spread.to(t.device, wide)
+        here = _Here(t.device, t.dtype, 0 if self._rows is None else len(t), fold, rows)
+        if not torch.compiler.is_compiling():
+            self._here = here
+        return here
+
+
+class General:
+    """The way of any transform with any regulator, gradients of their numbers and of the strengths included."""
+
+    def __init__(
+        self, transform: Transform, regulator: Regulator, strengths: Float[Tensor, "*row"], skip_sinks: bool
+    ) -> None:
+        """Edit by methods that stay where they are: they are copied to the activations' device, at most once."""
+        self._transform, self._regulator, self._skip_sinks = transform, regulator, skip_sinks
+        self._strengths = strengths
+        self._shared = float(strengths) if strengths.ndim == 0 and not strengths.requires_grad else None
+        self._device: torch.device | None = None
+
+    def __call__(self, t: Float[Tensor, "batch token dim"], step: Step | None) -> Edited:
+        """Return the steered activation; without a step, all tokens are taken to be real and to be the first."""
+        transform, regulator = self._on(t.device)
+        step = step or Step(*t.shape[:2], device=t.device)
+        regulated = regulator(t, step)
+        by_row = self._shared
+        if by_row is None:
+            by_row = per_row(self._strengths.reshape(-1), len(t)).view(-1, 1, 1).to(t.device)
+        gain = regulated * by_row
+        if self._skip_sinks:
+            gain = gain.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
+        return Edited(steer(t, gain, transform), gain, regulated)
+
+    def applied(
+        self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited
+    ) -> Float[Tensor, "batch token gain"]:
+        """Return strength x regulator of every token."""
+        assert edited.gain is not None  # this way always works it out
+        return edited.gain
+
+    def detail(self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited) -> tuple[Tensor, Tensor]:
+        """Return the regulator alone, and the norm of the edit over that of the activation, (batch, token, 1).
+
+        The edit's own norm: of the difference of two activations, little may be left in their precision.
+        """
+        assert isinstance(edited, Edited)  # what this way gives
+        transform, _ = self._on(t.device)
+        with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
+            edit = torch.linalg.vector_norm(self.applied(t, edited) * transform.edit(t), dim=-1, keepdim=True)
+            size = torch.linalg.vector_norm(t.float(), dim=-1, keepdim=True).clamp(min=1e-12)
+        return edited.regulated, edit / size
+
+    def _on(self, device: torch.device) -> tuple[Transform, Regulator]:
+        if self._device != device:
+            self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
+            self._device = device
+        return self._transform, self._regulator
+
+
+def _moved(method: Method, device: torch.device) -> Method:
+    tensors = [*method.parameters(), *method.buffers()]
+    return method if all(value.device == device for value in tensors) else copy.deepcopy(method).to(device)
