@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
@@ -21,27 +21,11 @@ from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.packing import pack, unpack
 from dsas.regulators import REGULATORS
+from dsas.site_report import SiteReport, site_reports
 from dsas.sites import Site
-from dsas.step import per_row
 from dsas.storage import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
 from dsas.transforms import TRANSFORMS
 from dsas.version import VERSION
-
-
-class SiteReport(NamedTuple):
-    """One line of `Steering.report`.
-
-    accuracy, weight: as in `Rule`. status: "steered", or why not. mean_strength: mean applied strength over the real
-    tokens of the last sequence of the latest apply, hits: how many of them had a regulator above one half; both None
-    before anything was recorded.
-    """
-
-    site: str
-    accuracy: float | None
-    weight: float
-    status: str
-    mean_strength: float | None
-    hits: int | None
 
 
 class Steering(ModelHubMixin):
@@ -127,9 +111,10 @@ class Steering(ModelHubMixin):
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
         return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
 
-    def fuse(self, model: nn.Module, strength: Strength = 1.0) -> Fusion:
+    def fuse(self, model: nn.Module, strength: Strength | None = None) -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
 
+        strength: one number, `default_strength` unless given.
         A constant regulator's affine map goes into the weights of the linear layers behind its site, where that is
         exact up to one rounding of the weights, and then costs nothing; every other site's module steers by itself.
         `.report()` says which is which, and why. Nothing is recorded. A state dict has what is in the weights only.
@@ -138,7 +123,7 @@ class Steering(ModelHubMixin):
         """
         model = uncompiled(model)
         self._check(model)
-        return Fusion(self.rules, model, strength)
+        return Fusion(self.rules, model, self.default_strength if strength is None else strength)
 
     def __or__(self, other: "Steering | Composition") -> Composition:
         """Return both as one composition that acts in this order, each with its own strength."""
@@ -158,15 +143,7 @@ class Steering(ModelHubMixin):
 
     def report(self) -> list[SiteReport]:
         """Return one line per site: accuracy, whether it is steered and why not, and what the latest apply did."""
-        measured = _measured(self._latest) if self._latest is not None and self._latest.has_trace else {}
-        lines = []
-        for rule in self.rules:
-            mean, hits = measured.get(str(rule.site), (None, None))
-            status = "steered" if rule.weight > 0 else "not steered: its weight is 0"
-            if rule.weight == 0 and rule.accuracy is not None:
-                status = f"not steered: held-out accuracy {rule.accuracy:.2f} is too low"
-            lines.append(SiteReport(str(rule.site), rule.accuracy, rule.weight, status, mean, hits))
-        return lines
+        return site_reports(self.rules, self._latest)
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **hub_options: Any
@@ -286,14 +263,6 @@ class Steering(ModelHubMixin):
             raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
         except (OptionError, SiteError) as error:
             raise ArtifactError(f"{folder / CONFIG}: {error}") from error
-
-
-def _measured(applied: Applied) -> dict[str, tuple[float, int]]:
-    """Return each steered site's mean applied strength, and at how many real tokens its regulator was above 1/2."""
-    trace = applied.trace()
-    strengths = per_row(applied.strength.detach().cpu().reshape(-1), len(trace.real))
-    hits = [trace.hits(0.5 * rule.weight * strengths)[site] for site, rule in enumerate(applied.rules)]
-    return {site: (float(mean), int(hit)) for site, mean, hit in zip(trace.sites, trace.mean(), hits, strict=True)}
 
 
 def _said(rule: Rule) -> str:
