@@ -26,7 +26,7 @@ $(BIN)/pip:
 # torch first and alone: the resolver then keeps the build it finds and fetches no second one.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,lm-eval,playground,ray]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,diffusion,lm-eval,playground,ray]'
 	@touch $@
 
 test: install ## run the fast tests: first those that call torch.compile, then all others under type checks

@@ -73,3 +73,26 @@ def test_where_token_positions_are_needed_compiled_code_gives_way_and_is_not_wro
     with steering.apply(model, 0.1, skip_sinks=skip_sinks):
         steered = logits_of(compiled, inputs["input_ids"], attention_mask=real)[real.bool()]
     torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.compile
+def test_a_compiled_denoiser_is_steered_at_each_step_as_an_uncompiled_one() -> None:
+    pytest.importorskip("diffusers")
+    from pictures import close, drawn, steered_at
+
+    from dsas.testing.pipelines import tiny_pipeline
+
+    pipeline = tiny_pipeline("sd3")
+    each = dsas.PerStep([dsas.Constant(0.2), dsas.Constant(0.0), dsas.Constant(1.0)])
+    steering, options = steered_at(pipeline, "sd3", regulator=each), {"num_inference_steps": 3}
+    plain = drawn(pipeline, "sd3", **options)
+    with steering.apply(pipeline, [0.5, 1.0]):
+        steered = drawn(pipeline, "sd3", **options)
+    torch.compiler.reset()
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+    assert close(drawn(pipeline, "sd3", **options), plain)
+    with steering.apply(pipeline, [0.5, 1.0]) as applied:
+        for _ in range(2):
+            assert close(drawn(pipeline, "sd3", **options), steered)
+    assert applied.maps().strengths[0].mean((0, 2, 3)).tolist() == pytest.approx([0.15, 0.0, 0.75])
+    assert close(drawn(pipeline, "sd3", **options), plain)

@@ -22,6 +22,7 @@ NAMES = [
     "Composition",
     "Constant",
     "Custom",
+    "Drawing",
     "DsasError",
     "DsasWarning",
     "GaussianTransport",
@@ -30,9 +31,11 @@ NAMES = [
     "LinearTransport",
     "Lineas",
     "Logistic",
+    "Maps",
     "MeanTransport",
     "Mera",
     "Optimiser",
+    "PerStep",
     "Posterior",
     "PrincipalAddition",
     "Product",
@@ -81,5 +84,5 @@ def test_the_first_minute_of_a_user_works_as_design_md_writes_it(tmp_path: Path)
 def test_importing_dsas_loads_nothing_heavier_than_torch() -> None:
     program = "import sys, dsas; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    heavy = {"sklearn", "scipy", "pandas", "matplotlib", "transformers", "typer", "tokenizers", "pygments"}
+    heavy = {"diffusers", "sklearn", "scipy", "pandas", "matplotlib", "transformers", "typer", "tokenizers", "pygments"}
     assert heavy & set(done.stdout.split()) == set()

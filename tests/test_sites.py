@@ -1,7 +1,9 @@
 """Sites: shorthands of every family, globs, regular expressions, order, and errors that show the closest names."""
 
+import ast
 import re
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 import dsas
 from dsas.errors import ActivationError, SiteError
-from dsas.sites import SHORTHANDS
+from dsas.sites import SHORTHANDS, STREAMS
 from dsas.testing import FAMILIES, tiny_model
 from dsas.testing.models import HEADS, LAYERS
 
@@ -64,7 +66,7 @@ def test_the_input_of_a_module_is_named_with_at_input() -> None:
     model = tiny_model()
     (site,) = dsas.find_sites(model, "*.1.mlp@input")
     assert (str(site), site.side) == ("model.layers.1.mlp@input", "input")
-    with pytest.raises(SiteError, match="what follows @ must be 'input' or 'output', got 'inside'"):
+    with pytest.raises(SiteError, match="what follows @ must be 'input', 'output', 'image' or 'text', got 'inside'"):
         dsas.find_sites(model, "*.mlp@inside")
 
 
@@ -165,3 +167,86 @@ def test_a_site_reads_and_writes_its_own_tensor_of_whatever_a_module_gives() -> 
 def test_an_output_without_a_tensor_of_tokens_is_refused_by_site_and_shape(output: Any, came: str) -> None:
     with pytest.raises(ActivationError, match=rf"site block: expected a tensor \(batch, token, dim\), got {came}"):
         dsas.Site("block").read(output)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_picture_is_read_as_tokens_and_written_back_in_its_own_format(memory: torch.memory_format) -> None:
+    picture = torch.randn(2, 5, 3, 4).contiguous(memory_format=memory)
+    site, before = dsas.Site("block", layout="picture"), picture.clone()
+    tokens = site.read((picture,))
+    assert torch.equal(tokens[1, 1 * 4 + 2], picture[1, :, 1, 2])
+    (written,) = site.write((picture,), 2 * tokens)
+    assert torch.equal(written, 2 * picture)
+    assert written.stride() == picture.stride()
+    assert torch.equal(picture, before)
+    assert (site.grid(picture), site.grid(torch.randn(2, 6, 5))) == ((3, 4), None)
+
+
+def test_a_part_of_a_picture_is_a_part_of_its_channels() -> None:
+    picture = torch.randn(2, 6, 3, 4)
+    site = dsas.Site("block", layout="picture", part=1, parts=3)
+    written = site.write(picture, torch.zeros_like(site.read(picture)))
+    assert not written[:, 2:4].any()
+    assert torch.equal(written[:, [0, 1, 4, 5]], picture[:, [0, 1, 4, 5]])
+
+
+def test_a_layout_says_where_the_width_of_three_dimensions_is() -> None:
+    given = torch.randn(2, 5, 7)
+    assert dsas.Site("norm", layout="channels").read(given).shape == (2, 7, 5)
+    assert torch.equal(dsas.Site("norm", layout="channels").write(given, given.transpose(1, 2) + 1), given + 1)
+    assert dsas.Site("block", layout="picture").read(given).shape == (2, 5, 7)
+    with pytest.raises(ActivationError, match=r"got shape \(2, 5, 3, 4\); if it is a picture .* layout='picture'"):
+        dsas.Site("block").read(torch.randn(2, 5, 3, 4))
+    with pytest.raises(SiteError, match="the layout of a site is one of"):
+        unchecked_site(layout="image")
+
+
+def unchecked_site(**options: Any) -> dsas.Site:
+    site = object.__new__(dsas.Site)
+    for name, value in {"path": "x", "index": 0, "side": "output", "part": 0, "parts": 1, **options}.items():
+        object.__setattr__(site, name, value)
+    dsas.Site.__post_init__(site)
+    return site
+
+
+def test_the_layout_follows_from_the_module() -> None:
+    model = nn.Module()
+    model.conv, model.group, model.linear = nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4)
+    model.block = nn.Sequential(nn.GroupNorm(2, 4))
+    found = {site.path: site.layout for site in dsas.find_sites(model, ["conv", "group", "linear", "block"])}
+    assert found == {"conv": "channels", "group": "channels", "linear": "tokens", "block": "picture"}
+    (given,) = dsas.find_sites(model, "conv@input")
+    assert given == dsas.Site("conv", side="input", layout="channels")
+
+
+def test_the_order_of_a_blocks_streams_is_the_one_that_diffusers_returns() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    folder = Path(diffusers.__file__).parent / "models"
+    found = {}
+    for file in [folder / "attention.py", *sorted((folder / "transformers").glob("*.py"))]:
+        for kind in [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]:
+            for line in ast.walk(kind):
+                given = line.value.elts if isinstance(line, ast.Return) and isinstance(line.value, ast.Tuple) else []
+                names = {"hidden_states": "image", "encoder_hidden_states": "text"}
+                order = tuple(names.get(ast.unparse(element), "") for element in given)
+                if set(order) == {"image", "text"} and kind.name.endswith("TransformerBlock"):
+                    found[kind.name] = order
+    videos = ("HunyuanVideo", "Mochi", "MotifVideo")
+    expected = {name: order for name, order in found.items() if not name.startswith(videos)}
+    assert expected == STREAMS
+
+
+def test_a_block_of_two_streams_is_named_with_the_one_that_is_meant() -> None:
+    pytest.importorskip("diffusers")
+    from dsas.pipeline import module_of
+    from dsas.testing.pipelines import tiny_pipeline
+
+    model = module_of(tiny_pipeline("flux"))
+    block = "transformer.transformer_blocks.1"
+    named = {which: dsas.find_sites(model, block + which)[0] for which in ("", "@image", "@text", "@input")}
+    assert [named[which].index for which in named] == [1, 1, 0, 0]
+    assert str(named["@text"]) == block
+    assert model.reads_text(named["@text"])
+    assert not model.reads_text(named[""])
+    with pytest.raises(SiteError, match="is no block of two streams, so it has no @text"):
+        dsas.find_sites(model, "transformer.norm_out@text")

@@ -10,10 +10,9 @@ import torch
 from makers import logits_of, random_steering, unchecked
 
 import dsas
-from dsas.applied import read_strength
 from dsas.errors import ArtifactError, OptionError, StateError, StrengthError
 from dsas.identity import ModelIdentity
-from dsas.step import per_row
+from dsas.step import per_row, read_strength
 from dsas.storage import CARD, CONFIG, TENSORS
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH

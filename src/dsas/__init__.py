@@ -9,10 +9,12 @@ from dsas.applied import Applied, Rule
 from dsas.calibration import Budget, calibrate
 from dsas.collection import Reading
 from dsas.composition import Composition
+from dsas.diffusion import Drawing
 from dsas.errors import DsasError, DsasWarning
 from dsas.evidence import Calibration
 from dsas.explain import explain
 from dsas.fit import fit
+from dsas.maps import Maps
 from dsas.regulators import (
     REGULATORS,
     Cast,
@@ -20,6 +22,7 @@ from dsas.regulators import (
     HalfSpace,
     Logistic,
     Mera,
+    PerStep,
     Posterior,
     Product,
     Rectified,
@@ -59,6 +62,7 @@ __all__ = [
     "Composition",
     "Constant",
     "Custom",
+    "Drawing",
     "DsasError",
     "DsasWarning",
     "GaussianTransport",
@@ -67,9 +71,11 @@ __all__ = [
     "LinearTransport",
     "Lineas",
     "Logistic",
+    "Maps",
     "MeanTransport",
     "Mera",
     "Optimiser",
+    "PerStep",
     "Posterior",
     "PrincipalAddition",
     "Product",

@@ -11,23 +11,23 @@ selection). Nothing here outlives the hooks, and nothing is shared between threa
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dsas.editing import General, edit_with, way_of
-from dsas.errors import DsasWarning, OptionError, StateError, StrengthError
+from dsas.errors import DsasWarning, OptionError, StateError
 from dsas.hooks import Hooks
+from dsas.maps import MapRecorder, Maps
+from dsas.pipeline import Branch, Parts, PassReader
 from dsas.regulators import Regulator
 from dsas.sites import Site
-from dsas.step import Step, StepReader, per_row
+from dsas.step import PromptTokens, Step, StepReader, Strength, per_row, read_prompt_tokens, read_strength
 from dsas.trace import Recorder, Trace
 from dsas.transforms import Transform
 
-Strength = float | Sequence[float] | Tensor
-PromptTokens = int | Sequence[int] | Tensor | None
 Record = bool | Literal["doses"]
 
 
@@ -45,6 +45,13 @@ class Rule(NamedTuple):
     accuracy: float | None = None
 
 
+class SiteSummary(NamedTuple):
+    """What happened at a site in the last sequence or run; hits: tokens or positions whose regulator was above 1/2."""
+
+    mean_strength: float
+    hits: int
+
+
 class Applied:
     """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
 
@@ -57,17 +64,27 @@ class Applied:
         record: Record,
         skip_sinks: bool,
         prompt_tokens: PromptTokens = None,
+        branch: Branch = "conditional",
     ) -> None:
         """Prepare, without touching the model; see `Steering.apply` for the arguments."""
         self.strength = read_strength(strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._model = model
         self._hooks = Hooks()
-        self._reader = StepReader(model, read_prompt_tokens(prompt_tokens))
-        self._recorder = Recorder([str(rule.site) for rule in self.rules]) if record else None
+        self._reader: StepReader | PassReader
+        if isinstance(model, Parts):
+            self._reader = PassReader(model, branch)
+            if skip_sinks or prompt_tokens is not None:
+                raise OptionError("skip_sinks and prompt_tokens are for the tokens of texts, not for pipelines")
+        else:
+            self._reader = StepReader(model, read_prompt_tokens(prompt_tokens))
+        self._recorder = None
+        if record:
+            self._recorder = (MapRecorder if isinstance(model, Parts) else Recorder)([str(r.site) for r in self.rules])
         self._keep_doses = record == "doses"
         self._skip_sinks = skip_sinks
-        self._needs_step = skip_sinks or any(rule.regulator.reads_step for rule in self.rules)
+        asked = skip_sinks or any(rule.regulator.reads_step for rule in self.rules)
+        self._needs_step = asked or isinstance(model, Parts)
         self._fired = [False] * len(self.rules)
         self._called = False
         self._lock = threading.Lock()
@@ -80,7 +97,10 @@ class Applied:
             if float(self.strength.detach().max()) == 0.0 and not self.strength.requires_grad:
                 return self
             try:
-                self._hooks.on_call(self._reader.module, self._begin)
+                for module, read in self._reader.calls:
+                    self._hooks.on_call(module, partial(self._begin, read))
+                if isinstance(self._reader, PassReader) and self._reader.watches_latents:
+                    self._hooks.on_result(self._reader.pipeline, "prepare_latents", self._restart)
                 for number, rule in enumerate(self.rules):
                     self._hooks.at_site(self._model, rule.site, self._editor(number, rule))
             except BaseException:
@@ -106,12 +126,37 @@ class Applied:
         """Return the strengths applied since this thread's last sequence began, per site, row and token.
 
         start: leave out the passes before this cache position, as one does who reads along while a model generates.
-        Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False.
+        Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False; or when the
+        model is a pipeline, which has `maps`.
         """
+        if isinstance(self._recorder, MapRecorder):
+            raise StateError("a pipeline draws pictures and has no tokens: use maps() instead of trace()")
         if self._recorder is None:
             raise StateError("recording is off: apply the steering with record=True")
         trace = self._recorder.trace(start=start)
         return trace._replace(strength=per_row(self.strength.detach().cpu().reshape(-1), len(trace.real)))
+
+    def maps(self) -> Maps:
+        """Return the strengths applied in this thread's last run of a pipeline, per site, picture, step and position.
+
+        Raises StateError when nothing was recorded, as `trace`, or when the model is no pipeline.
+        """
+        if self._recorder is None:
+            raise StateError("recording is off: apply the steering with record=True")
+        if not isinstance(self._recorder, MapRecorder):
+            raise StateError("a model of texts draws no pictures: use trace() instead of maps()")
+        return self._recorder.maps(self.strength.detach().cpu().reshape(-1))
+
+    def summary(self) -> dict[str, SiteSummary]:
+        """Return of each site the mean applied strength, and at how many tokens its regulator was above one half.
+
+        Raises StateError as `trace` and `maps`.
+        """
+        record = self.maps() if isinstance(self._recorder, MapRecorder) else self.trace()
+        assert record.strength is not None
+        means, sites = record.mean(), range(len(self.rules))
+        hits = [record.hits(0.5 * rule.weight * record.strength)[site] for site, rule in enumerate(self.rules)]
+        return {record.sites[site]: SiteSummary(float(means[site]), int(hits[site])) for site in sites}
 
     def __enter__(self) -> "Applied":
         return self.install()
@@ -131,39 +176,54 @@ class Applied:
             return []
         return [str(rule.site) for rule, fired in zip(self.rules, self._fired, strict=True) if not fired]
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, read: Callable[..., Step | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
             if self._needs_step:
                 raise _unknown_positions()
             return
+        if self._recorder is None and not self._needs_step:
+            self._called = True
+            return
+        step = read(args, kwargs)
+        if step is None:  # a part that runs before the model proper
+            return
         self._called = True
-        if self._recorder is not None or self._needs_step:
-            step = self._reader.read(args, kwargs)
-            if self._recorder is not None:
-                self._recorder.begin(step)
+        if self._recorder is not None:
+            self._recorder.begin(step)
+
+    def _restart(self, prepared: Any) -> None:
+        """Take note that a pipeline begins a run."""
+        if isinstance(self._reader, PassReader):
+            self._reader.begin(prepared)
+        if isinstance(self._recorder, MapRecorder):
+            self._recorder.restart()
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
         """Return what the hook at a rule's site does: equation (1), and the record of it."""
         strengths, site, doses = self.strength * rule.weight, rule.site, self._keep_doses
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
-        needs_step = rule.regulator.reads_step or self._skip_sinks
+        needs_step = rule.regulator.reads_step or self._skip_sinks or isinstance(self._reader, PassReader)
 
         def edit(output: Any) -> Any:
-            t = site.read(output)
-            edited = edit_with(way, t, self._step(t, number) if needs_step else None)
+            whole = site.read(output)
+            step = self._step(site, whole, output, number) if needs_step else None
+            t = whole if step is None else step.take(whole)
+            if len(t) == 0:  # another branch of guidance than the one that is steered
+                return None
+            edited = edit_with(way, t, step)
             if not torch.compiler.is_compiling():
                 self._fired[number] = True
                 if self._recorder is not None:
                     detail = way.detail(t, edited) if doses and isinstance(way, General) else ()
-                    self._recorder.add(number, way.applied(t, edited), *detail)
-            return site.write(output, edited.t)
+                    self._recorder.add(number, step, way.applied(t, edited), *detail)
+            return site.write(output, edited.t if step is None else step.put(whole, edited.t))
 
         return edit
 
-    def _step(self, t: Tensor, number: int) -> Step:
+    def _step(self, site: Site, t: Tensor, given: Any, number: int) -> Step:
         if torch.compiler.is_compiling():
             raise _unknown_positions()
-        step = self._reader.current(*t.shape[:2], device=t.device)
+        step = self._reader.at(site, t, given)
         step.site = number
         return step
 
@@ -171,26 +231,3 @@ class Applied:
 def _unknown_positions() -> StateError:
     """Return what stops tracing where token positions are needed: torch then runs this part uncompiled, or fails."""
     return StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")
-
-
-def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
-    """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
-    try:
-        value = torch.as_tensor(strength, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise StrengthError(f"strength must be one number or one per row, got {strength!r:.60}") from error
-    if value.ndim > 1 or value.numel() == 0:
-        raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
-    if not torch.isfinite(value).all() or (value < 0).any():
-        raise StrengthError(f"strength must be finite and >= 0, got {strength}; to push the other way swap the sets")
-    return value
-
-
-def read_prompt_tokens(prompt_tokens: PromptTokens) -> Int[Tensor, " row"] | None:
-    """Return prompt lengths as one value per row, or None when not given. Raises OptionError unless whole and >= 1."""
-    if prompt_tokens is None:
-        return None
-    value = torch.as_tensor(prompt_tokens).reshape(-1)
-    if value.is_floating_point() or value.numel() == 0 or bool((value < 1).any()):
-        raise OptionError(f"prompt_tokens must be a number of tokens >= 1, or one per row, got {prompt_tokens!r:.60}")
-    return value.long()

@@ -1,4 +1,4 @@
-"""Collection: the pooled activations of many texts, gathered in one pass over the model, interruptible and resumable.
+"""Collection: the activations of many texts, gathered in one pass over the model, interruptible and resumable.
 
 With a checkpoint folder, what has been collected is written there every half minute and on every way out, Ctrl-C
 included; a later call with the same model, texts, sites and options goes on from there and computes nothing twice.
@@ -21,8 +21,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dsas.activations import Pooling, pooled_activations, token_activations
+from dsas.diffusion import Drawing, drawn_activations, prompt_batches
 from dsas.errors import DsasWarning, OptionError
 from dsas.identity import fingerprint
+from dsas.pipeline import Parts
 from dsas.sites import Site
 from dsas.storage import replace_files
 from dsas.text import Batch, Spans, batches, pad_token, token_spans, tokenize
@@ -54,15 +56,46 @@ def collect(
     progress: bool = True,
 ) -> dict[Site, Float[Tensor, "text dim"]]:
     """Return each text's pooled activation at every site, float32 on the CPU, in the order of `texts`."""
-    store = _Store(len(texts), sites, _file(model, texts, sites, reading, checkpoint))
+    store = _Store(len(texts), sites, _file(model, [list(texts), list(reading)], sites, checkpoint))
     waiting = [batch for batch in read_batches(tokenizer, texts, reading) if not store.done[batch.rows].all()]
     inputs = (inputs_of(batch) for batch in waiting)
     pooled = pooled_activations(model, inputs, sites, pooling=reading.pooling, skip_sinks=reading.skip_sinks)
+    return _gathered(store, [batch.rows for batch in waiting], pooled, progress)
+
+
+def collect_drawn(
+    parts: Parts,
+    prompts: Sequence[str],
+    places: Sequence[int],
+    sites: Sequence[Site],
+    *,
+    drawing: Drawing,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> dict[Site, Float[Tensor, "prompt step sample dim"]]:
+    """Return what every site did while the pictures of the prompts were drawn, in the order of `prompts`.
+
+    places: where each prompt stands in its set, which its seed follows from. Otherwise as `dsas.diffusion`.
+    """
+    drawing.check()
+    scheduler = parts.pipeline.scheduler
+    what = [list(prompts), list(places), drawing.as_dict(), type(scheduler).__name__, repr(scheduler.config)]
+    store = _Store(len(prompts), sites, _file(parts, what, sites, checkpoint))
+    batches = prompt_batches(prompts, places, drawing.batch_size)
+    waiting = [batch for batch in batches if not store.done[batch.rows].all()]
+    vectors = drawn_activations(parts, waiting, sites, drawing)
+    return _gathered(store, [batch.rows for batch in waiting], vectors, progress)
+
+
+def _gathered(
+    store: "_Store", waiting: Sequence[list[int]], batches: Iterator[dict[Site, Tensor]], progress: bool
+) -> dict[Site, Tensor]:
+    """Put batch after batch into the store and return what it then holds."""
     with progress_bar(progress) as bar, store:
-        task = bar.add_task("collecting activations", total=len(texts), completed=int(store.done.sum()))
-        for batch, vectors in zip(waiting, pooled, strict=True):
-            store.put(batch.rows, vectors)
-            bar.advance(task, len(batch.rows))
+        task = bar.add_task("collecting activations", total=len(store.done), completed=int(store.done.sum()))
+        for rows, vectors in zip(waiting, batches, strict=True):
+            store.put(rows, vectors)
+            bar.advance(task, len(rows))
     return store.pooled
 
 
@@ -158,7 +191,7 @@ class _Store:
     def put(self, rows: list[int], vectors: dict[Site, Tensor]) -> None:
         for site, value in vectors.items():
             if site not in self.pooled:
-                self.pooled[site] = value.new_zeros(self._texts, value.shape[-1])
+                self.pooled[site] = value.new_zeros(self._texts, *value.shape[1:])
             self.pooled[site][rows] = value
         self.done[rows] = True
         if time.monotonic() - self._written > SECONDS_BETWEEN_CHECKPOINTS:
@@ -187,10 +220,9 @@ class _Store:
         self._write()
 
 
-def _file(
-    model: nn.Module, texts: Sequence[str], sites: Sequence[Site], reading: Reading, checkpoint: str | Path | None
-) -> Path | None:
+def _file(model: nn.Module, read: list[Any], sites: Sequence[Site], checkpoint: str | Path | None) -> Path | None:
+    """Return the file for what was `read`, JSON-ready: texts, and how they become vectors."""
     if checkpoint is None:
         return None
-    what = [fingerprint(model), str(next(model.parameters()).dtype), list(texts), list(map(str, sites)), list(reading)]
+    what = [fingerprint(model), str(next(model.parameters()).dtype), list(map(str, sites)), read]
     return Path(checkpoint) / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.safetensors"

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from dsas.applied import Applied, PromptTokens, Record, Rule, Strength
+from dsas.applied import Applied, Record, Rule
 from dsas.errors import DsasWarning, OptionError
 from dsas.fitted import same
+from dsas.pipeline import Branch
+from dsas.step import PromptTokens, Strength
 from dsas.transforms import Transform, Translation
 
 OPPOSED_BELOW = -0.5
@@ -35,12 +37,13 @@ class Steers(Protocol):
 
     def apply(
         self,
-        model: nn.Module,
+        model: Any,
         strength: Strength | None,
         *,
         record: Record = True,
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
+        branch: Branch = "conditional",
     ) -> Applied:
         """Return the context manager inside which it acts."""
         ...
@@ -102,12 +105,13 @@ class Composition:
 
     def apply(
         self,
-        model: nn.Module,
+        model: Any,
         strength: Strength | Sequence[Strength | None] | None = None,
         *,
         record: Record = True,
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
+        branch: Branch = "conditional",
     ) -> AppliedTogether:
         """Return a context manager inside which all act on `model`; its items are the Applied of each, in order.
 
@@ -129,13 +133,11 @@ class Composition:
                 stacklevel=2,
             )
         return AppliedTogether(
-            steering.apply(model, one, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens)
+            steering.apply(model, one, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens, branch=branch)
             for steering, one in zip(self.steerings, each, strict=True)
         )
 
-    def install(
-        self, model: nn.Module, strength: Strength | Sequence[Strength | None] | None = None
-    ) -> AppliedTogether:
+    def install(self, model: Any, strength: Strength | Sequence[Strength | None] | None = None) -> AppliedTogether:
         """Steer `model` until `.remove()` is called on what this returns."""
         return self.apply(model, strength, record=False).install()
 

@@ -75,11 +75,12 @@ def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], step:
 
 
 class _Here(NamedTuple):
-    """A fold, and a strength a row, as one kind of activation needs them; batch 0 is any."""
+    """A fold, and a strength a row, as one kind of activation needs them; batch 0 is any. copies: as in `Step`."""
 
     device: torch.device
     dtype: torch.dtype
     batch: int
+    copies: int
     fold: Fold
     rows: Tensor | None
 
@@ -93,16 +94,17 @@ class Fused:
         self._here: _Here | None = None
 
     def __call__(self, t: Float[Tensor, "batch token dim"], step: Step | None) -> Stepped:
-        """Return the steered activation; the step is not looked at."""
-        here = self._here  # read once: another thread may put another one there
+        """Return the steered activation; of the step only the copies of the rows count."""
+        here, copies = self._here, 1 if step is None else step.copies  # read once: another thread may put another there
         if (
             here is None
             or here.device != t.device
             or here.dtype != t.dtype
             or 0 < here.batch != len(t)
+            or here.copies != copies
             or torch.compiler.is_compiling()
         ):
-            here = self._placed(t)
+            here = self._placed(t, copies)
         return stepped(t, here.fold, here.rows)
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited) -> Float[Tensor, "batch token 1"]:
@@ -111,13 +113,13 @@ class Fused:
         every = t.new_full((1, 1, 1), self._factor, dtype=torch.float32) if gain is None else gain * self._factor
         return every.expand(*t.shape[:2], 1)
 
-    def _placed(self, t: Tensor) -> _Here:
+    def _placed(self, t: Tensor, copies: int) -> _Here:
         wide = torch.promote_types(t.dtype, self._fold.offset.dtype)
         fold, rows = self._fold.to(t.device, wide), None
         if self._rows is not None:
-            spread = per_row(self._rows, len(t))
+            spread = _spread(self._rows, len(t), copies)
             rows = None if self._alike else spread.to(t.device, wide)
-        here = _Here(t.device, t.dtype, 0 if self._rows is None else len(t), fold, rows)
+        here = _Here(t.device, t.dtype, 0 if self._rows is None else len(t), copies, fold, rows)
         if not torch.compiler.is_compiling():
             self._here = here
         return here
@@ -142,7 +144,7 @@ class General:
         regulated = regulator(t, step)
         by_row = self._shared
         if by_row is None:
-            by_row = per_row(self._strengths.reshape(-1), len(t)).view(-1, 1, 1).to(t.device)
+            by_row = _spread(self._strengths.reshape(-1), len(t), step.copies).view(-1, 1, 1).to(t.device)
         gain = regulated * by_row
         if self._skip_sinks:
             gain = gain.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
@@ -172,6 +174,11 @@ class General:
             self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
             self._device = device
         return self._transform, self._regulator
+
+
+def _spread(strengths: Float[Tensor, " row"], rows: int, copies: int) -> Float[Tensor, " batch"]:
+    """Return a strength for each of `rows` rows, which are the user's `copies` times over."""
+    return per_row(strengths, rows // copies).repeat(copies)
 
 
 def _moved(method: Method, device: torch.device) -> Method:

@@ -10,37 +10,45 @@ every text still runs once, see `dsas.incremental`. Left out: several rounds.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from dsas.activations import pooler
 from dsas.applied import Rule
-from dsas.collection import LabelledTokens, Reading, collect, collect_tokens, inputs_of, progress_bar, read_batches
+from dsas.collection import (
+    LabelledTokens,
+    Reading,
+    collect,
+    collect_drawn,
+    collect_tokens,
+    inputs_of,
+    progress_bar,
+    read_batches,
+)
+from dsas.diffusion import Drawing, places_of
 from dsas.errors import DsasWarning, OptionError, TextsError
-from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.incremental import PausedPasses
 from dsas.methods import FitRegulator, FitTransform, regulator_fit, transform_fit
-from dsas.regulators import Product, Regulator
-from dsas.separation import Labelled, held_out_accuracy, separate
+from dsas.pipeline import Parts, module_of
+from dsas.recipe import Choice, Recipe, Selection, SiteData, said
+from dsas.regulators import Regulator
 from dsas.sites import DEFAULT_SITES, Site, SitePatterns, find_sites
 from dsas.steering import Steering
 from dsas.text import Spans, check_spans, check_texts
 from dsas.transforms import Transform
 
-Selection = Literal["threshold", "smooth", "top", "all"]
 Sets = Mapping[str, list[str]]
+SETS = ("source", "control", "target")
 
 
 def fit(
-    model: nn.Module,
-    tokenizer: Any,
+    model: Any,
+    tokenizer: Any = None,
     *,
     source: Sequence[str],
     control: Sequence[str],
@@ -53,12 +61,13 @@ def fit(
     top: int = 48,
     spans: Sequence[Spans] | None = None,
     incremental: bool = False,
-    reading: Reading = Reading(),
+    reading: Reading | Drawing | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Steering:
     """Fit a Steering for `model` from three sets of texts, at least 4 in each; the model is not changed.
 
+    model: a language model, which goes with its tokenizer; or a diffusers pipeline, and the texts are prompts.
     source: texts that show the undesired behaviour. control: neutral texts that must stay as they are; they must match
     the source in style and length, or the regulator learns the genre. target: the desired behaviour; the control set
     when not given, with a warning that says so.
@@ -72,38 +81,44 @@ def fit(
     spans: for each source text, where (start, stop) in characters it shows the behaviour; the regulator then learns
     from single tokens, those in spans against all others, and must be one that can (`logistic`).
     incremental: fit each site with the earlier ones already steered, at strength 1.
-    reading: how a text becomes a vector. checkpoint: folder that keeps what was collected, to resume from; of an
+    reading: how a text becomes a vector, a `Reading`, or of a pipeline a `Drawing`; the defaults of either when not
+    given. checkpoint: folder that keeps what was collected, to resume from; of an
     incremental fit that is the target's part only.
     Raises TextsError, SiteError, OptionError, ActivationError.
     """
-    choice = _Choice(selection, threshold, top)
+    choice = Choice(selection, threshold, top)
     choice.check()
-    recipe = _Recipe(transform_fit(transform), regulator_fit(regulator), choice)
+    recipe = Recipe(transform_fit(transform), regulator_fit(regulator), choice)
     sets = _checked_sets(source, control, target)
     if spans is not None:
         check_spans(sets["source"], spans)
         if incremental:
             raise OptionError("spans and incremental cannot be combined: tokens are read from the unsteered model")
-    model = uncompiled(model)
-    found = find_sites(model, sites)
-    run = _Run(model, tokenizer, found, reading, progress)
+    module = module_of(model)
+    reading = reading_of(module, tokenizer, reading)
+    if isinstance(module, Parts) and (incremental or spans is not None):
+        raise OptionError("incremental and spans are for language models; a pipeline is fitted at once")
+    found = find_sites(module, sites)
+    run = _Run(module, tokenizer, found, reading, progress)
     # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
     with threadpool_limits(1, user_api="blas"):
-        if incremental:
+        if isinstance(reading, Drawing):
+            rules = _drawn(run, reading, recipe, sets, checkpoint)
+        elif incremental:
             rules = _incrementally(run, recipe, sets, checkpoint)
         else:
             rules = _at_once(run, recipe, sets, spans, checkpoint)
     rules = choice.of(sorted(rules, key=lambda rule: found.index(rule.site)))
     settings = {
         "transform": getattr(rules[0].transform, "name", type(rules[0].transform).__name__),
-        "regulator": _said(rules[0].regulator),
+        "regulator": said(rules[0].regulator),
         "selection": choice.said(),
         "texts": {name: len(members) for name, members in sets.items()},
-        "reading": reading._asdict(),
+        "reading": reading.as_dict() if isinstance(reading, Drawing) else reading._asdict(),
         "fitted": "incrementally" if incremental else "at once",
         "labels": "texts" if spans is None else "tokens",
     }
-    return Steering(rules, ModelIdentity.of(model), settings)
+    return Steering(rules, ModelIdentity.of(module), settings)
 
 
 class _Run(NamedTuple):
@@ -112,96 +127,23 @@ class _Run(NamedTuple):
     model: nn.Module
     tokenizer: Any
     sites: list[Site]
-    reading: Reading
+    reading: Any
     progress: bool
 
 
-class _Choice(NamedTuple):
-    """Which sites are steered."""
-
-    selection: Selection
-    threshold: float
-    top: int
-
-    def check(self) -> None:
-        if self.selection not in get_args(Selection) or not 0 <= self.threshold <= 1 or self.top < 1:
-            raise OptionError(
-                f"selection must be one of {get_args(Selection)}, threshold from 0 to 1 and top >= 1, "
-                f"got {self.selection!r}, {self.threshold}, {self.top}"
-            )
-
-    def said(self) -> str:
-        value = {"threshold": f" {self.threshold}", "top": f" {self.top}"}
-        return self.selection + value.get(self.selection, "")
-
-    def weight(self, accuracy: float | None) -> float:
-        if accuracy is None or self.selection in ("all", "top"):
-            return 1.0
-        if self.selection == "smooth":
-            return max(0.0, 2 * accuracy - 1)
-        return 1.0 if accuracy >= self.threshold else 0.0
-
-    def of(self, rules: list[Rule]) -> list[Rule]:
-        """Return the rules with the weights that need all of them to be known; warn when nothing is left."""
-        if self.selection == "top":
-            best = sorted(range(len(rules)), key=lambda number: -(rules[number].accuracy or 0.0))[: self.top]
-            rules = [rule._replace(weight=float(number in best)) for number, rule in enumerate(rules)]
-        if not any(rule.weight for rule in rules):
-            best = max(rule.accuracy or 0.0 for rule in rules)
-            warnings.warn(
-                f"no site tells source from control well enough (best held-out accuracy {best:.2f}, threshold "
-                f"{self.threshold}): nothing will be steered; give more texts, other sites, or selection='smooth'",
-                DsasWarning,
-                stacklevel=3,
-            )
-        return rules
-
-
-class _Site(NamedTuple):
-    """What one site is fitted on: pooled vectors (text, dim), and labelled tokens where the source has spans."""
-
-    site: Site
-    source: Float[Tensor, "text dim"]
-    control: Float[Tensor, "text2 dim"]
-    target: Float[Tensor, "text3 dim"]
-    tokens: LabelledTokens | None = None
-
-
-class _Recipe(NamedTuple):
-    """How one site becomes a rule."""
-
-    transform: FitTransform
-    regulator: FitRegulator
-    choice: _Choice
-
-    def rule(self, data: _Site) -> Rule:
-        """Fit regulator and transform at one site."""
-        fitted = self._regulated(data)
-        accuracy = fitted.accuracy
-        if accuracy is None and self.choice.selection == "top":
-            draw = partial(separate, components=5)
-            accuracy = held_out_accuracy(Labelled.of(data.source, data.control), draw)
-        weight = self.choice.weight(accuracy)
-        return Rule(data.site, self.transform(data.source, data.target), fitted.regulator, weight, accuracy)
-
-    def _regulated(self, data: _Site) -> Any:
-        if data.tokens is None:
-            return self.regulator(data.source, data.control, data.target)
-        vectors, shown, texts = data.tokens.vectors[data.site], data.tokens.shown, data.tokens.texts
-        try:
-            return self.regulator(
-                vectors[shown], vectors[~shown], data.target, groups=torch.cat([texts[shown], texts[~shown]])
-            )
-        except TypeError as error:
-            if "groups" not in str(error):
-                raise
-            raise OptionError(
-                "this regulator cannot learn from spans, since its fit takes no groups; use 'logistic'"
-            ) from error
+def reading_of(model: nn.Module, tokenizer: Any, reading: Reading | Drawing | None) -> Reading | Drawing:
+    """Return how to read a model. Raises OptionError when what was given does not go with it."""
+    if isinstance(model, Parts):
+        if tokenizer is not None or isinstance(reading, Reading):
+            raise OptionError("a pipeline has its own tokenizers and is read by a dsas.Drawing: give neither another")
+        return reading or Drawing()
+    if tokenizer is None or isinstance(reading, Drawing):
+        raise OptionError("a language model goes with its tokenizer, and is read by a dsas.Reading")
+    return reading or Reading()
 
 
 def _at_once(
-    run: _Run, recipe: _Recipe, sets: Sets, spans: Sequence[Spans] | None, checkpoint: str | Path | None
+    run: _Run, recipe: Recipe, sets: Sets, spans: Sequence[Spans] | None, checkpoint: str | Path | None
 ) -> list[Rule]:
     texts, rows = _numbered(sets)
     pooled = collect(
@@ -217,12 +159,45 @@ def _at_once(
     rules = []
     with progress_bar(run.progress) as bar:
         for site in bar.track(run.sites, description="fitting sites"):
-            of_set = {name: pooled[site][members] for name, members in rows.items()}
-            rules.append(recipe.rule(_Site(site, **of_set, tokens=tokens)))
+            of_set = [pooled[site][rows[name]] for name in SETS]
+            rules.append(recipe.rule(SiteData(site, *of_set, tokens=tokens)))
     return rules
 
 
-def _incrementally(run: _Run, recipe: _Recipe, sets: Sets, checkpoint: str | Path | None) -> list[Rule]:
+def _drawn(run: _Run, drawing: Drawing, recipe: Recipe, sets: Sets, checkpoint: str | Path | None) -> list[Rule]:
+    assert isinstance(run.model, Parts)
+    prompts, rows = _numbered(sets)
+    places = places_of(sets, prompts)
+    read = collect_drawn(
+        run.model, prompts, places, run.sites, drawing=drawing, checkpoint=checkpoint, progress=run.progress
+    )
+    rules = []
+    with progress_bar(run.progress) as bar:
+        for site in bar.track(run.sites, description="fitting sites"):
+            parts = {name: read[site][members] for name, members in rows.items()}
+            data = _pictured(site, parts, drawing)
+            steps = parts["source"].shape[1]
+            if drawing.per_step and steps > 1:  # the text encoders run once
+                each = [{name: x[:, k : k + 1] for name, x in parts.items()} for k in range(steps)]
+                data = data._replace(steps=tuple(_pictured(site, one, drawing) for one in each))
+            rules.append(recipe.rule(data))
+    return rules
+
+
+def _pictured(site: Site, parts: Mapping[str, Tensor], drawing: Drawing) -> SiteData:
+    """Return what one site is fitted on, from vectors (prompt, step, sample, dim) of each set."""
+    source, control, target = (parts[name].mean((1, 2)) for name in SETS)
+    if drawing.pooling == "mean":
+        return SiteData(site, source, control, target)
+    samples = {name: x.flatten(0, 2) for name, x in parts.items()}
+    both = [parts["source"], parts["control"]]
+    owners = torch.arange(sum(map(len, both))).repeat_interleave(both[0].shape[1] * both[0].shape[2])
+    shown = torch.arange(len(owners)) < len(samples["source"])
+    tokens = LabelledTokens({site: torch.cat([samples["source"], samples["control"]])}, shown, owners)
+    return SiteData(site, source, control, target, tokens, (samples["source"], samples["target"]))
+
+
+def _incrementally(run: _Run, recipe: Recipe, sets: Sets, checkpoint: str | Path | None) -> list[Rule]:
     goal = collect(
         run.model, run.tokenizer, sets["target"], run.sites,
         reading=run.reading, checkpoint=checkpoint, progress=run.progress,
@@ -238,7 +213,7 @@ def _incrementally(run: _Run, recipe: _Recipe, sets: Sets, checkpoint: str | Pat
     ):
         for held in bar.track(passes, total=len(run.sites), description="fitting sites one after another"):
             pooled = torch.cat(held.vectors)[order]
-            data = _Site(held.site, pooled[rows["source"]], pooled[rows["control"]], goal[held.site])
+            data = SiteData(held.site, pooled[rows["source"]], pooled[rows["control"]], goal[held.site])
             rules.append(recipe.rule(data))
             passes.steer(rules[-1])
     return rules
@@ -268,8 +243,3 @@ def _checked_sets(source: Sequence[str], control: Sequence[str], target: Sequenc
                 stacklevel=3,
             )
     return checked
-
-
-def _said(regulator: Regulator) -> str:
-    factors = list(regulator.factors) if isinstance(regulator, Product) else [regulator]
-    return "*".join(str(getattr(factor, "name", type(factor).__name__)) for factor in factors)

@@ -10,6 +10,7 @@ itself.
 
 import sys
 from collections.abc import Callable
+from functools import update_wrapper
 from typing import Any
 
 from torch import nn
@@ -30,7 +31,7 @@ class Hooks:
 
     def __init__(self) -> None:
         """Own hooks, so far none."""
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | _Look] = []
 
     @property
     def active(self) -> bool:
@@ -53,6 +54,13 @@ class Hooks:
     def on_call(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
         self._add(module.register_forward_pre_hook(_CallHook(look), with_kwargs=True), module._forward_pre_hooks)
+
+    def on_result(self, owner: Any, name: str, look: Callable[[Any], object]) -> None:
+        """Call `look(result)` after every call of the method `name` of an object that is no module."""
+        watched = vars(owner).get(name)
+        if not isinstance(watched, _Watched):
+            watched = _Watched(owner, name)
+        self._handles.append(watched.add(look))
 
     def remove(self) -> bool:
         """Take every hook off. Returns whether compiled code may have run them, and so nobody could watch them."""
@@ -102,6 +110,44 @@ class _InputHook(_Hook):
 class _CallHook(_Hook):
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function(args, kwargs)
+
+
+class _Watched:
+    """A method whose results somebody looks at: it stands in the object's own attributes while anybody does."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._method, self._owner, self._name = getattr(owner, name), owner, name
+        self._own = name in vars(owner)
+        self.looks: list[_Look] = []
+        update_wrapper(self, self._method)
+        vars(owner)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._method(*args, **kwargs)
+        for look in list(self.looks):
+            look.function(result)
+        return result
+
+    def add(self, function: Callable[[Any], object]) -> "_Look":
+        self.looks.append(_Look(self, function))
+        return self.looks[-1]
+
+    def drop(self, look: "_Look") -> None:
+        self.looks.remove(look)
+        if not self.looks and vars(self._owner).get(self._name) is self:
+            del vars(self._owner)[self._name]
+            if self._own:
+                vars(self._owner)[self._name] = self._method
+
+
+class _Look:
+    """One look at the results of a method; it comes off as a hook does."""
+
+    def __init__(self, watched: _Watched, function: Callable[[Any], object]) -> None:
+        self._watched, self.function = watched, function
+
+    def remove(self) -> None:
+        self._watched.drop(self)
 
 
 def _nothing(*_arguments: Any) -> None:

@@ -16,13 +16,17 @@ import torch
 from torch import nn
 
 from dsas.errors import ModelMismatchError
+from dsas.pipeline import Parts
 
 SAMPLES_PER_PARAMETER = 64
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What is recorded of a model: its class, `width` (hidden size), `depth` (layers) and weights' fingerprint."""
+    """What is recorded of a model: its class, `width` (hidden size), `depth` (layers) and weights' fingerprint.
+
+    Of a pipeline: those of its denoiser, and the fingerprint of text encoders and denoiser together.
+    """
 
     model_class: str
     width: int
@@ -31,7 +35,10 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelIdentity":
-        """Read the identity of a transformers model (or of any module: width and depth are then 0)."""
+        """Read the identity of a transformers model or a pipeline (or of any module: width and depth are then 0)."""
+        if isinstance(model, Parts):
+            width, depth = _sizes(model.denoiser)
+            return cls(type(model.denoiser).__name__, width, depth, fingerprint(model.drawing()))
         config = getattr(model, "config", None)
         get_text = getattr(config, "get_text_config", None)
         text = get_text() if callable(get_text) else config
@@ -57,6 +64,16 @@ class ModelIdentity:
         if differences:
             raise ModelMismatchError(f"this Steering was fitted on another kind of model: {'; '.join(differences)}")
         return "exact" if self.fingerprint == other.fingerprint else "compatible"
+
+
+def _sizes(denoiser: nn.Module) -> tuple[int, int]:
+    """Return width and depth of a denoiser by its config: of a U-Net those of its narrow end and its levels."""
+    config: Any = getattr(denoiser, "config", {})
+    levels = config.get("block_out_channels")
+    if levels:
+        return int(levels[-1]), len(levels)
+    heads, width = config.get("num_attention_heads") or 0, config.get("attention_head_dim") or 0
+    return int(heads * width), int(config.get("num_layers") or 0)
 
 
 def fingerprint(model: nn.Module) -> str:

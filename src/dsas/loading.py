@@ -1,4 +1,4 @@
-"""Loading: a causal language model and its tokenizer from a local folder, a hub id or a GGUF file."""
+"""Loading: a causal language model and its tokenizer from a local folder, a hub id or a GGUF file; a pipeline."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +26,7 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     Raises OptionError when nothing can be loaded from `name` or the device is not there, MissingExtraError for a GGUF
     file without its readers.
     """
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    place = find_device(device)
+    place = _checked(device, precision)
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
     options: dict[str, Any] = _gguf_options(gguf) if gguf else {}
@@ -66,3 +64,29 @@ def _gguf_options(file: str) -> dict[str, Any]:
     except ImportError:  # releases without GgufConfig always dequantise
         return {"gguf_file": file}
     return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -> Any:
+    """Load a diffusers pipeline by folder or hub id, without its progress bar; device, precision as `load_model`.
+
+    Raises OptionError when nothing can be loaded from `name`, MissingExtraError without diffusers.
+    """
+    place = _checked(device, precision)
+    try:
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    except ImportError as error:
+        raise MissingExtraError("diffusers", "diffusion") from error
+    options = {} if precision == "auto" else {"torch_dtype": getattr(torch, precision)}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"no pipeline could be loaded from {name!r} (a folder or hub id): {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(place)
+
+
+def _checked(device: str, precision: str) -> torch.device:
+    """Return the device that is meant. Raises OptionError when it is not there, or for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    return find_device(device)

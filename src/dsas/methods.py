@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsas.errors import OptionError, closest
-from dsas.regulators import REGULATORS, FittedRegulator, Product, Regulator
+from dsas.regulators import REGULATORS, FittedRegulator, PerStep, Product, Regulator
 from dsas.transforms import TRANSFORMS, Transform
 
 FitTransform = Callable[[Tensor, Tensor], Transform]
@@ -41,6 +41,8 @@ def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
     kinds = [_named(name, REGULATORS, "regulator") for name in names]
     if Product in kinds:
         raise OptionError("write a product as the names of its factors, such as 'logistic*posterior'")
+    if PerStep in kinds:
+        raise OptionError("regulators a denoising step are asked for by dsas.Drawing(per_step=True), of any name")
     return kinds[0].fit if len(kinds) == 1 else partial(Product.fit, of=kinds)
 
 

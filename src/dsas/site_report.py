@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dsas.applied import Applied, Rule
-from dsas.step import per_row
 
 
 class SiteReport(NamedTuple):
@@ -25,7 +24,7 @@ class SiteReport(NamedTuple):
 
 def site_reports(rules: Sequence[Rule], latest: Applied | None) -> list[SiteReport]:
     """Return a line per rule; latest: the apply whose record is read, where there is one."""
-    measured = _measured(latest) if latest is not None and latest.has_trace else {}
+    measured = latest.summary() if latest is not None and latest.has_trace else {}
     lines = []
     for rule in rules:
         mean, hits = measured.get(str(rule.site), (None, None))
@@ -34,11 +33,3 @@ def site_reports(rules: Sequence[Rule], latest: Applied | None) -> list[SiteRepo
             status = f"not steered: held-out accuracy {rule.accuracy:.2f} is too low"
         lines.append(SiteReport(str(rule.site), rule.accuracy, rule.weight, status, mean, hits))
     return lines
-
-
-def _measured(applied: Applied) -> dict[str, tuple[float, int]]:
-    """Return each steered site's mean applied strength, and at how many real tokens its regulator was above 1/2."""
-    trace = applied.trace()
-    strengths = per_row(applied.strength.detach().cpu().reshape(-1), len(trace.real))
-    hits = [trace.hits(0.5 * rule.weight * strengths)[site] for site, rule in enumerate(applied.rules)]
-    return {site: (float(mean), int(hit)) for site, mean, hit in zip(trace.sites, trace.mean(), hits, strict=True)}

@@ -8,28 +8,37 @@ Globs match whole dotted paths or their tails: `*` stays inside one segment, `**
 decoder layer and nothing inside one, and "*.post_attention_layernorm" is that norm in every layer. "@input" at the end
 of a path, glob or expression means what the modules take instead of what they give.
 
-Left out: image-shaped activations.
+In image models every spatial position is a token: a picture (batch, dim, height, width) is read as (batch, position,
+dim), row after row, and written back in its own shape and memory format. A block that works on two streams gives both,
+in an order that differs by family (`STREAMS`): a path means the image's, and "@text" at its end the text's.
+
+Left out: volumes (videos).
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from dsas.errors import ActivationError, SiteError, closest
+
+Layout = Literal["tokens", "picture", "channels"]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One tensor (batch, token, dim) that one module gives or takes, or one of several equal parts of its width.
+    """One tensor that one module gives or takes, or one of several equal parts of its width.
 
     path: dotted module path as `model.get_submodule` takes it.
     index: which element, when the module gives a tuple or list; ignored when it gives one tensor.
     side: "output", or "input" for the module's first argument.
     part, parts: the part-th of `parts` equal slices of the width (0 <= part < parts), as the heads of an attention.
+    layout: "tokens" is (batch, token, dim), "picture" that or (batch, dim, height, width), "channels" has dim second.
     """
 
     path: str
@@ -37,10 +46,13 @@ class Site:
     side: Literal["output", "input"] = "output"
     part: int = 0
     parts: int = 1
+    layout: Layout = "tokens"
 
     def __post_init__(self) -> None:
         if self.side not in ("output", "input") or not 0 <= self.part < self.parts:
             raise SiteError(f"a site has side 'output' or 'input' and 0 <= part < parts, got {self!r}")
+        if self.layout not in get_args(Layout):
+            raise SiteError(f"the layout of a site is one of {get_args(Layout)}, got {self!r}")
 
     def __str__(self) -> str:
         index = f"[{self.index}]" if self.index else ""
@@ -48,20 +60,25 @@ class Site:
         return f"{self.path}{index}{side}" + (f"#{self.part}/{self.parts}" if self.parts > 1 else "")
 
     def read(self, given: Any) -> Tensor:
-        """Return the activation from what its module gives or takes. Raises ActivationError if there is none."""
-        if self.parts == 1 and isinstance(given, Tensor) and given.ndim == 3:
+        """Return the activation (batch, token, dim) from what its module gives or takes; raises ActivationError."""
+        if self._plain(given):
             return given
-        value = self._whole(given)
+        value = self._tokens(self._whole(given))
         return value if self.parts == 1 else value[..., self._slice(value)]
 
     def write(self, given: Any, value: Tensor) -> Any:
         """Return `given` with this site's activation replaced; what was given is left as it was."""
-        if self.parts == 1 and isinstance(given, Tensor):
+        if self._plain(given):
             return value
+        whole = self._whole(given)
         if self.parts > 1:
-            whole = self._whole(given)
-            own = self._slice(whole)
-            value = torch.cat([whole[..., : own.start], value, whole[..., own.stop :]], dim=-1)
+            tokens = self._tokens(whole)
+            own = self._slice(tokens)
+            value = torch.cat([tokens[..., : own.start], value, tokens[..., own.stop :]], dim=-1)
+        if self._second(whole):
+            last = whole.ndim == 4 and whole.is_contiguous(memory_format=torch.channels_last)
+            memory = torch.channels_last if last else torch.contiguous_format
+            value = value.transpose(1, 2).reshape(whole.shape).contiguous(memory_format=memory)
         if not isinstance(given, (tuple, list)):
             return value
         items = list(given)
@@ -70,14 +87,35 @@ class Site:
             return items
         return type(given)(*items) if hasattr(given, "_fields") else tuple(items)
 
+    def grid(self, given: Any) -> tuple[int, int] | None:
+        """Return height and width of the activation in what its module gives or takes; None when it has none."""
+        whole = self._whole(given)
+        return (whole.shape[2], whole.shape[3]) if whole.ndim == 4 else None
+
+    def _plain(self, given: Any) -> bool:
+        """Whether what a module gives or takes is the activation as it stands, which nearly always it is."""
+        return self.parts == 1 and self.layout != "channels" and isinstance(given, Tensor) and given.ndim == 3
+
     def _whole(self, given: Any) -> Tensor:
         value = given[self.index] if isinstance(given, (tuple, list)) else given
-        if not isinstance(value, Tensor) or value.ndim != 3:
+        if not isinstance(value, Tensor) or (value.ndim != 3 and (value.ndim != 4 or self.layout == "tokens")):
             came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ActivationError(f"site {self}: expected a tensor (batch, token, dim), got {came}")
-        if value.shape[-1] % self.parts:
-            raise ActivationError(f"site {self}: a width of {value.shape[-1]} has no {self.parts} equal parts")
+            picture = isinstance(value, Tensor) and value.ndim == 4
+            hint = "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture')"
+            raise ActivationError(
+                f"site {self}: expected a tensor (batch, token, dim), got {came}{hint if picture else ''}"
+            )
         return value
+
+    def _second(self, whole: Tensor) -> bool:
+        """Whether the width is the second dimension and not the last."""
+        return whole.ndim == 4 or self.layout == "channels"
+
+    def _tokens(self, whole: Tensor) -> Tensor:
+        tokens = whole.flatten(2).transpose(1, 2) if self._second(whole) else whole
+        if tokens.shape[-1] % self.parts:
+            raise ActivationError(f"site {self}: a width of {tokens.shape[-1]} has no {self.parts} equal parts")
+        return tokens
 
     def _slice(self, whole: Tensor) -> slice:
         width = whole.shape[-1] // self.parts
@@ -116,6 +154,16 @@ FAMILIES: tuple[Family, ...] = (
     Family("layers.*", "-", "self_attn", "-", "self_attn.out_proj"),  # OPT
 )
 SHORTHANDS: tuple[str, ...] = ("residual", "norm", "attention", "mlp", "heads")
+
+# What a block of two streams gives, by its class: the order has no rule, so it is written down (diffusers 0.42).
+_TEXT_FIRST = """AuraFlowJoint BriaFibo Bria BriaSingle Chroma Flux Flux2 Flux2Single Flux3Single FluxSingle Joint
+    LongCatImage LongCatImageSingle OvisImage OvisImageSingle QwenImage""".split()  # noqa: SIM905
+_IMAGE_FIRST = """CogView3Plus CogView4 EasyAnimate GlmImage HiDreamImage HunyuanImage HunyuanImageSingle JoyImage
+    JoyImageEditPlus""".split()  # noqa: SIM905
+STREAMS: dict[str, tuple[str, str]] = {
+    **{f"{name}TransformerBlock": ("text", "image") for name in _TEXT_FIRST},
+    **{f"{name}TransformerBlock": ("image", "text") for name in _IMAGE_FIRST},
+}
 DEFAULT_SITES = "residual"
 
 
@@ -140,13 +188,15 @@ def find_sites(model: nn.Module, patterns: SitePatterns = DEFAULT_SITES) -> list
 def _match(model: nn.Module, pattern: str | Site, paths: list[str]) -> list[Site]:
     if isinstance(pattern, Site):
         if pattern.path not in paths:
-            raise SiteError(f"no module {pattern.path!r} in {type(model).__name__}; {_near(pattern.path, paths)}")
+            raise SiteError(
+                f"no module {pattern.path!r} in {type(model).__name__}; {_near(model, pattern.path, paths)}"
+            )
         return [pattern]
-    if pattern in SHORTHANDS:
+    if pattern in SHORTHANDS or pattern in getattr(model, "shorthands", ()):
         return _shorthand(model, pattern, paths)
-    pattern, _, side = pattern.partition("@")
-    if side not in ("", "input", "output"):
-        raise SiteError(f"what follows @ must be 'input' or 'output', got {side!r}")
+    pattern, _, which = pattern.partition("@")
+    if which not in ("", "input", "output", "image", "text"):
+        raise SiteError(f"what follows @ must be 'input', 'output', 'image' or 'text', got {which!r}")
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])
@@ -156,13 +206,32 @@ def _match(model: nn.Module, pattern: str | Site, paths: list[str]) -> list[Site
     else:
         matched = _glob(pattern, paths)
     if not matched:
-        raise SiteError(f"{pattern!r} matches no module of {type(model).__name__}; {_near(pattern, paths)}")
-    return [Site(path, side="input" if side == "input" else "output") for path in matched]
+        raise SiteError(f"{pattern!r} matches no module of {type(model).__name__}; {_near(model, pattern, paths)}")
+    return [_site(path, model.get_submodule(path), which) for path in matched]
 
 
-def _near(pattern: str, paths: list[str]) -> str:
+def _site(path: str, module: nn.Module, which: str = "") -> Site:
+    """Return the site at a module, with the stream and the layout that its class has."""
+    layout: Layout = "tokens"
+    if isinstance(module, _PICTURE):
+        layout = "channels"
+    elif any(isinstance(child, _PICTURE) for child in module.children()):
+        layout = "picture"
+    if which == "input":
+        return Site(path, side="input", layout=layout)
+    streams = STREAMS.get(type(module).__name__)
+    if streams is None and which in ("image", "text"):
+        raise SiteError(f"{path!r} ({type(module).__name__}) is no block of two streams, so it has no @{which}")
+    stream = "text" if which == "text" else "image"
+    return Site(path, index=streams.index(stream) if streams else 0, layout=layout)
+
+
+_PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
+
+
+def _near(model: nn.Module, pattern: str, paths: list[str]) -> str:
     near = closest(pattern.removeprefix("re:").replace("*", "0"), paths)
-    return f"closest: {near}; shorthands: {', '.join(SHORTHANDS)}"
+    return f"closest: {near}; shorthands: {', '.join(getattr(model, 'shorthands', SHORTHANDS))}"
 
 
 def _glob(pattern: str, paths: Iterable[str]) -> list[str]:
@@ -174,6 +243,13 @@ def _glob(pattern: str, paths: Iterable[str]) -> list[str]:
 
 
 def _shorthand(model: nn.Module, name: str, paths: list[str]) -> list[Site]:
+    own: dict[str, tuple[str, ...]] | None = getattr(model, "shorthands", None)
+    if own is not None:
+        found = dict.fromkeys(path for pattern in own.get(name, ()) for path in _glob(pattern, paths))
+        if not found:
+            known = ", ".join(map(repr, own)) or "none"
+            raise SiteError(f"the shorthand {name!r} is not known for this pipeline; it has {known}, or name modules")
+        return [_site(path, model.get_submodule(path)) for path in found]
     decoder = decoder_of(model)
     prefix = next((path for path in paths if model.get_submodule(path) is decoder), "")
     inside = [path.removeprefix(f"{prefix}.") for path in paths if not prefix or path.startswith(f"{prefix}.")]

@@ -12,17 +12,18 @@ from typing import Any
 from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
-from dsas.applied import Applied, PromptTokens, Record, Rule, Strength
+from dsas.applied import Applied, Record, Rule
 from dsas.composition import Composition, compose, scaled, summed
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
 from dsas.evidence import Calibration
 from dsas.fusion import Fusion
-from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.packing import pack, unpack
+from dsas.pipeline import Branch, module_of
 from dsas.regulators import REGULATORS
 from dsas.site_report import SiteReport, site_reports
 from dsas.sites import Site
+from dsas.step import PromptTokens, Strength
 from dsas.storage import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
 from dsas.transforms import TRANSFORMS
 from dsas.version import VERSION
@@ -78,14 +79,15 @@ class Steering(ModelHubMixin):
 
     def apply(
         self,
-        model: nn.Module,
+        model: Any,
         strength: Strength | None = None,
         *,
         record: Record = True,
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
+        branch: Branch = "conditional",
     ) -> Applied:
-        """Return a context manager inside which `model` is steered.
+        """Return a context manager inside which `model`, a torch module or a diffusers pipeline, is steered.
 
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
         generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed. When not
@@ -95,21 +97,34 @@ class Steering(ModelHubMixin):
         skip_sinks: leave the first real token of each row alone.
         prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask; when not
         given, the prompt is what comes before the first pass of one token over a cache, as `generate()` runs.
+        branch: of a pipeline, which branch of classifier-free guidance is steered: "conditional" (the prompt's),
+        "unconditional" (the negative prompt's) or "both"; in a run without guidance all is conditional.
         Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
         """
-        model = uncompiled(model)
-        self._check(model)
-        given = self.default_strength if strength is None else strength
+        module = module_of(model)
+        self._check(module)
         self._latest = Applied(
-            self.rules, model, given, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens
+            self.rules,
+            module,
+            self.default_strength if strength is None else strength,
+            record=record,
+            skip_sinks=skip_sinks,
+            prompt_tokens=prompt_tokens,
+            branch=branch,
         )
         return self._latest
 
     def install(
-        self, model: nn.Module, strength: Strength | None = None, *, record: Record = False, skip_sinks: bool = False
+        self,
+        model: Any,
+        strength: Strength | None = None,
+        *,
+        record: Record = False,
+        skip_sinks: bool = False,
+        branch: Branch = "conditional",
     ) -> Applied:
         """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
-        return self.apply(model, strength, record=record, skip_sinks=skip_sinks).install()
+        return self.apply(model, strength, record=record, skip_sinks=skip_sinks, branch=branch).install()
 
     def fuse(self, model: nn.Module, strength: Strength | None = None) -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
@@ -121,9 +136,9 @@ class Steering(ModelHubMixin):
         Raises StrengthError unless given one number, OptionError for regulators that read token positions, and as
         `apply`.
         """
-        model = uncompiled(model)
-        self._check(model)
-        return Fusion(self.rules, model, self.default_strength if strength is None else strength)
+        module = module_of(model)
+        self._check(module)
+        return Fusion(self.rules, module, self.default_strength if strength is None else strength)
 
     def __or__(self, other: "Steering | Composition") -> Composition:
         """Return both as one composition that acts in this order, each with its own strength."""

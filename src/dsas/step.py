@@ -8,20 +8,25 @@ A row's prompt is as long as the user says (`prompt_tokens`). Where nobody says 
 the first pass of a single token that goes on from a cache: so `generate()` runs, a chunked prefill too unless its last
 chunk is of one token.
 
-Left out: the denoising step.
+In a pipeline that draws pictures a token is a spatial position, all are real, and a pass knows its denoising step; who
+reads it there is `dsas.pipeline`.
 """
 
 import inspect
 import threading
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from dsas.errors import OptionError, StrengthError
-from dsas.sites import decoder_of
+from dsas.sites import Site, decoder_of
+
+Strength = float | Sequence[float] | Tensor
+PromptTokens = int | Sequence[int] | Tensor | None
 
 
 class History:
@@ -44,6 +49,18 @@ class History:
             self.end = past
 
 
+class Denoising(NamedTuple):
+    """Where in the schedule a pass is.
+
+    number: of the denoising step, 0 to total - 1, counted over the whole schedule, wherever a run begins in it. total:
+    steps of the schedule. place: the scheduler's own index, which differs between the passes of one step.
+    """
+
+    number: int
+    total: int
+    place: int
+
+
 class Step:
     """One forward pass as a regulator sees it.
 
@@ -52,7 +69,15 @@ class Step:
     past: how many tokens of each row, padding included, earlier passes have put into the cache.
     token_ids: Int (batch, token), or None when the decoder was given embeddings.
     site: number of the site whose regulator is asked, set by whoever asks.
+    denoising: where in the schedule the pass is, None outside of a denoiser.
+    rows, copies: which rows of the model's batch these are, None for all of them; and how often the rows of the user's
+    batch are repeated in them, one after another. grid: height and width of the positions, None where there are none.
     """
+
+    denoising: Denoising | None = None
+    rows: slice | None = None
+    copies: int = 1
+    grid: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -71,6 +96,18 @@ class Step:
         self.site = 0
         self._mask = mask
         self._history = history or History()
+
+    def take(self, whole: Tensor) -> Tensor:
+        """Return the rows of the model's batch that this step is of."""
+        return whole if self.rows is None else whole[self.rows]
+
+    def put(self, whole: Tensor, part: Tensor) -> Tensor:
+        """Return `whole` with the rows of this step replaced, as a copy where there are others."""
+        if len(part) == len(whole):
+            return part
+        copied = whole.clone()
+        copied[self.rows] = part
+        return copied
 
     @property
     def memory(self) -> dict[Any, Any]:
@@ -116,6 +153,7 @@ class StepReader:
         """Read the decoder of `model`; `module` is where to hook `read`; prompt_tokens as in `History`."""
         self._prompt_tokens = prompt_tokens
         self.module = decoder_of(model)
+        self.calls = [(self.module, self.read)]
         self._names = tuple(inspect.signature(self.module.forward).parameters)
         self._local = threading.local()
 
@@ -141,6 +179,10 @@ class StepReader:
             batch, count, past=past, mask=padding, token_ids=ids, device=tokens.device, history=history
         )
         return self._local.step
+
+    def at(self, _site: Site, t: Tensor, _given: Any) -> Step:
+        """Return this thread's step at a site whose activation is `t`."""
+        return self.current(*t.shape[:2], device=t.device)
 
     def current(self, batch: int, tokens: int, device: torch.device) -> Step:
         """Return this thread's step, or a plain one (all tokens real, no past) when the decoder was not called."""
@@ -174,3 +216,26 @@ def _padding_from(mask: Any) -> Tensor | None:
         return None
     last = mask[:, 0, -1]
     return last if last.dtype == torch.bool else last == 0
+
+
+def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
+    """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
+    try:
+        value = torch.as_tensor(strength, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StrengthError(f"strength must be one number or one per row, got {strength!r:.60}") from error
+    if value.ndim > 1 or value.numel() == 0:
+        raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
+    if not torch.isfinite(value).all() or (value < 0).any():
+        raise StrengthError(f"strength must be finite and >= 0, got {strength}; to push the other way swap the sets")
+    return value
+
+
+def read_prompt_tokens(prompt_tokens: PromptTokens) -> Int[Tensor, " row"] | None:
+    """Return prompt lengths as one value per row, or None when not given. Raises OptionError unless whole and >= 1."""
+    if prompt_tokens is None:
+        return None
+    value = torch.as_tensor(prompt_tokens).reshape(-1)
+    if value.is_floating_point() or value.numel() == 0 or bool((value < 1).any()):
+        raise OptionError(f"prompt_tokens must be a number of tokens >= 1, or one per row, got {prompt_tokens!r:.60}")
+    return value.long()

@@ -142,7 +142,7 @@ class Recorder:
             passes = self._local.passes = []
         passes.append((step, [()] * len(self._sites)))
 
-    def add(self, site: int, *values: Float[Tensor, "batch token _"]) -> None:
+    def add(self, site: int, _step: Step | None, *values: Float[Tensor, "batch token _"]) -> None:
         """Record what site number `site` did in the open pass: what it applied, and then, if kept, regulator and dose.
 
         Without an open pass nothing is kept.

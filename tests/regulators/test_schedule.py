@@ -107,5 +107,7 @@ def test_a_prompt_length_that_is_no_number_of_tokens_is_refused(prompt_tokens: A
 
 @pytest.mark.parametrize("arguments", [("middle", 0, None), ("all", -1, None), ("all", 3, 3), ("prompt", 4, 2)])
 def test_a_window_that_is_none_is_refused(arguments: tuple[Any, int, int | None]) -> None:
-    with pytest.raises(OptionError, match="part 'all', 'prompt' or 'generated' and 0 <= start < stop, got"):
+    with pytest.raises(
+        OptionError, match="part 'all', 'prompt', 'generated' or 'denoising' and 0 <= start < stop, got"
+    ):
         unchecked(dsas.Schedule.__init__)(dsas.Schedule.__new__(dsas.Schedule), *arguments)

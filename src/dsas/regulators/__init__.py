@@ -7,6 +7,7 @@ from dsas.regulators.constant import Constant
 from dsas.regulators.halfspace import HalfSpace
 from dsas.regulators.logistic import Logistic
 from dsas.regulators.mera import Mera
+from dsas.regulators.perstep import PerStep
 from dsas.regulators.posterior import Posterior
 from dsas.regulators.product import Product
 from dsas.regulators.rectified import Rectified
@@ -15,7 +16,7 @@ from dsas.regulators.schedule import Schedule
 REGULATORS: Registry[Regulator] = Registry(
     "dsas.regulators",
     Regulator,
-    (Constant, Logistic, Rectified, Cast, Mera, HalfSpace, Posterior, Schedule, Product),
+    (Constant, Logistic, Rectified, Cast, Mera, HalfSpace, Posterior, Schedule, Product, PerStep),
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "HalfSpace",
     "Logistic",
     "Mera",
+    "PerStep",
     "Posterior",
     "Product",
     "Rectified",

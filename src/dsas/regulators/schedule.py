@@ -1,22 +1,24 @@
 """Schedule: h(t) = 1 for the tokens at some places of the row, 0 for all others.
 
 A place is counted from the row's first real token, or, for the part "generated", from the first token after the prompt.
+For the part "denoising" it is the denoising step of the pass, from 0, and the same for all positions of the picture.
 
 Source: windows over positions as in CAA (arXiv 2312.06681, which steers after the prompt) and in prompt-only steering.
-Left out: ramps, denoising steps.
+Left out: ramps.
 """
 
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, final, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, StateError
 from dsas.fitted import Facts
 from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.step import Step
 
-Part = Literal["all", "prompt", "generated"]
+Part = Literal["all", "prompt", "generated", "denoising"]
 
 
 @final
@@ -25,7 +27,7 @@ class Schedule(Regulator):
 
     name: ClassVar[str] = "schedule"
     facts: ClassVar[Facts] = Facts(
-        formula="1 where start <= place < stop in the prompt, the generated tokens, or all, else 0",
+        formula="1 where start <= place < stop in the prompt, the generated tokens, all, or denoising steps, else 0",
         paper="CAA, arXiv 2312.06681",
         left_out="ramps",
         flops="0",
@@ -38,9 +40,9 @@ class Schedule(Regulator):
     def __init__(self, part: Part = "generated", start: int = 0, stop: int | None = None) -> None:
         """Keep the window. Raises OptionError unless 0 <= start < stop and the part is one there is."""
         super().__init__()
-        if part not in ("all", "prompt", "generated") or start < 0 or (stop is not None and stop <= start):
+        if part not in get_args(Part) or start < 0 or (stop is not None and stop <= start):
             raise OptionError(
-                "a schedule needs part 'all', 'prompt' or 'generated' and 0 <= start < stop, "
+                "a schedule needs part 'all', 'prompt', 'generated' or 'denoising' and 0 <= start < stop, "
                 f"got {part!r}, {start}, {stop}"
             )
         self.keep(part=part, start=start, stop=stop)
@@ -60,7 +62,13 @@ class Schedule(Regulator):
         return FittedRegulator(cls(part, start, stop), accuracy=None)
 
     def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
-        """Return 1 inside the window and 0 outside."""
+        """Return 1 inside the window and 0 outside. Raises StateError for "denoising" outside of a denoising pass."""
+        if self.part == "denoising":
+            if step.denoising is None:
+                raise StateError("a schedule of denoising steps was asked outside of a denoising pass")
+            number = step.denoising.number
+            inside = number >= self.start and (self.stop is None or number < self.stop)
+            return torch.full((*t.shape[:2], 1), float(inside), device=t.device)
         place, inside = step.positions, step.real
         if self.part == "prompt":
             inside = inside & step.prompt

@@ -7,6 +7,7 @@ Left out: templates, scripts, navigation between pages.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -45,6 +46,7 @@ th { background: var(--panel); font-weight: 600 }
 th.number, td.number { min-width: 4.5rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .drawing svg { display: block; width: 100%; min-width: 22rem; max-width: 40rem; height: auto; margin: 0 auto }
 .drawing svg text { fill: var(--ink) !important; font-family: inherit !important }
+img { display: block; max-width: 100%; height: auto; margin: 0 auto }
 .label, dt { margin: 0; font-size: .8rem; font-weight: 600; color: var(--soft) }
 .heat { margin-bottom: .8rem }
 .tokens { margin: 0; max-width: none; line-height: 1.9; white-space: pre-wrap }
@@ -99,6 +101,14 @@ class Page:
         """Add a drawing. Raises OptionError when `svg` is not well-formed SVG."""
         self._figures += 1
         self._figure(_scrolling(_inline(svg, f"f{self._figures}-", caption), caption, "drawing"), caption)
+
+    def picture(self, png: bytes, caption: str) -> None:
+        """Add a picture, given as a PNG file. Raises OptionError for another one."""
+        if not png.startswith(b"\x89PNG"):
+            raise OptionError(f"expected a PNG file, got bytes that begin with {png[:8]!r}")
+        data = b64encode(png).decode()
+        image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
+        self._figure(_scrolling(image, caption), caption)
 
     def heat(self, heats: Sequence[TokenHeat], caption: str) -> None:
         """Add lines of tokens that share one scale, from 0 to the largest of their values.

@@ -3,7 +3,8 @@
 objectives  what is made small, as functions of tensors      learning  rules that can be learned, and their starts
 proximal    the step that makes maps sparse                  trainer   gradients, steps and looks, for any model
 passes      steered passes through a frozen model            loop      progress, log, resume, early stopping
-records     log lines and states on disk                     language  `dsas.train`, for language models
+records     log lines and states on disk                     run       models and pipelines as the trainer runs them
+language    `dsas.train`
 """
 
 from dsas.training.language import train

@@ -1,4 +1,4 @@
-"""Language models: texts in, a learned Steering out; the end of training that knows tokenizers.
+"""Language: `dsas.train`; texts, or prompts of a pipeline, in, and a learned Steering out.
 
     lineas     T(t) = w t + b at every site, on every token; loss: transport from source to target
     e2e-dsas   the same, and with it a regulator h at every site; loss: transport + gamma * control
@@ -15,23 +15,23 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsas.activations import on_device, pooler
 from dsas.applied import Rule
-from dsas.collection import Reading, collect, inputs_of, read_batches
+from dsas.collection import Reading
+from dsas.diffusion import Drawing
 from dsas.errors import DsasWarning, OptionError, TextsError
-from dsas.hooks import uncompiled
 from dsas.identity import ModelIdentity
 from dsas.methods import regulator_fit
+from dsas.pipeline import module_of
 from dsas.regulators import Constant, FittedRegulator
 from dsas.sites import Site, SitePatterns, find_sites
 from dsas.steering import Steering
-from dsas.text import Batch, check_texts
+from dsas.text import check_texts
 from dsas.training.learning import GATES, Gate, device_of, identity_rule, learnable, scratch, settled, support
 from dsas.training.loop import Learned, learn
-from dsas.training.passes import Work
 from dsas.training.records import Log
+from dsas.training.run import Run, training_reading
 from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
 
 Name = Literal["lineas", "e2e-dsas"]
@@ -39,8 +39,8 @@ Start = Literal["fitted", "scratch"] | Steering
 
 
 def train(
-    model: nn.Module,
-    tokenizer: Any,
+    model: Any,
+    tokenizer: Any = None,
     *,
     source: Sequence[str],
     target: Sequence[str],
@@ -56,7 +56,7 @@ def train(
     sites: SitePatterns = "norm",
     optimiser: Optimiser = Optimiser(),
     held_out: HeldOut = HeldOut(),
-    reading: Reading = Reading(batch_size=32),
+    reading: Reading | Drawing | None = None,
     checkpointing: bool = False,
     checkpoint: str | Path | None = None,
     tensorboard: bool = False,
@@ -65,6 +65,8 @@ def train(
 ) -> Steering:
     """Learn a Steering for `model` by gradients through it; the model's weights neither change nor get gradients.
 
+    model: a language model, which goes with its tokenizer; or a diffusers pipeline, and gradients flow through all its
+    denoising steps, of which there should be few.
     source, target, control: as in `dsas.fit`, at least 4 texts each; control may be left out where nothing reads it.
     objective: "lineas" learns the transforms, at work on every token; "e2e-dsas" also a regulator at every site, of the
     form `gate`: "sigmoid", or "relu", which is exactly 0 off the concept.
@@ -75,21 +77,23 @@ def train(
     regulators stay as they are.
     regulator: with "lineas", a regulator (see `dsas.fit`) fitted in closed form and put before the learned transforms,
     where its accuracy is at least `threshold`; the transforms are learned without it.
-    reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is.
-    checkpointing: compute activations again in the backward pass instead of keeping them.
+    reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is. When
+    not given, Reading(batch_size=32), or of a pipeline Drawing(steps=1).
+    checkpointing: compute activations again in the backward pass instead of keeping them; not of pipelines.
     checkpoint: folder for log.csv, log.jsonl and the state to resume from. tensorboard: write events there too.
     seed: of the split into learned-from and held-out texts. Ctrl-C ends training and keeps the best so far.
     Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError.
     """
     options = _Options(objective, gate, gamma, sparsity, steps, start, regulator, threshold, optimiser, held_out, seed)
     options.check()
-    model = uncompiled(model)
+    module = module_of(model)
+    reading = training_reading(module, tokenizer, reading, checkpointing=checkpointing)
     texts = _texts(source, target, control, needed=objective == "e2e-dsas" or regulator != "constant")
     if isinstance(start, Steering):
-        start.model.compare(model)
-    found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else find_sites(model, sites)
+        start.model.compare(module)
+    found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else find_sites(module, sites)
     folder = Path(checkpoint) if checkpoint is not None else None
-    run = _Run(model, tokenizer, found, reading, folder, progress)
+    run = Run(module, tokenizer, found, reading, texts, folder, progress)
     split = _split(texts, held_out.share, seed)
     pooled = {name: run.collect(split[name]) for name in ("source", "control", "target") if split[name]}
     rules = options.start_rules(run, pooled)
@@ -99,27 +103,7 @@ def train(
     learned = _learn(run, rules, split, options.plan(), (pooled["target"], checkpointing, options.id(run, texts), log))
     _warn(learned, rules)
     rules = options.finish(settled(rules, learned.values), pooled)
-    return Steering(rules, ModelIdentity.of(model), options.said(rules, learned, split, reading))
-
-
-class _Run(NamedTuple):
-    """What is read, and how."""
-
-    model: nn.Module
-    tokenizer: Any
-    sites: list[Site]
-    reading: Reading
-    folder: Path | None
-    progress: bool
-
-    def collect(self, texts: list[str]) -> dict[Site, Tensor]:
-        return collect(
-            self.model, self.tokenizer, texts, self.sites,
-            reading=self.reading, checkpoint=self.folder, progress=self.progress,
-        )  # fmt: skip
-
-    def batches(self, texts: list[str]) -> list[Batch]:
-        return read_batches(self.tokenizer, texts, self.reading) if texts else []
+    return Steering(rules, ModelIdentity.of(module), options.said(rules, learned, split, reading))
 
 
 class _Options(NamedTuple):
@@ -167,7 +151,7 @@ class _Options(NamedTuple):
         wanted = Objective(self.gamma if self.together else 0.0, self.sparsity)
         return Plan(wanted, self.steps, self.optimiser, self.held_out)
 
-    def start_rules(self, run: _Run, pooled: dict[str, dict[Site, Tensor]]) -> list[Rule]:
+    def start_rules(self, run: Run, pooled: dict[str, dict[Site, Tensor]]) -> list[Rule]:
         """Return the rules that training starts from, ready to be learned."""
         if isinstance(self.start, Steering):
             rules = [rule for rule in self.start.rules if rule.weight > 0]
@@ -201,23 +185,23 @@ class _Options(NamedTuple):
             warnings.warn(f"no site reaches threshold={self.threshold}: nothing is steered", DsasWarning, stacklevel=3)
         return out
 
-    def id(self, run: _Run, texts: dict[str, list[str]]) -> str:
+    def id(self, run: Run, texts: dict[str, list[str]]) -> str:
         """Return a digest of everything that training depends on."""
         start = self.start.digest() if isinstance(self.start, Steering) else self.start
         dtype = str(next(run.model.parameters()).dtype)
-        what = [ModelIdentity.of(run.model).as_dict(), dtype, list(map(str, run.sites)), texts, list(run.reading)]
+        what = [ModelIdentity.of(run.model).as_dict(), dtype, list(map(str, run.sites)), texts, run.read()]
         own = self._replace(start=start)
         return hashlib.sha256(json.dumps([what, own]).encode()).hexdigest()[:16]
 
     def said(
-        self, rules: list[Rule], learned: Learned, split: dict[str, list[str]], reading: Reading
+        self, rules: list[Rule], learned: Learned, split: dict[str, list[str]], reading: Reading | Drawing
     ) -> dict[str, Any]:
         looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
         return {
             "transform": "lineas",
             "regulator": rules[0].regulator.name,
             "texts": {name: len(members) for name, members in split.items()},
-            "reading": reading._asdict(),
+            "reading": reading.as_dict() if isinstance(reading, Drawing) else reading._asdict(),
             "fitted": f"end to end: {self.objective}",
             "training": {
                 "gamma": self.plan().objective.gamma,
@@ -236,20 +220,14 @@ class _Options(NamedTuple):
 
 
 def _learn(
-    run: _Run,
+    run: Run,
     rules: list[Rule],
     split: dict[str, list[str]],
     plan: Plan,
     rest: tuple[dict[Site, Tensor], bool, str, Log],
 ) -> Learned:
     target, checkpointing, identity, log = rest
-    work = Work(
-        run.model,
-        run=lambda batch: run.model(**on_device(run.model, inputs_of(batch)), use_cache=False),
-        real=lambda batch: batch.mask,
-        pool=pooler(run.reading.pooling, run.reading.skip_sinks),
-        checkpointing=checkpointing,
-    )
+    work = run.work(checkpointing=checkpointing)
     parts = {name: run.batches(split[name]) for name in ("source", "control", "held_source", "held_control")}
     data = Data(target=[target[rule.site] for rule in rules], **parts)
     trainer = Trainer(work, rules, data, plan)

@@ -33,9 +33,12 @@ def goal(target: Float[Tensor, "sample2 dim"], count: int) -> Float[Tensor, "cou
 
 
 def transport(
-    pooled: Sequence[Float[Tensor, "sample dim"]], goals: Sequence[Float[Tensor, "sample dim"]]
+    pooled: Sequence[Float[Tensor, "sample _"]], goals: Sequence[Float[Tensor, "sample _"]]
 ) -> Float[Tensor, ""]:
-    """Return the transport term of all sites, in units of the squared activation; `goals` as `goal` gives them."""
+    """Return the transport term of all sites, in units of the squared activation; `goals` as `goal` gives them.
+
+    Sites may differ in width.
+    """
     terms = [(s.sort(0).values - g).square().sum(0).mean() for s, g in zip(pooled, goals, strict=True)]
     return torch.stack([term.to(terms[0].device) for term in terms]).mean()  # a model may be spread over devices
 

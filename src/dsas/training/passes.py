@@ -3,8 +3,11 @@
 The model is anything that `Work.run` can run: the trainer knows batches only as things to hand to it. Its weights are
 frozen while a pass is open, so gradients reach activations and the rules' vectors and nothing else; no copy is made.
 
-A pass ends at the last site. With checkpointing it goes on to the model's vocabulary projection, because a layer whose
-activations will be computed again cannot be left in the middle. Dropout stays off: only the layers' own flag is set.
+Of a pipeline a pass is a run, in which a site may fire at every denoising step: what is pooled is then their mean.
+
+A pass ends at the last site, a run at its end. With checkpointing a pass goes on to the model's vocabulary projection,
+because a layer whose activations will be computed again cannot be left in the middle. Dropout stays off: only the
+layers' own flag is set.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,7 @@ from dsas.activations import evaluation_mode
 from dsas.applied import Rule
 from dsas.errors import OptionError, SiteError, closest
 from dsas.hooks import Hooks, StopForward
+from dsas.sites import Site
 from dsas.step import Step
 from dsas.transforms import steer
 
@@ -31,7 +35,8 @@ class Work(NamedTuple):
     run: runs the model on one batch. real: which tokens of a batch are real, Bool (batch, token). pool: makes of
     activations (batch, token, dim) and that mask one vector a row (batch, dim), each from its own row alone; must pass
     gradients. checkpointing: compute activations again in the backward pass instead of keeping them; of models that
-    offer it, as those of transformers do.
+    offer it, as those of transformers do. watch, step: of a pipeline, what lets its passes be seen, and the step at a
+    site that reads an activation in what its module gave; there all tokens of a site are real.
     """
 
     model: nn.Module
@@ -39,6 +44,8 @@ class Work(NamedTuple):
     real: Callable[[Any], Bool[Tensor, "batch token"]]
     pool: Callable[[Tensor, Tensor], Tensor]
     checkpointing: bool = False
+    watch: Callable[[Hooks], object] | None = None
+    step: Callable[[Site, Tensor, Any], Step] | None = None
 
 
 class Seen(NamedTuple):
@@ -62,18 +69,18 @@ class Passes:
         self._hooks, self._left = Hooks(), ExitStack()
         self._read: Callable[[int, Tensor], Tensor] | None = None
         self._real: Tensor = torch.ones(1, 1, dtype=torch.bool)
-        self._seen: dict[int, Seen] = {}
+        self._seen: dict[int, list[Seen]] = {}
         self._steering, self._looking = True, False
 
     def pooled(self, batch: Any) -> list[Seen]:
         """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
-        return self._run(batch, lambda _, t: self._work.pool(t, self._real.to(t.device)))
+        return self._run(batch, lambda _, t: self._work.pool(t, self._mask(t)), _mean)
 
     def tokens(self, batch: Any, *, steered: bool = True) -> list[Seen]:
         """Run a batch and return for each rule its site's real tokens (token, dim), steered or as they are."""
         self._steering = steered
         try:
-            return self._run(batch, lambda _, t: t[self._real.to(t.device)])
+            return self._run(batch, lambda _, t: t[self._mask(t)], torch.cat)
         finally:
             self._steering = True
 
@@ -82,6 +89,8 @@ class Passes:
         self._left.enter_context(_frozen(self._work.model))
         self._left.enter_context(evaluation_mode(self._work.model))
         try:
+            if self._work.watch is not None:
+                self._work.watch(self._hooks)
             for number, rule in enumerate(self._rules):
                 self._hooks.at_site(self._work.model, rule.site, self._editor(number, rule))
             if self._work.checkpointing:
@@ -95,7 +104,9 @@ class Passes:
         self._hooks.remove()
         self._left.close()
 
-    def _run(self, batch: Any, read: Callable[[int, Tensor], Tensor]) -> list[Seen]:
+    def _run(
+        self, batch: Any, read: Callable[[int, Tensor], Tensor], join: Callable[[list[Tensor]], Tensor]
+    ) -> list[Seen]:
         self._real, self._seen, self._read = self._work.real(batch).bool(), {}, read
         self._looking = True
         try:
@@ -110,20 +121,32 @@ class Passes:
             raise SiteError(
                 f"no output ever came from {', '.join(missing)}; closest that fired: {closest(missing[0], fired)}"
             )
-        return [found[number] for number in range(len(self._rules))]
+        return [_joined(found[number], join) for number in range(len(self._rules))]
+
+    def _mask(self, t: Tensor) -> Tensor:
+        """Return which tokens of an activation are real."""
+        if self._work.step is None:
+            return self._real.to(t.device)
+        return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
         def edit(given: Any) -> Any:
-            t = rule.site.read(given)
+            whole = rule.site.read(given)
+            step = Step(*whole.shape[:2], device=whole.device)
+            if self._work.step is not None:
+                step = self._work.step(rule.site, whole, given)
+            t = step.take(whole)
+            if len(t) == 0:  # another branch of guidance
+                return None
             # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
-            gain, steered = cheaply(_steered, rule, t)
+            gain, steered = cheaply(_steered, rule, t, step)
             steered = steered if self._steering else t
             value = self._read(number, steered) if self._read is not None else steered
-            if self._looking and number not in self._seen:
-                self._seen[number] = Seen(value, *_summary(gain.detach(), self._real.to(t.device)))
-                if len(self._seen) == len(self._rules) and not self._work.checkpointing:
+            if self._looking and (self._work.step is not None or number not in self._seen):
+                self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._mask(t))))
+                if len(self._seen) == len(self._rules) and not self._work.checkpointing and self._work.step is None:
                     raise StopForward
-            return rule.site.write(given, steered)
+            return rule.site.write(given, step.put(whole, steered))
 
         return edit
 
@@ -139,10 +162,22 @@ def cheaply(function: Callable[..., Any], *arguments: Any) -> Any:
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _steered(rule: Rule, t: Tensor) -> tuple[Tensor, Tensor]:
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean(0)
+
+
+def _joined(seen: list[Seen], join: Callable[[list[Tensor]], Tensor]) -> Seen:
+    """Return what a site saw in all passes of a run as one."""
+    if len(seen) == 1:
+        return seen[0]
+    values, strengths, alive = zip(*seen, strict=True)
+    return Seen(join(list(values)), _mean(list(strengths)), any(alive))
+
+
+def _steered(rule: Rule, t: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     """Return the regulator's values and the steered activation, as `dsas.applied` computes them."""
     with torch.autocast(t.device.type, enabled=False):
-        gain = rule.regulator(t, Step(*t.shape[:2], device=t.device))
+        gain = rule.regulator(t, step)
         return gain, steer(t, gain, rule.transform)
 
 

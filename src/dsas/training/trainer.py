@@ -230,11 +230,13 @@ class Trainer:
 
     def _control(self, batches: Sequence[Any], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
         """Yield each batch's share of the control term; the pass is run when the share is asked for."""
-        total = sum(len(kept[0]) for kept, _ in zip(unsteered, batches, strict=False))
-        for batch, kept in zip(batches, unsteered, strict=False):
+        mine = [kept for kept, _ in zip(unsteered, batches, strict=False)]
+        totals = [sum(len(kept[site]) for kept in mine) for site in range(len(self.rules))]
+        for batch, kept in zip(batches, mine, strict=True):
             seen = self._values(self._passes.tokens(batch))
-            moved = [cheaply(drift, value, old) for value, old in zip(seen, kept, strict=True)]
-            yield torch.stack([one.to(moved[0].device) for one in moved]).mean() / total
+            pairs = zip(seen, kept, totals, strict=True)
+            moved = [cheaply(drift, value, old) / total for value, old, total in pairs]
+            yield torch.stack([one.to(moved[0].device) for one in moved]).mean()
 
     def _move(self, scale: float) -> None:
         for group in self.optimiser.param_groups:

@@ -1,0 +1,75 @@
+"""PerStep: h(t) = h_k(t) in the k-th of n equal parts of the denoising schedule: a regulator for each step.
+
+    dsas.fit(pipeline, ..., reading=dsas.Drawing(steps=4, per_step=True))     one a step, each fitted on that step
+    dsas.PerStep([early, late])                                             from regulators at hand
+
+With as many regulators as the schedule has steps, each serves one step; a schedule of another length is divided as
+evenly: step i of m takes regulator floor(i n / m).
+
+Source: per-step regulators of DSAS for images (arXiv 2512.03661). Left out: blending between steps.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsas.errors import OptionError, StateError
+from dsas.fitted import Facts
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.step import Step
+
+
+@final
+class PerStep(Regulator):
+    """Asks one of several regulators, by the denoising step."""
+
+    name: ClassVar[str] = "per-step"
+    facts: ClassVar[Facts] = Facts(
+        formula="hk(t) in part k of n of the denoising schedule",
+        paper="DSAS, arXiv 2512.03661",
+        left_out="blending",
+        flops="those of one",
+    )
+    reads_step = True
+    regulators: nn.ModuleList
+
+    def __init__(self, regulators: Sequence[Regulator]) -> None:
+        """Keep the regulators, the first step's first. Raises OptionError for none."""
+        super().__init__()
+        if not regulators:
+            raise OptionError("expected a regulator for each denoising step, got none")
+        self.keep(regulators=list(regulators))
+
+    @classmethod
+    def fit(
+        cls,
+        source: Float[Tensor, "sample dim"],
+        control: Float[Tensor, "sample2 dim"],
+        target: Float[Tensor, "sample3 dim"],
+        *,
+        of: Sequence[Callable[[Tensor, Tensor, Tensor], FittedRegulator]] = (),
+    ) -> FittedRegulator:
+        """Fit a regulator a step, with the functions `of`; the samples of the first step come first, equally many each.
+
+        The accuracy is the mean over steps. Raises OptionError when there are no functions or samples do not divide.
+        """
+        if not of or any(len(samples) % len(of) for samples in (source, control, target)):
+            raise OptionError(f"expected equally many samples for each of {len(of)} denoising steps (1 or more)")
+        parts = zip(*(samples.chunk(len(of)) for samples in (source, control, target)), strict=True)
+        return cls.joined([fit(*part) for fit, part in zip(of, parts, strict=True)])
+
+    @classmethod
+    def joined(cls, fitted: Sequence[FittedRegulator]) -> FittedRegulator:
+        """Return what was fitted at each step as one; its accuracy is the mean of those that are known."""
+        known = [one.accuracy for one in fitted if one.accuracy is not None]
+        return FittedRegulator(cls([one.regulator for one in fitted]), fmean(known) if known else None)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:
+        """Return the values of the step's regulator. Raises StateError outside of a denoising pass."""
+        if step.denoising is None:
+            raise StateError("a per-step regulator was asked outside of a denoising pass: it steers denoisers only")
+        number, total, _ = step.denoising
+        return self.regulators[number * len(self.regulators) // total](t, step)

@@ -1,0 +1,98 @@
+"""Run: what the trainer runs and reads, a language model on texts or a pipeline on prompts.
+
+A pipeline is run by its own call without the guard that keeps gradients out of it, from the prompt to the latents;
+they flow through every denoising step and the scheduler between. Left out: gradients through the decoder.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsas.activations import on_device, pooler
+from dsas.collection import Reading, collect, collect_drawn, inputs_of, read_batches
+from dsas.diffusion import Drawing, Prompts, draw, places_of, prompt_batches, watch
+from dsas.errors import OptionError
+from dsas.fit import reading_of
+from dsas.pipeline import Parts, PassReader
+from dsas.sites import Site
+from dsas.text import Batch
+from dsas.training.passes import Work
+
+
+class Run(NamedTuple):
+    """What is run and how; texts: all of each set, from which prompts have their places."""
+
+    model: nn.Module
+    tokenizer: Any
+    sites: list[Site]
+    reading: Any
+    texts: dict[str, list[str]]
+    folder: Path | None
+    progress: bool
+
+    def collect(self, texts: list[str]) -> dict[Site, Tensor]:
+        """Return each text's pooled activation (text, dim) at every site, of the unsteered model."""
+        kept: dict[str, Any] = {"checkpoint": self.folder, "progress": self.progress}
+        if not isinstance(self.model, Parts):
+            return collect(self.model, self.tokenizer, texts, self.sites, reading=self.reading, **kept)
+        places = places_of(self.texts, texts)
+        found = collect_drawn(self.model, texts, places, self.sites, drawing=self.reading, **kept)
+        return {site: value.mean((1, 2)) for site, value in found.items()}
+
+    def batches(self, texts: list[str]) -> list[Batch] | list[Prompts]:
+        """Return texts as micro-batches."""
+        if not texts:
+            return []
+        if isinstance(self.model, Parts):
+            return prompt_batches(texts, places_of(self.texts, texts), self.reading.batch_size)
+        return read_batches(self.tokenizer, texts, self.reading)
+
+    def read(self) -> list[Any]:
+        """Return how the model is read, JSON-ready."""
+        if not isinstance(self.model, Parts):
+            return list(self.reading)
+        return [self.reading.as_dict(), repr(self.model.pipeline.scheduler.config)]
+
+    def work(self, *, checkpointing: bool) -> Work:
+        """Return the model as the trainer takes it."""
+        model = self.model
+        if not isinstance(model, Parts):
+            return Work(
+                model,
+                run=lambda batch: model(**on_device(model, inputs_of(batch)), use_cache=False),
+                real=lambda batch: batch.mask,
+                pool=pooler(self.reading.pooling, self.reading.skip_sinks),
+                checkpointing=checkpointing,
+            )
+        reader = PassReader(model, self.reading.branch)
+        call = inspect.unwrap(type(model.pipeline).__call__)  # torch.no_grad() is wrapped around it
+        return Work(
+            model,
+            run=lambda batch: draw(model.pipeline, batch, self.reading, call=call),
+            real=lambda batch: torch.ones(len(batch.prompts), 1, dtype=torch.bool),
+            pool=lambda t, _: t.to(torch.promote_types(t.dtype, torch.float32)).mean(1),
+            watch=lambda hooks: watch(hooks, reader, model),
+            step=reader.at,
+        )
+
+
+def training_reading(
+    model: nn.Module, tokenizer: Any, reading: Reading | Drawing | None, *, checkpointing: bool
+) -> Reading | Drawing:
+    """Return how to read a model that is trained on. Raises OptionError for what training cannot do."""
+    default = Drawing(steps=1) if isinstance(model, Parts) else Reading(batch_size=32)
+    reading = reading_of(model, tokenizer, reading or default)
+    if isinstance(reading, Drawing):
+        reading.check()
+        if checkpointing or reading.per_step or reading.images > 1 or (reading.pooling, reading.branch) not in _READ:
+            raise OptionError(
+                "training on a pipeline takes no checkpointing, and a Drawing of one image a prompt, one regulator for "
+                f"all steps, pooling 'mean' and one branch; got checkpointing={checkpointing} and {reading}"
+            )
+    return reading
+
+
+_READ = (("mean", "conditional"), ("mean", "unconditional"))
