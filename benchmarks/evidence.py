@@ -28,7 +28,7 @@ from dsas.loading import LoadedModel, load_model
 from dsas.reports.pareto import write_pareto_report
 from dsas.sweep.jobs import Part, Setup
 from dsas.sweep.run import Grid, Series, run_sweep
-from dsas.sweep.workers import Spread
+from dsas.workers import Spread
 
 SIZES = Sizes(fit=70, tune=50, report=503, draws=9, tune_sentences=60, report_sentences=200)
 TUNED_ON = ("Wikipedia", "prompt style")

@@ -46,6 +46,7 @@ NAMES = [
     "Rule",
     "Schedule",
     "Site",
+    "Spread",
     "Steering",
     "Trace",
     "Transform",

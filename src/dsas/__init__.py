@@ -2,7 +2,7 @@
 
 steering = dsas.fit(model, tokenizer, source=unwanted, control=neutral, target=wanted)
 with steering.apply(model, strength=1.0):
-model.generate(...)
+    model.generate(...)
 """
 
 from dsas.applied import Applied, Rule
@@ -48,6 +48,7 @@ from dsas.transforms import (
     Transform,
 )
 from dsas.version import VERSION as __version__
+from dsas.workers import Spread
 
 __all__ = [
     "REGULATORS",
@@ -86,6 +87,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "Site",
+    "Spread",
     "Steering",
     "Trace",
     "Transform",

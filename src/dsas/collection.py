@@ -25,9 +25,11 @@ from dsas.diffusion import Drawing, drawn_activations, prompt_batches
 from dsas.errors import DsasWarning, OptionError
 from dsas.identity import fingerprint
 from dsas.pipeline import Parts
+from dsas.shards import pooled_by_name, pooled_shards
 from dsas.sites import Site
 from dsas.storage import replace_files
 from dsas.text import Batch, Spans, batches, pad_token, token_spans, tokenize
+from dsas.workers import Spread
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -53,14 +55,21 @@ def collect(
     *,
     reading: Reading = Reading(),
     checkpoint: str | Path | None = None,
+    spread: Spread = Spread(),
     progress: bool = True,
 ) -> dict[Site, Float[Tensor, "text dim"]]:
-    """Return each text's pooled activation at every site, float32 on the CPU, in the order of `texts`."""
+    """Return each text's pooled activation at every site, float32 on the CPU, in the order of `texts`.
+
+    spread: where the model runs; over several workers the model is loaded again by each, and the result is the same.
+    """
     store = _Store(len(texts), sites, _file(model, [list(texts), list(reading)], sites, checkpoint))
     waiting = [batch for batch in read_batches(tokenizer, texts, reading) if not store.done[batch.rows].all()]
-    inputs = (inputs_of(batch) for batch in waiting)
-    pooled = pooled_activations(model, inputs, sites, pooling=reading.pooling, skip_sinks=reading.skip_sinks)
-    return _gathered(store, [batch.rows for batch in waiting], pooled, progress)
+    inputs, pooling, skip_sinks = [inputs_of(batch) for batch in waiting], reading.pooling, reading.skip_sinks
+    if spread == Spread():
+        found = enumerate(pooled_activations(model, inputs, sites, pooling=pooling, skip_sinks=skip_sinks))
+    else:
+        found = pooled_shards(pooled_by_name(model, sites, pooling=pooling, skip_sinks=skip_sinks), inputs, spread)
+    return _gathered(store, [batch.rows for batch in waiting], found, progress)
 
 
 def collect_drawn(
@@ -84,18 +93,18 @@ def collect_drawn(
     batches = prompt_batches(prompts, places, drawing.batch_size)
     waiting = [batch for batch in batches if not store.done[batch.rows].all()]
     vectors = drawn_activations(parts, waiting, sites, drawing)
-    return _gathered(store, [batch.rows for batch in waiting], vectors, progress)
+    return _gathered(store, [batch.rows for batch in waiting], enumerate(vectors), progress)
 
 
 def _gathered(
-    store: "_Store", waiting: Sequence[list[int]], batches: Iterator[dict[Site, Tensor]], progress: bool
+    store: "_Store", waiting: Sequence[list[int]], batches: Iterator[tuple[int, dict[Site, Tensor]]], progress: bool
 ) -> dict[Site, Tensor]:
-    """Put batch after batch into the store and return what it then holds."""
+    """Put batch after batch, each with its number, into the store and return what it then holds."""
     with progress_bar(progress) as bar, store:
         task = bar.add_task("collecting activations", total=len(store.done), completed=int(store.done.sum()))
-        for rows, vectors in zip(waiting, batches, strict=True):
-            store.put(rows, vectors)
-            bar.advance(task, len(rows))
+        for number, vectors in batches:
+            store.put(waiting[number], vectors)
+            bar.advance(task, len(waiting[number]))
     return store.pooled
 
 

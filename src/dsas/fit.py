@@ -41,6 +41,7 @@ from dsas.sites import DEFAULT_SITES, Site, SitePatterns, find_sites
 from dsas.steering import Steering
 from dsas.text import Spans, check_spans, check_texts
 from dsas.transforms import Transform
+from dsas.workers import Spread
 
 Sets = Mapping[str, list[str]]
 SETS = ("source", "control", "target")
@@ -63,6 +64,7 @@ def fit(
     incremental: bool = False,
     reading: Reading | Drawing | None = None,
     checkpoint: str | Path | None = None,
+    spread: Spread = Spread(),
     progress: bool = True,
 ) -> Steering:
     """Fit a Steering for `model` from three sets of texts, at least 4 in each; the model is not changed.
@@ -83,7 +85,8 @@ def fit(
     incremental: fit each site with the earlier ones already steered, at strength 1.
     reading: how a text becomes a vector, a `Reading`, or of a pipeline a `Drawing`; the defaults of either when not
     given. checkpoint: folder that keeps what was collected, to resume from; of an
-    incremental fit that is the target's part only.
+    incremental fit that is the target's part only. spread: run the model in several processes or over a Ray cluster, on
+    shards of the texts; the Steering is the same.
     Raises TextsError, SiteError, OptionError, ActivationError.
     """
     choice = Choice(selection, threshold, top)
@@ -98,8 +101,10 @@ def fit(
     reading = reading_of(module, tokenizer, reading)
     if isinstance(module, Parts) and (incremental or spans is not None):
         raise OptionError("incremental and spans are for language models; a pipeline is fitted at once")
+    if spread != Spread() and (isinstance(module, Parts) or incremental or spans is not None):
+        raise OptionError("a pipeline, and a fit with incremental or spans, runs in one process: leave spread out")
     found = find_sites(module, sites)
-    run = _Run(module, tokenizer, found, reading, progress)
+    run = _Run(module, tokenizer, found, reading, progress, spread)
     # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
     with threadpool_limits(1, user_api="blas"):
         if isinstance(reading, Drawing):
@@ -129,6 +134,7 @@ class _Run(NamedTuple):
     sites: list[Site]
     reading: Any
     progress: bool
+    spread: Spread
 
 
 def reading_of(model: nn.Module, tokenizer: Any, reading: Reading | Drawing | None) -> Reading | Drawing:
@@ -147,8 +153,9 @@ def _at_once(
 ) -> list[Rule]:
     texts, rows = _numbered(sets)
     pooled = collect(
-        run.model, run.tokenizer, texts, run.sites, reading=run.reading, checkpoint=checkpoint, progress=run.progress
-    )
+        run.model, run.tokenizer, texts, run.sites, reading=run.reading, checkpoint=checkpoint, spread=run.spread,
+        progress=run.progress,
+    )  # fmt: skip
     tokens = None
     if spans is not None:
         every = [*sets["source"], *sets["control"]]

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -9,16 +8,15 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 import dsas
-from dsas.errors import DsasWarning, OptionError
+from dsas.errors import OptionError
 from dsas.evaluation.choice import Question
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.perplexity import perplexity
 from dsas.identity import fingerprint
 from dsas.loading import load_model
-from dsas.sweep import workers
-from dsas.sweep.jobs import Job, Part, Setup, scorer_of
+from dsas.sweep.jobs import Part, Setup, Worker, scorer_of
 from dsas.sweep.run import Grid, Series, run_sweep
-from dsas.sweep.workers import Spread
+from dsas.workers import Spread
 
 NEUTRAL = ("w3 w4 w5 w6", "w7 w8 w9", "w10 w11 w12 w13 w14")
 PROMPTS = ("w3", "w4 w5", "w6 w7 w8")
@@ -117,14 +115,14 @@ def test_a_sweep_that_was_stopped_computes_only_what_is_missing(tmp_path, setup,
     lost = sorted((out / "jobs").glob("generate-*.json"))[:2]
     for file in lost:
         file.unlink()
-    run = workers.Worker.run
+    run = Worker.run
 
     def counted(self, job):
         nonlocal count
         count += 1
         return run(self, job)
 
-    monkeypatch.setattr(workers.Worker, "run", counted)
+    monkeypatch.setattr(Worker, "run", counted)
     run_sweep(out, setup, series, grid=GRID, progress=False)
     assert (count, samples(out)) == (2, before)
 
@@ -136,24 +134,6 @@ def test_two_workers_find_what_one_process_finds(tmp_path, setup, series, spread
     run_sweep(tmp_path / "one", setup, series[:1], grid=GRID, progress=False)
     run_sweep(tmp_path / "two", setup, series[:1], grid=GRID, spread=spread, progress=False)
     assert samples(tmp_path / "two") == samples(tmp_path / "one")
-
-
-def test_a_worker_that_is_killed_takes_only_its_job_with_it(setup):
-    jobs, found = [Job("generate", seed=seed) for seed in range(6)], {}
-
-    def run() -> None:
-        with workers.workers_of(setup, Spread(workers=2)) as pool:
-            for done in pool.run(jobs):
-                assert done.number not in found
-                found[done.number] = done.result
-                if len(found) == 1:
-                    multiprocessing.active_children()[0].kill()
-
-    with pytest.warns(DsasWarning, match="a worker died"):
-        run()
-    assert multiprocessing.active_children() == []
-    with workers.workers_of(setup, Spread()) as here:
-        assert found == dict(here.run(jobs))
 
 
 def test_a_sweep_killed_half_way_goes_on_where_it_was(tmp_path, setup, series):

@@ -34,6 +34,8 @@ def fit(
     pooling: Annotated[str, typer.Option(help="A text's vector: the mean of its tokens, or the last.")] = "mean",
     batch_size: Annotated[int, typer.Option(help="Texts a forward pass.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut.")] = 512,
+    workers: Annotated[int, typer.Option(help="Processes on this machine, each with its own model.")] = 1,
+    ray: Annotated[str, typer.Option(help="Address of a Ray cluster, or auto.")] = "",
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -60,6 +62,7 @@ def fit(
         incremental=incremental,
         reading=Reading(pooling, batch_size=batch_size, max_tokens=max_tokens),  # pyright: ignore[reportArgumentType]
         checkpoint=collected,
+        spread=dsas.Spread(workers, ray),
         progress=not as_json,
     )
     steering.save_pretrained(out)

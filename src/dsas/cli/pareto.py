@@ -18,8 +18,8 @@ from dsas.identity import fingerprint
 from dsas.loading import LoadedModel, load_model
 from dsas.sweep.jobs import PACKAGED, Part, Setup, scorer_of
 from dsas.sweep.run import STRENGTHS, Grid, Series, run_sweep
-from dsas.sweep.workers import Spread
 from dsas.textfiles import DEFAULT_FIELD, read_texts
+from dsas.workers import Spread
 
 KL_TEXTS = 25
 SCORERS = list(PACKAGED)

@@ -18,6 +18,7 @@ Source: method.md section 6; arXiv 2512.03661, section 4 (the same grid with and
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,9 @@ from dsas.collection import progress_bar
 from dsas.errors import OptionError
 from dsas.steering import Steering
 from dsas.storage import replace_files
-from dsas.sweep.jobs import Job, Setup
-from dsas.sweep.workers import Spread, Workers, workers_of
+from dsas.sweep.jobs import Job, Setup, Worker
 from dsas.version import VERSION
+from dsas.workers import Spread, Workers, workers_of
 
 UNSTEERED = "unsteered"
 TUNE, REPORT = "tune", "report"
@@ -89,7 +90,7 @@ def run_sweep(
     workers raise.
     """
     _check(setup, series, grid)
-    with workers_of(setup, spread) as workers:
+    with workers_of(partial(Worker, setup), spread, threads=setup.threads) as workers:
         lab = _Lab(out / "jobs", setup, workers, progress)
         chosen = _tune(lab, series, grid)
         cells: list[Cell] = [(UNSTEERED, None, 0.0)]

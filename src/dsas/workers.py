@@ -1,23 +1,23 @@
 """Workers: the same jobs in this process, in several, or over a Ray cluster.
 
+A *job* is anything that can be pickled; who does it is made by each worker for itself, once, by a function that can be
+pickled, too, and has a method `run(job)`. So a model is loaded once a worker and takes its memory once a worker; on a
+cluster its folder (or the hub) must be readable on every node.
+
 Results come as they are done, in any order, and are the caller's to keep. A worker that dies, killed or out of memory,
 takes only its own job with it: that job is started again, three times at most.
-
-Each worker loads the model by itself, once, so it takes its memory once a worker; on a cluster the model's folder (or
-the hub) must be readable on every node.
 """
 
 import multiprocessing
 import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 from dsas.errors import DsasWarning, MissingExtraError, OptionError, WorkerError
-from dsas.sweep.jobs import Job, Setup, Worker
 
 ATTEMPTS = 3
 
@@ -32,6 +32,14 @@ class Spread(NamedTuple):
     ray: str = ""
 
 
+class Runs(Protocol):
+    """Who does jobs."""
+
+    def run(self, job: Any) -> Any:
+        """Return the result of a job."""
+        ...
+
+
 class Done(NamedTuple):
     """A job's place in the list that was given, and its result."""
 
@@ -43,7 +51,7 @@ class Workers(ABC):
     """Those who run jobs; a context manager that lets them go, whatever happens."""
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run all jobs and yield each result when it is there. Raises WorkerError when workers died three times."""
 
     @abstractmethod
@@ -57,51 +65,54 @@ class Workers(ABC):
         self.close()
 
 
-def workers_of(setup: Setup, spread: Spread) -> Workers:
+def workers_of(make: Callable[[], Runs], spread: Spread, *, threads: int = 1) -> Workers:
     """Return the workers that were asked for; none of them has begun yet.
 
+    make: makes who does the jobs, in each worker. threads: processors that a job takes on a cluster.
     Raises OptionError for workers < 1 or an address that does not answer, MissingExtraError without ray.
     """
     if spread.workers < 1:
         raise OptionError(f"expected at least one worker, got {spread.workers}")
     if spread.ray:
-        return _OverRay(setup, spread.ray)
-    return _OverProcesses(setup, spread.workers) if spread.workers > 1 else _Here(setup)
+        return _OverRay(make, spread.ray, threads)
+    return _OverProcesses(make, spread.workers) if spread.workers > 1 else _Here(make)
 
 
 @final
 class _Here(Workers):
-    def __init__(self, setup: Setup) -> None:
-        self._worker = Worker(setup)
+    def __init__(self, make: Callable[[], Runs]) -> None:
+        self._make, self._worker = make, None
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run one after the other."""
-        yield from (Done(number, self._worker.run(job)) for number, job in enumerate(jobs))
+        for number, job in enumerate(jobs):
+            self._worker = self._worker or self._make()
+            yield Done(number, self._worker.run(job))
 
     def close(self) -> None:
         """Do nothing: there is no one to end."""
 
 
-_worker: Worker | None = None  # of a worker process, which serves one setup
+_worker: Runs | None = None  # of a worker process
 
 
-def _begin(setup: Setup) -> None:
+def _begin(make: Callable[[], Runs]) -> None:
     global _worker
-    _worker = Worker(setup)
+    _worker = make()
 
 
-def _work(job: Job) -> Any:
+def _work(job: Any) -> Any:
     assert _worker is not None
     return _worker.run(job)
 
 
 @final
 class _OverProcesses(Workers):
-    def __init__(self, setup: Setup, count: int) -> None:
-        self._setup, self._count = setup, count
+    def __init__(self, make: Callable[[], Runs], count: int) -> None:
+        self._make, self._count = make, count
         self._pool: ProcessPoolExecutor | None = None
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run as many at once as there are processes; they stay for the next jobs."""
         waiting = dict(enumerate(jobs))
         for _ in range(ATTEMPTS):
@@ -122,45 +133,42 @@ class _OverProcesses(Workers):
         """End the processes without waiting for their jobs."""
         if self._pool is None:
             return
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in list((self._pool._processes or {}).values()):
             process.terminate()
-        for process in processes:
-            process.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)  # its own thread sees that they died, and buries them
         self._pool = None
 
     def _started(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=(self._setup,))
+        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=(self._make,))
 
 
-_served: dict[str, Worker] = {}  # of a Ray worker process, by sweep; it keeps the last one only
+_served: dict[str, Runs] = {}  # of a Ray worker process, by whom it works for; it keeps the last one only
 
 
-def _work_on_ray(setup: Setup, sweep: str, job: Job) -> Any:
-    if sweep not in _served:
+def _work_on_ray(make: Callable[[], Runs], whom: str, job: Any) -> Any:
+    if whom not in _served:
         _served.clear()
-        _served[sweep] = Worker(setup)
-    return _served[sweep].run(job)
+        _served[whom] = make()
+    return _served[whom].run(job)
 
 
 @final
 class _OverRay(Workers):
-    def __init__(self, setup: Setup, address: str) -> None:
+    def __init__(self, make: Callable[[], Runs], address: str, threads: int) -> None:
         try:
             import ray
         except ImportError as error:
             raise MissingExtraError("ray", "ray") from error
         self._ray: Any = ray
         _connect(ray, address)
-        self._work = ray.remote(max_retries=ATTEMPTS, num_cpus=setup.threads)(_work_on_ray)
-        self._setup, self._sweep = ray.put(setup), uuid.uuid4().hex
+        self._work = ray.remote(max_retries=ATTEMPTS, num_cpus=threads)(_work_on_ray)
+        self._make, self._whom = ray.put(make), uuid.uuid4().hex
         self._waiting: dict[Any, int] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Done]:
+    def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run as many at once as the cluster has processors for; Ray starts again what dies."""
-        self._waiting = {self._work.remote(self._setup, self._sweep, job): number for number, job in enumerate(jobs)}
+        self._waiting = {self._work.remote(self._make, self._whom, job): number for number, job in enumerate(jobs)}
         while self._waiting:
             (ready,), _ = self._ray.wait(list(self._waiting), num_returns=1)
             number = self._waiting.pop(ready)
