@@ -127,6 +127,13 @@ def test_a_control_term_keeps_control_texts_nearer_to_where_they_were() -> None:
     assert moved[1] < 0.7 * moved[0]
 
 
+def test_training_that_never_beats_its_start_says_so_and_returns_the_start() -> None:
+    with pytest.warns(DsasWarning, match="no step had a lower loss on held-out texts than the start"):
+        steering = train(objective="e2e-dsas", gamma=1e6, steps=3)
+    assert steering.settings["training"]["best_step"] == 0
+    assert all((rule.transform.get_buffer("offset") == 0).all() for rule in steering.rules)
+
+
 def test_a_regulator_put_before_learned_transforms_decides_by_its_accuracy_where_they_act() -> None:
     everywhere = train(regulator="logistic", threshold=0.0)
     assert all(rule.weight == 1 and rule.accuracy is not None for rule in everywhere.rules)

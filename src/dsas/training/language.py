@@ -274,3 +274,8 @@ def _warn(learned: Learned, rules: list[Rule]) -> None:
     }
     if learned.stopped in said:
         warnings.warn(said[learned.stopped], DsasWarning, stacklevel=3)
+    elif learned.best_step == 0:
+        warnings.warn(
+            "no step had a lower loss on held-out texts than the start, so what is returned is the start; a smaller "
+            "gamma or lower rates let it move", DsasWarning, stacklevel=3,
+        )  # fmt: skip
