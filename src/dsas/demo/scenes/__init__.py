@@ -1,0 +1,61 @@
+"""Scenes: a world of drawn pictures and captions, its exact detector, and a small text-to-image model trained on it."""
+
+from dsas.demo.scenes.detector import Agreement, Reading, agreement, concept_present, read, shows
+from dsas.demo.scenes.drawing import Layout, arrange, draw, masks
+from dsas.demo.scenes.painting import Accuracy, accuracy, as_markdown, paint, save_grid
+from dsas.demo.scenes.pipeline import Sizes, blank_pipeline, scene_pipeline
+from dsas.demo.scenes.world import (
+    ANY,
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    caption,
+    every_scene,
+    omit,
+    parse,
+    sample,
+    settle,
+    trained_pairs,
+)
+
+__all__ = [
+    "ANY",
+    "BACKGROUNDS",
+    "COLOURS",
+    "HELD_OUT",
+    "POSITIONS",
+    "SHAPES",
+    "SIZES",
+    "Accuracy",
+    "Agreement",
+    "Layout",
+    "Reading",
+    "Scene",
+    "Sizes",
+    "Thing",
+    "accuracy",
+    "agreement",
+    "arrange",
+    "as_markdown",
+    "blank_pipeline",
+    "caption",
+    "concept_present",
+    "draw",
+    "every_scene",
+    "masks",
+    "omit",
+    "paint",
+    "parse",
+    "read",
+    "sample",
+    "save_grid",
+    "scene_pipeline",
+    "settle",
+    "shows",
+    "trained_pairs",
+]
