@@ -130,7 +130,13 @@ def test_training_brings_the_source_nearer_to_the_target() -> None:
 
 def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> None:
     pipeline = tiny_pipeline("sd")
-    options: dict[str, Any] = {"objective": "e2e-dsas", "sites": SITES, "steps": 4, "held_out": dsas.HeldOut(share=0.2)}
+    options: dict[str, Any] = {
+        "objective": "e2e-dsas",
+        "sites": SITES,
+        "steps": 4,
+        "gamma": 0.01,
+        "held_out": dsas.HeldOut(share=0.2),
+    }
     steering = train(pipeline, checkpoint=tmp_path, **options)
     assert {rule.regulator.name for rule in steering.rules} == {"logistic"}
     again = train(pipeline, checkpoint=tmp_path, **options)
@@ -156,6 +162,6 @@ def test_what_cannot_be_trained_is_refused(options: dict[str, Any]) -> None:
 def test_without_a_drawing_one_step_is_trained_through() -> None:
     pipeline, runs = tiny_pipeline("sd"), []
     pipeline.unet.register_forward_hook(lambda *_: runs.append(1) and None)
-    steering = dsas.train(pipeline, **TEXTS, sites=SITES[:1], steps=1, progress=False)
+    steering = dsas.train(pipeline, **TEXTS, sites=SITES[:1], steps=1, held_out=dsas.HeldOut(share=0.0), progress=False)
     assert steering.settings["reading"]["steps"] == 1
     assert runs
