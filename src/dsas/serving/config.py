@@ -1,0 +1,63 @@
+"""Config: which Steerings a server has, as the JSON that vLLM hands to all its processes (`--additional-config`).
+
+    {"dsas": {"together": 1, "spare": 0,
+              "steerings": {"detox": {"folder": "detox/", "digest": "...", "strength": 1.0}}}}
+
+It is part of what vLLM keys its compile cache with, so code compiled for one set of Steerings serves no other.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dsas.errors import OptionError
+from dsas.serving.requests import Entry
+from dsas.steering import Steering
+
+KEY = "dsas"
+
+
+class Source(NamedTuple):
+    """Where a Steering comes from, and what it was when the server's configuration was made."""
+
+    folder: str
+    digest: str
+    strength: float
+
+
+class ServingConfig(NamedTuple):
+    """The Steerings by name, how many of them one request may combine, and how many more may be loaded later."""
+
+    sources: dict[str, Source]
+    together: int = 1
+    spare: int = 0
+
+    @classmethod
+    def of(cls, additional_config: Any) -> "ServingConfig | None":
+        """Return what vLLM's additional configuration says of Steerings, None when it says nothing."""
+        given = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
+        if given is None:
+            return None
+        sources = {name: Source(**source) for name, source in given["steerings"].items()}
+        return cls(sources, given["together"], given["spare"])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return this as vLLM's additional configuration."""
+        steerings = {name: source._asdict() for name, source in self.sources.items()}
+        return {KEY: {"steerings": steerings, "together": self.together, "spare": self.spare}}
+
+    def entries(self) -> dict[str, Entry]:
+        """Return what a request may name."""
+        return {name: Entry(source.digest, source.strength) for name, source in self.sources.items()}
+
+
+def source_of(folder: str, steering: Steering) -> Source:
+    """Return the source of a Steering that was read from `folder`."""
+    return Source(folder, steering.digest(), steering.default_strength)
+
+
+def load(source: Source) -> Steering:
+    """Read a Steering again, in another process. Raises OptionError when it is not the one that was configured."""
+    steering = Steering.from_pretrained(source.folder)
+    if steering.digest() != source.digest:
+        raise OptionError(f"{source.folder} has changed since the server was configured: load it again")
+    return steering

@@ -1,0 +1,98 @@
+"""Modules: where a site of a transformers model is in the served one, and how its module comes to add the step.
+
+A server's decoder layers give (hidden, residual), whose sum is the residual stream that a site of the layer means; it
+is read in float32 and the edit goes to hidden. Its fused norms give (normed, residual), and a site of a norm means the
+first. Every other module gives one tensor.
+
+The module's class is replaced by a subclass, made once a class, whose forward runs the original one and then the
+`SiteStep` that the module carries. So torch.compile traces it like any other forward, and no hook is needed, which
+compiled code would not see.
+"""
+
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from dsas.errors import ActivationError, ModelMismatchError, closest
+from dsas.serving.tables import Parts, SiteTable
+from dsas.serving.tokens import TokenBuffers
+
+CHILD = "dsas_site"
+ELSEWHERE = "PPMissingLayer"
+
+
+class SiteStep(nn.Module):
+    """The step at one site: the table, and the buffers that say which row each token takes."""
+
+    def __init__(self, path: str, table: SiteTable, tokens: TokenBuffers, *, sums: bool) -> None:
+        """Steer what the module at `path` gives; sums: its activation is the sum of the two tensors it gives."""
+        super().__init__()
+        self.path, self.sums = path, sums
+        self.table, self.tokens = table, tokens
+        self.together = len(tokens.slots)
+
+    def forward(self, output: Any) -> Any:
+        """Return the output with the edits of all tokens added, several of one token in their order."""
+        whole = isinstance(output, Tensor)
+        hidden = output if whole else output[0]
+        t = hidden.float()
+        if self.sums and not whole:
+            if len(output) != 2:
+                raise ActivationError(f"{self.path} gives {len(output)} values, expected (hidden, residual)")
+            t = t + output[1].float()
+        count = hidden.shape[-2]
+        change = self._edit(0, t, count)
+        for number in range(1, self.together):
+            change = change + self._edit(number, t + change, count)
+        steered = (hidden.float() + change).to(hidden.dtype)
+        return steered if whole else (steered, *output[1:])
+
+    def _edit(self, number: int, t: Tensor, count: int) -> Tensor:
+        return self.table(t, self.tokens.slots[number, :count], self.tokens.strengths[number, :count])
+
+
+def served_module(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a path, or None when it is on another pipeline stage.
+
+    Raises ModelMismatchError, with the closest paths, when there is none.
+    """
+    module = model
+    for name in path.split("."):
+        if type(module).__name__ == ELSEWHERE:
+            return None
+        child = module._modules.get(name)
+        if child is None:
+            known = [known for known, _ in model.named_modules()]
+            raise ModelMismatchError(f"the served model has no module {path!r}; closest: {closest(path, known)}")
+        module = child
+    return None if type(module).__name__ == ELSEWHERE else module
+
+
+def steer_module(model: nn.Module, path: str, *, slots: int, width: int, parts: Parts, tokens: TokenBuffers) -> bool:
+    """Give the module at a path its table and a forward that adds the step; False when it is on another stage."""
+    module = served_module(model, path)
+    if module is None:
+        return False
+    parent, _, name = path.rpartition(".")
+    sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
+    table = SiteTable(slots, width, parts).to(tokens.slots.device)
+    module.add_module(CHILD, SiteStep(path, table, tokens, sums=sums))
+    module.__class__ = _steered(type(module))
+    return True
+
+
+def table_of(model: nn.Module, path: str) -> SiteTable | None:
+    """Return the table at a path; None when the module is on another pipeline stage or not steered."""
+    step = getattr(served_module(model, path), CHILD, None)
+    return step.table if isinstance(step, SiteStep) else None
+
+
+@cache
+def _steered(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of a module's class that adds the step to what it gives."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, CHILD)(kind.forward(self, *args, **kwargs))
+
+    return type(f"Steered{kind.__name__}", (kind,), {"forward": forward, "__module__": kind.__module__})

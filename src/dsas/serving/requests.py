@@ -1,0 +1,93 @@
+"""Requests: what a client may ask of a server that steers, and what it means.
+
+    vllm_xargs = {"dsas_steering": "detox"}                                 at the strength stored with it
+    vllm_xargs = {"dsas_steering": "detox", "dsas_strength": 0.5}
+    vllm_xargs = {"dsas_steering": ["detox", "topic"], "dsas_strength": [0.5, 1.0]}     acting in this order
+
+A name alone means the Steering's own strength, and neither key means the unsteered model. A request names what the
+operator has loaded: it carries no tensors, no paths and no code.
+
+Names are resolved once, where a request enters, to digests: a request that waits while a Steering is replaced is still
+steered by the one it named, and blocks of the prefix cache are shared only between requests of the same salt.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dsas.errors import OptionError, StrengthError, closest
+
+STEERING, STRENGTH, RESOLVED = "dsas_steering", "dsas_strength", "dsas_resolved"
+_KEYS = (STEERING, STRENGTH)
+LARGEST = 1e6
+
+
+class Entry(NamedTuple):
+    """One Steering by its name: which one, and the strength that holds where a request gives none."""
+
+    digest: str
+    strength: float
+
+
+class Asked(NamedTuple):
+    """One Steering that a request asks for."""
+
+    digest: str
+    strength: float
+
+
+def resolve(extra_args: Mapping[str, Any] | None, entries: Mapping[str, Entry], together: int) -> list[Asked]:
+    """Return what a request asks for, in the order in which it acts; those of strength 0 are left out.
+
+    together: how many Steerings one request may combine. Raises OptionError for an unknown name or key, StrengthError
+    for a strength that is none.
+    """
+    asked = {key: value for key, value in (extra_args or {}).items() if key.startswith("dsas")}
+    unknown = [key for key in asked if key not in (STEERING, STRENGTH)]
+    if unknown:
+        raise OptionError(f"unknown key {unknown[0]!r} in vllm_xargs; closest: {closest(unknown[0], _KEYS)}")
+    if STEERING not in asked:
+        if STRENGTH in asked:
+            raise OptionError(f"{STRENGTH!r} is given without {STEERING!r}, the name of a Steering")
+        return []
+    names = _listed(asked[STEERING])
+    strange = [name for name in names if not isinstance(name, str) or name not in entries]
+    if strange:
+        raise OptionError(f"no Steering {strange[0]!r} is loaded; closest: {closest(str(strange[0]), entries)}")
+    if len(set(names)) < len(names) or not 1 <= len(names) <= together:
+        raise OptionError(
+            f"{STEERING!r} must be 1 to {together} different names (set when the server starts), got {names}"
+        )
+    given = _listed(asked[STRENGTH]) if STRENGTH in asked else [entries[name].strength for name in names]
+    if len(given) != len(names):
+        raise StrengthError(f"{len(names)} Steerings are named but {len(given)} strengths given")
+    strengths = [_strength(value) for value in given]
+    return [
+        Asked(entries[name].digest, strength) for name, strength in zip(names, strengths, strict=True) if strength > 0
+    ]
+
+
+def named(extra_args: Mapping[str, Any] | None) -> list[str]:
+    """Return the names in a request that `resolve` has taken."""
+    return _listed((extra_args or {}).get(STEERING, []))
+
+
+def salt(asked: Sequence[Asked], own: str | None = None) -> str | None:
+    """Return the salt of the prefix cache for a request; `own` is the one that the client gave.
+
+    An unsteered request keeps what it came with, so it shares blocks as on a server that does not steer; a client's own
+    salt that looks like one of these is changed to one that no steered request has.
+    """
+    if not asked:
+        return f"dsas::{own}" if own is not None and own.startswith("dsas:") else own
+    steered = ";".join(f"{one.digest}*{one.strength!r}" for one in asked)
+    return f"dsas:{steered}:{own or ''}"
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _strength(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LARGEST:
+        raise StrengthError(f"{STRENGTH!r} must be a number from 0 to {LARGEST:g}, or one for each, got {value!r}")
+    return float(value)

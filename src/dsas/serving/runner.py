@@ -1,0 +1,194 @@
+"""Runner: Steerings in a model that vLLM has loaded, and the rows of its requests brought to the model's tokens.
+
+After the weights are there, every site's module gets its table; then the runner's own preparation of a step is followed
+by filling the token buffers. In the first generation of vLLM's runners that is right after `_prepare_inputs`, where the
+order of the batch is settled; in the second the model state is told of every request and of every step.
+
+Nothing here imports vLLM: what is used of its objects is named in `SteeredRunner` and in the two followers.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dsas.errors import ModelMismatchError, OptionError, StateError
+from dsas.serving.config import ServingConfig, Source, load
+from dsas.serving.modules import steer_module, table_of
+from dsas.serving.requests import RESOLVED, STEERING
+from dsas.serving.tables import Row, check_model, rows_of, union
+from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
+from dsas.steering import Steering
+
+
+class _Kind(NamedTuple):
+    """What kind of model is served, as `check_model` compares it."""
+
+    model_class: str
+    width: int
+    depth: int
+
+
+class SteeredRunner:
+    """The Steerings of one worker: which slot each has, by digest, and the rows of the requests it runs."""
+
+    def __init__(self, runner: Any, vllm_config: Any) -> None:
+        """Steer the model of a vLLM model runner as vLLM's configuration says.
+
+        Raises StateError without a configuration, OptionError for features that were never tried with steering,
+        ModelMismatchError and OptionError for a Steering that does not fit or cannot be served.
+        """
+        config = ServingConfig.of(vllm_config.additional_config)
+        if config is None:
+            raise StateError("the worker class of dsas needs its configuration: use dsas.serving.engine.arguments")
+        refuse_untried(vllm_config)
+        self.together = config.together
+        self._model, text = runner.get_model(), vllm_config.model_config.hf_text_config
+        self._kind = _Kind(
+            vllm_config.model_config.hf_config.architectures[0], text.hidden_size, text.num_hidden_layers
+        )
+        self._capacity = len(config.sources) + config.spare
+        self._slots: dict[str, int] = {}
+        self._seen: dict[str, tuple[Any, RequestRow]] = {}
+        self.tokens = TokenBuffers(self.together, _most_tokens(vllm_config)).to(_device_of(runner))
+        loaded = {name: self._rows(name, load(source)) for name, source in config.sources.items()}
+        self._install(list(loaded.values()))
+        for name, source in config.sources.items():
+            self._put(source.digest, loaded[name])
+        follow = _follow_states if hasattr(runner, "model_state") else _follow_batches
+        follow(self, runner)
+
+    def load(self, name: str, source: Source) -> None:
+        """Take another Steering into a free slot; one that is there already, by digest, takes none.
+
+        Slots are never used twice, so requests that still run keep what they were given. Raises OptionError when none
+        is free or the Steering acts where no other did when the server started, and what the constructor raises.
+        """
+        if source.digest in self._slots:
+            return
+        if len(self._slots) >= self._capacity:
+            raise OptionError(
+                f"no slot is free for {name!r}: the server was started with {self._capacity}, and every Steering or "
+                "version of one takes one for good; start it with a larger --spare"
+            )
+        rows = self._rows(name, load(source))
+        known = [path for path in rows if path not in self._sites]
+        if known:
+            raise OptionError(
+                f"{name!r} acts at {known[0]}, where no Steering acted when the server started ({len(known)} such "
+                "sites): start the server with this Steering"
+            )
+        for path, row in rows.items():
+            if (table := table_of(self._model, path)) is not None:
+                table.check(row)
+        self._put(source.digest, rows)
+
+    def row_of(self, extra_args: Mapping[str, Any] | None) -> RequestRow:
+        """Return the row of a request from its arguments. Raises StateError when they were not checked on entry."""
+        given = extra_args or {}
+        if RESOLVED not in given:
+            if STEERING in given:
+                raise StateError("a request reached the worker unchecked: vLLM did not load dsas's general plugin")
+            return identity_row(self.together)
+        slots = [self._slots[digest] for digest, _ in given[RESOLVED]]
+        idle = self.together - len(slots)
+        return RequestRow((*slots, *[0] * idle), (*(strength for _, strength in given[RESOLVED]), *[0.0] * idle))
+
+    def row_of_request(self, request: str, params: Any) -> RequestRow:
+        """Return the row of a request by its id, remembered as long as its parameters are the same object."""
+        known = self._seen.get(request)
+        if known is None or known[0] is not params:
+            known = params, self.row_of(getattr(params, "extra_args", None))
+            self._seen[request] = known
+        return known[1]
+
+    def forget(self, alive: Mapping[str, Any]) -> None:
+        """Forget requests that are over, once they are many."""
+        if len(self._seen) > 2 * len(alive) + 64:
+            self._seen = {request: known for request, known in self._seen.items() if request in alive}
+
+    def _rows(self, name: str, steering: Steering) -> dict[str, Row]:
+        try:
+            check_model(steering, *self._kind)
+            return rows_of(steering)
+        except (ModelMismatchError, OptionError) as error:
+            raise type(error)(f"{name!r} cannot be served: {error}") from error
+
+    def _install(self, loaded: list[dict[str, Row]]) -> None:
+        at: dict[str, list[Row]] = {}
+        for rows in loaded:
+            for path, row in rows.items():
+                at.setdefault(path, []).append(row)
+        for path, rows in at.items():
+            steer_module(
+                self._model,
+                path,
+                slots=self._capacity,
+                width=self._kind.width,
+                parts=union(rows),
+                tokens=self.tokens,
+            )
+        self._sites = tuple(at)
+
+    def _put(self, digest: str, rows: Mapping[str, Row]) -> None:
+        slot = self._slots.setdefault(digest, len(self._slots) + 1)
+        for path, row in rows.items():
+            if (table := table_of(self._model, path)) is not None:
+                table.put(slot, row)
+
+
+def refuse_untried(vllm_config: Any) -> None:
+    """Raise OptionError for features of vLLM under which a token's place in the buffers would be another."""
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    untried = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "overlap of parts of a batch": getattr(parallel, "use_ubatching", False),
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "sequence parallelism": getattr(parallel, "enable_hc_sp", False),
+        "KV-sharing fast prefill": getattr(cache, "kv_sharing_fast_prefill", False),
+    }
+    for what, used in untried.items():
+        if used:
+            raise OptionError(f"{what} cannot be combined with steering: leave it out")
+
+
+def _follow_batches(steered: SteeredRunner, runner: Any) -> None:
+    """Fill the buffers after a runner of the first generation has prepared a step."""
+    prepare: Callable[..., Any] = runner._prepare_inputs
+
+    def prepare_inputs(scheduler_output: Any, counts: np.ndarray) -> Any:
+        prepared = prepare(scheduler_output, counts)
+        requests = runner.requests
+        ids = runner.input_batch.req_ids
+        steered.tokens.fill([steered.row_of_request(one, requests[one].sampling_params) for one in ids], counts)
+        steered.forget(requests)
+        return prepared
+
+    runner._prepare_inputs = prepare_inputs
+
+
+def _follow_states(steered: SteeredRunner, runner: Any) -> None:
+    """Fill the buffers when a model state of the second generation prepares a step; it knows requests by number."""
+    state = runner.model_state
+    add, prepare = state.add_request, state.prepare_inputs
+    rows = [identity_row(steered.together)] * state.max_num_reqs
+
+    def add_request(number: int, request: Any) -> None:
+        rows[number] = steered.row_of(getattr(request.sampling_params, "extra_args", None))
+        add(number, request)
+
+    def prepare_inputs(batch: Any, states: Any) -> Any:
+        steered.tokens.fill([rows[number] for number in batch.idx_mapping_np], batch.num_scheduled_tokens)
+        return prepare(batch, states)
+
+    state.add_request, state.prepare_inputs = add_request, prepare_inputs
+
+
+def _most_tokens(vllm_config: Any) -> int:
+    graphs = getattr(vllm_config.compilation_config, "max_cudagraph_capture_size", None) or 0
+    return max(vllm_config.scheduler_config.max_num_batched_tokens, graphs)
+
+
+def _device_of(runner: Any) -> torch.device:
+    return next(runner.get_model().parameters()).device

@@ -1,0 +1,65 @@
+"""Server: vLLM's own OpenAI-compatible server, with a worker that steers; every option but ours is vLLM's."""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from dsas.errors import OptionError
+from dsas.serving.engine import arguments
+
+# With this environment variable the operator's endpoint is there, and who sends its value may use it.
+OPERATOR_KEY = "DSAS_OPERATOR_KEY"
+OPERATOR_PLUGIN = "dsas-operator"
+
+
+def serve(model: str, steerings: Sequence[str], options: Sequence[str], *, together: int = 1, spare: int = 0) -> None:
+    """Serve until interrupted; `options` are those of `vllm serve`, others as `engine.arguments`.
+
+    Raises OptionError for options that would leave steering out, and as `engine.arguments`.
+    """
+    if model.startswith("-"):
+        raise OptionError(f"the model comes first, before the options of vLLM; got {model!r} in its place")
+    if spare and OPERATOR_KEY not in os.environ:
+        raise OptionError(
+            f"spare slots are filled through the operator's endpoint, which is there when {OPERATOR_KEY} is set"
+        )
+    wanted = arguments(model, steerings, together=together, spare=spare)
+    from vllm.entrypoints.cli.serve import ServeSubcommand  # pyright: ignore[reportMissingImports]
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # pyright: ignore[reportMissingImports]
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]
+
+    cli_env_setup()
+    command = ServeSubcommand()
+    parser = FlexibleArgumentParser(prog="dsas")
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    given = parser.parse_args(["serve", model, *options])
+    _add(given, wanted)
+    command.validate(given)
+    command.cmd(given)
+
+
+def _add(given: Any, wanted: dict[str, Any]) -> None:
+    """Put what steers among the parsed options of vLLM. Raises OptionError for what would leave it out."""
+    if given.worker_cls not in ("auto", wanted["worker_cls"]):
+        raise OptionError(f"--worker-cls {given.worker_cls} would replace the worker that steers: leave it out")
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise OptionError("requests are checked in vLLM's Python front end: unset VLLM_USE_RUST_FRONTEND")
+    if OPERATOR_KEY in os.environ:
+        if (given.api_server_count or 1) > 1 or given.data_parallel_size > 1:
+            raise OptionError(
+                f"Steerings can be loaded into a server of one front end and one engine only: unset {OPERATOR_KEY}"
+            )
+        os.environ["VLLM_PLUGINS"] = ",".join(_plugins())
+    given.worker_cls = wanted["worker_cls"]
+    given.additional_config = {**(given.additional_config or {}), **wanted["additional_config"]}
+
+
+def _plugins() -> list[str]:
+    """Return the plugins that vLLM would load anyway, and the operator's: once one is named, all have to be."""
+    named = os.environ.get("VLLM_PLUGINS")
+    if named is not None:
+        return [*named.split(","), "dsas", OPERATOR_PLUGIN]
+    groups = ("general_plugins", "platform_plugins", "io_processor_plugins", "stat_logger_plugins")
+    found = [entry.name for group in groups for entry in entry_points(group=f"vllm.{group}")]
+    return [*dict.fromkeys([*found, "dsas", OPERATOR_PLUGIN])]

@@ -1,0 +1,49 @@
+"""Tokens: which row of the tables each token of a step takes, and at what strength, in buffers at fixed addresses.
+
+A request's row is its slots and strengths, one of each for every Steering it may combine, (together,). Before the model
+runs, the rows of the scheduled requests are repeated over their tokens into the buffers, which every site reads. The
+buffers are made once and written in place: compiled code and CUDA graphs know them by address.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class RequestRow(NamedTuple):
+    """The slots (together,) and strengths (together,) of one request, in the order in which they act."""
+
+    slots: tuple[int, ...]
+    strengths: tuple[float, ...]
+
+
+def identity_row(together: int) -> RequestRow:
+    """Return the row of a request that is not steered."""
+    return RequestRow((0,) * together, (0.0,) * together)
+
+
+class TokenBuffers(nn.Module):
+    """The slot and strength of every token of a step: int64 and float32, both (together, tokens)."""
+
+    slots: Tensor
+    strengths: Tensor
+
+    def __init__(self, together: int, tokens: int) -> None:
+        """Make buffers for steps of up to `tokens` tokens and requests of up to `together` Steerings; all unsteered."""
+        super().__init__()
+        self.register_buffer("slots", torch.zeros(together, tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("strengths", torch.zeros(together, tokens), persistent=False)
+
+    def fill(self, rows: Sequence[RequestRow], counts: np.ndarray) -> None:
+        """Write the rows of the requests of a step, the i-th for the next counts[i] tokens.
+
+        The copies are from fresh memory that no later step writes to, so a device may take them when it gets there.
+        """
+        slots = np.repeat(np.array([row.slots for row in rows], dtype=np.int64).T, counts, axis=1)
+        strengths = np.repeat(np.array([row.strengths for row in rows], dtype=np.float32).T, counts, axis=1)
+        used = slots.shape[1]
+        self.slots[:, :used].copy_(torch.from_numpy(slots), non_blocking=True)
+        self.strengths[:, :used].copy_(torch.from_numpy(strengths), non_blocking=True)

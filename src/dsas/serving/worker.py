@@ -1,0 +1,30 @@
+"""Worker: vLLM's own worker of this platform, which steers the model it has loaded (`--worker-cls`)."""
+
+from typing import Any
+
+from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+from dsas.serving.config import Source
+from dsas.serving.runner import SteeredRunner
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker  # pyright: ignore[reportMissingImports]
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # pyright: ignore[reportMissingImports]
+
+
+class SteeringWorker(PlatformWorker):
+    """Steers after load; `dsas_load` is called on all workers at once, by the operator's endpoint or `engine.load`."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the model, then give its sites their tables. Raises as `SteeredRunner`."""
+        super().load_model(*args, **kwargs)
+        self.dsas = SteeredRunner(self.model_runner, self.vllm_config)
+
+    def dsas_load(self, name: str, source: dict[str, Any]) -> str | None:
+        """Take another Steering; return what is wrong with it, None when it is there."""
+        try:
+            self.dsas.load(name, Source(**source))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None

@@ -1,0 +1,162 @@
+"""What the tests with vLLM share: a tiny model that its CPU attention takes, Steerings of every kind, a reference."""
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from makers import random_steering
+from torch import Tensor
+
+import dsas
+from dsas.testing import tiny_model, tiny_tokenizer
+from dsas.testing.models import WIDTH
+
+# Before vLLM is imported: one thread bound to nothing, the engine in the test's own process.
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+NAMES = ("detox", "topic", "line")
+LONG = "The quick brown fox jumps over the lazy dog and goes on to jump over everything else that lies in its way. "
+PROMPTS = (LONG, LONG + "So?", "Who goes there, friend or foe?", "Hi")
+NEW_TOKENS = 8
+
+
+class Ask(NamedTuple):
+    """The Steerings that a request names, in order, with its strengths."""
+
+    names: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = ()
+
+    def extra_args(self) -> dict[str, Any] | None:
+        """Return the request's arguments: one name and number where there is one."""
+        if not self.names:
+            return None
+        one = len(self.names) == 1
+        return {
+            "dsas_steering": self.names[0] if one else list(self.names),
+            "dsas_strength": self.strengths[0] if one else list(self.strengths),
+        }
+
+
+ASKS = (
+    Ask(),
+    Ask(("detox",), (0.5,)),
+    Ask(("detox",), (1.0,)),
+    Ask(("topic",), (0.7,)),
+    Ask(("line",), (1.0,)),
+    Ask(("topic", "detox"), (1.0, 0.3)),
+    Ask(("detox", "topic"), (0.3, 1.0)),
+    Ask(("detox",), (0.0,)),
+)
+
+
+def write_folders(root: Path) -> Path:
+    """Write a model and Steerings that between them have every column, at residual, norm, attention and MLP sites."""
+    model = tiny_model("llama", head_dim=32)
+    model.save_pretrained(root / "model")  # pyright: ignore[reportAttributeAccessIssue]
+    tiny_tokenizer().save_pretrained(root / "model")
+    generator = torch.Generator().manual_seed(7)
+    source, target = (torch.randn(12, WIDTH, generator=generator) + shift for shift in (0.0, 0.5))
+    random_steering(model, "residual", seed=1).save_pretrained(root / "detox")
+    norms = {"transform": dsas.Lineas.fit(source, target), "regulator": dsas.Constant(0.7), "weight": 0.8}
+    random_steering(model, ["norm", "layers.1"], seed=2, **norms).save_pretrained(root / "topic")
+    bounded = {"transform": dsas.TRANSFORMS["linear-act"].fit(source, target)}
+    random_steering(model, ["mlp", "attention", "layers.2"], seed=3, **bounded).save_pretrained(root / "line")
+    random_steering(model, "layers.0", seed=4).save_pretrained(root / "later")
+    random_steering(model, "layers.0", seed=5).save_pretrained(root / "latest")
+    return root
+
+
+class Wanted(NamedTuple):
+    """What the reference generates: tokens, and the log-probabilities (token, vocabulary) that they were drawn from."""
+
+    tokens: list[int]
+    log_probabilities: Tensor
+
+
+class Reference:
+    """The same model in transformers, steered by `Steering.apply`."""
+
+    def __init__(self, root: Path, names: Sequence[str] = (*NAMES, "later", "latest")) -> None:
+        self.model: Any = tiny_model("llama", head_dim=32)
+        self.tokenizer = tiny_tokenizer()
+        self.steerings = {name: dsas.Steering.from_pretrained(root / name) for name in names}
+
+    @cache  # noqa: B019 - lives as long as the tests of one module
+    def generate(self, prompt: str, ask: Ask, new_tokens: int = NEW_TOKENS) -> Wanted:
+        """Return the greedy continuation of one prompt alone."""
+        ids = torch.tensor([self.tokenizer(prompt)["input_ids"]])
+        with ExitStack() as stack, torch.no_grad():
+            for name, strength in zip(*ask, strict=True):
+                stack.enter_context(self.steerings[name].apply(self.model, strength, record=False))
+            everything = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None
+            )
+            logits = self.model(everything).logits[0, ids.shape[1] - 1 : -1]
+        return Wanted(everything[0, ids.shape[1] :].tolist(), torch.log_softmax(logits, -1))
+
+
+@contextmanager
+def running(root: Path, *, names: Sequence[str] = NAMES, **options: Any) -> Iterator[Any]:
+    """Run an `LLM` in this process with these Steerings; none is the engine as vLLM has it."""
+    os.environ.update(SETTINGS)
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
+    from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]
+
+    from dsas.serving import engine
+
+    spare = options.pop("spare", 0)
+    folders = [str(root / name) for name in names]
+    extra = engine.arguments(str(root / "model"), folders, together=2, spare=spare) if names else {}
+    usual = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 192,
+        "max_num_seqs": 16,
+        "block_size": 32,
+        "kv_cache_memory_bytes": 64 << 20,
+        "distributed_executor_backend": "uni",
+        "disable_log_stats": False,
+    }
+    llm = LLM(str(root / "model"), **{**usual, **options}, **extra)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def generate(llm: Any, work: Sequence[tuple[str, Ask]], *, new_tokens: int = NEW_TOKENS, logprobs: int = 5) -> Any:
+    """Return the outputs of requests that run at once, greedily."""
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+    parameters = [
+        SamplingParams(
+            temperature=0, max_tokens=new_tokens, logprobs=logprobs, ignore_eos=True, extra_args=ask.extra_args()
+        )
+        for _, ask in work
+    ]
+    return llm.generate([prompt for prompt, _ in work], parameters, use_tqdm=False)
+
+
+def worst_difference(output: Any, wanted: Wanted) -> float:
+    """Return the largest difference of log-probabilities; the tokens must be the same."""
+    got = output.outputs[0]
+    assert list(got.token_ids) == wanted.tokens
+    return max(
+        abs(value.logprob - float(wanted.log_probabilities[place, token]))
+        for place, values in enumerate(got.logprobs)
+        for token, value in values.items()
+    )

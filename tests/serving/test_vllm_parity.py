@@ -1,0 +1,173 @@
+"""With vLLM: every request gets what transformers and `Steering.apply` give it alone, whatever runs beside it."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import (
+    ASKS,
+    LONG,
+    NAMES,
+    NEW_TOKENS,
+    PROMPTS,
+    Ask,
+    Reference,
+    generate,
+    running,
+    worst_difference,
+    write_folders,
+)
+from makers import random_steering
+
+from dsas.errors import ModelMismatchError, OptionError
+from dsas.testing import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.vllm
+WORK = [(prompt, ask) for ask in ASKS for prompt in PROMPTS]
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folders(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path) -> Reference:
+    return Reference(root)
+
+
+def check(llm: Any, reference: Reference, record: Any) -> list[Any]:
+    """Run all requests twice, the second time over whatever the first has left in the cache."""
+    first, second = generate(llm, WORK), generate(llm, WORK)
+    wanted = [reference.generate(prompt, ask) for prompt, ask in WORK]
+    worst = max(worst_difference(*pair) for outputs in (first, second) for pair in zip(outputs, wanted, strict=True))
+    record("worst log-probability difference", worst)
+    record("tokens compared", 2 * len(WORK) * NEW_TOKENS)
+    assert worst < TOLERANCE
+    return second
+
+
+@pytest.mark.parametrize("chunk", [32, 512], ids=["chunked", "whole"])
+@pytest.mark.parametrize("cached", [True, False], ids=["prefix-cache", "no-prefix-cache"])
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+def test_mixed_requests_agree_with_the_reference(
+    root: Path, reference: Reference, record_property: Any, *, eager: bool, cached: bool, chunk: int
+) -> None:
+    options = {"enforce_eager": eager, "enable_prefix_caching": cached, "max_num_batched_tokens": chunk}
+    with running(root, **options) as llm:
+        second = check(llm, reference, record_property)
+    hits = sum(output.num_cached_tokens or 0 for output in second)
+    assert (hits > 0) == cached
+
+
+def test_requests_that_are_preempted_agree_too(root: Path, reference: Reference, record_property: Any) -> None:
+    with running(root, num_gpu_blocks_override=9, enable_prefix_caching=False, max_num_seqs=8) as llm:
+        work = [(LONG[:60], ask) for ask in ASKS]
+        outputs = generate(llm, work, new_tokens=40)
+        wanted = [reference.generate(prompt, ask, 40) for prompt, ask in work]
+        assert max(worst_difference(*pair) for pair in zip(outputs, wanted, strict=True)) < TOLERANCE
+        counted = {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value
+    record_property("preemptions", counted)
+    assert counted > 0
+
+
+# Without compilation vLLM's CPU worker runs no pipeline, steered or not.
+@pytest.mark.parametrize(
+    ("parallel", "eager"),
+    [("tensor_parallel_size", True), ("tensor_parallel_size", False), ("pipeline_parallel_size", False)],
+    ids=["tensor-eager", "tensor-compiled", "pipeline-compiled"],
+)
+def test_two_workers_agree(
+    root: Path, reference: Reference, record_property: Any, *, parallel: str, eager: bool
+) -> None:
+    with running(root, enforce_eager=eager, distributed_executor_backend="mp", **{parallel: 2}) as llm:
+        check(llm, reference, record_property)
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+def test_without_steering_and_at_strength_zero_no_bit_differs_from_the_stock_engine(root: Path, *, eager: bool) -> None:
+    work = [(prompt, ask) for prompt in PROMPTS for ask in (Ask(), Ask(("detox",), (0.0,)))]
+
+    def answers(*, steered: bool) -> list[Any]:
+        with running(root, names=NAMES if steered else (), enforce_eager=eager) as llm:
+            outputs = generate(llm, work if steered else [(prompt, Ask()) for prompt, _ in work])
+        ranked = [[sorted((t, v.logprob) for t, v in at.items()) for at in o.outputs[0].logprobs] for o in outputs]
+        return [(list(output.outputs[0].token_ids), values) for output, values in zip(outputs, ranked, strict=True)]
+
+    assert answers(steered=True) == answers(steered=False)
+
+
+def test_ten_thousand_mixed_requests_each_get_their_own_strength(root: Path, reference: Reference) -> None:
+    chance = random.Random(0)
+    strengths = (0.0, 0.25, 0.5, 1.0, 1.5)
+    asks = [Ask(), *(Ask((name,), (strength,)) for name in ("detox", "topic", "line") for strength in strengths)]
+    asks += [Ask(("topic", "detox"), (a, b)) for a in (0.25, 1.0) for b in (0.25, 1.0)]
+    work = [(chance.choice(PROMPTS[2:]), chance.choice(asks)) for _ in range(10_000)]
+    with running(root, max_num_seqs=64) as llm:
+        outputs = generate(llm, work, new_tokens=3, logprobs=2)
+    wanted = [reference.generate(prompt, ask, 3) for prompt, ask in work]
+    assert max(worst_difference(*pair) for pair in zip(outputs, wanted, strict=True)) < TOLERANCE
+    different = {tuple(reference.generate(PROMPTS[2], ask, 3).log_probabilities[:, 0].tolist()) for ask in asks}
+    assert len(different) == len(asks) - 3  # the three of strength 0 are the unsteered one: all others tell each other
+
+
+def test_several_samples_of_one_request_are_all_steered(root: Path, reference: Reference) -> None:
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+    ask = ASKS[2]
+    with running(root) as llm:
+        parameters = SamplingParams(n=3, top_k=1, max_tokens=NEW_TOKENS, ignore_eos=True, extra_args=ask.extra_args())
+        (output,) = llm.generate([PROMPTS[2]], parameters, use_tqdm=False)
+    assert [list(one.token_ids) for one in output.outputs] == 3 * [reference.generate(PROMPTS[2], ask).tokens]
+
+
+@pytest.fixture(scope="module")
+def spared(root: Path) -> Iterator[Any]:
+    with running(root, spare=2) as llm:
+        yield llm
+
+
+def test_a_bad_request_is_refused_and_the_engine_lives_on(spared: Any, reference: Reference) -> None:
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
+
+    with pytest.raises(VLLMValidationError, match="no Steering 'detoks' is loaded; closest: 'detox'"):
+        generate(spared, [("Hi", Ask(("detoks",), (1.0,)))])
+    with pytest.raises(VLLMValidationError, match="must be a number from 0"):
+        generate(spared, [("Hi", Ask(("detox",), (-1.0,)))])
+    (output,) = generate(spared, [("Hi", ASKS[1])])
+    assert worst_difference(output, reference.generate("Hi", ASKS[1])) < TOLERANCE
+
+
+def test_a_steering_is_loaded_and_replaced_while_the_engine_runs(
+    spared: Any, root: Path, reference: Reference, tmp_path: Path
+) -> None:
+    from dsas.serving import engine
+
+    for version in ("later", "latest"):
+        engine.load(spared, "extra", str(root / version))
+        (output,) = generate(spared, [(PROMPTS[0], Ask(("extra",), (1.0,)))])
+        wanted = reference.generate(PROMPTS[0], Ask((version,), (1.0,)))
+        assert worst_difference(output, wanted) < TOLERANCE
+    random_steering(tiny_model("llama", head_dim=32), "layers.0", seed=9).save_pretrained(tmp_path / "more")
+    with pytest.raises(OptionError, match="no slot is free for 'extra'"):
+        engine.load(spared, "extra", str(tmp_path / "more"))
+
+
+def test_what_does_not_fit_is_not_loaded(spared: Any, tmp_path: Path) -> None:
+    from dsas.serving import engine
+
+    random_steering(tiny_model("qwen2")).save_pretrained(tmp_path / "qwen")
+    with pytest.raises(ModelMismatchError, match="class 'Qwen2ForCausalLM' here, 'LlamaForCausalLM' served"):
+        engine.load(spared, "qwen", str(tmp_path / "qwen"))
+
+
+def test_another_model_is_refused_before_it_is_loaded(root: Path, tmp_path: Path) -> None:
+    from dsas.serving import engine
+
+    tiny_model("qwen2").save_pretrained(tmp_path)  # pyright: ignore[reportAttributeAccessIssue]
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelMismatchError, match="fitted on another kind of model"):
+        engine.arguments(str(tmp_path), [str(root / "detox")])
