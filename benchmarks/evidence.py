@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import dsas
 from dsas.demo.models import real_model
 from dsas.demo.questions import social_iqa
@@ -85,7 +83,7 @@ def kept(folder: Path, make: Callable[[Path], dsas.Steering]) -> dsas.Steering:
     return dsas.Steering.from_pretrained(folder)
 
 
-def setup_of(name: str, loaded: LoadedModel, texts: DemoTexts, questions: int) -> Setup:
+def setup_of(name: str, loaded: LoadedModel, texts: DemoTexts, questions: int, threads: int) -> Setup:
     """Return what all cells are measured on."""
     parts = {
         "tune": Part(perplexity={kind: tuple(texts.tune[kind]) for kind in TUNED_ON}),
@@ -97,7 +95,7 @@ def setup_of(name: str, loaded: LoadedModel, texts: DemoTexts, questions: int) -
     }
     return Setup(
         model=str(real_model(name)), fingerprint=fingerprint(loaded.model), prompts=tuple(texts.prompts), parts=parts,
-        judge=str(real_model(JUDGES[name])), threads=torch.get_num_threads(),
+        judge=str(real_model(JUDGES[name])), threads=threads,
     )  # fmt: skip
 
 
@@ -122,8 +120,8 @@ def main() -> None:
         Series(name, steering_of(plan, loaded, texts, folder), plan.transform, plan.regulator, plan.strengths)
         for name, plan in plans.items()
     ]
-    setup = setup_of(arguments.model, loaded, texts, arguments.questions)
     spread = Spread(arguments.workers, arguments.ray)
+    setup = setup_of(arguments.model, loaded, texts, arguments.questions, spread.threads)
     command = f"python benchmarks/evidence.py --model {arguments.model}"
     chosen = run_sweep(folder, setup, series, grid=Grid(), spread=spread, command=command)
     print(json.dumps({name: found.strength for name, found in chosen.items()}))

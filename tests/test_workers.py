@@ -73,3 +73,9 @@ def test_who_stops_listening_leaves_no_process(tmp_path):
 def test_less_than_one_worker_and_a_cluster_that_is_not_there_are_refused(tmp_path):
     with pytest.raises(OptionError, match="at least one worker, got 0"):
         run(Spread(workers=0), tmp_path)
+
+
+def test_workers_share_the_threads_of_this_process_and_never_get_none(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    spreads = (Spread(), Spread(workers=3), Spread(workers=9), Spread(ray="auto"))
+    assert [spread.threads for spread in spreads] == [8, 2, 1, 1]

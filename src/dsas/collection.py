@@ -68,7 +68,8 @@ def collect(
     if spread == Spread():
         found = enumerate(pooled_activations(model, inputs, sites, pooling=pooling, skip_sinks=skip_sinks))
     else:
-        found = pooled_shards(pooled_by_name(model, sites, pooling=pooling, skip_sinks=skip_sinks), inputs, spread)
+        how = pooled_by_name(model, sites, pooling=pooling, skip_sinks=skip_sinks, threads=spread.threads)
+        found = pooled_shards(how, inputs, spread)
     return _gathered(store, [batch.rows for batch in waiting], found, progress)
 
 

@@ -39,7 +39,7 @@ class Pooled(NamedTuple):
     sites: tuple[Site, ...]
     pooling: Pooling
     skip_sinks: bool
-    threads: int = 1
+    threads: int
 
 
 def pooled_shards(
@@ -58,14 +58,16 @@ def pooled_shards(
                 yield done.number * BATCHES + place, dict(zip(how.sites, vectors, strict=True))
 
 
-def pooled_by_name(model: nn.Module, sites: Sequence[Site], *, pooling: Pooling, skip_sinks: bool) -> Pooled:
+def pooled_by_name(
+    model: nn.Module, sites: Sequence[Site], *, pooling: Pooling, skip_sinks: bool, threads: int = 1
+) -> Pooled:
     """Return how workers read what is read of `model` here. Raises OptionError for a model loaded from nowhere."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise OptionError("workers load the model from its folder or hub id, and this one was loaded from neither")
     weights = next(model.parameters())
     precision = str(weights.dtype).removeprefix("torch.")
-    return Pooled(name, fingerprint(model), precision, str(weights.device), tuple(sites), pooling, skip_sinks)
+    return Pooled(name, fingerprint(model), precision, str(weights.device), tuple(sites), pooling, skip_sinks, threads)
 
 
 @final

@@ -17,6 +17,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, Protocol, final
 
+import torch
+
 from dsas.errors import DsasWarning, MissingExtraError, OptionError, WorkerError
 
 ATTEMPTS = 3
@@ -30,6 +32,11 @@ class Spread(NamedTuple):
 
     workers: int = 1
     ray: str = ""
+
+    @property
+    def threads(self) -> int:
+        """How many of torch's threads each worker gets: an equal share of this process's; 1 on a cluster."""
+        return 1 if self.ray else max(1, torch.get_num_threads() // max(1, self.workers))
 
 
 class Runs(Protocol):

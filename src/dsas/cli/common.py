@@ -27,7 +27,7 @@ class _Commands(typer.core.TyperGroup):
             errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            errors.print("interrupted; fit, calibrate and demo go on from here when run again")
+            errors.print("interrupted; fit, train, calibrate, pareto and demo go on from here when run again")
             raise typer.Exit(130) from interrupt
 
 

@@ -12,7 +12,7 @@ import typer
 import dsas
 from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, kinds_of
 from dsas.errors import OptionError, TextsError
-from dsas.evaluation.choice import read_questions
+from dsas.evaluation.choice import Question, read_questions
 from dsas.evaluation.generations import Sampling
 from dsas.identity import fingerprint
 from dsas.loading import LoadedModel, load_model
@@ -73,28 +73,25 @@ def pareto(
     pairs = list(itertools.product(transform, regulator)) if sets else []
     series = [_fitted(loaded, sets, pair, sites=sites, out=out, progress=not as_json) for pair in pairs]
     series += [Series(folder.name, dsas.Steering.from_pretrained(folder), "stored", "stored") for folder in steering]
-    report = Part(
-        {kind: tuple(some) for kind, some in texts["report"].items()},
-        {kind: tuple(some[:KL_TEXTS]) for kind, some in texts["report"].items()},
-        quiz,
-    )
+    spread = Spread(workers, ray)
     setup = Setup(
         model=model,
         fingerprint=fingerprint(loaded.model),
         prompts=tuple(asked),
-        parts={"tune": Part({kind: tuple(some) for kind, some in texts["tune"].items()}), "report": report},
+        parts=_parts(texts, quiz),
         scorers=tuple(scorer),
         judge=judge,
         sampling=Sampling(new_tokens=new_tokens),
         device=device,
         precision=precision,
+        threads=spread.threads,
     )
     chosen = run_sweep(
         out,
         setup,
         [one._replace(strengths=tuple(strength)) for one in series],
         grid=Grid(tuple(range(seeds)), budget, limit),
-        spread=Spread(workers, ray),
+        spread=spread,
         command=shlex.join(["dsas", *sys.argv[1:]]),
         progress=not as_json,
     )
@@ -130,6 +127,12 @@ def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str
 
 
 _PARTS = {"tune": "tune", "report": "neutral"}
+
+
+def _parts(texts: dict[str, dict[str, list[str]]], quiz: dict[str, tuple[Question, ...]]) -> dict[str, Part]:
+    """Return what is read to choose strengths, and what to report: KL, of two passes, on the first texts of a kind."""
+    tune, report = ({kind: tuple(some) for kind, some in texts[part].items()} for part in _PARTS)
+    return {"tune": Part(tune), "report": Part(report, {kind: some[:KL_TEXTS] for kind, some in report.items()}, quiz)}
 
 
 def _fitted(
