@@ -1,5 +1,6 @@
 """Steering: its report, its picture, strengths that are refused, and the hub, which here is a folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,10 @@ def test_the_digest_changes_with_what_is_done_and_not_with_what_is_said_about_it
     other = random_steering(model, transform=dsas.Addition(torch.ones(WIDTH)))
     assert same.digest() == steering.digest()
     assert len({steering.digest(), weaker.digest(), other.digest()}) == 3
+
+
+def test_a_digest_is_over_the_fields_a_site_of_texts_always_had(tmp_path: Path) -> None:
+    steering = random_steering(tiny_model())
+    steering.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["rules"][0]["site"]
+    assert set(stored) == {"path", "index", "side", "part", "parts"}
