@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsas
-from dsas.editing import Fused, General, edit_with, way_of
+from dsas.editing import Fused, General, edit_with, shortened, way_of
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
 
@@ -167,3 +167,57 @@ def test_a_steered_model_compiles_in_one_piece_and_does_the_same(strengths: Any,
     with torch.no_grad(), steering.apply(model, strengths, record=False):
         steered = model(ids, use_cache=False).logits
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, steered)
+
+
+@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_from_the_second_pass_on_a_hook_does_the_same_by_a_shorter_way(dtype: Any, how: str, when: str) -> None:
+    way, t = fused_way(HOW[how], WHEN[when], torch.tensor(0.7)), torch.randn(2, 3, WIDTH, dtype=dtype)
+    assert isinstance(way, Fused)
+    long: list[Tensor] = []
+    gains: list[Any] = []
+
+    def change(output: Tensor) -> Tensor:
+        long.append(output)
+        return edit_with(way, output, None).t
+
+    hook = shortened(way, change, gains.append)
+    expected = hook(torch.nn.Identity(), (), t)
+    assert (len(long), gains) == (1, [])
+    torch.testing.assert_close(hook(torch.nn.Identity(), (), t), expected, rtol=0, atol=0)
+    assert (len(long), len(gains)) == (1, 1)
+    applied = way.applied(t, way(t, None))
+    torch.testing.assert_close((1 if gains[0] is None else gains[0]) * way.factor * torch.ones_like(applied), applied)
+
+
+def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
+    way = fused_way(HOW["addition"], WHEN["logistic"], torch.tensor(0.7))
+    assert isinstance(way, Fused)
+    seen: list[Any] = []
+    hook = shortened(way, seen.append, None)
+    module, t = torch.nn.Identity(), torch.randn(2, 3, WIDTH)
+    hook(module, (), (t,))  # no plain tensor: no shorter way is made of it
+    hook(module, (), t)
+    hook(module, (), t[:1])  # another batch is no other kind
+    others = [(t,), t.bfloat16(), torch.nn.Parameter(t), t.to("meta")]
+    for other in others:
+        hook(module, (), other)
+    with torch.autocast("cpu", torch.bfloat16):
+        hook(module, (), t)
+    assert [id(given) for given in seen[2:]] == [*map(id, others), id(t)]
+
+
+def test_a_trace_of_many_passes_is_that_of_one() -> None:
+    model, ids = tiny_model(), torch.arange(3, 9)[None]
+    for when in (None, dsas.Constant(0.3)):
+        steering = random_steering(model)
+        if when is not None:
+            steering = dsas.Steering([rule._replace(regulator=when) for rule in steering.rules], steering.model)
+        with steering.apply(model, 0.5) as applied, torch.no_grad():
+            model(ids)
+            expected = applied.trace().strengths
+            cache = model(ids[:, :2], use_cache=True).past_key_values
+            for place in range(2, 6):
+                model(ids[:, place : place + 1], past_key_values=cache)
+            torch.testing.assert_close(applied.trace().strengths, expected)

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsas.editing import General, edit_with, way_of
+from dsas.editing import Fused, General, edit_with, shortened, way_of
 from dsas.errors import DsasWarning, OptionError, StateError
 from dsas.hooks import Hooks
 from dsas.maps import MapRecorder, Maps
@@ -102,7 +102,7 @@ class Applied:
                 if isinstance(self._reader, PassReader) and self._reader.watches_latents:
                     self._hooks.on_result(self._reader.pipeline, "prepare_latents", self._restart)
                 for number, rule in enumerate(self.rules):
-                    self._hooks.at_site(self._model, rule.site, self._editor(number, rule))
+                    self._hook(number, rule)
             except BaseException:
                 self._hooks.remove()
                 raise
@@ -198,11 +198,22 @@ class Applied:
         if isinstance(self._recorder, MapRecorder):
             self._recorder.restart()
 
-    def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
-        """Return what the hook at a rule's site does: equation (1), and the record of it."""
-        strengths, site, doses = self.strength * rule.weight, rule.site, self._keep_doses
+    def _hook(self, number: int, rule: Rule) -> None:
+        """Put the hook of one rule on, by which its site does equation (1)."""
+        strengths, doses = self.strength * rule.weight, self._keep_doses
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
         needs_step = rule.regulator.reads_step or self._skip_sinks or isinstance(self._reader, PassReader)
+        edit = self._editor(number, rule.site, way, needs_step)
+        if needs_step or not isinstance(way, Fused) or not way.same_for_all_rows or not rule.site.is_plain:
+            self._hooks.at_site(self._model, rule.site, edit)
+            return
+        recorder = self._recorder
+        record = partial(recorder.add_gain, number, way.factor) if isinstance(recorder, Recorder) else None
+        self._hooks.on_output(self._model.get_submodule(rule.site.path), shortened(way, edit, record))
+
+    def _editor(self, number: int, site: Site, way: Fused | General, needs_step: bool) -> Callable[[Any], Any]:
+        """Return what is done to what the module of a site gives or takes, and the record of it."""
+        doses = self._keep_doses
 
         def edit(output: Any) -> Any:
             whole = site.read(output)

@@ -9,14 +9,16 @@ Left out: supports, which the fused step does not know.
 """
 
 import copy
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch import is_autocast_enabled as autocasts
 
 from dsas.kernels import Fold
-from dsas.kernels.eager import Stepped, stepped
+from dsas.kernels.eager import Stepped, prepared, stepped
 from dsas.regulators import Constant, Logistic, Regulator
 from dsas.step import Step, per_row
 from dsas.transforms import AffineTransform, Transform, steer
@@ -68,10 +70,39 @@ def way_of(
 def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], step: Step | None) -> Stepped | Edited:
     """Return what a way does to `t`, in the precision that it asks for whatever autocast says."""
     kind = t.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not autocasts(kind):
         return way(t, step)
     with torch.autocast(kind, enabled=False):
         return way(t, step)
+
+
+def shortened(
+    way: "Fused", change: Callable[[Any], Any], record: Callable[[Tensor | None], None] | None
+) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    """Return a forward hook that does what `change` does to an output, in less Python from the second pass on.
+
+    The first plain activation that comes says for which dtype and device; any other goes through `change` again.
+    record: called with each token's gain over `way.factor`, None for 1, when nothing is being compiled.
+    """
+    dtype: Any = None
+    device: Any = None
+    kind: Any = None
+    step: Any = None
+
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        nonlocal dtype, device, kind, step
+        if type(output) is Tensor and output.dtype is dtype and output.device == device and not autocasts(kind):
+            steered, gain = step(output)
+            if record is not None and not torch.compiler.is_compiling():
+                record(gain)
+            return steered
+        changed = change(output)
+        if dtype is None and type(output) is Tensor and output.ndim == 3 and not torch.compiler.is_compiling():
+            step, device, kind = way.prepared(output), output.device, output.device.type
+            dtype = output.dtype  # the last, since another thread may come by
+        return changed
+
+    return hook
 
 
 class _Here(NamedTuple):
@@ -90,7 +121,7 @@ class Fused:
 
     def __init__(self, fold: Fold, rows: Float[Tensor, " row"] | None, alike: bool, factor: float) -> None:
         """Edit by a fold; rows: strengths, as given; alike: they are in the fold; factor: all that is folded in."""
-        self._fold, self._rows, self._alike, self._factor = fold, rows, alike, factor
+        self._fold, self._rows, self._alike, self.factor = fold, rows, alike, factor
         self._here: _Here | None = None
 
     def __call__(self, t: Float[Tensor, "batch token dim"], step: Step | None) -> Stepped:
@@ -110,8 +141,17 @@ class Fused:
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited) -> Float[Tensor, "batch token 1"]:
         """Return strength x regulator of every token."""
         gain = edited.gain
-        every = t.new_full((1, 1, 1), self._factor, dtype=torch.float32) if gain is None else gain * self._factor
+        every = t.new_full((1, 1, 1), self.factor, dtype=torch.float32) if gain is None else gain * self.factor
         return every.expand(*t.shape[:2], 1)
+
+    @property
+    def same_for_all_rows(self) -> bool:
+        """Whether it was given one strength, for batches of any size."""
+        return self._rows is None
+
+    def prepared(self, t: Float[Tensor, "batch token dim"]) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """Return what this does to activations of the dtype and device of `t`, when it is the same for all rows."""
+        return prepared(self._placed(t, 1).fold, t.dtype)
 
     def _placed(self, t: Tensor, copies: int) -> _Here:
         wide = torch.promote_types(t.dtype, self._fold.offset.dtype)

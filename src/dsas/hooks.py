@@ -10,7 +10,7 @@ itself.
 
 import sys
 from collections.abc import Callable
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any
 
 from torch import nn
@@ -38,22 +38,25 @@ class Hooks:
         """Whether any hook is on."""
         return bool(self._handles)
 
-    def on_output(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
-        """Call `change(output)` after every forward of `module`; what it returns, unless None, is the new output."""
-        self._add(module.register_forward_hook(_OutputHook(change)), module._forward_hooks)
+    def on_output(self, module: nn.Module, change: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> None:
+        """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
+        self._add(module.register_forward_hook(_Hook(change)), module._forward_hooks)
 
     def at_site(self, model: nn.Module, site: Site, change: Callable[[Any], Any]) -> None:
         """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
         module = model.get_submodule(site.path)
-        (self.on_input if site.side == "input" else self.on_output)(module, change)
+        if site.side == "input":
+            self.on_input(module, change)
+        else:
+            self.on_output(module, lambda _module, _args, output: change(output))
 
     def on_input(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
         """Call `change(input)` before every forward of `module`, on its first argument; None keeps it as it is."""
-        self._add(module.register_forward_pre_hook(_InputHook(change), with_kwargs=True), module._forward_pre_hooks)
+        self._before(module, _on_first(change))
 
     def on_call(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
-        self._add(module.register_forward_pre_hook(_CallHook(look), with_kwargs=True), module._forward_pre_hooks)
+        self._before(module, _on_arguments(look))
 
     def on_result(self, owner: Any, name: str, look: Callable[[Any], object]) -> None:
         """Call `look(result)` after every call of the method `name` of an object that is no module."""
@@ -75,6 +78,9 @@ class Hooks:
     def __exit__(self, *_exception: object) -> None:
         self.remove()
 
+    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._add(module.register_forward_pre_hook(_Hook(hook), with_kwargs=True), module._forward_pre_hooks)
+
     def _add(self, handle: RemovableHandle, others: Any) -> None:
         for number in [number for number, hook in others.items() if not isinstance(hook, _Hook)]:
             others.move_to_end(number)
@@ -83,33 +89,33 @@ class Hooks:
         self._handles.append(handle)
 
 
-class _Hook:
-    """A hook that a copied or unpickled module does not keep."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+class _Hook(partial[Any]):
+    """A hook that a copied or unpickled module does not keep; no line of Python stands before its function."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (_nothing,)
 
 
-class _OutputHook(_Hook):
-    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return self.function(output)
+def _on_first(change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a forward pre-hook by which `change` changes the first argument."""
 
-
-class _InputHook(_Hook):
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = "" if args else next(iter(kwargs), "")
-        changed = self.function(args[0] if args else kwargs.get(name))
+        changed = change(args[0] if args else kwargs.get(name))
         if changed is None:
             return None
         return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
 
+    return hook
 
-class _CallHook(_Hook):
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.function(args, kwargs)
+
+def _on_arguments(look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> Callable[..., None]:
+    """Return a forward pre-hook that looks at all arguments."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        look(args, kwargs)
+
+    return hook
 
 
 class _Watched:

@@ -59,6 +59,11 @@ class Site:
         side = "@input" if self.side == "input" else ""
         return f"{self.path}{index}{side}" + (f"#{self.part}/{self.parts}" if self.parts > 1 else "")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a tensor (batch, token, dim) that the module gives is the activation as it stands."""
+        return self.parts == 1 and self.layout != "channels" and self.side == "output"
+
     def read(self, given: Any) -> Tensor:
         """Return the activation (batch, token, dim) from what its module gives or takes; raises ActivationError."""
         if self._plain(given):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.text import Text
 
+ONE = torch.ones(1, 1, 1)
+
 
 class Trace(NamedTuple):
     """The applied strength (strength x site weight x regulator) of the last sequence each row ran.
@@ -140,7 +142,7 @@ class Recorder:
         passes = getattr(self._local, "passes", None)
         if passes is None or step.past == 0 or passes[-1][0].batch != step.batch:
             passes = self._local.passes = []
-        passes.append((step, [()] * len(self._sites)))
+        passes.append((step, [(1.0, ())] * len(self._sites)))
 
     def add(self, site: int, _step: Step | None, *values: Float[Tensor, "batch token _"]) -> None:
         """Record what site number `site` did in the open pass: what it applied, and then, if kept, regulator and dose.
@@ -149,7 +151,15 @@ class Recorder:
         """
         passes = getattr(self._local, "passes", None)
         if passes:
-            passes[-1][1][site] = tuple([value.detach() if value.requires_grad else value for value in values])
+            values = tuple([value.detach() if value.requires_grad else value for value in values])
+            passes[-1][1][site] = 1.0, values
+
+    def add_gain(self, site: int, factor: float, gain: Float[Tensor, "batch token 1"] | None) -> None:
+        """Record, as `add` would, that site number `site` applied factor x gain, where None is 1 for every token."""
+        passes = getattr(self._local, "passes", None)
+        if passes:
+            gain = ONE if gain is None else gain.detach() if gain.requires_grad else gain
+            passes[-1][1][site] = factor, (gain,)
 
     def trace(self, *, start: int = 0) -> Trace:
         """Return what this thread recorded, from the pass that begins at cache position `start` on.
@@ -164,7 +174,7 @@ class Recorder:
             )
         last, _ = passes[-1]
         first, total = passes[0][0].past, last.past + last.tokens
-        kept = max((len(values) for _, found in passes for values in found), default=0)
+        kept = max((len(values) for _, found in passes for _, values in found), default=0)
         measured = torch.zeros(3, len(self._sites), last.batch, total - first)
         real = torch.zeros(last.batch, total - first, dtype=torch.bool)
         ids = None if last.token_ids is None else torch.zeros(last.batch, total - first, dtype=torch.long)
@@ -174,9 +184,9 @@ class Recorder:
             real[:, span] = step.real[:, :count].cpu()
             if ids is not None and step.token_ids is not None:
                 ids[:, span] = step.token_ids[:, :count].cpu()
-            for site, values in enumerate(found):
+            for site, (factor, values) in enumerate(found):
                 for kind, value in enumerate(values):
-                    measured[kind, site, :, span] = value.float().mean(-1)[:, :count].cpu()
+                    measured[kind, site, :, span] = factor * value.float().mean(-1)[:, :count].cpu()
         strengths, regulators, doses = measured * real
         detail = (regulators, doses) if kept == 3 else (None, None)
         return Trace(self._sites, strengths, real, ids, None, *detail)
