@@ -127,7 +127,33 @@ def test_the_first_step_of_sgd_is_the_rate_times_the_gradient() -> None:
     trainer.step(0)
     for name, value in trainer.leaves.items():
         rate = 0.05 if "transform" in name else 0.01
-        torch.testing.assert_close(value.detach(), before[f"leaf {name}"] - rate * slopes[name])
+        own = trainer.data.target[int(name[0])].square().mean(0).sqrt()  # each neuron's unit
+        unit = {"offset": own**2, "theta": own**-2}.get(name.rpartition(".")[2], torch.ones(()))
+        torch.testing.assert_close(value.detach(), before[f"leaf {name}"] - rate * unit * slopes[name])
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_activations_a_thousand_times_as_large_learn_the_same_edit_a_thousand_times_as_large(name: Any) -> None:
+    def learned(factor: float) -> dict[str, Tensor]:
+        torch.manual_seed(5)
+        x, other = torch.randn(9, 4, DIM, dtype=torch.float64), torch.randn(7, 4, DIM, dtype=torch.float64)
+        line = dsas.Lineas(1 + 0.1 * torch.randn(DIM).double(), 0.1 * factor * torch.randn(DIM).double())
+        when = dsas.Logistic(torch.randn(DIM).double() / factor, torch.tensor(0.2).double())
+        rule = learnable(dsas.Rule(dsas.Site("after"), line, when), torch.device("cpu"), regulator=True)
+        every = [(factor * t, torch.ones(len(t), 4, dtype=torch.bool)) for t in (x, other)]
+        data = Data(every[:1], every[1:], [factor * torch.randn(8, DIM, dtype=torch.float64) - 0.3 * factor])
+        model = Two().double()
+        work = work_on(model)._replace(run=lambda batch: model.after(batch[0]))
+        model.after.weight.data.copy_(torch.eye(DIM))
+        model.after.bias.data.zero_()
+        plan = Plan(Objective(0.7, 0.1), 6, Optimiser(name, 0.01, 0.02), NOT_HELD)
+        trainer = Trainer(work, [rule], data, plan)
+        return learn(trainer, progress=False).values
+
+    small, large = learned(1.0), learned(1000.0)
+    units = {"0.transform.slope": 1, "0.transform.offset": 1000, "0.regulator.theta": 1e-3, "0.regulator.bias": 1}
+    for leaf, unit in units.items():
+        torch.testing.assert_close(large[leaf], unit * small[leaf], rtol=1e-4, atol=1e-9)
 
 
 def test_sparsity_keeps_neurons_at_exactly_the_identity_and_dense_moves_them_all() -> None:

@@ -24,7 +24,7 @@ def train(
     control: Annotated[Path | None, typer.Option(help="Neutral texts that must stay as they are.")] = None,
     objective: Annotated[str, typer.Option(help="lineas (how) or e2e-dsas (how and when).")] = "lineas",
     gate: Annotated[str, typer.Option(help="Form of e2e-dsas's regulators: sigmoid or relu.")] = "sigmoid",
-    gamma: Annotated[float, typer.Option(help="Weight of keeping control texts in place.")] = 0.1,
+    gamma: Annotated[float, typer.Option(help="Weight of keeping control texts in place.")] = 0.3,
     sparsity: Annotated[float, typer.Option(help="Weight of the sparse group lasso; 0 is dense.")] = 0.0,
     steps: Annotated[int, typer.Option(help="Steps, each over all texts.")] = 50,
     start: Annotated[str, typer.Option(help="Where regulators start: fitted or scratch.")] = "fitted",

@@ -47,7 +47,7 @@ def train(
     control: Sequence[str] = (),
     objective: Name = "lineas",
     gate: Gate = "sigmoid",
-    gamma: float = 0.1,
+    gamma: float = 0.3,
     sparsity: float = 0.0,
     steps: int = 50,
     start: Start = "fitted",

@@ -1,8 +1,12 @@
 """Objectives: what training makes small, as pure functions of tensors.
 
-    transport  =  mean over sites and neurons of  sum_k (s_(k) - g_k)^2          s_(k): steered source, sorted; g: goal
-    control    =  mean over sites and control tokens of  || a' - a ||_2          a: what the unsteered model has there
+    transport  =  mean over sites and neurons of  sum_k (s_(k) - g_k)^2 / u^2    s_(k): steered source, sorted; g: goal
+    control    =  mean over sites and control tokens of  || a' - a ||_2 / u      a: what the unsteered model has there
     loss       =  transport + gamma * control
+    u          =  root of the mean square of the site's target activations
+
+Activations of one model may be five hundred times those of another, and of one site twenty times those of the next:
+u, which the sources do not have, makes gamma mean the same everywhere, and lets no site outweigh the others.
 
 In one dimension optimal transport pairs sorted samples, so with equal sizes the sum is n times the squared Wasserstein
 distance W2^2 to the target sample. For other sizes goal k is the mean of the target's quantile function over
@@ -32,14 +36,22 @@ def goal(target: Float[Tensor, "sample2 dim"], count: int) -> Float[Tensor, "cou
     return (integral.diff(dim=0) * count / samples).to(target.dtype)
 
 
+def size(target: Float[Tensor, "sample dim"]) -> Float[Tensor, " dim"]:
+    """Return the root mean square of each neuron, but a thousandth of the site's where it is less."""
+    square = target.double().square()
+    floor = (1e-3 * square.mean().sqrt()).clamp(min=torch.finfo(torch.float32).tiny)
+    return square.mean(0).sqrt().clamp(min=floor).to(target.dtype)
+
+
 def transport(
-    pooled: Sequence[Float[Tensor, "sample _"]], goals: Sequence[Float[Tensor, "sample _"]]
+    pooled: Sequence[Float[Tensor, "sample _"]], goals: Sequence[Float[Tensor, "sample _"]], units: Sequence[float]
 ) -> Float[Tensor, ""]:
-    """Return the transport term of all sites, in units of the squared activation; `goals` as `goal` gives them.
+    """Return the transport term of all sites, without unit; `goals` as `goal` gives them, `units` the sites' u.
 
     Sites may differ in width.
     """
-    terms = [(s.sort(0).values - g).square().sum(0).mean() for s, g in zip(pooled, goals, strict=True)]
+    each = zip(pooled, goals, units, strict=True)
+    terms = [(s.sort(0).values - g).square().sum(0).mean() / unit**2 for s, g, unit in each]
     return torch.stack([term.to(terms[0].device) for term in terms]).mean()  # a model may be spread over devices
 
 

@@ -1,6 +1,6 @@
 """Proximal: the sparse group lasso on (w - 1, b), as a step after each step of the optimiser.
 
-    R(v)    = share |v|_1 + (1 - share) sqrt(d) |v|_2         for v = w - 1 and v = b of each site, d numbers each
+    R(v)    = share |v|_1 + (1 - share) sqrt(d) |v|_2         for v = w - 1 and v = b / size of each site, d numbers
     prox(v) = max(0, 1 - tau (1 - share) sqrt(d) / |u|_2) u,  u = sign(v) max(0, |v| - tau share)
 
 with tau = sparsity x current learning rate. Soft-thresholding first and shrinking the group afterwards is the exact
@@ -29,8 +29,13 @@ def shrink(v: Float[Tensor, " dim"], tau: float, *, share: float = SHARE) -> Flo
     return kept * soft
 
 
-def shrink_line_(slope: Float[Tensor, " dim"], offset: Float[Tensor, " dim"], tau: float) -> None:
-    """Take the proximal step on the parameters of one site, in place: towards slope 1 and offset 0."""
+def shrink_line_(
+    slope: Float[Tensor, " dim"], offset: Float[Tensor, " dim"], size: Float[Tensor, " dim"], tau: float
+) -> None:
+    """Take the proximal step on the parameters of one site, in place: towards slope 1 and offset 0.
+
+    size: of each neuron's activations, in whose units the offset is.
+    """
     with torch.no_grad():
         slope.copy_(1 + shrink(slope - 1, tau))
-        offset.copy_(shrink(offset, tau))
+        offset.copy_(size * shrink(offset / size, tau))

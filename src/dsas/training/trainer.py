@@ -11,6 +11,10 @@ one more forward pass. The control term is a sum over tokens and needs no such c
 Control activations of the unsteered model are read once and kept, in the model's own precision: tokens x width x sites
 numbers, against one more forward pass a step. The learning rate follows a cosine down to `floor` of what it began as.
 
+Rates are without unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
+activations had been scaled to a root mean square of 1. Otherwise the rate that is right for one model is a thousand
+times too small for the offsets of another and too large for its regulators.
+
 Source: LinEAS (arXiv 2503.10679) for transport, proximal step and cosine. Left out: steps on random parts of the texts.
 """
 
@@ -26,24 +30,27 @@ from dsas.applied import Rule
 from dsas.errors import OptionError
 from dsas.regulators.posterior import auroc
 from dsas.training.learning import leaves, support
-from dsas.training.objectives import drift, goal, transport
+from dsas.training.objectives import drift, goal, size, transport
 from dsas.training.passes import Passes, Seen, Work, cheaply
 from dsas.training.proximal import shrink_line_
 from dsas.training.records import Row
 
+TINY = 1e-30
+EPS = 1e-15  # of Adam: gradients by large activations are small, and 1e-8 would hold them back
 Stopped = Literal["finished", "early", "interrupted", "diverged"]
 
 
 class Optimiser(NamedTuple):
     """How parameters move: "adam" or "sgd" (without momentum), and the rates at the start, > 0.
 
-    rate: of slopes and offsets. regulator_rate: of what E2E-DSAS learns of its regulators. floor: the last rate over
-    the first, in (0, 1]. The paper's recipe for LinEAS is Optimiser("sgd", 0.1) with 1000 steps.
+    rate: of slopes and offsets. regulator_rate: of what E2E-DSAS learns of its regulators. Both are in units of each
+    neuron's activations. floor: the last rate over the first, in (0, 1]. The paper's recipe for LinEAS is
+    Optimiser("sgd", 0.1) with 1000 steps, in units that activations happen to have.
     """
 
     name: Literal["adam", "sgd"] = "adam"
-    rate: float = 0.001
-    regulator_rate: float = 0.01
+    rate: float = 0.03
+    regulator_rate: float = 0.003
     floor: float = 1e-3
 
     def check(self) -> None:
@@ -111,9 +118,12 @@ class Trainer:
         """Open the model and read what the unsteered model does to the control texts."""
         self.rules, self.data, self.plan = list(rules), data, plan
         self._work, self.leaves = work, leaves(self.rules)
+        self._sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(data.target, rules, strict=True)]
+        self._units = [float(t.double().square().mean().sqrt().clamp(min=TINY)) for t in data.target]
         self._passes = Passes(work, self.rules).__enter__()
         try:
             self.optimiser = self._optimiser()
+            self._scales = self._scales_of_leaves()
             self._rows = self._rows_in(data.source)
             self._goals = self._goals_for(self._rows)
             batches = [*data.control, *data.held_control] if plan.objective.gamma > 0 else []
@@ -173,7 +183,7 @@ class Trainer:
         rows = self._rows_in(self.data.held_source)
         seen = [self._passes.pooled(batch) for batch in self.data.held_source]
         pooled = [torch.cat([part[site].value for part in seen]) for site in range(len(self.rules))]
-        term = float(transport(pooled, self._goals_for(rows))) * self._rows / rows
+        term = float(transport(pooled, self._goals_for(rows), self._units)) * self._rows / rows
         moved = 0.0
         if self.plan.objective.gamma > 0:
             kept = self._unsteered[len(self.data.control) :]
@@ -210,7 +220,7 @@ class Trainer:
         batches = self.data.source
         if len(batches) == 1:
             seen = [self._passes.pooled(batches[0])]
-            loss = transport(self._values(seen[0]), self._goals)
+            loss = transport(self._values(seen[0]), self._goals, self._units)
             loss.backward()
             return float(loss.detach()), self._dead(seen)
         with torch.no_grad():
@@ -218,7 +228,7 @@ class Trainer:
         seen.append(self._passes.pooled(batches[-1]))  # its graph is kept, so that one need not be run again
         sites = range(len(self.rules))
         pooled = [torch.cat([part[site].value.detach() for part in seen]).requires_grad_() for site in sites]
-        loss = transport(pooled, self._goals)
+        loss = transport(pooled, self._goals, self._units)
         sizes = [len(part[0].value) for part in seen]
         slopes = [slope.split(sizes) for slope in torch.autograd.grad(loss, pooled)]
         dead = self._dead(seen)
@@ -234,18 +244,22 @@ class Trainer:
         totals = [sum(len(kept[site]) for kept in mine) for site in range(len(self.rules))]
         for batch, kept in zip(batches, mine, strict=True):
             seen = self._values(self._passes.tokens(batch))
-            pairs = zip(seen, kept, totals, strict=True)
-            moved = [cheaply(drift, value, old) / total for value, old, total in pairs]
+            each = zip(seen, kept, totals, self._units, strict=True)
+            moved = [cheaply(drift, value, old) / (total * unit) for value, old, total, unit in each]
             yield torch.stack([one.to(moved[0].device) for one in moved]).mean()
 
     def _move(self, scale: float) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = scale * group["first"]
+        before = {name: self.leaves[name].detach().clone() for name in self._scales}
         self.optimiser.step()
+        for name, old in before.items():
+            leaf = self.leaves[name].detach()
+            leaf.copy_(torch.lerp(old, leaf, self._scales[name]))
         tau = self.plan.objective.sparsity * scale * self.plan.optimiser.rate
         if tau > 0:
-            for rule in self.rules:
-                shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), tau)
+            for rule, own in zip(self.rules, self._sizes, strict=True):
+                shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), own, tau)
 
     def _scale(self, number: int) -> float:
         floor = self.plan.optimiser.floor
@@ -259,7 +273,17 @@ class Trainer:
             for part, rate in parts.items()
             if (members := [value for name, value in self.leaves.items() if f".{part}." in name])
         ]
-        return torch.optim.Adam(groups) if wanted.name == "adam" else torch.optim.SGD(groups)
+        return torch.optim.Adam(groups, eps=EPS) if wanted.name == "adam" else torch.optim.SGD(groups)
+
+    def _scales_of_leaves(self) -> dict[str, Tensor]:
+        """Return by name what a step of the optimiser is multiplied by, to be one in units of the activations.
+
+        Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
+        """
+        power = 1 if self.plan.optimiser.name == "adam" else 2
+        units = {"transform.offset": power, "regulator.theta": -power}
+        found = {f"{n}.{leaf}": own**p for n, own in enumerate(self._sizes) for leaf, p in units.items()}
+        return {name: scale for name, scale in found.items() if name in self.leaves}
 
     def _rows_in(self, batches: Sequence[Any]) -> int:
         return sum(len(self._work.real(batch)) for batch in batches)
