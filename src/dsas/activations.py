@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, OptionError, SiteError, closest
 from dsas.hooks import Hooks, StopForward
+from dsas.placement import device_of
 from dsas.sites import Site
 
 Pooling = Literal["mean", "last"]
@@ -95,7 +96,7 @@ def read_sites(
 
 def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a batch of model inputs on the device where the model begins."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     return {name: value.to(device) for name, value in batch.items()}
 
 

@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 from dsas.activations import evaluation_mode
 from dsas.errors import OptionError, StrengthError
 from dsas.pieces import pieces
+from dsas.placement import device_of
 from dsas.steering import Steering
 from dsas.storage import replace_files
 from dsas.text import check_texts, pad_token, tokenize
@@ -110,7 +111,7 @@ class _Run:
         self._strength, self._skip_sinks = strength, skip_sinks
 
     def trace(self, row: list[int], new_tokens: int, next_tokens: int) -> Trace:
-        ids = torch.tensor([row], device=self._model.device)
+        ids = torch.tensor([row], device=device_of(self._model))
         applied = self._steering.apply(self._model, self._strength, record="doses", skip_sinks=self._skip_sinks)
         with applied:
             if new_tokens:

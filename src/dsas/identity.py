@@ -5,7 +5,8 @@
     refused     anything else, with a message that says what differs
 
 The fingerprint hashes a few values of every parameter, rounded to bfloat16, so that loading the same weights as
-float32 or bfloat16 gives the same one, in milliseconds.
+float32 or bfloat16 gives the same one, in milliseconds. Weights kept
+outside of the model (`device_map`) are read there.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from torch import nn
 
 from dsas.errors import ModelMismatchError
 from dsas.pipeline import Parts
+from dsas.placement import stored
 
 SAMPLES_PER_PARAMETER = 64
 
@@ -82,9 +84,10 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         plain = name.replace("_orig_mod.", "")  # which torch.compile puts into names
         digest.update(f"{plain}{tuple(parameter.shape)}".encode())
-        if parameter.is_meta or not parameter.is_floating_point():
+        values = stored(model, name, parameter)
+        if values.is_meta or not values.is_floating_point():
             continue
-        flat = parameter.detach().flatten()
+        flat = values.flatten()
         picked = flat[:: max(1, len(flat) // SAMPLES_PER_PARAMETER)][:SAMPLES_PER_PARAMETER]
         digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from dsas.errors import MissingExtraError, OptionError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+SPREADS = ("balanced", "sequential")  # what transformers takes as `device_map` and `device` means here, too
 
 
 class LoadedModel(NamedTuple):
@@ -21,29 +22,37 @@ class LoadedModel(NamedTuple):
 def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
     """Load a causal language model by folder, hub id, or path of a .gguf file, in evaluation mode.
 
-    device: "auto" takes a GPU when there is one, else anything torch.device takes.
+    device: "auto" takes a GPU when there is one, else anything torch.device takes; or one of `SPREADS`, which spreads
+    the layers over all GPUs, and what they cannot hold over main memory and disk (needs accelerate).
     precision: one of `PRECISIONS`; "auto" keeps the dtype of the checkpoint.
     Raises OptionError when nothing can be loaded from `name` or the device is not there, MissingExtraError for a GGUF
-    file without its readers.
+    file or a spread without what they need.
     """
     place = _checked(device, precision)
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
     options: dict[str, Any] = _gguf_options(gguf) if gguf else {}
     dtype = precision if precision == "auto" else getattr(torch, precision)
+    if device in SPREADS:
+        _need("accelerate", "accelerate")
+        options["device_map"] = device
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         wanted = "a folder with a transformers model, a hub id or a .gguf file"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): {error}") from error
-    torch.nn.Module.to(model, place)
+    if device not in SPREADS:
+        torch.nn.Module.to(model, place)
     return LoadedModel(model.eval(), tokenizer)
 
 
 def find_device(device: str) -> torch.device:
-    """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError when it is not there."""
-    if device == "auto":
+    """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError when it is not there.
+
+    Of `SPREADS` it is that of "auto": where a model that is not to be spread goes beside one that is.
+    """
+    if device in ("auto", *SPREADS):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
@@ -55,10 +64,7 @@ def find_device(device: str) -> torch.device:
 def _gguf_options(file: str) -> dict[str, Any]:
     """Return what makes transformers read a GGUF file into ordinary dense weights."""
     for package in ("gguf", "accelerate"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise MissingExtraError(package, "gguf") from error
+        _need(package, "gguf")
     try:
         from transformers import GgufConfig
     except ImportError:  # releases without GgufConfig always dequantise
@@ -66,11 +72,21 @@ def _gguf_options(file: str) -> dict[str, Any]:
     return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
 
 
+def _need(package: str, extra: str) -> None:
+    try:
+        __import__(package)
+    except ImportError as error:
+        raise MissingExtraError(package, extra) from error
+
+
 def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -> Any:
     """Load a diffusers pipeline by folder or hub id, without its progress bar; device, precision as `load_model`.
 
-    Raises OptionError when nothing can be loaded from `name`, MissingExtraError without diffusers.
+    A pipeline is not spread. Raises OptionError when nothing can be loaded from `name`, MissingExtraError without
+    diffusers.
     """
+    if device in SPREADS:
+        raise OptionError(f"a pipeline is loaded on one device, not {device!r}: give 'auto', 'cpu' or 'cuda'")
     place = _checked(device, precision)
     try:
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline

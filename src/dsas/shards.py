@@ -61,10 +61,12 @@ def pooled_shards(
 def pooled_by_name(
     model: nn.Module, sites: Sequence[Site], *, pooling: Pooling, skip_sinks: bool, threads: int = 1
 ) -> Pooled:
-    """Return how workers read what is read of `model` here. Raises OptionError for a model loaded from nowhere."""
+    """Return how workers read what is read of `model` here. Raises OptionError for one from nowhere or spread."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise OptionError("workers load the model from its folder or hub id, and this one was loaded from neither")
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise OptionError("workers load the model whole, each on one device, and this one is spread over several")
     weights = next(model.parameters())
     precision = str(weights.dtype).removeprefix("torch.")
     return Pooled(name, fingerprint(model), precision, str(weights.device), tuple(sites), pooling, skip_sinks, threads)

@@ -96,6 +96,18 @@ class Step:
         self.site = 0
         self._mask = mask
         self._history = history or History()
+        self._elsewhere: dict[torch.device, Step] = {}
+
+    def on(self, device: torch.device) -> "Step":
+        """Return this step as it is on another device, where a model spread over several has the site."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Step(
+                self.batch, self.tokens, past=self.past, mask=self._mask, token_ids=self.token_ids, device=device,
+                history=self._history,
+            )  # fmt: skip
+        return self._elsewhere[device]
 
     def take(self, whole: Tensor) -> Tensor:
         """Return the rows of the model's batch that this step is of."""
@@ -185,11 +197,11 @@ class StepReader:
         return self.current(*t.shape[:2], device=t.device)
 
     def current(self, batch: int, tokens: int, device: torch.device) -> Step:
-        """Return this thread's step, or a plain one (all tokens real, no past) when the decoder was not called."""
+        """Return this thread's step there, or a plain one (all tokens real, no past) if the decoder was not called."""
         step = getattr(self._local, "step", None)
         if step is None or (step.batch, step.tokens) != (batch, tokens):
             return Step(batch, tokens, device=device)
-        return step
+        return step.on(device)
 
 
 def per_row(values: Num[Tensor, " row"], rows: int, what: str = "strengths") -> Num[Tensor, " batch"]:

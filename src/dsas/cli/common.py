@@ -40,7 +40,9 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="Folder, hub id or .gguf file of a transformers causal language model.")]
-Device = Annotated[str, typer.Option(help="'auto' (a GPU when there is one), 'cpu', 'cuda', 'cuda:1', ...")]
+Device = Annotated[
+    str, typer.Option(help="'auto' (a GPU when there is one), 'cpu', 'cuda:1', ...; 'balanced' over all GPUs.")
+]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Field = Annotated[str, typer.Option(help="JSON key or CSV column that holds the text.")]

@@ -24,6 +24,7 @@ from torch.nn.functional import kl_div
 
 from dsas.activations import evaluation_mode
 from dsas.errors import OptionError
+from dsas.placement import device_of
 from dsas.text import Batch, batches, pad_token, tokenize
 
 
@@ -68,5 +69,6 @@ def divergence(
 
 
 def _logits(model: Any, batch: Batch) -> Float[Tensor, "batch token vocabulary"]:
-    mask = batch.mask.to(model.device, torch.long)
-    return model(input_ids=batch.tokens.to(model.device), attention_mask=mask, use_cache=False).logits
+    device = device_of(model)
+    mask = batch.mask.to(device, torch.long)
+    return model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False).logits

@@ -26,6 +26,7 @@ from transformers import (
 
 from dsas.activations import evaluation_mode
 from dsas.errors import OptionError
+from dsas.placement import device_of
 from dsas.text import Batch, batches, pad_token, tokenize
 
 
@@ -131,7 +132,7 @@ class _Draw(LogitsProcessor):
 
 def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any) -> list[list[int]]:
     """Return the new tokens of each row up to its end of text."""
-    mask = batch.mask.to(model.device)
+    mask = batch.mask.to(device_of(model))
     config = GenerationConfig(
         do_sample=False,  # `_Draw` does; what it leaves is likeliest
         temperature=1.0,
@@ -142,7 +143,7 @@ def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any
         pad_token_id=fill,
     )
     output = model.generate(
-        batch.tokens.to(model.device),
+        batch.tokens.to(mask.device),
         attention_mask=mask.long(),
         generation_config=config,
         logits_processor=LogitsProcessorList([_Draw(sampling, mask)]),

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from dsas.activations import evaluation_mode
 from dsas.errors import OptionError
+from dsas.placement import device_of
 from dsas.text import Batch, batches
 
 Straddling = Literal["given", "judged"]
@@ -89,8 +90,8 @@ def _predicting(row: Row) -> range:
 
 def _logits(model: Any, batch: Batch, positions: list[int]) -> Float[Tensor, "batch position vocabulary"]:
     """Return the logits at these positions; a model that cannot be asked for some gives all."""
-    some = "logits_to_keep" in inspect.signature(model.forward).parameters
-    kept = {"logits_to_keep": torch.tensor(positions, device=model.device)} if some else {}
-    mask = batch.mask.to(model.device, torch.long)
-    logits = model(input_ids=batch.tokens.to(model.device), attention_mask=mask, use_cache=False, **kept).logits
+    device, some = device_of(model), "logits_to_keep" in inspect.signature(model.forward).parameters
+    kept = {"logits_to_keep": torch.tensor(positions, device=device)} if some else {}
+    mask = batch.mask.to(device, torch.long)
+    logits = model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False, **kept).logits
     return logits if logits.shape[1] == len(positions) else logits[:, positions]

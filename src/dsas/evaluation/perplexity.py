@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.activations import evaluation_mode
 from dsas.errors import OptionError, TextsError
+from dsas.placement import device_of
 from dsas.text import batches, pad_token, tokenize
 
 
@@ -54,8 +55,8 @@ def perplexity(
     surprise = torch.zeros(len(rows), dtype=torch.float64)
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
-            tokens = batch.tokens.to(model.device)
-            mask = batch.mask.to(model.device, torch.long)
+            tokens = batch.tokens.to(device_of(model))
+            mask = batch.mask.to(tokens.device, torch.long)
             logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
             for place, row in enumerate(batch.rows):
                 end = len(rows[row])

@@ -24,11 +24,12 @@ from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.identity import ModelIdentity
 from dsas.methods import regulator_fit
 from dsas.pipeline import module_of
+from dsas.placement import device_of
 from dsas.regulators import Constant, FittedRegulator
 from dsas.sites import Site, SitePatterns, find_sites
 from dsas.steering import Steering
 from dsas.text import check_texts
-from dsas.training.learning import GATES, Gate, device_of, identity_rule, learnable, scratch, settled, support
+from dsas.training.learning import GATES, Gate, identity_rule, learnable, scratch, settled, support
 from dsas.training.loop import Learned, learn
 from dsas.training.records import Log
 from dsas.training.run import Run, training_reading

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsas.applied import Rule
 from dsas.errors import OptionError
@@ -85,14 +85,6 @@ def settled(rules: Sequence[Rule], values: dict[str, Tensor]) -> list[Rule]:
 def support(rules: Sequence[Rule]) -> int:
     """Return how many neurons have slope != 1 or offset != 0, over all sites."""
     return sum(_changed(rule.transform) for rule in rules)
-
-
-def device_of(model: nn.Module, path: str) -> torch.device:
-    """Return where the module at `path` computes: where its first parameter is, or else the model's."""
-    for module in (model.get_submodule(path), model):
-        for parameter in module.parameters():
-            return parameter.device
-    return torch.device("cpu")
 
 
 def _changed(transform: Transform) -> int:

@@ -189,14 +189,14 @@ def _summary(gain: Tensor, real: Tensor) -> tuple[Tensor, bool]:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Keep gradients out of the model's weights inside the block."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for name in learning:
+        model.get_parameter(name).requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        for name in learning:  # by name: weights that are kept on disk are another parameter after every pass
+            model.get_parameter(name).requires_grad_(True)
 
 
 def _projection(model: nn.Module) -> nn.Module:
