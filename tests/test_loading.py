@@ -1,6 +1,7 @@
 """Loading: a model and its tokenizer from a folder, and what happens when there is none."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from makers import logits_of, unchecked
 
 from dsas.errors import MissingExtraError, OptionError
-from dsas.loading import load_model
+from dsas.loading import find_device, load_model
 from dsas.testing import tiny_model, tiny_tokenizer
 
 
@@ -48,6 +49,19 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_precision_is_refused_with_those_there_are(folder: Path) -> None:
     with pytest.raises(OptionError, match=r"precision must be one of \('auto', 'float32'.*, got 'int8'"):
         unchecked(load_model)(str(folder), precision="int8")
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")])
+def test_of_the_processes_of_torchrun_each_has_a_gpu_of_its_own(
+    rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda _, device: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert find_device("auto") == torch.device(expected)
 
 
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])

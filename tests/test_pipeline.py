@@ -302,6 +302,15 @@ def test_two_steerings_at_once_come_off_in_either_order() -> None:
     assert "prepare_latents" not in vars(pipeline)
 
 
+def test_a_schedule_is_told_the_same_in_every_process_and_another_is_not() -> None:
+    pipeline = tiny_pipeline("sd")
+    told, notes = module_of(pipeline).schedule, pipeline.scheduler.config["_use_default_values"]
+    notes.reverse()  # diffusers makes this list of a set of words
+    assert module_of(pipeline).schedule == told
+    pipeline.scheduler.register_to_config(clip_sample=True)
+    assert module_of(pipeline).schedule != told
+
+
 def test_what_is_stored_is_applied_as_it_was_and_to_no_other_pipeline(tmp_path: Any) -> None:
     pipeline = tiny_pipeline("sd")
     steering = steered_at(pipeline, "sd", regulator=dsas.PerStep([dsas.Constant(1.0), dsas.Constant(0.5)]))

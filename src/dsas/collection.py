@@ -88,8 +88,7 @@ def collect_drawn(
     places: where each prompt stands in its set, which its seed follows from. Otherwise as `dsas.diffusion`.
     """
     drawing.check()
-    scheduler = parts.pipeline.scheduler
-    what = [list(prompts), list(places), drawing.as_dict(), type(scheduler).__name__, repr(scheduler.config)]
+    what = [list(prompts), list(places), drawing.as_dict(), parts.schedule]
     store = _Store(len(prompts), sites, _file(parts, what, sites, checkpoint))
     batches = prompt_batches(prompts, places, drawing.batch_size)
     waiting = [batch for batch in batches if not store.done[batch.rows].all()]

@@ -1,5 +1,6 @@
 """Loading: a causal language model and its tokenizer from a local folder, a hub id or a GGUF file; a pipeline."""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +51,11 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
 def find_device(device: str) -> torch.device:
     """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError when it is not there.
 
+    Of the processes of torchrun each has a GPU of its own, while there are enough.
     Of `SPREADS` it is that of "auto": where a model that is not to be spread goes beside one that is.
     """
     if device in ("auto", *SPREADS):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{_own_gpu()}" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -70,6 +72,11 @@ def _gguf_options(file: str) -> dict[str, Any]:
     except ImportError:  # releases without GgufConfig always dequantise
         return {"gguf_file": file}
     return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def _own_gpu() -> int:
+    """Return the number of this process's GPU: among those of torchrun on this machine its own, else the first."""
+    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
 def _need(package: str, extra: str) -> None:

@@ -98,6 +98,13 @@ class Parts(nn.Module):
         """The row of `FAMILIES` that holds here, or None."""
         return FAMILIES.get(type(self.denoiser).__name__)
 
+    @property
+    def schedule(self) -> str:
+        """The scheduler's class and options, without diffusers' own notes on them: one is a set, in no fixed order."""
+        scheduler = self.pipeline.scheduler
+        options = sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
+        return f"{type(scheduler).__name__} {options}"
+
     def drawing(self) -> nn.ModuleDict:
         """Return what a picture depends on before it is decoded: text encoders and denoiser."""
         return nn.ModuleDict({name: self.get_submodule(name) for name in (*self.encoders, *self.denoisers)})

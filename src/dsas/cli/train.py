@@ -10,6 +10,7 @@ from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, hide_f
 from dsas.collection import Reading
 from dsas.loading import load_model
 from dsas.textfiles import DEFAULT_FIELD, read_texts
+from dsas.training.ranks import is_first
 
 
 @app.command(
@@ -43,7 +44,10 @@ def train(
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Learn a Steering by gradients through the model; Ctrl-C keeps the best so far, and running it again goes on."""
+    """Learn a Steering by gradients through the model; Ctrl-C keeps the best so far, and running it again goes on.
+
+    Under `torchrun -m dsas.cli train ...` its processes share the work.
+    """
     hide_foreign_bars()
     loaded = load_model(model, device=device, precision=precision)
     steering = dsas.train(
@@ -69,7 +73,8 @@ def train(
         seed=seed,
         progress=not as_json,
     )
-    steering.save_pretrained(out)
-    show(steering, as_json, saved=str(out), log=str(out / "training" / "log.csv"))
+    if is_first():
+        steering.save_pretrained(out)
+        show(steering, as_json, saved=str(out), log=str(out / "training" / "log.csv"))
     if steering.settings["training"]["stopped"] == "interrupted":
         raise typer.Exit(130)

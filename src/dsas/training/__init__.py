@@ -4,7 +4,7 @@ objectives  what is made small, as functions of tensors      learning  rules tha
 proximal    the step that makes maps sparse                  trainer   gradients, steps and looks, for any model
 passes      steered passes through a frozen model            loop      progress, log, resume, early stopping
 records     log lines and states on disk                     run       models and pipelines as the trainer runs them
-language    `dsas.train`
+ranks       several processes, each on its share             language  `dsas.train`
 """
 
 from dsas.training.language import train

@@ -31,6 +31,7 @@ from dsas.steering import Steering
 from dsas.text import check_texts
 from dsas.training.learning import GATES, Gate, identity_rule, learnable, scratch, settled, support
 from dsas.training.loop import Learned, learn
+from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
 from dsas.training.run import Run, training_reading
 from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
@@ -62,6 +63,7 @@ def train(
     checkpoint: str | Path | None = None,
     tensorboard: bool = False,
     seed: int = 0,
+    distributed: bool = True,
     progress: bool = True,
 ) -> Steering:
     """Learn a Steering for `model` by gradients through it; the model's weights neither change nor get gradients.
@@ -83,6 +85,8 @@ def train(
     checkpointing: compute activations again in the backward pass instead of keeping them; not of pipelines.
     checkpoint: folder for log.csv, log.jsonl and the state to resume from. tensorboard: write events there too.
     seed: of the split into learned-from and held-out texts. Ctrl-C ends training and keeps the best so far.
+    distributed: under torchrun, and wherever torch.distributed is initialised, all ranks train one Steering together,
+    each on its share of the micro-batches; all return it, and the first writes files. False: each process its own.
     Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError.
     """
     options = _Options(objective, gate, gamma, sparsity, steps, start, regulator, threshold, optimiser, held_out, seed)
@@ -94,14 +98,17 @@ def train(
         start.model.compare(module)
     found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else find_sites(module, sites)
     folder = Path(checkpoint) if checkpoint is not None else None
-    run = Run(module, tokenizer, found, reading, texts, folder, progress)
-    split = _split(texts, held_out.share, seed)
-    pooled = {name: run.collect(split[name]) for name in ("source", "control", "target") if split[name]}
-    rules = options.start_rules(run, pooled)
     if tensorboard and folder is None:
         raise OptionError("tensorboard writes into the checkpoint folder: give checkpoint as well")
-    log = Log(folder, tensorboard=tensorboard)
-    learned = _learn(run, rules, split, options.plan(), (pooled["target"], checkpointing, options.id(run, texts), log))
+    split = _split(texts, held_out.share, seed)
+    with ranks_here(module, distributed=distributed) as ranks:
+        run = Run(module, tokenizer, found, reading, texts, folder, progress and ranks.first, ranks)
+        identity = options.id(run, texts)
+        ranks.check_same(identity)
+        pooled = {name: run.collect(split[name]) for name in ("source", "control", "target") if split[name]}
+        rules = options.start_rules(run, pooled)
+        log = Log(folder if ranks.first else None, tensorboard=tensorboard)
+        learned = _learn(run, rules, split, options.plan(), (pooled["target"], checkpointing, identity, log))
     _warn(learned, rules)
     rules = options.finish(settled(rules, learned.values), pooled)
     return Steering(rules, ModelIdentity.of(module), options.said(rules, learned, split, reading))
@@ -231,10 +238,11 @@ def _learn(
     work = run.work(checkpointing=checkpointing)
     parts = {name: run.batches(split[name]) for name in ("source", "control", "held_source", "held_control")}
     data = Data(target=[target[rule.site] for rule in rules], **parts)
-    trainer = Trainer(work, rules, data, plan)
+    trainer = Trainer(work, rules, data, plan, run.ranks)
     try:
         file = run.folder / f"state-{identity}.safetensors" if run.folder is not None else None
-        return learn(trainer, file=file, log=log, progress=run.progress)
+        learned = learn(trainer, file=file, log=log, progress=run.progress)
+        return run.ranks.from_first(lambda: learned)
     finally:
         trainer.close()
 

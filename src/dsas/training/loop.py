@@ -2,18 +2,21 @@
 
 What a later step depends on is copied after every whole step; whatever happens in the middle of one, that copy is what
 is written and what training goes on from, so a resumed training ends in the same bits as one that was never cut.
+Of several ranks the first keeps files and shows progress, all go on from its state, and all stop after the same step.
 """
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from dsas.collection import SECONDS_BETWEEN_CHECKPOINTS, progress_bar
 from dsas.training.records import Course, Log, Row, State, read_state, write_state
-from dsas.training.trainer import Stopped, Trainer
+from dsas.training.trainer import Trainer
+
+Stopped = Literal["finished", "early", "interrupted", "diverged"]
 
 
 class Learned(NamedTuple):
@@ -35,10 +38,11 @@ def learn(trainer: Trainer, *, file: Path | None = None, log: Log | None = None,
     keeper = _Keeper(trainer, file)
     log.begin(keeper.state.course.rows)
     stopped: Stopped = "finished"
-    with progress_bar(progress) as bar, keeper:
+    with progress_bar(progress) as bar, trainer.ranks.interruptible() as check, keeper:
         task = bar.add_task("training", total=trainer.plan.steps, completed=keeper.state.course.done)
         try:
             while not keeper.state.course.ended:
+                check()
                 keeper.advance()
                 row = keeper.state.course.rows[-1]
                 log.add(row)
@@ -57,11 +61,10 @@ class _Keeper:
     """Holds the state after the last whole step; a context manager that writes it out on leaving."""
 
     def __init__(self, trainer: Trainer, file: Path | None) -> None:
-        self._trainer, self._file, self._written = trainer, file, time.monotonic()
-        found = read_state(file) if file is not None else None
-        if found is not None:
-            trainer.restore(found.now)
-        self.state = found or State(Course(), trainer.state(), self._leaves())
+        self._trainer, self._written = trainer, time.monotonic()
+        self._file = file if trainer.ranks.first else None
+        self.state = trainer.ranks.from_first(lambda: self._found() or State(Course(), trainer.state(), self._leaves()))
+        trainer.restore(self.state.now)
 
     def advance(self) -> None:
         """Take one step, or, after the last, one last look."""
@@ -86,6 +89,9 @@ class _Keeper:
         if not trainer.plan.held_out.share:
             course, best = course._replace(best_step=number + 1), self._leaves()
         self._put(State(course, trainer.state(), best))
+
+    def _found(self) -> State | None:
+        return read_state(self._file) if self._file is not None else None
 
     def _looks(self, number: int) -> bool:
         held = self._trainer.plan.held_out

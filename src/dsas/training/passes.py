@@ -60,6 +60,17 @@ class Seen(NamedTuple):
     alive: bool
 
 
+def plain(seen: Seen, *, on_cpu: bool) -> Seen:
+    """Return what a site saw without its graph, and on the CPU if asked for."""
+    value = seen.value.detach()
+    return Seen(value.cpu(), seen.strength.cpu(), seen.alive) if on_cpu else seen._replace(value=value)
+
+
+def strengths_of(seen: Sequence[Sequence[Seen]]) -> Float[Tensor, "row site"]:
+    """Return the mean strength of each row of some batches at each site, on the CPU."""
+    return torch.stack([torch.cat([one.strength.cpu() for one in site]) for site in zip(*seen, strict=True)], dim=1)
+
+
 class Passes:
     """Steered passes over one model; open it as a context manager."""
 

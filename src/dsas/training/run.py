@@ -5,6 +5,7 @@ they flow through every denoising step and the scheduler between. Left out: grad
 """
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from dsas.pipeline import Parts, PassReader
 from dsas.sites import Site
 from dsas.text import Batch
 from dsas.training.passes import Work
+from dsas.training.ranks import Ranks
 
 
 class Run(NamedTuple):
@@ -32,9 +34,13 @@ class Run(NamedTuple):
     texts: dict[str, list[str]]
     folder: Path | None
     progress: bool
+    ranks: Ranks = Ranks()
 
     def collect(self, texts: list[str]) -> dict[Site, Tensor]:
-        """Return each text's pooled activation (text, dim) at every site, of the unsteered model."""
+        """Return each text's pooled activation (text, dim) at every site, of the unsteered model; the first rank's."""
+        return self.ranks.from_first(lambda: self._collect(texts))
+
+    def _collect(self, texts: list[str]) -> dict[Site, Tensor]:
         kept: dict[str, Any] = {"checkpoint": self.folder, "progress": self.progress}
         if not isinstance(self.model, Parts):
             return collect(self.model, self.tokenizer, texts, self.sites, reading=self.reading, **kept)
@@ -43,18 +49,19 @@ class Run(NamedTuple):
         return {site: value.mean((1, 2)) for site, value in found.items()}
 
     def batches(self, texts: list[str]) -> list[Batch] | list[Prompts]:
-        """Return texts as micro-batches."""
+        """Return texts as micro-batches, small enough for every rank to get one."""
         if not texts:
             return []
+        size = min(self.reading.batch_size, math.ceil(len(texts) / self.ranks.count))
         if isinstance(self.model, Parts):
-            return prompt_batches(texts, places_of(self.texts, texts), self.reading.batch_size)
-        return read_batches(self.tokenizer, texts, self.reading)
+            return prompt_batches(texts, places_of(self.texts, texts), size)
+        return read_batches(self.tokenizer, texts, self.reading._replace(batch_size=size))
 
     def read(self) -> list[Any]:
         """Return how the model is read, JSON-ready."""
         if not isinstance(self.model, Parts):
             return list(self.reading)
-        return [self.reading.as_dict(), repr(self.model.pipeline.scheduler.config)]
+        return [self.reading.as_dict(), self.model.schedule]
 
     def work(self, *, checkpointing: bool) -> Work:
         """Return the model as the trainer takes it."""

@@ -8,6 +8,9 @@ site, sorts them, and so knows d loss / d s in closed form; the second sends tho
 after another. A row's activations depend on that row alone, so this is the gradient of the full batch, at the price of
 one more forward pass. The control term is a sum over tokens and needs no such care.
 
+Several ranks share the micro-batches (`dsas.training.ranks`): each runs its own, learns the others' pooled vectors
+before the sort, sends back the slopes of its own rows, and then all add up their gradients.
+
 Control activations of the unsteered model are read once and kept, in the model's own precision: tokens x width x sites
 numbers, against one more forward pass a step. The learning rate follows a cosine down to `floor` of what it began as.
 
@@ -31,14 +34,13 @@ from dsas.errors import OptionError
 from dsas.regulators.posterior import auroc
 from dsas.training.learning import leaves, support
 from dsas.training.objectives import drift, goal, size, transport
-from dsas.training.passes import Passes, Seen, Work, cheaply
+from dsas.training.passes import Passes, Seen, Work, cheaply, plain, strengths_of
 from dsas.training.proximal import shrink_line_
+from dsas.training.ranks import Ranks
 from dsas.training.records import Row
 
 TINY = 1e-30
 EPS = 1e-15  # of Adam: gradients by large activations are small, and 1e-8 would hold them back
-Stopped = Literal["finished", "early", "interrupted", "diverged"]
-
 
 class Optimiser(NamedTuple):
     """How parameters move: "adam" or "sgd" (without momentum), and the rates at the start, > 0.
@@ -114,9 +116,12 @@ class Gradient(NamedTuple):
 class Trainer:
     """Learns the leaves of `rules`, in place; the model is as it was once the trainer is closed."""
 
-    def __init__(self, work: Work, rules: Sequence[Rule], data: Data, plan: Plan) -> None:
-        """Open the model and read what the unsteered model does to the control texts."""
-        self.rules, self.data, self.plan = list(rules), data, plan
+    def __init__(self, work: Work, rules: Sequence[Rule], data: Data, plan: Plan, ranks: Ranks | None = None) -> None:
+        """Open the model and read what the unsteered model does to the control texts.
+
+        ranks: with whom the batches are shared, of which every rank is given all; None is nobody.
+        """
+        self.rules, self.data, self.plan, self.ranks = list(rules), data, plan, ranks or Ranks()
         self._work, self.leaves = work, leaves(self.rules)
         self._sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(data.target, rules, strict=True)]
         self._units = [float(t.double().square().mean().sqrt().clamp(min=TINY)) for t in data.target]
@@ -126,7 +131,8 @@ class Trainer:
             self._scales = self._scales_of_leaves()
             self._rows = self._rows_in(data.source)
             self._goals = self._goals_for(self._rows)
-            batches = [*data.control, *data.held_control] if plan.objective.gamma > 0 else []
+            parts = (data.control, data.held_control) if plan.objective.gamma > 0 else ()
+            batches = [batch for part in parts for batch in self.ranks.mine(part)]
             with torch.no_grad():
                 self._unsteered = [self._values(self._passes.tokens(batch, steered=False)) for batch in batches]
         except BaseException:
@@ -146,7 +152,7 @@ class Trainer:
             for share in self._control(self.data.control, self._unsteered):
                 (self.plan.objective.gamma * share).backward()
                 moved += float(share.detach())
-        return Gradient(term, moved, dead)
+        return Gradient(term, self._with_others(moved, gradients=True), dead)
 
     def step(self, number: int) -> Row:
         """Take step `number`, from 0, and return what it began from; the held-out columns are empty.
@@ -181,18 +187,18 @@ class Trainer:
         The transport term is scaled to the number of source texts, so that both terms weigh as they do in training.
         """
         rows = self._rows_in(self.data.held_source)
-        seen = [self._passes.pooled(batch) for batch in self.data.held_source]
-        pooled = [torch.cat([part[site].value for part in seen]) for site in range(len(self.rules))]
-        term = float(transport(pooled, self._goals_for(rows), self._units)) * self._rows / rows
+        seen = self._everyones([self._passes.pooled(batch) for batch in self.ranks.mine(self.data.held_source)])
+        term = float(transport(self._pooled(seen), self._goals_for(rows), self._units)) * self._rows / rows
         moved = 0.0
         if self.plan.objective.gamma > 0:
-            kept = self._unsteered[len(self.data.control) :]
+            kept = self._unsteered[len(self.ranks.mine(self.data.control)) :]
             moved = sum(float(share) for share in self._control(self.data.held_control, kept))
+        moved = self._with_others(moved)
         found = {"held_transport": term, "held_control": moved, "held_loss": term + self.plan.objective.gamma * moved}
-        quiet = [self._passes.pooled(batch) for batch in self.data.held_control]
+        quiet = self._everyones([self._passes.pooled(batch) for batch in self.ranks.mine(self.data.held_control)])
         if quiet:
-            found["separation"] = float(auroc(self._strengths(seen), self._strengths(quiet)).mean())
-        return found
+            found["separation"] = float(auroc(strengths_of(seen), strengths_of(quiet)).mean())
+        return self.ranks.from_first(lambda: found)  # who decide by it must agree to the bit
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of all that a later step depends on: parameters and what the optimiser remembers."""
@@ -217,34 +223,52 @@ class Trainer:
                 self.optimiser.state[leaf][key] = kept.to(device, copy=True)
 
     def _transport(self) -> tuple[float, list[int]]:
-        batches = self.data.source
-        if len(batches) == 1:
-            seen = [self._passes.pooled(batches[0])]
-            loss = transport(self._values(seen[0]), self._goals, self._units)
-            loss.backward()
-            return float(loss.detach()), self._dead(seen)
+        batches = self.ranks.mine(self.data.source)
         with torch.no_grad():
             seen = [self._passes.pooled(batch) for batch in batches[:-1]]
-        seen.append(self._passes.pooled(batches[-1]))  # its graph is kept, so that one need not be run again
-        sites = range(len(self.rules))
-        pooled = [torch.cat([part[site].value.detach() for part in seen]).requires_grad_() for site in sites]
+        seen += [self._passes.pooled(batch) for batch in batches[-1:]]  # its graph is kept: it is not run again
+        everyones = self._everyones(seen)
+        pooled = [values.requires_grad_() for values in self._pooled(everyones)]
         loss = transport(pooled, self._goals, self._units)
-        sizes = [len(part[0].value) for part in seen]
-        slopes = [slope.split(sizes) for slope in torch.autograd.grad(loss, pooled)]
-        dead = self._dead(seen)
-        torch.autograd.backward(self._values(seen.pop()), [slope[-1] for slope in slopes])
+        sizes = [len(part[0].value) for part in everyones]
+        slopes = [self.ranks.mine(slope.split(sizes)) for slope in torch.autograd.grad(loss, pooled)]
+        if batches:
+            torch.autograd.backward(self._values(seen.pop()), [slope[-1] for slope in slopes])
         for place, batch in enumerate(batches[:-1]):
             again = self._passes.pooled(batch)
             torch.autograd.backward(self._values(again), [slope[place] for slope in slopes])
-        return float(loss.detach()), dead
+        return float(loss.detach()), self._dead(everyones)
+
+    def _everyones(self, seen: list[list[Seen]]) -> list[list[Seen]]:
+        """Return what was seen of the batches of all ranks, in order and without graphs, given this rank's."""
+        return self.ranks.joined([[plain(one, on_cpu=self.ranks.count > 1) for one in part] for part in seen])
+
+    def _pooled(self, seen: list[list[Seen]]) -> list[Tensor]:
+        """Return for each rule the vectors of all rows, where the rule computes."""
+        sites = zip(range(len(self.rules)), self._goals, strict=True)
+        return [torch.cat([part[site].value for part in seen]).to(goal.device) for site, goal in sites]
+
+    def _with_others(self, moved: float, *, gradients: bool = False) -> float:
+        """Return the control term that all ranks' shares of it make, and give every leaf the gradient they make."""
+        if self.ranks.count == 1:
+            return moved
+        term = torch.tensor(moved, dtype=torch.float64)
+        for leaf in self.leaves.values() if gradients else ():
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        slopes = [leaf.grad for leaf in self.leaves.values() if gradients and leaf.grad is not None]
+        self.ranks.add_up([term, *slopes])
+        return float(term)
 
     def _control(self, batches: Sequence[Any], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
-        """Yield each batch's share of the control term; the pass is run when the share is asked for."""
+        """Yield the share of each of this rank's batches in the control term; the pass is run when it is asked for."""
+        batches = self.ranks.mine(batches)
         mine = [kept for kept, _ in zip(unsteered, batches, strict=False)]
-        totals = [sum(len(kept[site]) for kept in mine) for site in range(len(self.rules))]
+        sizes = [sum(len(kept[site]) for kept in mine) for site in range(len(self.rules))]
+        totals = torch.tensor(sizes, dtype=torch.float64)
+        self.ranks.add_up([totals])
         for batch, kept in zip(batches, mine, strict=True):
             seen = self._values(self._passes.tokens(batch))
-            each = zip(seen, kept, totals, self._units, strict=True)
+            each = zip(seen, kept, totals.tolist(), self._units, strict=True)
             moved = [cheaply(drift, value, old) / (total * unit) for value, old, total, unit in each]
             yield torch.stack([one.to(moved[0].device) for one in moved]).mean()
 
@@ -294,11 +318,6 @@ class Trainer:
 
     def _dead(self, seen: list[list[Seen]]) -> list[int]:
         return [site for site in range(len(self.rules)) if not any(part[site].alive for part in seen)]
-
-    def _strengths(self, seen: list[list[Seen]]) -> Tensor:
-        """Return the mean strength of each row at each site, (row, site), on the CPU."""
-        sites = range(len(self.rules))
-        return torch.stack([torch.cat([part[site].strength.cpu() for part in seen]) for site in sites], dim=1)
 
     @staticmethod
     def _values(seen: list[Seen]) -> list[Tensor]:

@@ -1,0 +1,166 @@
+"""Ranks: the processes that train one Steering together, each on its share of the micro-batches.
+
+    pooled vectors   of all ranks, gathered before the sort, which couples them    texts x width x sites numbers a step
+    gradients        of the learned vectors, added up                              2 to 3 x width x sites numbers a step
+
+They are the processes of torchrun (or of `accelerate launch`, which starts it), or of whoever has initialised
+torch.distributed. What goes between them goes through main memory, over gloo, whatever runs on their devices.
+
+Every rank has the model whole, and every rank comes to the same result; the first alone reads and writes files. Left
+out: models that are themselves spread over the ranks (tensor parallel, FSDP), whose ranks must run the same batches.
+"""
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dsas.errors import DsasError, OptionError
+
+Item = TypeVar("Item")
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and whoever else follows it
+PATIENCE = timedelta(days=1)  # for others, who may be at a longer piece of work; of one that dies, all hear at once
+
+
+@final
+class Ranks:
+    """The processes that train together, seen from one of them; by itself, a process is all there are.
+
+    number: of this one, 0 to count - 1.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Talk over a process group on gloo; None is to be alone."""
+        self._group = group
+        self.number, self.count = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that reads and writes files and shows progress."""
+        return self.number == 0
+
+    def mine(self, jobs: Sequence[Item]) -> Sequence[Item]:
+        """Return this rank's share of the jobs."""
+        return jobs[self.number :: self.count]
+
+    def joined(self, results: Sequence[Item]) -> list[Item]:
+        """Return the results of all jobs, in the order of the jobs, given those of this rank's; tensors on the CPU."""
+        if self.count == 1:
+            return list(results)
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, list(results), group=self._group)
+        return [found[job % self.count][job // self.count] for job in range(sum(map(len, found)))]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Put into each tensor the sum of it over all ranks, in float64."""
+        if self.count == 1:
+            return
+        flat = torch.cat([value.detach().to("cpu", torch.float64).flatten() for value in tensors])
+        dist.all_reduce(flat, group=self._group)
+        for value, total in zip(tensors, flat.split([value.numel() for value in tensors]), strict=True):
+            value.copy_(total.view(value.shape))
+
+    def from_first(self, make: Callable[[], Item]) -> Item:
+        """Return on every rank what `make` returns on the first, where alone it is called; or raise what it raises."""
+        if self.count == 1:
+            return make()
+        found, error, sent = None, None, [b""]
+        if self.first:
+            try:
+                found = make()
+            except DsasError as raised:
+                error = raised
+            packed = io.BytesIO()
+            torch.save((found, error), packed)
+            sent = [packed.getvalue()]
+        dist.broadcast_object_list(sent, group_src=0, group=self._group)
+        if not self.first:  # on the CPU: a device of the first rank's may not be here, or be another's
+            found, error = torch.load(io.BytesIO(sent[0]), map_location="cpu", weights_only=False)
+        if error is not None:
+            raise error
+        return found  # pyright: ignore[reportReturnType]
+
+    def check_same(self, what: str) -> None:
+        """Raise OptionError, on every rank, unless all were asked for the same training."""
+        if len(set(self.joined([what]))) > 1:
+            raise OptionError(
+                f"the {self.count} ranks were given different models, texts or options, and train one Steering "
+                "together: give all the same, or distributed=False where each trains its own"
+            )
+
+    @contextmanager
+    def interruptible(self) -> Iterator[Callable[[], None]]:
+        """Give a function that raises KeyboardInterrupt on every rank once any was interrupted, all calling it at once.
+
+        Until then Ctrl-C waits, since a rank that left in the middle of a step would leave the others waiting.
+        """
+        if self.count == 1:
+            yield lambda: None
+            return
+        asked = torch.zeros(1)
+
+        def check() -> None:
+            everyones = asked.clone()
+            self.add_up([everyones])
+            if everyones > 0:
+                raise KeyboardInterrupt
+
+        if threading.current_thread() is not threading.main_thread():  # which alone hears of it
+            yield check
+            return
+        before = signal.signal(signal.SIGINT, lambda *_: asked.fill_(1))
+        try:
+            yield check
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
+    """Give the ranks that train together here; with distributed=False, or without others, a process alone.
+
+    Under torchrun torch.distributed is initialised, on gloo, if nobody has; it stays so for later calls.
+    Raises OptionError for a model that is spread over the ranks itself.
+    """
+    if not (distributed and dist.is_available()):
+        yield Ranks()
+        return
+    if not dist.is_initialized():
+        if not all(os.environ.get(name) for name in TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
+            yield Ranks()
+            return
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    if dist.get_world_size() == 1:
+        yield Ranks()
+        return
+    _check_whole(model)
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # every rank is of it
+    try:
+        yield Ranks(group)
+    finally:
+        dist.destroy_process_group(group)
+
+
+def is_first() -> bool:
+    """Whether this process is alone or the first of its ranks."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _check_whole(model: nn.Module) -> None:
+    from torch.distributed.tensor import DTensor
+
+    parts = (getattr(model, "_tp_size", None) or 1) > 1 or any(isinstance(one, DTensor) for one in model.parameters())
+    if parts:
+        raise OptionError(
+            "this model is spread over the ranks itself (tensor parallel or FSDP), so that all must run the same "
+            "batches: give distributed=False, and each rank a checkpoint folder of its own"
+        )
