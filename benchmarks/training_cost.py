@@ -30,7 +30,8 @@ from dsas.hooks import Hooks, StopForward
 from dsas.loading import LoadedModel, load_model
 from dsas.training.learning import identity_rule, learnable, scratch
 from dsas.training.passes import Work
-from dsas.training.trainer import Data, HeldOut, Objective, Plan, Trainer
+from dsas.training.plan import HeldOut, Objective, Plan
+from dsas.training.trainer import Data, Trainer
 
 POOL = pooler("mean", True)
 

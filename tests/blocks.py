@@ -8,7 +8,8 @@ from torch import Tensor, nn
 import dsas
 from dsas.training.learning import learnable
 from dsas.training.passes import Work
-from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
+from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
+from dsas.training.trainer import Data, Trainer
 
 DIM, SITES = 6, ("first", "second")
 NOT_HELD = HeldOut(share=0.0)

@@ -125,7 +125,7 @@ class Halves(nn.Module):
 def test_every_rule_computes_where_its_sites_activation_is(
     regulator: Any, strength: Any, skip_sinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # which knows no "meta"
+    monkeypatch.setattr("dsas.editing.autocasts", lambda _: False)  # which knows no "meta"
     model, x = Halves(), torch.randn(2, 5, WIDTH)
     steering = random_steering(model, ["first", "second"], regulator=regulator)
     with steering.apply(model, strength, skip_sinks=skip_sinks):

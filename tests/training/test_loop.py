@@ -12,8 +12,9 @@ from blocks import trainer_of
 
 from dsas.errors import DsasWarning
 from dsas.training.loop import learn
+from dsas.training.plan import HeldOut, Optimiser
 from dsas.training.records import Log
-from dsas.training.trainer import HeldOut, Optimiser, Trainer
+from dsas.training.trainer import Trainer
 
 
 class Cut(Exception):
@@ -21,15 +22,15 @@ class Cut(Exception):
 
 
 def cut_at(trainer: Trainer, number: int, error: type[BaseException]) -> None:
-    take = trainer._move
+    take = trainer.descent.step
 
-    def move(scale: float) -> None:
-        take(scale)
+    def move(place: int) -> None:
+        take(place)
         if trainer.taken == number:  # pyright: ignore[reportAttributeAccessIssue]
             raise error
         trainer.taken += 1  # pyright: ignore[reportAttributeAccessIssue]
 
-    trainer.taken, trainer._move = 0, move  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.taken, trainer.descent.step = 0, move  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])

@@ -14,8 +14,9 @@ from dsas.errors import OptionError
 from dsas.pipeline import module_of
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import learnable
+from dsas.training.plan import Objective, Plan
 from dsas.training.run import Run
-from dsas.training.trainer import Data, Objective, Plan, Trainer
+from dsas.training.trainer import Data, Trainer
 
 TEXTS = {
     "source": [f"a red dog, {n}" for n in range(5)],

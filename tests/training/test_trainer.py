@@ -13,7 +13,8 @@ from dsas.errors import OptionError
 from dsas.step import Step
 from dsas.training.learning import learnable, scratch, settled, support
 from dsas.training.loop import learn
-from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
+from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
+from dsas.training.trainer import Data, Trainer
 
 
 @pytest.mark.parametrize("size", [9, 4])

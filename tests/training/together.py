@@ -21,8 +21,9 @@ from dsas.errors import OptionError, TextsError
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.loop import Learned, learn
+from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
 from dsas.training.ranks import Ranks
-from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
+from dsas.training.trainer import Data, Trainer
 
 SETS = {
     name: [f"{start} {n}" for n in range(7)]
@@ -63,16 +64,16 @@ def train_pipeline() -> dsas.Steering:
 def interrupted(ranks: Ranks, file: Path) -> Learned:
     """Train until the last rank hears Ctrl-C in the middle of its third step, the second time for good measure."""
     trainer = trainer_with(ranks, torch.float64, 0.7)
-    take = trainer._move
+    take = trainer.descent.step
 
-    def move(scale: float) -> None:
+    def move(number: int) -> None:
         move.taken += 1  # pyright: ignore[reportFunctionMemberAccess]
         if move.taken >= 3 and ranks.number == ranks.count - 1:  # pyright: ignore[reportFunctionMemberAccess]
             os.kill(os.getpid(), signal.SIGINT)
-        take(scale)
+        take(number)
 
     move.taken = 0  # pyright: ignore[reportFunctionMemberAccess]
-    trainer._move = move
+    trainer.descent.step = move
     return learn(trainer, file=file, progress=False)
 
 

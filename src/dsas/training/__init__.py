@@ -8,6 +8,6 @@ ranks       several processes, each on its share             language  `dsas.tra
 """
 
 from dsas.training.language import train
-from dsas.training.trainer import HeldOut, Optimiser
+from dsas.training.plan import HeldOut, Optimiser
 
 __all__ = ["HeldOut", "Optimiser", "train"]

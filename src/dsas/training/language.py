@@ -31,10 +31,11 @@ from dsas.steering import Steering
 from dsas.text import check_texts
 from dsas.training.learning import GATES, Gate, identity_rule, learnable, scratch, settled, support
 from dsas.training.loop import Learned, learn
+from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
 from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
 from dsas.training.run import Run, training_reading
-from dsas.training.trainer import Data, HeldOut, Objective, Optimiser, Plan, Trainer
+from dsas.training.trainer import Data, Trainer
 
 Name = Literal["lineas", "e2e-dsas"]
 Start = Literal["fitted", "scratch"] | Steering

@@ -12,19 +12,15 @@ Several ranks share the micro-batches (`dsas.training.ranks`): each runs its own
 before the sort, sends back the slopes of its own rows, and then all add up their gradients.
 
 Control activations of the unsteered model are read once and kept, in the model's own precision: tokens x width x sites
-numbers, against one more forward pass a step. The learning rate follows a cosine down to `floor` of what it began as.
+numbers, against one more forward pass a step.
 
-Rates are without unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
-activations had been scaled to a root mean square of 1. Otherwise the rate that is right for one model is a thousand
-times too small for the offsets of another and too large for its regulators.
-
-Source: LinEAS (arXiv 2503.10679) for transport, proximal step and cosine. Left out: steps on random parts of the texts.
+Source: LinEAS (arXiv 2503.10679) for transport. Left out: steps on random parts of the texts.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,58 +28,15 @@ from torch import Tensor
 from dsas.applied import Rule
 from dsas.errors import OptionError
 from dsas.regulators.posterior import auroc
+from dsas.training.descent import Descent
 from dsas.training.learning import leaves, support
 from dsas.training.objectives import drift, goal, size, transport
 from dsas.training.passes import Passes, Seen, Work, cheaply, plain, strengths_of
-from dsas.training.proximal import shrink_line_
+from dsas.training.plan import Plan
 from dsas.training.ranks import Ranks
 from dsas.training.records import Row
 
 TINY = 1e-30
-EPS = 1e-15  # of Adam: gradients by large activations are small, and 1e-8 would hold them back
-
-class Optimiser(NamedTuple):
-    """How parameters move: "adam" or "sgd" (without momentum), and the rates at the start, > 0.
-
-    rate: of slopes and offsets. regulator_rate: of what E2E-DSAS learns of its regulators. Both are in units of each
-    neuron's activations. floor: the last rate over the first, in (0, 1]. The paper's recipe for LinEAS is
-    Optimiser("sgd", 0.1) with 1000 steps, in units that activations happen to have.
-    """
-
-    name: Literal["adam", "sgd"] = "adam"
-    rate: float = 0.03
-    regulator_rate: float = 0.003
-    floor: float = 1e-3
-
-    def check(self) -> None:
-        """Raise OptionError for a value out of range."""
-        rates = self.rate > 0 and self.regulator_rate > 0 and 0 < self.floor <= 1
-        if self.name not in ("adam", "sgd") or not rates:
-            raise OptionError(f"optimiser must be 'adam' or 'sgd' with rates > 0 and 0 < floor <= 1, got {self}")
-
-
-class HeldOut(NamedTuple):
-    """What decides which step is the best: a part of source and control that is not learned from.
-
-    share: of each of both sets, in [0, 0.5]; 0 keeps the last step instead of the best. every: steps between two looks.
-    patience: looks without a better one after which training stops.
-    """
-
-    share: float = 0.2
-    every: int = 5
-    patience: int = 10
-
-    def check(self) -> None:
-        """Raise OptionError for a value out of range."""
-        if not 0 <= self.share <= 0.5 or self.every < 1 or self.patience < 1:
-            raise OptionError(f"held_out needs 0 <= share <= 0.5, every >= 1 and patience >= 1, got {self}")
-
-
-class Objective(NamedTuple):
-    """What is made small; all >= 0. gamma: weight of the control term, not computed at 0. sparsity: of the penalty."""
-
-    gamma: float = 0.0
-    sparsity: float = 0.0
 
 
 class Data(NamedTuple):
@@ -94,15 +47,6 @@ class Data(NamedTuple):
     target: Sequence[Tensor]
     held_source: Sequence[Any] = ()
     held_control: Sequence[Any] = ()
-
-
-class Plan(NamedTuple):
-    """How long and how to train."""
-
-    objective: Objective
-    steps: int
-    optimiser: Optimiser = Optimiser()
-    held_out: HeldOut = HeldOut()
 
 
 class Gradient(NamedTuple):
@@ -123,12 +67,11 @@ class Trainer:
         """
         self.rules, self.data, self.plan, self.ranks = list(rules), data, plan, ranks or Ranks()
         self._work, self.leaves = work, leaves(self.rules)
-        self._sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(data.target, rules, strict=True)]
+        sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(data.target, rules, strict=True)]
+        self.descent = Descent(self.rules, self.leaves, sizes, plan)
         self._units = [float(t.double().square().mean().sqrt().clamp(min=TINY)) for t in data.target]
         self._passes = Passes(work, self.rules).__enter__()
         try:
-            self.optimiser = self._optimiser()
-            self._scales = self._scales_of_leaves()
             self._rows = self._rows_in(data.source)
             self._goals = self._goals_for(self._rows)
             parts = (data.control, data.held_control) if plan.objective.gamma > 0 else ()
@@ -145,7 +88,7 @@ class Trainer:
 
     def gradient(self) -> Gradient:
         """Put the gradient of the loss into the leaves and return the terms."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.descent.optimiser.zero_grad(set_to_none=True)
         term, dead = self._transport()
         moved = 0.0
         if self.plan.objective.gamma > 0:
@@ -171,13 +114,13 @@ class Trainer:
         row = self.row(number)._replace(dead=len(found.dead))
         if not math.isfinite(loss):
             return row
-        self._move(self._scale(number))
+        self.descent.step(number)
         terms = {"loss": loss, "transport": found.transport, "control": found.control}
         return row._replace(**terms, support=support(self.rules), seconds=time.perf_counter() - began)
 
     def row(self, number: int) -> Row:
         """Return the line of step `number` without a loss, as before the step is taken or when it cannot be."""
-        rate = self._scale(number) * self.plan.optimiser.rate
+        rate = self.descent.share(number) * self.plan.optimiser.rate
         return Row(number, None, None, None, support(self.rules), 0, rate, 0.0)
 
     @torch.no_grad()
@@ -204,7 +147,7 @@ class Trainer:
         """Return copies of all that a later step depends on: parameters and what the optimiser remembers."""
         found = {f"leaf {name}": value.detach().clone() for name, value in self.leaves.items()}
         for name, value in self.leaves.items():
-            for key, kept in self.optimiser.state.get(value, {}).items():
+            for key, kept in self.descent.optimiser.state.get(value, {}).items():
                 found[f"optimiser {key} {name}"] = torch.as_tensor(kept).clone()
         return found
 
@@ -213,14 +156,14 @@ class Trainer:
         with torch.no_grad():
             for name, value in self.leaves.items():
                 value.copy_(state[f"leaf {name}"])
-        self.optimiser.state.clear()
+        self.descent.optimiser.state.clear()
         for label, kept in state.items():
             kind, _, rest = label.partition(" ")
             if kind == "optimiser":
                 key, _, name = rest.partition(" ")
                 leaf = self.leaves[name]
                 device = kept.device if key == "step" else leaf.device
-                self.optimiser.state[leaf][key] = kept.to(device, copy=True)
+                self.descent.optimiser.state[leaf][key] = kept.to(device, copy=True)
 
     def _transport(self) -> tuple[float, list[int]]:
         batches = self.ranks.mine(self.data.source)
@@ -271,43 +214,6 @@ class Trainer:
             each = zip(seen, kept, totals.tolist(), self._units, strict=True)
             moved = [cheaply(drift, value, old) / (total * unit) for value, old, total, unit in each]
             yield torch.stack([one.to(moved[0].device) for one in moved]).mean()
-
-    def _move(self, scale: float) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = scale * group["first"]
-        before = {name: self.leaves[name].detach().clone() for name in self._scales}
-        self.optimiser.step()
-        for name, old in before.items():
-            leaf = self.leaves[name].detach()
-            leaf.copy_(torch.lerp(old, leaf, self._scales[name]))
-        tau = self.plan.objective.sparsity * scale * self.plan.optimiser.rate
-        if tau > 0:
-            for rule, own in zip(self.rules, self._sizes, strict=True):
-                shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), own, tau)
-
-    def _scale(self, number: int) -> float:
-        floor = self.plan.optimiser.floor
-        return floor + (1 - floor) * (1 + math.cos(math.pi * number / self.plan.steps)) / 2
-
-    def _optimiser(self) -> torch.optim.Optimizer:
-        wanted = self.plan.optimiser
-        parts = {"transform": wanted.rate, "regulator": wanted.regulator_rate}
-        groups: list[dict[str, Any]] = [
-            {"params": members, "lr": rate, "first": rate}
-            for part, rate in parts.items()
-            if (members := [value for name, value in self.leaves.items() if f".{part}." in name])
-        ]
-        return torch.optim.Adam(groups, eps=EPS) if wanted.name == "adam" else torch.optim.SGD(groups)
-
-    def _scales_of_leaves(self) -> dict[str, Tensor]:
-        """Return by name what a step of the optimiser is multiplied by, to be one in units of the activations.
-
-        Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
-        """
-        power = 1 if self.plan.optimiser.name == "adam" else 2
-        units = {"transform.offset": power, "regulator.theta": -power}
-        found = {f"{n}.{leaf}": own**p for n, own in enumerate(self._sizes) for leaf, p in units.items()}
-        return {name: scale for name, scale in found.items() if name in self.leaves}
 
     def _rows_in(self, batches: Sequence[Any]) -> int:
         return sum(len(self._work.real(batch)) for batch in batches)

@@ -1,0 +1,73 @@
+"""Descent: how parameters move down a gradient that the trainer has put into them.
+
+    rate(k)  =  rate * (floor + (1 - floor) (1 + cos(pi k / steps)) / 2)             then the proximal step
+
+Rates are without unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
+activations had been scaled to a root mean square of 1. Otherwise the rate that is right for one model is a thousand
+times too small for the offsets of another and too large for its regulators.
+
+Source: LinEAS (arXiv 2503.10679) for cosine and proximal step; the units are ours.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsas.applied import Rule
+from dsas.training.plan import Plan
+from dsas.training.proximal import shrink_line_
+
+EPS = 1e-15  # of Adam: gradients by large activations are small, and 1e-8 would hold them back
+
+
+class Descent:
+    """The optimiser of a plan at work on leaves, in units of the activations."""
+
+    def __init__(self, rules: Sequence[Rule], leaves: dict[str, Tensor], sizes: Sequence[Tensor], plan: Plan) -> None:
+        """Move the leaves of `rules`; sizes: of each site's neurons, (dim,)."""
+        self._rules, self._leaves, self._sizes, self._plan = list(rules), leaves, list(sizes), plan
+        self.optimiser = self._optimiser()
+        self._scales = self._scales_of_leaves()
+
+    def step(self, number: int) -> None:
+        """Take step `number`, from 0."""
+        share = self.share(number)
+        for group in self.optimiser.param_groups:
+            group["lr"] = share * group["first"]
+        before = {name: self._leaves[name].detach().clone() for name in self._scales}
+        self.optimiser.step()
+        for name, old in before.items():
+            leaf = self._leaves[name].detach()
+            leaf.copy_(torch.lerp(old, leaf, self._scales[name]))
+        tau = self._plan.objective.sparsity * share * self._plan.optimiser.rate
+        if tau > 0:
+            for rule, own in zip(self._rules, self._sizes, strict=True):
+                shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), own, tau)
+
+    def share(self, number: int) -> float:
+        """Return the rates of step `number` over the first."""
+        floor = self._plan.optimiser.floor
+        return floor + (1 - floor) * (1 + math.cos(math.pi * number / self._plan.steps)) / 2
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        wanted = self._plan.optimiser
+        parts = {"transform": wanted.rate, "regulator": wanted.regulator_rate}
+        groups: list[dict[str, Any]] = [
+            {"params": members, "lr": rate, "first": rate}
+            for part, rate in parts.items()
+            if (members := [value for name, value in self._leaves.items() if f".{part}." in name])
+        ]
+        return torch.optim.Adam(groups, eps=EPS) if wanted.name == "adam" else torch.optim.SGD(groups)
+
+    def _scales_of_leaves(self) -> dict[str, Tensor]:
+        """Return by name what a step of the optimiser is multiplied by, to be one in units of the activations.
+
+        Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
+        """
+        power = 1 if self._plan.optimiser.name == "adam" else 2
+        units = {"transform.offset": power, "regulator.theta": -power}
+        found = {f"{n}.{leaf}": own**p for n, own in enumerate(self._sizes) for leaf, p in units.items()}
+        return {name: scale for name, scale in found.items() if name in self._leaves}
