@@ -105,6 +105,19 @@ class Reference:
             logits = self.model(everything).logits[0, ids.shape[1] - 1 : -1]
         return Wanted(everything[0, ids.shape[1] :].tolist(), torch.log_softmax(logits, -1))
 
+    def applied(self, prompt: str, ask: Ask, new_tokens: int = NEW_TOKENS) -> dict[str, float]:
+        """Return the mean over all tokens read and all sites of what each Steering that acts applies."""
+        read = torch.tensor(
+            [[*self.tokenizer(prompt)["input_ids"], *self.generate(prompt, ask, new_tokens).tokens[:-1]]]
+        )
+        with ExitStack() as stack, torch.no_grad():
+            pairs = [(name, strength) for name, strength in zip(*ask, strict=True) if strength > 0]
+            all_applied = {
+                name: stack.enter_context(self.steerings[name].apply(self.model, strength)) for name, strength in pairs
+            }
+            self.model(read)
+            return {name: float(applied.trace().strengths.mean()) for name, applied in all_applied.items()}
+
 
 @contextmanager
 def running(root: Path, *, names: Sequence[str] = NAMES, **options: Any) -> Iterator[Any]:
@@ -115,9 +128,9 @@ def running(root: Path, *, names: Sequence[str] = NAMES, **options: Any) -> Iter
 
     from dsas.serving import engine
 
-    spare = options.pop("spare", 0)
+    ours = {name: options.pop(name) for name in ("spare", "reports") if name in options}
     folders = [str(root / name) for name in names]
-    extra = engine.arguments(str(root / "model"), folders, together=2, spare=spare) if names else {}
+    extra = engine.arguments(str(root / "model"), folders, together=2, **ours) if names else {}
     usual = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -138,13 +151,20 @@ def running(root: Path, *, names: Sequence[str] = NAMES, **options: Any) -> Iter
         cleanup_dist_env_and_memory()
 
 
-def generate(llm: Any, work: Sequence[tuple[str, Ask]], *, new_tokens: int = NEW_TOKENS, logprobs: int = 5) -> Any:
+def generate(
+    llm: Any, work: Sequence[tuple[str, Ask]], *, new_tokens: int = NEW_TOKENS, logprobs: int = 5, report: bool = False
+) -> Any:
     """Return the outputs of requests that run at once, greedily."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
+    more = {"dsas_report": True} if report else {}
     parameters = [
         SamplingParams(
-            temperature=0, max_tokens=new_tokens, logprobs=logprobs, ignore_eos=True, extra_args=ask.extra_args()
+            temperature=0,
+            max_tokens=new_tokens,
+            logprobs=logprobs,
+            ignore_eos=True,
+            extra_args={**(ask.extra_args() or {}), **more} or None,
         )
         for _, ask in work
     ]

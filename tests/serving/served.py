@@ -61,6 +61,9 @@ class First:
         self.input_batch.req_ids = scheduler_output  # the batch is put in order here, and no sooner
         return "prepared"
 
+    def execute_model(self, t: Tensor) -> Tensor:
+        return self.model(t)
+
     def run(self, requests: dict[str, Any], counts: list[int]) -> Any:
         """Prepare a step of these requests, as many tokens each."""
         self.requests.update({name: SimpleNamespace(sampling_params=asked) for name, asked in requests.items()})
@@ -91,6 +94,9 @@ class Second:
     def get_model(self) -> nn.Module:
         return self.model
 
+    def execute_model(self, t: Tensor) -> Tensor:
+        return self.model(t)
+
     def run(self, requests: dict[str, Any], counts: list[int]) -> Any:
         """Add these requests, then prepare a step of them in reverse order of their numbers."""
         numbers = list(range(len(requests)))[::-1]
@@ -100,22 +106,24 @@ class Second:
         return self.model_state.prepare_inputs(batch, None)
 
 
-def store(root: Path, *names: str, sites: Any = "residual") -> dict[str, Steering]:
+def store(root: Path, *names: str, sites: Any = "residual", **methods: Any) -> dict[str, Steering]:
     """Write Steerings of a tiny Llama into folders of these names, each of its own vectors, and return them."""
     model = tiny_model("llama")
-    steerings = {name: random_steering(model, sites, seed=seed) for seed, name in enumerate(names, 1)}
+    steerings = {name: random_steering(model, sites, seed=seed, **methods) for seed, name in enumerate(names, 1)}
     for name, steering in steerings.items():
         steering.save_pretrained(root / name)
     return steerings
 
 
-def vllm_config(root: Path, *names: str, together: int = 1, spare: int = 0, **features: Any) -> Any:
+def vllm_config(
+    root: Path, *names: str, together: int = 1, spare: int = 0, reports: bool = False, **features: Any
+) -> Any:
     """Return a configuration of vLLM that serves these Steerings on a tiny Llama."""
     folders = {name: str(root / name) for name in names}
     sources = {name: source_of(folder, Steering.from_pretrained(folder)) for name, folder in folders.items()}
     text = SimpleNamespace(hidden_size=WIDTH, num_hidden_layers=LAYERS)
     parts = {
-        "additional_config": ServingConfig(sources, together, spare).as_json(),
+        "additional_config": ServingConfig(sources, together, spare, reports).as_json(),
         "model_config": SimpleNamespace(
             hf_text_config=text, hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"])
         ),

@@ -24,9 +24,9 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_options_of_vllm_are_handed_on(monkeypatch: pytest.MonkeyPatch, served: list[Any]) -> None:
     theirs = ["--port", "8000", "-tp", "2", "-cc.mode=none", "--enforce-eager", "--hf-overrides", '{"a": 1}']
-    ours = ["--steering", "detox/", "--steering", "b=topic", "--together", "2", "--spare", "3"]
+    ours = ["--steering", "detox/", "--steering", "b=topic", "--together", "2", "--spare", "3", "--reports"]
     assert command(monkeypatch, "./model", *theirs[:4], *ours, *theirs[4:]) == 0
-    assert served == [(("./model", ["detox/", "b=topic"], theirs), {"together": 2, "spare": 3})]
+    assert served == [(("./model", ["detox/", "b=topic"], theirs), {"together": 2, "spare": 3, "reports": True})]
 
 
 def test_a_mistake_ends_with_status_2_and_one_line(

@@ -1,5 +1,6 @@
 """What vLLM is told, what is refused before it starts, and how requests are let in, without vLLM."""
 
+import asyncio
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from served import store
 
 import dsas
-from dsas.errors import MissingExtraError, ModelMismatchError, OptionError
+from dsas.errors import MissingExtraError, ModelMismatchError, OptionError, StateError
 from dsas.evidence import Calibration
 from dsas.serving import admission, engine, server
 from dsas.serving.config import ServingConfig, Source, source_of
@@ -48,6 +49,21 @@ class InputProcessor:
         return SimpleNamespace(sampling_params=SamplingParams(**vars(params)), cache_salt=salt)
 
 
+class AsyncLLM:
+    """The engine of a server: two outputs, the second is the last, and two workers, of which one has reports."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    async def generate(self, prompt: Any, sampling_params: Any, request_id: str) -> Any:
+        for finished in (False, True):
+            yield SimpleNamespace(finished=finished, kv_transfer_params={"theirs": 1} if finished else None)
+
+    async def collective_rpc(self, method: str, args: Any) -> Any:
+        self.asked.append((method, args))
+        return [{"tokens": 5, "mean_strength": {"detox": 0.25}}, None]
+
+
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be a vLLM that has what admission uses."""
@@ -59,6 +75,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.input_processor": {"InputProcessor": fresh},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": type("AsyncLLM", (AsyncLLM,), {"generate": AsyncLLM.generate})},
     }
     for name, members in contents.items():
         module = ModuleType(name)
@@ -81,6 +98,52 @@ def admitted(given: Any, additional_config: Any, **options: Any) -> Any:
 
 
 CONFIG = ServingConfig({"detox": Source("detox/", "d1", 0.8)}, together=1, spare=0)
+
+
+REPORTING = CONFIG._replace(reports=True)
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_request_that_asks_is_let_in_with_its_id_and_the_names_that_act() -> None:
+    both = REPORTING._replace(sources={**CONFIG.sources, "topic": Source("topic/", "d2", 1.0)}, together=2)
+    asked = {"dsas_steering": ["topic", "detox"], "dsas_strength": [0, 2], "dsas_report": True}
+    request = admitted(SamplingParams(extra_args=asked), both.as_json())
+    assert request.sampling_params.extra_args["dsas_reported"] == ["id", "detox"]
+    silent = admitted(SamplingParams(extra_args={"dsas_steering": "detox", "dsas_report": False}), both.as_json())
+    assert "dsas_reported" not in silent.sampling_params.extra_args
+    with pytest.raises(ValidationError, match="'dsas_report' needs a server that was started with --reports"):
+        admitted(SamplingParams(extra_args=asked), both._replace(reports=False).as_json())
+
+
+def outputs_of(client: Any, extra_args: Any) -> list[Any]:
+    async def collected() -> list[Any]:
+        generated = client.generate("prompt", SamplingParams(extra_args=extra_args), "id")
+        return [output.kv_transfer_params async for output in generated]
+
+    return asyncio.run(collected())
+
+
+@pytest.mark.usefixtures("vllm")
+def test_the_last_output_of_a_request_that_asks_carries_its_report_and_no_other_costs_anything() -> None:
+    admission.activate()
+    client = sys.modules["vllm.v1.engine.async_llm"].AsyncLLM()
+    assert outputs_of(client, {"dsas_steering": "detox"}) == outputs_of(client, None) == [None, {"theirs": 1}]
+    assert client.asked == []
+    found = outputs_of(client, {"dsas_steering": ["detox", "topic"], "dsas_report": True})
+    report = {"tokens": 5, "mean_strength": {"detox": 0.25, "topic": 0.0}}
+    assert found == [None, {"theirs": 1, "dsas_report": report}]
+    assert client.asked == [("dsas_report", ("id",))]
+
+
+@pytest.mark.usefixtures("vllm")
+def test_offline_the_report_of_all_stages_of_a_pipeline_is_their_sum_and_told_once() -> None:
+    stages = [{"tokens": 5, "mean_strength": {"detox": part}} for part in (0.25, 0.5)]
+    told = [[stages[0], None, stages[1], None], [None] * 4]
+    llm = SimpleNamespace(collective_rpc=lambda method, args: told.pop(0))
+    output = SimpleNamespace(request_id="7")
+    assert engine.report(llm, output) == {"tokens": 5, "mean_strength": {"detox": 0.75}}
+    with pytest.raises(StateError, match="nothing is known of request 7: it did not ask, or was told already"):
+        engine.report(llm, output)
 
 
 @pytest.mark.usefixtures("vllm")

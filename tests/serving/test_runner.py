@@ -71,6 +71,73 @@ def test_a_request_that_takes_the_place_of_another_gets_its_own_row(kind: Any, t
     assert torch.equal(runner.model(t), t)
 
 
+def applied_by_hand(steering: dsas.Steering, t: Tensor, strength: float) -> float:
+    """Return the mean over tokens and layers, each of which does nothing but steer, of what is applied."""
+    model, step, values = Served(), dsas.step.Step(1, len(t)), []
+    for rule in steering.rules:
+        gain = strength * rule.weight * rule.regulator(t[None], step)
+        t = t + (gain * rule.transform.edit(t[None]))[0]
+        values.append(gain.mean())
+    assert len(values) == len(model.model.layers)
+    return float(torch.stack(values).mean())
+
+
+@RUNNERS
+def test_requests_that_ask_are_told_the_mean_over_all_their_steps_and_sites(kind: Any, tmp_path: Path) -> None:
+    constant = {"transform": dsas.Addition(torch.randn(WIDTH)), "regulator": dsas.Constant(0.7), "weight": 0.8}
+    steerings = store(tmp_path, "detox", "topic") | store(tmp_path, "plain", **constant)
+    runner = kind(Served())
+    steered = SteeredRunner(runner, vllm_config(tmp_path, "detox", "topic", "plain", reports=True))
+    detox, topic, plain = (steering.digest() for steering in steerings.values())
+    work = {
+        "a": request((topic, 0.5), dsas_reported=["r1", "topic"]),
+        "b": request(),
+        "c": request((detox, 1.5)),
+        "d": request((plain, 2.0), dsas_reported=["r2", "plain"]),
+    }
+    steps = [([3, 1, 4, 2], torch.randn(10, WIDTH)), ([1, 1, 1, 1], torch.randn(4, WIDTH))]
+    for counts, t in steps:
+        runner.run(work, counts)
+        runner.execute_model(t)
+        runner.execute_model(torch.randn(16, WIDTH))  # a step that nobody prepared, as engines run to keep in time
+    read = torch.cat([t.split(counts)[0] for counts, t in steps])
+    report = steered.reports.read("r1")
+    assert report["tokens"] == 4
+    assert report["mean_strength"] == {"topic": pytest.approx(applied_by_hand(steerings["topic"], read, 0.5))}
+    assert steered.reports.read("r2") == {"tokens": 3, "mean_strength": {"plain": pytest.approx(2.0 * 0.8 * 0.7)}}
+    assert steered.reports.read("r1") is steered.reports.read("r3") is None
+
+
+@RUNNERS
+def test_a_request_of_several_steerings_is_told_of_each(kind: Any, tmp_path: Path) -> None:
+    steerings = store(tmp_path, "topic", sites=["layers.0", "layers.1"])
+    constant = {"transform": dsas.Addition(torch.randn(WIDTH)), "regulator": dsas.Constant()}
+    steerings |= store(tmp_path, "detox", sites="layers.0", **constant)
+    runner, (topic, detox) = kind(Served()), (steering.digest() for steering in steerings.values())
+    steered = SteeredRunner(runner, vllm_config(tmp_path, "topic", "detox", together=2, reports=True))
+    asked = {"dsas_reported": ["r", "detox", "topic"]}
+    runner.run({"a": request((detox, 0.5), (topic, 0.0), **asked), "b": request((topic, 3.0))}, [2, 2])
+    runner.execute_model(torch.randn(4, WIDTH))
+    assert steered.reports.read("r") == {"tokens": 2, "mean_strength": {"detox": pytest.approx(0.5), "topic": 0.0}}
+
+
+def test_reports_that_nobody_reads_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsas.serving.reports.MOST", 2)
+    (steering,) = store(tmp_path, "detox").values()
+    runner = First(Served())
+    steered = SteeredRunner(runner, vllm_config(tmp_path, "detox", reports=True))
+    for number in range(4):
+        runner.run({"a": request((steering.digest(), 1.0), dsas_reported=[f"r{number}", "detox"])}, [2])
+        runner.execute_model(torch.randn(2, WIDTH))
+    assert [steered.reports.read(f"r{number}") is None for number in range(4)] == [True, True, False, False]
+
+
+def test_without_reports_nothing_is_added_up(tmp_path: Path) -> None:
+    store(tmp_path, "detox")
+    steered = SteeredRunner(First(Served()), vllm_config(tmp_path, "detox"))
+    assert "applied" not in dict(steered.tokens.named_buffers())
+
+
 @RUNNERS
 def test_what_the_runner_does_itself_still_happens(kind: Any, tmp_path: Path) -> None:
     store(tmp_path, "detox")

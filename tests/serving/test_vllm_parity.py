@@ -87,6 +87,34 @@ def test_two_workers_agree(
         check(llm, reference, record_property)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"enforce_eager": False}, {"enforce_eager": False, "tensor": 2}, {"enforce_eager": False, "pipeline": 2}],
+    ids=["eager", "compiled", "tensor-compiled", "pipeline-compiled"],
+)
+def test_requests_that_ask_are_told_how_strongly_they_were_steered_and_get_the_same_beside_others(
+    root: Path, reference: Reference, record_property: Any, options: dict[str, Any]
+) -> None:
+    from dsas.serving import engine
+
+    parallel = {f"{kind}_parallel_size": options[kind] for kind in ("tensor", "pipeline") if kind in options}
+    executor = {"distributed_executor_backend": "mp"} if parallel else {}
+    given = {"enforce_eager": options.get("enforce_eager", True), "max_num_batched_tokens": 32, **parallel, **executor}
+    with running(root, reports=True, enable_prefix_caching=False, **given) as llm:
+        check(llm, reference, record_property)
+        outputs = generate(llm, WORK, report=True)
+        reports = [engine.report(llm, output) for output in outputs]
+    worst = 0.0
+    for (prompt, ask), output, report in zip(WORK, outputs, reports, strict=True):
+        assert worst_difference(output, reference.generate(prompt, ask)) < TOLERANCE
+        assert report["tokens"] == len(output.prompt_token_ids) + NEW_TOKENS - 1
+        wanted = reference.applied(prompt, ask)
+        assert report["mean_strength"].keys() == wanted.keys()
+        worst = max([worst, *(abs(report["mean_strength"][name] - mean) for name, mean in wanted.items())])
+    record_property("worst difference of mean strengths", worst)
+    assert worst < 1e-5
+
+
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
 def test_without_steering_and_at_strength_zero_no_bit_differs_from_the_stock_engine(root: Path, *, eager: bool) -> None:
     work = [(prompt, ask) for prompt in PROMPTS for ask in (Ask(), Ask(("detox",), (0.0,)))]

@@ -19,6 +19,7 @@ def serve(
     steering: Annotated[list[str], typer.Option(help="Folder or hub id of a Steering, or name=folder; repeatable.")],
     together: Annotated[int, typer.Option(min=1, help="How many Steerings one request may combine.")] = 1,
     spare: Annotated[int, typer.Option(min=0, help="How many more may be loaded while the server runs.")] = 0,
+    reports: Annotated[bool, typer.Option(help="Let requests ask how strongly they were steered.")] = False,
 ) -> None:
     """Serve a model with vLLM; requests choose Steerings by name. All other options are those of `vllm serve`."""
-    run(model, steering, options or [], together=together, spare=spare)
+    run(model, steering, options or [], together=together, spare=spare, reports=reports)

@@ -1,6 +1,6 @@
 """Config: which Steerings a server has, as the JSON that vLLM hands to all its processes (`--additional-config`).
 
-    {"dsas": {"together": 1, "spare": 0,
+    {"dsas": {"together": 1, "spare": 0, "reports": false,
               "steerings": {"detox": {"folder": "detox/", "digest": "...", "strength": 1.0}}}}
 
 It is part of what vLLM keys its compile cache with, so code compiled for one set of Steerings serves no other.
@@ -25,11 +25,15 @@ class Source(NamedTuple):
 
 
 class ServingConfig(NamedTuple):
-    """The Steerings by name, how many of them one request may combine, and how many more may be loaded later."""
+    """The Steerings by name, how many of them one request may combine, and how many more may be loaded later.
+
+    reports: whether a request may ask how strongly it was steered.
+    """
 
     sources: dict[str, Source]
     together: int = 1
     spare: int = 0
+    reports: bool = False
 
     @classmethod
     def of(cls, additional_config: Any) -> "ServingConfig | None":
@@ -38,12 +42,13 @@ class ServingConfig(NamedTuple):
         if given is None:
             return None
         sources = {name: Source(**source) for name, source in given["steerings"].items()}
-        return cls(sources, given["together"], given["spare"])
+        return cls(sources, given["together"], given["spare"], given["reports"])
 
     def as_json(self) -> dict[str, Any]:
         """Return this as vLLM's additional configuration."""
         steerings = {name: source._asdict() for name, source in self.sources.items()}
-        return {KEY: {"steerings": steerings, "together": self.together, "spare": self.spare}}
+        rest = {"together": self.together, "spare": self.spare, "reports": self.reports}
+        return {KEY: {"steerings": steerings, **rest}}
 
     def entries(self) -> dict[str, Entry]:
         """Return what a request may name."""

@@ -12,20 +12,24 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from dsas.errors import MissingExtraError, OptionError
+from dsas.errors import MissingExtraError, OptionError, StateError
 from dsas.serving.config import KEY, ServingConfig, Source, source_of
+from dsas.serving.reports import combined
 from dsas.serving.tables import check_model, rows_of
 from dsas.steering import Steering
 
 WORKER = "dsas.serving.worker.SteeringWorker"
 
 
-def arguments(model: str, steerings: Sequence[str], *, together: int = 1, spare: int = 0) -> dict[str, Any]:
+def arguments(
+    model: str, steerings: Sequence[str], *, together: int = 1, spare: int = 0, reports: bool = False
+) -> dict[str, Any]:
     """Return the arguments for `LLM` or the engine of a server, and check in this process what requests ask.
 
     steerings: folders or hub ids; each is known by its last part, or by the name before the equals sign of
     "name=folder". together: how many of them one request may combine; every one costs a step at every site, used or
-    not. spare: how many more, or newer versions, may be loaded while the server runs.
+    not. spare: how many more, or newer versions, may be loaded while the server runs. reports: let requests ask how
+    strongly they were steered (`report`), which costs every token a sum at every site.
     Raises OptionError for what cannot be served or two of one name, ModelMismatchError for another kind of model,
     ArtifactError for a folder that holds no Steering, MissingExtraError without vLLM.
     """
@@ -44,7 +48,7 @@ def arguments(model: str, steerings: Sequence[str], *, together: int = 1, spare:
     from dsas.serving.admission import activate
 
     activate()
-    return {"worker_cls": WORKER, "additional_config": ServingConfig(sources, together, spare).as_json()}
+    return {"worker_cls": WORKER, "additional_config": ServingConfig(sources, together, spare, reports).as_json()}
 
 
 def checked(name: str, folder: str, model: str) -> Source:
@@ -67,6 +71,17 @@ def load(llm: Any, name: str, folder: str) -> None:
     source = checked(name, folder, given.model_config.model)
     problems = llm.collective_rpc("dsas_load", args=(name, source._asdict()))
     publish(given.additional_config, name, source, problems)
+
+
+def report(llm: Any, output: Any) -> dict[str, Any]:
+    """Return how strongly the request of an output of `LLM` was steered; once, and if it asked (`dsas_report`).
+
+    {"tokens": read by the model, "mean_strength": {name: mean over tokens and sites of what was applied}}
+    """
+    reports = [one for one in llm.collective_rpc("dsas_report", args=(output.request_id,)) if one is not None]
+    if not reports:
+        raise StateError(f"nothing is known of request {output.request_id}: it did not ask, or was told already")
+    return combined(reports, list(reports[0]["mean_strength"]))
 
 
 def publish(config: dict[str, Any], name: str, source: Source, problems: Sequence[str | None]) -> None:

@@ -49,7 +49,12 @@ class SiteStep(nn.Module):
         return steered if whole else (steered, *output[1:])
 
     def _edit(self, number: int, t: Tensor, count: int) -> Tensor:
-        return self.table(t, self.tokens.slots[number, :count], self.tokens.strengths[number, :count])
+        slots, strengths = self.tokens.slots[number, :count], self.tokens.strengths[number, :count]
+        if not self.tokens.reports:
+            return self.table(t, slots, strengths)
+        gain = self.table.gain(t, slots, strengths)
+        self.tokens.applied[number, :count] += gain * self.table.factor[slots]
+        return gain.unsqueeze(-1) * self.table.edit(t, slots)
 
 
 def served_module(model: nn.Module, path: str) -> nn.Module | None:
@@ -76,7 +81,7 @@ def steer_module(model: nn.Module, path: str, *, slots: int, width: int, parts: 
         return False
     parent, _, name = path.rpartition(".")
     sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
-    table = SiteTable(slots, width, parts).to(tokens.slots.device)
+    table = SiteTable(slots, width, parts, reports=tokens.reports).to(tokens.slots.device)
     module.add_module(CHILD, SiteStep(path, table, tokens, sums=sums))
     module.__class__ = _steered(type(module))
     return True

@@ -4,6 +4,8 @@
     vllm_xargs = {"dsas_steering": "detox", "dsas_strength": 0.5}
     vllm_xargs = {"dsas_steering": ["detox", "topic"], "dsas_strength": [0.5, 1.0]}     acting in this order
 
+    vllm_xargs = {"dsas_steering": "detox", "dsas_report": True}       and say how strongly (`reports`)
+
 A name alone means the Steering's own strength, and neither key means the unsteered model. A request names what the
 operator has loaded: it carries no tensors, no paths and no code.
 
@@ -16,8 +18,9 @@ from typing import Any, NamedTuple
 
 from dsas.errors import OptionError, StrengthError, closest
 
-STEERING, STRENGTH, RESOLVED = "dsas_steering", "dsas_strength", "dsas_resolved"
-_KEYS = (STEERING, STRENGTH)
+STEERING, STRENGTH, REPORT, RESOLVED = "dsas_steering", "dsas_strength", "dsas_report", "dsas_resolved"
+REPORTED = "dsas_reported"  # what the worker is told of a request that wants a report: its id, and the names that act
+_KEYS = (STEERING, STRENGTH, REPORT)
 LARGEST = 1e6
 
 
@@ -35,16 +38,22 @@ class Asked(NamedTuple):
     strength: float
 
 
-def resolve(extra_args: Mapping[str, Any] | None, entries: Mapping[str, Entry], together: int) -> list[Asked]:
+def resolve(
+    extra_args: Mapping[str, Any] | None, entries: Mapping[str, Entry], together: int, *, reports: bool = False
+) -> list[Asked]:
     """Return what a request asks for, in the order in which it acts; those of strength 0 are left out.
 
-    together: how many Steerings one request may combine. Raises OptionError for an unknown name or key, StrengthError
-    for a strength that is none.
+    together: how many Steerings one request may combine. reports: whether the server keeps any. Raises OptionError for
+    an unknown name or key, StrengthError for a strength that is none.
     """
     asked = {key: value for key, value in (extra_args or {}).items() if key.startswith("dsas")}
-    unknown = [key for key in asked if key not in (STEERING, STRENGTH)]
+    unknown = [key for key in asked if key not in _KEYS]
     if unknown:
         raise OptionError(f"unknown key {unknown[0]!r} in vllm_xargs; closest: {closest(unknown[0], _KEYS)}")
+    if asked.get(REPORT, False) not in (True, False):
+        raise OptionError(f"{REPORT!r} must be true or false, got {asked[REPORT]!r}")
+    if asked.get(REPORT, False) and not reports:
+        raise OptionError(f"{REPORT!r} needs a server that was started with --reports")
     if STEERING not in asked:
         if STRENGTH in asked:
             raise OptionError(f"{STRENGTH!r} is given without {STEERING!r}, the name of a Steering")
@@ -69,6 +78,18 @@ def resolve(extra_args: Mapping[str, Any] | None, entries: Mapping[str, Entry], 
 def named(extra_args: Mapping[str, Any] | None) -> list[str]:
     """Return the names in a request that `resolve` has taken."""
     return _listed((extra_args or {}).get(STEERING, []))
+
+
+def acting(extra_args: Mapping[str, Any], entries: Mapping[str, Entry]) -> list[str]:
+    """Return the names in a request that `resolve` has taken and returned something for."""
+    names = named(extra_args)
+    given = _listed(extra_args[STRENGTH]) if STRENGTH in extra_args else [entries[name].strength for name in names]
+    return [name for name, strength in zip(names, given, strict=True) if strength > 0]
+
+
+def wants_report(extra_args: Mapping[str, Any] | None) -> bool:
+    """Whether a request asks how strongly it was steered."""
+    return bool((extra_args or {}).get(REPORT, False))
 
 
 def salt(asked: Sequence[Asked], own: str | None = None) -> str | None:

@@ -7,7 +7,7 @@ order of the batch is settled; in the second the model state is told of every re
 Nothing here imports vLLM: what is used of its objects is named in `SteeredRunner` and in the two followers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 from dsas.errors import ModelMismatchError, OptionError, StateError
 from dsas.serving.config import ServingConfig, Source, load
 from dsas.serving.modules import steer_module, table_of
-from dsas.serving.requests import RESOLVED, STEERING
+from dsas.serving.reports import Reports, Wanted
+from dsas.serving.requests import REPORTED, RESOLVED, STEERING
 from dsas.serving.tables import Row, check_model, rows_of, union
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.steering import Steering
@@ -28,6 +29,13 @@ class _Kind(NamedTuple):
     model_class: str
     width: int
     depth: int
+
+
+class Served(NamedTuple):
+    """A request that runs: the row of its tokens, and whose report they belong to, if it asked for one."""
+
+    row: RequestRow
+    wanted: Wanted | None
 
 
 class SteeredRunner:
@@ -50,14 +58,19 @@ class SteeredRunner:
         )
         self._capacity = len(config.sources) + config.spare
         self._slots: dict[str, int] = {}
-        self._seen: dict[str, tuple[Any, RequestRow]] = {}
-        self.tokens = TokenBuffers(self.together, _most_tokens(vllm_config)).to(_device_of(runner))
+        self._seen: dict[str, tuple[Any, Served]] = {}
+        tokens = TokenBuffers(self.together, _most_tokens(vllm_config), reports=config.reports)
+        self.tokens = tokens.to(_device_of(runner))
+        self.reports = Reports(self.tokens)
+        self._sites_of: dict[str, int] = {}
         loaded = {name: self._rows(name, load(source)) for name, source in config.sources.items()}
         self._install(list(loaded.values()))
         for name, source in config.sources.items():
             self._put(source.digest, loaded[name])
         follow = _follow_states if hasattr(runner, "model_state") else _follow_batches
         follow(self, runner)
+        if config.reports:
+            _follow_passes(self, runner)
 
     def load(self, name: str, source: Source) -> None:
         """Take another Steering into a free slot; one that is there already, by digest, takes none.
@@ -95,13 +108,27 @@ class SteeredRunner:
         idle = self.together - len(slots)
         return RequestRow((*slots, *[0] * idle), (*(strength for _, strength in given[RESOLVED]), *[0.0] * idle))
 
-    def row_of_request(self, request: str, params: Any) -> RequestRow:
-        """Return the row of a request by its id, remembered as long as its parameters are the same object."""
+    def served(self, params: Any) -> "Served":
+        """Return the row of a request, and the report that it wants, from its parameters. Raises as `row_of`."""
+        extra_args = getattr(params, "extra_args", None) or {}
+        row, wanted = self.row_of(extra_args), extra_args.get(REPORTED)
+        if wanted is None:
+            return Served(row, None)
+        sites = [self._sites_of[digest] for digest, _ in extra_args[RESOLVED]]
+        return Served(row, Wanted(wanted[0], tuple(wanted[1:]), tuple(sites)))
+
+    def served_by_id(self, request: str, params: Any) -> "Served":
+        """Return the same by the request's id, remembered as long as its parameters are the same object."""
         known = self._seen.get(request)
         if known is None or known[0] is not params:
-            known = params, self.row_of(getattr(params, "extra_args", None))
+            known = params, self.served(params)
             self._seen[request] = known
         return known[1]
+
+    def begin(self, requests: Sequence["Served"], counts: np.ndarray) -> None:
+        """Bring the requests of a step to their tokens."""
+        self.tokens.fill([one.row for one in requests], counts)
+        self.reports.begin([one.wanted for one in requests], counts)
 
     def forget(self, alive: Mapping[str, Any]) -> None:
         """Forget requests that are over, once they are many."""
@@ -133,6 +160,7 @@ class SteeredRunner:
 
     def _put(self, digest: str, rows: Mapping[str, Row]) -> None:
         slot = self._slots.setdefault(digest, len(self._slots) + 1)
+        self._sites_of[digest] = len(rows)
         for path, row in rows.items():
             if (table := table_of(self._model, path)) is not None:
                 table.put(slot, row)
@@ -161,7 +189,7 @@ def _follow_batches(steered: SteeredRunner, runner: Any) -> None:
         prepared = prepare(scheduler_output, counts)
         requests = runner.requests
         ids = runner.input_batch.req_ids
-        steered.tokens.fill([steered.row_of_request(one, requests[one].sampling_params) for one in ids], counts)
+        steered.begin([steered.served_by_id(one, requests[one].sampling_params) for one in ids], counts)
         steered.forget(requests)
         return prepared
 
@@ -172,17 +200,29 @@ def _follow_states(steered: SteeredRunner, runner: Any) -> None:
     """Fill the buffers when a model state of the second generation prepares a step; it knows requests by number."""
     state = runner.model_state
     add, prepare = state.add_request, state.prepare_inputs
-    rows = [identity_row(steered.together)] * state.max_num_reqs
+    served = [Served(identity_row(steered.together), None)] * state.max_num_reqs
 
     def add_request(number: int, request: Any) -> None:
-        rows[number] = steered.row_of(getattr(request.sampling_params, "extra_args", None))
+        served[number] = steered.served(request.sampling_params)
         add(number, request)
 
     def prepare_inputs(batch: Any, states: Any) -> Any:
-        steered.tokens.fill([rows[number] for number in batch.idx_mapping_np], batch.num_scheduled_tokens)
+        steered.begin([served[number] for number in batch.idx_mapping_np], batch.num_scheduled_tokens)
         return prepare(batch, states)
 
     state.add_request, state.prepare_inputs = add_request, prepare_inputs
+
+
+def _follow_passes(steered: SteeredRunner, runner: Any) -> None:
+    """Keep what was applied in every pass of a runner, of either generation, as soon as it is on its way."""
+    execute: Callable[..., Any] = runner.execute_model
+
+    def execute_model(*args: Any, **kwargs: Any) -> Any:
+        output = execute(*args, **kwargs)
+        steered.reports.end()
+        return output
+
+    runner.execute_model = execute_model
 
 
 def _most_tokens(vllm_config: Any) -> int:

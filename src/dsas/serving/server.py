@@ -13,7 +13,15 @@ OPERATOR_KEY = "DSAS_OPERATOR_KEY"
 OPERATOR_PLUGIN = "dsas-operator"
 
 
-def serve(model: str, steerings: Sequence[str], options: Sequence[str], *, together: int = 1, spare: int = 0) -> None:
+def serve(
+    model: str,
+    steerings: Sequence[str],
+    options: Sequence[str],
+    *,
+    together: int = 1,
+    spare: int = 0,
+    reports: bool = False,
+) -> None:
     """Serve until interrupted; `options` are those of `vllm serve`, others as `engine.arguments`.
 
     Raises OptionError for options that would leave steering out, and as `engine.arguments`.
@@ -24,7 +32,7 @@ def serve(model: str, steerings: Sequence[str], options: Sequence[str], *, toget
         raise OptionError(
             f"spare slots are filled through the operator's endpoint, which is there when {OPERATOR_KEY} is set"
         )
-    wanted = arguments(model, steerings, together=together, spare=spare)
+    wanted = arguments(model, steerings, together=together, spare=spare, reports=reports)
     from vllm.entrypoints.cli.serve import ServeSubcommand  # pyright: ignore[reportMissingImports]
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # pyright: ignore[reportMissingImports]
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]

@@ -40,7 +40,10 @@ class Parts(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One Steering at one site: vectors (dim,), bias and rectified scalars; None where the row needs no such column."""
+    """One Steering at one site: vectors (dim,), bias and rectified scalars; None where the row needs no such column.
+
+    factor: what is folded into slope and offset and belongs to the strength applied: weight and constant regulator.
+    """
 
     slope: Tensor | None
     offset: Tensor
@@ -49,6 +52,7 @@ class Row(NamedTuple):
     theta: Tensor | None
     bias: float
     rectified: bool
+    factor: float = 1.0
 
     def parts(self) -> Parts:
         """Return the columns that this row needs."""
@@ -79,7 +83,7 @@ def row_of(rule: Rule) -> Row:
     else:
         theta, bias, rectified = regulator.theta, float(regulator.bias), not isinstance(regulator, Logistic)
     slope = None if slope is None else factor * slope
-    return Row(slope, factor * offset, low, high, theta, bias, rectified)
+    return Row(slope, factor * offset, low, high, theta, bias, rectified, factor)
 
 
 def rows_of(steering: Steering) -> dict[str, Row]:
@@ -120,11 +124,14 @@ class SiteTable(nn.Module):
     theta: Tensor
     bias: Tensor
     rectified: Tensor
+    factor: Tensor
 
-    def __init__(self, slots: int, width: int, parts: Parts) -> None:
-        """Make room for `slots` Steerings beside the identity, all of which do nothing so far."""
+    def __init__(self, slots: int, width: int, parts: Parts, *, reports: bool = False) -> None:
+        """Make room for `slots` Steerings beside the identity, which do nothing so far; reports: keep their factors."""
         super().__init__()
-        self.parts = parts
+        self.parts, self.reports = parts, reports
+        if reports:
+            self.register_buffer("factor", torch.zeros(slots + 1), persistent=False)
         wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support, *["theta"] * parts.gate]
         for name in wide:
             self.register_buffer(name, torch.zeros(slots + 1, width), persistent=False)
@@ -155,6 +162,8 @@ class SiteTable(nn.Module):
         if self.parts.gate:
             values["theta"] = 0.0 if row.theta is None else row.theta
             values["bias"], values["rectified"] = row.bias, row.rectified
+        if self.reports:
+            values["factor"] = row.factor
         with torch.no_grad():
             for name, value in values.items():
                 self.get_buffer(name)[slot] = value
@@ -163,16 +172,27 @@ class SiteTable(nn.Module):
         self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"], strengths: Float[Tensor, " token"]
     ) -> Float[Tensor, "*batch token dim"]:
         """Return what is to be added to float32 activations whose tokens have these slots and strengths."""
+        return self.gain(t, slots, strengths).unsqueeze(-1) * self.edit(t, slots)
+
+    def gain(
+        self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"], strengths: Float[Tensor, " token"]
+    ) -> Float[Tensor, "*batch token"]:
+        """Return strength times regulator of every token, without what is folded into the edit."""
+        if not self.parts.gate:
+            return strengths
+        logit = (t * self.theta[slots]).sum(-1) + self.bias[slots]
+        return strengths * torch.where(self.rectified[slots], torch.relu(logit), torch.sigmoid(logit))
+
+    def edit(
+        self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"]
+    ) -> Float[Tensor, "*batch token dim"]:
+        """Return slope times t plus offset, 0 outside of the support."""
         edit = self.offset[slots]
         if self.parts.slope:
             edit = torch.addcmul(edit, t, self.slope[slots])
         if self.parts.support:
             edit = edit.masked_fill((t < self.low[slots]) | (t > self.high[slots]), 0.0)
-        gain = strengths
-        if self.parts.gate:
-            logit = (t * self.theta[slots]).sum(-1) + self.bias[slots]
-            gain = gain * torch.where(self.rectified[slots], torch.relu(logit), torch.sigmoid(logit))
-        return gain.unsqueeze(-1) * edit
+        return edit
 
     def bytes_per_slot(self) -> int:
         """Return the memory of one row."""

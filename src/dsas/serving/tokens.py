@@ -26,14 +26,21 @@ def identity_row(together: int) -> RequestRow:
 
 
 class TokenBuffers(nn.Module):
-    """The slot and strength of every token of a step: int64 and float32, both (together, tokens)."""
+    """The slot and strength of every token of a step: int64 and float32, both (together, tokens).
+
+    applied: float32 of the same shape, where reports are kept: the sum over sites of what was applied to each token.
+    """
 
     slots: Tensor
     strengths: Tensor
+    applied: Tensor
 
-    def __init__(self, together: int, tokens: int) -> None:
+    def __init__(self, together: int, tokens: int, *, reports: bool = False) -> None:
         """Make buffers for steps of up to `tokens` tokens and requests of up to `together` Steerings; all unsteered."""
         super().__init__()
+        self.reports = reports
+        if reports:
+            self.register_buffer("applied", torch.zeros(together, tokens), persistent=False)
         self.register_buffer("slots", torch.zeros(together, tokens, dtype=torch.int64), persistent=False)
         self.register_buffer("strengths", torch.zeros(together, tokens), persistent=False)
 
@@ -47,3 +54,5 @@ class TokenBuffers(nn.Module):
         used = slots.shape[1]
         self.slots[:, :used].copy_(torch.from_numpy(slots), non_blocking=True)
         self.strengths[:, :used].copy_(torch.from_numpy(strengths), non_blocking=True)
+        if self.reports:
+            self.applied.zero_()

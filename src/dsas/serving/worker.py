@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vllm.distributed import get_tp_group  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
 from dsas.serving.config import Source
@@ -28,3 +29,8 @@ class SteeringWorker(PlatformWorker):
         except (ValueError, OSError) as error:
             return str(error)
         return None
+
+    def dsas_report(self, request: str) -> dict[str, Any] | None:
+        """Return and forget how strongly a request was steered at this pipeline stage; one worker of it answers."""
+        report = self.dsas.reports.read(request)
+        return report if get_tp_group().rank_in_group == 0 else None
