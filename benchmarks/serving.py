@@ -2,9 +2,10 @@
 
 Runs vLLM twice, in a process each: as it is, and with a Steering of additions and logistic regulators at every decoder
 layer of SmolLM2-135M. Batches go to both in turn, stock and steered next to each other, so that what else the machine
-does falls on both; the ratio is the median over the pairs. Needs the environment of `make test-vllm`.
+does falls on both; the ratio is the median over the pairs. With --reports both are steered, and the second keeps
+reports, for which all its requests ask. Needs the environment of `make test-vllm`.
 
-    python benchmarks/serving.py [--eager] [--sites "layers.*"] [--pairs 7] [--new-tokens 16]
+    python benchmarks/serving.py [--eager] [--sites "layers.*"] [--pairs 7] [--new-tokens 16] [--reports]
 """
 
 import argparse
@@ -54,7 +55,8 @@ def answer(steering: str | None, arguments: argparse.Namespace) -> None:
     from vllm import LLM, SamplingParams
 
     model = str(real_model("smollm2"))
-    extra: dict[str, Any] = engine.arguments(model, [steering]) if steering else {}
+    reports = arguments.engine == "reporting"
+    extra: dict[str, Any] = engine.arguments(model, [steering], reports=reports) if steering else {}
     llm = LLM(
         model,
         dtype="float32",
@@ -67,14 +69,17 @@ def answer(steering: str | None, arguments: argparse.Namespace) -> None:
         distributed_executor_backend="uni",
         **extra,
     )
-    name = {"dsas_steering": Path(steering).name} if steering else {}
+    name: dict[str, Any] = {"dsas_steering": Path(steering).name} if steering else {}
+    name |= {"dsas_report": True} if reports else {}
     for line in sys.stdin:
         count = int(line)
         strengths = [{**name, "dsas_strength": 1 + n / count} if name else None for n in range(count)]
         new = arguments.new_tokens
         asked = [SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, extra_args=s) for s in strengths]
         start = time.perf_counter()
-        llm.generate([PROMPT] * count, asked, use_tqdm=False)
+        outputs = llm.generate([PROMPT] * count, asked, use_tqdm=False)
+        for output in outputs if reports else ():
+            engine.report(llm, output)
         print(json.dumps(time.perf_counter() - start), flush=True)
 
 
@@ -104,16 +109,18 @@ def main() -> None:
     parser.add_argument("--sites", default="residual")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--engine", choices=["stock", "steered"])
+    parser.add_argument("--reports", action="store_true")
+    parser.add_argument("--engine", choices=["stock", "steered", "reporting"])
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.engine:
-        answer(str(arguments.folder) if arguments.engine == "steered" else None, arguments)
+        answer(None if arguments.engine == "stock" else str(arguments.folder), arguments)
         return
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log", "wb") as log:
         folder = Path(scratch) / "steering"
         write_steering(folder, arguments.sites)
-        both = [Engine(["--engine", kind, "--folder", str(folder)], log) for kind in ("stock", "steered")]
+        kinds = ("steered", "reporting") if arguments.reports else ("stock", "steered")
+        both = [Engine(["--engine", kind, "--folder", str(folder)], log) for kind in kinds]
         for count in BATCHES:
             for one in both:
                 one.seconds(count)  # compiles, and fills what is filled once
@@ -122,11 +129,11 @@ def main() -> None:
                 first, second = both if number % 2 == 0 else both[::-1]
                 timed = {first: first.seconds(count), second: second.seconds(count)}
                 pairs.append((timed[both[0]], timed[both[1]]))
-            ratios = sorted(stock / steered for stock, steered in pairs)
-            tokens = count * arguments.new_tokens / statistics.median(steered for _, steered in pairs)
+            ratios = sorted(first / second for first, second in pairs)
+            tokens = count * arguments.new_tokens / statistics.median(second for _, second in pairs)
             print(
-                f"batch {count:3}: throughput steered / stock {statistics.median(ratios):.3f} "
-                f"(from {ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} pairs), {tokens:.0f} tokens/s steered",
+                f"batch {count:3}: throughput {kinds[1]} / {kinds[0]} {statistics.median(ratios):.3f} "
+                f"(from {ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} pairs), {tokens:.0f} tokens/s {kinds[1]}",
                 flush=True,
             )
         for one in both:

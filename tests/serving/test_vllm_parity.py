@@ -50,21 +50,45 @@ def check(llm: Any, reference: Reference, record: Any) -> list[Any]:
     return second
 
 
-@pytest.mark.parametrize("chunk", [32, 512], ids=["chunked", "whole"])
-@pytest.mark.parametrize("cached", [True, False], ids=["prefix-cache", "no-prefix-cache"])
-@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+CHUNKS = pytest.mark.parametrize("chunk", [32, 512], ids=["chunked", "whole"])
+CACHES = pytest.mark.parametrize("cached", [True, False], ids=["prefix-cache", "no-prefix-cache"])
+MODES = pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+
+
+@CHUNKS
+@CACHES
+@MODES
 def test_mixed_requests_agree_with_the_reference(
     root: Path, reference: Reference, record_property: Any, *, eager: bool, cached: bool, chunk: int
 ) -> None:
     options = {"enforce_eager": eager, "enable_prefix_caching": cached, "max_num_batched_tokens": chunk}
+    agrees(root, reference, record_property, cached=cached, options=options)
+
+
+@CHUNKS
+@CACHES
+@MODES
+def test_two_workers_that_share_every_layer_agree(
+    root: Path, reference: Reference, record_property: Any, *, eager: bool, cached: bool, chunk: int
+) -> None:
+    options = {"enforce_eager": eager, "enable_prefix_caching": cached, "max_num_batched_tokens": chunk}
+    options |= {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    agrees(root, reference, record_property, cached=cached, options=options)
+
+
+def agrees(root: Path, reference: Reference, record: Any, *, cached: bool, options: dict[str, Any]) -> None:
     with running(root, **options) as llm:
-        second = check(llm, reference, record_property)
+        second = check(llm, reference, record)
     hits = sum(output.num_cached_tokens or 0 for output in second)
     assert (hits > 0) == cached
 
 
-def test_requests_that_are_preempted_agree_too(root: Path, reference: Reference, record_property: Any) -> None:
-    with running(root, num_gpu_blocks_override=9, enable_prefix_caching=False, max_num_seqs=8) as llm:
+@MODES
+def test_requests_that_are_preempted_agree_too(
+    root: Path, reference: Reference, record_property: Any, *, eager: bool
+) -> None:
+    little = {"num_gpu_blocks_override": 9, "enable_prefix_caching": False, "max_num_seqs": 8}
+    with running(root, enforce_eager=eager, **little) as llm:
         work = [(LONG[:60], ask) for ask in ASKS]
         outputs = generate(llm, work, new_tokens=40)
         wanted = [reference.generate(prompt, ask, 40) for prompt, ask in work]
@@ -75,15 +99,9 @@ def test_requests_that_are_preempted_agree_too(root: Path, reference: Reference,
 
 
 # Without compilation vLLM's CPU worker runs no pipeline, steered or not.
-@pytest.mark.parametrize(
-    ("parallel", "eager"),
-    [("tensor_parallel_size", True), ("tensor_parallel_size", False), ("pipeline_parallel_size", False)],
-    ids=["tensor-eager", "tensor-compiled", "pipeline-compiled"],
-)
-def test_two_workers_agree(
-    root: Path, reference: Reference, record_property: Any, *, parallel: str, eager: bool
-) -> None:
-    with running(root, enforce_eager=eager, distributed_executor_backend="mp", **{parallel: 2}) as llm:
+def test_two_workers_that_are_a_pipeline_agree(root: Path, reference: Reference, record_property: Any) -> None:
+    pipeline = {"distributed_executor_backend": "mp", "pipeline_parallel_size": 2}
+    with running(root, enforce_eager=False, **pipeline) as llm:
         check(llm, reference, record_property)
 
 
@@ -115,7 +133,7 @@ def test_requests_that_ask_are_told_how_strongly_they_were_steered_and_get_the_s
     assert worst < 1e-5
 
 
-@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+@MODES
 def test_without_steering_and_at_strength_zero_no_bit_differs_from_the_stock_engine(root: Path, *, eager: bool) -> None:
     work = [(prompt, ask) for prompt in PROMPTS for ask in (Ask(), Ask(("detox",), (0.0,)))]
 

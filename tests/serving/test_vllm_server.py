@@ -48,7 +48,7 @@ def server(root: Path) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     folders = [part for name in ("detox", "topic", "line") for part in ("--steering", str(root / name))]
-    command = ["serve", str(root / "model"), *folders, "--together", "2", "--spare", "1"]
+    command = ["serve", str(root / "model"), *folders, "--together", "2", "--spare", "1", "--reports"]
     template = root / "template.jinja"  # the message and nothing else
     template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     log = (root / "log").open("wb")
@@ -162,6 +162,26 @@ def test_a_chat_is_steered_too(server: Server, reference: Reference) -> None:
     assert tokens == [str(token) for token in reference.generate(PROMPTS[2], ASKS[2]).tokens]
 
 
+@pytest.mark.parametrize("ask", [ASKS[2], ASKS[5], ASKS[0]], ids=str)
+def test_an_answer_carries_how_strongly_it_was_steered_when_the_request_asks(
+    server: Server, reference: Reference, ask: Ask
+) -> None:
+    asked, prompt = {**(ask.extra_args() or {}), "dsas_report": True}, PROMPTS[2]
+    body = {"ignore_eos": True, "vllm_xargs": asked}
+    given: Any = {"model": "tiny", "max_tokens": NEW_TOKENS, "temperature": 0, "extra_body": body}
+    with client_of(server) as client:
+        text = client.completions.create(prompt=prompt, **given)
+        chat = client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **given)
+    wanted = reference.applied(prompt, ask)
+    for answer in (text, chat):
+        report = answer.kv_transfer_params["dsas_report"]
+        assert report["mean_strength"].keys() == wanted.keys()
+        assert report["mean_strength"] == pytest.approx(wanted, abs=1e-5)
+    silent = {**given, "extra_body": {"vllm_xargs": ask.extra_args()}}
+    with client_of(server) as client:
+        assert client.completions.create(prompt=prompt, **silent).kv_transfer_params is None
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -170,6 +190,7 @@ def test_a_chat_is_steered_too(server: Server, reference: Reference) -> None:
         ({"dsas_steering": "detox", "dsas_strength": "much"}, "got 'much'"),
         ({"dsas_steering": ["detox", "topic", "line"]}, "must be 1 to 2 different names"),
         ({"dsas_strenght": 1}, "unknown key 'dsas_strenght'"),
+        ({"dsas_report": "yes"}, "must be true or false, got 'yes'"),
         ({"dsas_resolved": "x"}, "unknown key 'dsas_resolved'"),
     ],
 )
