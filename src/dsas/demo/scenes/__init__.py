@@ -1,5 +1,6 @@
 """Scenes: a world of drawn pictures and captions, its exact detector, and a small text-to-image model trained on it."""
 
+from dsas.demo.scenes.concepts import aspect_of, regions, replaced, scenes_with, without
 from dsas.demo.scenes.detector import Agreement, Reading, agreement, concept_present, read, shows
 from dsas.demo.scenes.drawing import Layout, arrange, draw, masks
 from dsas.demo.scenes.painting import Accuracy, accuracy, as_markdown, paint, save_grid
@@ -41,6 +42,7 @@ __all__ = [
     "accuracy",
     "agreement",
     "arrange",
+    "aspect_of",
     "as_markdown",
     "blank_pipeline",
     "caption",
@@ -53,9 +55,13 @@ __all__ = [
     "parse",
     "read",
     "sample",
+    "regions",
+    "replaced",
     "save_grid",
     "scene_pipeline",
+    "scenes_with",
     "settle",
     "shows",
     "trained_pairs",
+    "without",
 ]
