@@ -1,4 +1,4 @@
-"""Concepts: scenes that show one word of the world, the same scenes with another word in its place, and where it stands.
+"""Concepts: scenes that show one word of the world, the same with another word in its place, and where it stands.
 
 A concept is a shape, a colour or a background. `scenes_with` lists, in an order drawn by `seed`, every scene of one
 thing with the concept (sizes, positions and, unless it is the concept, the background may be left out), or every fully
@@ -46,7 +46,7 @@ def scenes_with(concept: str, *, things: int, avoid: str = "", seed: int = 0) ->
 
 
 def replaced(scene: Scene, concept: str, word: str) -> Scene:
-    """Return the scene with `word` wherever the concept was. Raises OptionError when they are no values of one aspect."""
+    """Return the scene with `word` wherever the concept was. Raises OptionError for words of two aspects."""
     aspect = aspect_of(concept)
     if word not in WORDS[aspect]:
         raise OptionError(f"{concept!r} is a {aspect}, {word!r} is not; closest: {closest(word, WORDS[aspect])}")
