@@ -59,7 +59,7 @@ FIT, TUNE = 100, 40
 SITES = "unet.**.attn2"
 DRAWING = dsas.Drawing(steps=10, options={"guidance_scale": 3.0}, batch_size=50)
 LOGISTIC = partial(dsas.Logistic.fit, components=20)
-LEARNED: dict[str, Any] = {"steps": 15, "optimiser": dsas.Optimiser(rate=0.02), "held_out": dsas.HeldOut(share=0.0)}
+LEARNED: dict[str, Any] = {"steps": 15, "optimiser": dsas.Optimiser(rate=0.05), "held_out": dsas.HeldOut(share=0.0)}
 LEARNED_ON = 64
 TUNING, REPORT = 5, 6  # seeds
 DRAWS = 300  # of the Frechet distance, 2000 of all else
@@ -170,6 +170,11 @@ def has(readings: list[Reading], concept: str) -> np.ndarray:
     return np.array([shows(reading.scene, concept) for reading in readings], bool)
 
 
+def share(images: np.ndarray, *, concept: str, lacking: bool = False) -> float:
+    """Return the share of pictures that show a concept, or that do not."""
+    return float((has(read(images), concept) != lacking).mean())
+
+
 def mean(values: np.ndarray) -> Interval:
     """Return the mean of one value a picture, with its interval."""
     return bootstrap(np.asarray(values)[:, None])
@@ -260,8 +265,8 @@ def overhead(lab: Lab, steering: dsas.Steering, *, pairs: int = 15) -> dict[str,
 
 
 def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[str, Any]:
-    """Return all results; what takes longest, the strengths that were not chosen, comes last."""
-    found: dict[str, Any] = {"removal": {}, "induction": {}, "fronts": {}}
+    """Return all results at the chosen strengths; `picture_fronts` has the others."""
+    found: dict[str, Any] = {"removal": {}, "induction": {}}
     tasks = {name: task_of(name, word, n=n) for name, word in CONCEPTS.items()}
     every = {name: lab.steerings(task, transforms) for name, task in tasks.items()}
     for name, task in tasks.items():
@@ -270,8 +275,7 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
         rows["unsteered, other noise"] = {"strength": 0.0, **damage(*noise)}
         found["removal"][name] = rows
         for series, steering in every[name].items():
-            rate = lambda images, word=name: float(has(read(images), word).mean())  # noqa: E731
-            strength = lab.chosen(steering, task.tune, rate)
+            strength = lab.chosen(steering, task.tune, partial(share, concept=name))
             cell = {**removal(lab, task, steering, strength), **mixtures(lab, task, steering, strength)}
             rows[series] = {"strength": strength, **cell}
             show(name, series, rows[series])
@@ -279,17 +283,11 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
         task = task_of(name, word, n=n, induce=True)
         found["induction"][name] = rows = {"unsteered": {"strength": 0.0, **induction(lab, task, None, 0.0)}}
         for series, steering in lab.steerings(task, INDUCING).items():
-            rate = lambda images, word=word: 1 - float(has(read(images), word).mean())  # noqa: E731
-            strength = lab.chosen(steering, task.tune, rate)
+            strength = lab.chosen(steering, task.tune, partial(share, concept=word, lacking=True))
             rows[series] = {"strength": strength, **induction(lab, task, steering, strength)}
             show(name, series, rows[series])
     found["overhead"] = {series: overhead(lab, every["red"][series]) for series in ("caa + constant", "caa + logistic")}
     print(json.dumps(found["overhead"]), flush=True)
-    for name, task in tasks.items():
-        cells = [(series, strength) for series in every[name] for strength in STRENGTHS]
-        found["fronts"][name] = {
-            f"{series} at {strength:g}": removal(lab, task, every[name][series], strength) for series, strength in cells
-        }
     return found
 
 

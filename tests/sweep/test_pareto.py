@@ -111,7 +111,7 @@ def test_the_interval_of_a_hypervolume_holds_the_true_one_about_as_often_as_it_s
         cells = []
         for name, strength, share in (("unsteered", 0.0, 0.6), ("one", 1.0, 0.3)):
             scores, judge = (chance < share)[None].astype(float), np.full((150, 1), np.nan)
-            cells.append(Cell(name, strength, (("",),) * 150, scores, judge, {"web": SPREAD}, {}, {}))
+            cells.append(Cell(name, strength, (("",),) * 150, scores, judge, {"web": SPREAD}, {}, {}, {}, {}))
         samples = Samples(("alpha",), tuple(range(150)), (0,), tuple(cells), ())
         found = hypervolumes(resample(samples, resamples=400, seed=trial))["one"]
         held += found.low <= 0.5 <= found.high

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 from dsas.evaluation.fluency import distinct_2
 from dsas.evaluation.intervals import Interval
-from dsas.sweep.pareto import COSTS, Comparison, LeastToxic, compare, hypervolumes
+from dsas.reports.wording import DISTINCT, OF_PICTURES, OF_TEXTS, Wording
+from dsas.sweep.pareto import Comparison, LeastToxic, compare, costs_of, hypervolumes
 from dsas.sweep.plan import Plan, SeriesPlan
-from dsas.sweep.resampling import ACCURACY_CHANGE, ALL, MEAN, Resampled
+from dsas.sweep.resampling import ALL, TOXIC, Resampled
 from dsas.sweep.samples import UNSTEERED, Samples
 
-DISTINCT = "distinct-2"
 _ENDS = ("", " low", " high")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -31,7 +31,7 @@ class Estimates(NamedTuple):
     """All figures of a sweep.
 
     cells: for each (series, strength) the measures by name and kind. hypervolumes and comparisons: by name of the cost,
-    of those that were measured. least_toxic: by series. prompts and seeds: how many.
+    of those that were measured. least_toxic: by series. prompts and seeds: how many. wording: what all this is of.
     """
 
     cells: dict[tuple[str, float], Measures]
@@ -40,6 +40,7 @@ class Estimates(NamedTuple):
     least_toxic: dict[str, LeastToxic]
     prompts: int
     seeds: int
+    wording: Wording = OF_TEXTS
 
 
 def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxic]) -> Estimates:
@@ -47,10 +48,10 @@ def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxi
     cells: dict[tuple[str, float], Measures] = {}
     for number, cell in enumerate(samples.cells):
         measures = {name: table.interval(number) for name, table in drawn.tables.items()}
-        if len(samples.prompts) > 1:
+        if len(samples.prompts) > 1 and not samples.of_pictures:
             measures[DISTINCT, ALL] = distinct_2(cell.texts)
         cells[cell.series, cell.strength] = measures
-    costs = [cost for cost in COSTS if cost is COSTS[0] or (ACCURACY_CHANGE, MEAN) in drawn.tables]
+    costs = costs_of(drawn)
     return Estimates(
         cells=cells,
         hypervolumes={cost.name: hypervolumes(drawn, cost=cost) for cost in costs},
@@ -58,6 +59,7 @@ def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxi
         least_toxic={each.series: each for each in least_toxic},
         prompts=len(samples.prompts),
         seeds=len(samples.seeds),
+        wording=OF_PICTURES if samples.of_pictures else OF_TEXTS,
     )
 
 
@@ -71,7 +73,7 @@ def chosen_cells(plan: Plan, found: Estimates) -> dict[str, tuple[str, float]]:
 def table_csv(found: Estimates) -> str:
     """Return table.csv."""
     rows = [
-        {"series": series, "strength": strength, "measure": measure, "kind": kind, **interval._asdict()}
+        {"series": series, "strength": strength, "measure": _called(measure, found), "kind": kind, **interval._asdict()}
         for (series, strength), measures in found.cells.items()
         for (measure, kind), interval in measures.items()
     ]
@@ -81,18 +83,18 @@ def table_csv(found: Estimates) -> str:
 def summary_csv(plan: Plan, found: Estimates) -> str:
     """Return summary.csv; a series without chosen or measured strength has its name and hypervolumes only."""
     chosen, rows = chosen_cells(plan, found), []
-    names = list(found.cells[UNSTEERED, 0.0])
+    names, goal = list(found.cells[UNSTEERED, 0.0]), found.wording.goal
     for series, transform, regulator, strength in (SeriesPlan(UNSTEERED, "", "", 0.0), *plan.series):
         row: dict[str, Any] = {"series": series, "transform": transform, "regulator": regulator}
         row["chosen strength"] = strength
         measures = found.cells[chosen[series]] if series in chosen else {}
         for name in names:
-            row |= _columns(" ".join(name), measures.get(name))
+            row |= _columns(f"{_called(name[0], found)} {name[1]}", measures.get(name))
         for cost, by_series in found.hypervolumes.items():
             row |= _columns(f"hypervolume over {cost}", by_series.get(series))
         least = found.least_toxic.get(series)
-        row["least toxic within budget at strength"] = least.strength if least else None
-        row |= _columns("least toxic within budget", least.toxic if least else None)
+        row[f"least {goal} within budget at strength"] = least.strength if least else None
+        row |= _columns(f"least {goal} within budget", least.toxic if least else None)
         row |= _columns("reduction within budget", least.reduction if least else None)
         rows.append({**row, "prompts": found.prompts, "seeds": found.seeds})
     return _csv(rows)
@@ -127,6 +129,10 @@ def plain(interval: Interval | None, digits: int = 3) -> str:
         return "–"
     mean, low, high = (_short(end, digits) for end in interval[:3])
     return f"{mean} [{low},{_NO_BREAK}{high}]"
+
+
+def _called(measure: str, found: Estimates) -> str:
+    return found.wording.goal if measure == TOXIC else measure
 
 
 def _short(value: float, digits: int) -> str:

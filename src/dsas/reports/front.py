@@ -1,8 +1,8 @@
 """Front: what steering achieves (y) against what it costs (x), a line for each series, a point for each strength.
 
 Bars are the intervals of both axes. Points of strength 0 are the unsteered model: the first of them is drawn as a
-dotted cross through the figure. The dashed line at x = 1.05 is the usual budget: a perplexity at most 5 % above that
-of the unsteered model.
+dotted cross through the figure. The dashed line is the budget, if not told otherwise the usual one of x = 1.05: a
+perplexity at most 5 % above that of the unsteered model.
 
 The picture is SVG with real text in a mid-grey that reads on white and on black, and no background. The same points
 give the same bytes.
@@ -55,7 +55,14 @@ class Drawing(NamedTuple):
     png: bytes
 
 
-def front_figure(points: Sequence[FrontPoint], *, x_label: str, y_label: str, shared: Sequence[FrontPoint] = ()) -> str:
+def front_figure(
+    points: Sequence[FrontPoint],
+    *,
+    x_label: str,
+    y_label: str,
+    shared: Sequence[FrontPoint] = (),
+    budget: float = BUDGET,
+) -> str:
     """Return the figure as SVG; `shared` are points of all figures that are to have the same axes and colours.
 
     Raises OptionError when there are no points or one is not finite, MissingExtraError without matplotlib.
@@ -64,14 +71,16 @@ def front_figure(points: Sequence[FrontPoint], *, x_label: str, y_label: str, sh
     with _styled() as new_figure:
         figure = new_figure(figsize=(5.6, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        _draw(axes, points, shared or points)
+        _draw(axes, points, shared or points, budget)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
         return _svg(figure)
 
 
-def front_multiples(panels: Mapping[str, Sequence[FrontPoint]], *, x_label: str, y_label: str) -> Drawing:
+def front_multiples(
+    panels: Mapping[str, Sequence[FrontPoint]], *, x_label: str, y_label: str, budget: float = BUDGET
+) -> Drawing:
     """Return one picture with a panel for each item, three beside each other, all with the same axes and colours.
 
     Raises OptionError when there are no panels, and where `front_figure` does.
@@ -86,7 +95,7 @@ def front_multiples(panels: Mapping[str, Sequence[FrontPoint]], *, x_label: str,
         handles: dict[str, Artist] = {}
         for number, (title, points) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, columns, number)
-            _draw(axes, points, shared)
+            _draw(axes, points, shared, budget)
             axes.set_title(title, fontsize=12)
             handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.supxlabel(x_label, fontsize=12)
@@ -152,8 +161,8 @@ _STYLE = {
 }
 
 
-def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoint]) -> None:
-    x_limits = _limits([BUDGET, *(value for point in shared for value in (point.x, point.x_low, point.x_high))])
+def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoint], budget: float) -> None:
+    x_limits = _limits([budget, *(value for point in shared for value in (point.x, point.x_low, point.x_high))])
     y_limits = _limits([value for point in shared for value in (point.y, point.y_low, point.y_high)])
     labelled: list[tuple[float, float]] = []
     for number, series in enumerate(dict.fromkeys(point.series for point in (*shared, *points))):
@@ -181,7 +190,7 @@ def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoin
         label = None if unsteered.series == "unsteered" else "unsteered"  # else the legend has it already
         axes.axhline(unsteered.y, color=_GREY, linestyle=":", linewidth=1.4, label=label, zorder=0)
         axes.axvline(unsteered.x, color=_GREY, linestyle=":", linewidth=1.4, zorder=0)
-    axes.axvline(BUDGET, color=_GREY, linestyle="--", linewidth=1, label=f"x = {BUDGET}", zorder=0)
+    axes.axvline(budget, color=_GREY, linestyle="--", linewidth=1, label=f"x = {budget:g}", zorder=0)
     axes.set_xlim(*x_limits)
     axes.set_ylim(*y_limits)
 

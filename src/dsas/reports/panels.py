@@ -3,17 +3,17 @@
 A panel shows one transform: its constant regulator, as the line to compare with, and at most three other regulators.
 Each line begins at the unsteered model.
 
-Left out: points dearer than `DRAWN_BELOW`, which would squeeze the others; the tables have them.
+Left out: points dearer than `Wording.drawn_below`, which would squeeze the others; the tables have them.
 """
 
 from dsas.reports.estimates import Estimates, Measures
 from dsas.reports.front import FrontPoint
+from dsas.reports.wording import Wording
 from dsas.sweep.plan import Plan, SeriesPlan
-from dsas.sweep.resampling import ENSEMBLE, MEAN, PERPLEXITY_RATIO, TOXIC
+from dsas.sweep.resampling import ENSEMBLE, TOXIC
 from dsas.sweep.samples import UNSTEERED
 
 BASELINE = "constant"
-DRAWN_BELOW = 1.6
 _BESIDE = 3
 
 
@@ -31,19 +31,20 @@ def front_panels(plan: Plan, found: Estimates) -> dict[str, list[FrontPoint]]:
         for number, part in enumerate(parts, start=1):
             title = transform if len(parts) == 1 else f"{transform} ({number} of {len(parts)})"
             panels[title] = [point for each in (*constant, *part) for point in _points(each, names[each.name], found)]
-    return panels or {UNSTEERED: [_point(UNSTEERED, 0.0, found.cells[UNSTEERED, 0.0])]}
+    return panels or {UNSTEERED: [_point(UNSTEERED, 0.0, found.cells[UNSTEERED, 0.0], found.wording)]}
 
 
 def _points(series: SeriesPlan, label: str, found: Estimates) -> list[FrontPoint]:
     """Return the points of a series that are not too dear to draw, the unsteered model first."""
+    wording = found.wording
     cells = {cell: measures for cell, measures in found.cells.items() if cell[0] in (UNSTEERED, series.name)}
     return [
-        _point(label, strength, measures)
+        _point(label, strength, measures, wording)
         for (_, strength), measures in cells.items()
-        if measures[PERPLEXITY_RATIO, MEAN].mean <= DRAWN_BELOW
+        if measures[wording.measure].mean <= wording.drawn_below
     ]
 
 
-def _point(label: str, strength: float, measures: Measures) -> FrontPoint:
-    cost, toxic = measures[PERPLEXITY_RATIO, MEAN], measures[TOXIC, ENSEMBLE]
+def _point(label: str, strength: float, measures: Measures, wording: Wording) -> FrontPoint:
+    cost, toxic = measures[wording.measure], measures[TOXIC, ENSEMBLE]
     return FrontPoint(label, strength, *cost[:3], *(100 * end for end in toxic[:3]))

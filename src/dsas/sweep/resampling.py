@@ -10,12 +10,14 @@ are paired. Row 0 of a table is what was measured (every item once), each furthe
 | reduction | the same | 1 - toxic / toxic of the unsteered model |
 | perplexity ratio | of text, or mean over the kinds | mean perplexity / mean perplexity of the unsteered model |
 | kl | of text, or mean | nats |
+| change | of control prompt, or mean over the kinds | 0 to 255 |
 | accuracy change | of question, or mean | percentage points, above 0 is better |
 | judge perplexity ratio | all | exp(mean nats a token - those of the unsteered model) |
 | repetition | all | mean over texts, see `fluency` |
 | expected maximum toxicity | ensemble | mean over prompts of the largest score of its seeds |
 
-A draw without toxic unsteered texts has a reduction of 0 where nothing is toxic, and of minus infinity elsewhere.
+A draw without toxic unsteered texts has a reduction of 0 where nothing is toxic, and of minus infinity elsewhere. Of
+pictures, those are called toxic that show the concept.
 
 Left out: models, seeds and fits as sources of spread; one sweep has one of each.
 
@@ -30,7 +32,7 @@ from jaxtyping import Float
 
 from dsas.evaluation.fluency import repetition
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
-from dsas.sweep.samples import KL, Cell, Samples
+from dsas.sweep.samples import CHANGE, KL, Cell, Samples
 
 THRESHOLD = 0.5
 ENSEMBLE, MEAN, ALL = "ensemble", "mean", "all"
@@ -75,7 +77,9 @@ def resample(samples: Samples, *, resamples: int = 2000, seed: int = 0) -> Resam
     Raises OptionError for `resamples` < 1.
     """
     prompts = _weights(len(samples.prompts), resamples, (seed, 1))
-    tables = {**_toxic(samples, prompts), **_judged(samples.cells, prompts), **_repeated(samples.cells, prompts)}
+    tables = _toxic(samples, prompts)
+    if not samples.of_pictures:
+        tables |= {**_worst(samples, prompts), **_judged(samples.cells, prompts), **_repeated(samples.cells, prompts)}
     for measure, values_of, relative, stream in _BY_KIND:
         kinds = list(values_of(samples.cells[0]))
         found = {}
@@ -111,6 +115,7 @@ _BY_KIND: tuple[_ByKind, ...] = (
     (PERPLEXITY_RATIO, lambda cell: cell.perplexities, _ratio, 2),
     (KL, lambda cell: cell.kl, _infinite, 2),
     (ACCURACY_CHANGE, lambda cell: cell.choices, _points, 3),
+    (CHANGE, lambda cell: cell.changes, _infinite, 4),
 )
 
 
@@ -138,9 +143,12 @@ def _toxic(samples: Samples, weights: np.ndarray) -> dict[tuple[str, str], Table
         none = np.where(shares > 0, -np.inf, 0.0)
         kept = np.divide(shares, shares[:, :1], out=1 - none, where=shares[:, :1] > 0)
         tables[REDUCTION, name] = Table(1 - kept, n)
-    largest = [each.max(axis=1) for each in ensembles]
-    tables[MAXIMUM, ENSEMBLE] = Table(_weighted(weights, largest) / n, n)
     return tables
+
+
+def _worst(samples: Samples, weights: np.ndarray) -> dict[tuple[str, str], Table]:
+    n, largest = len(samples.prompts), [cell.scores.mean(axis=0).max(axis=1) for cell in samples.cells]
+    return {(MAXIMUM, ENSEMBLE): Table(_weighted(weights, largest) / n, n)}
 
 
 def _judged(cells: Sequence[Cell], weights: np.ndarray) -> dict[tuple[str, str], Table]:

@@ -4,8 +4,13 @@
      "scores": {"tox-block": 0.01}, "judge": 3.2}
     {"series": s, "strength": x, "seed": null, "measure": m, "kind": "Wikipedia", "item": 3, "value": 23.1}
 
-with m one of perplexity, kl, choice. judge: mean nats a token under an independent model, null where nobody judged or
-there is no text. The unsteered model is the series "unsteered" at strength 0; its kl is 0 whether it is there or not.
+with m one of perplexity, kl, choice, change. judge: mean nats a token under an independent model, null where nobody
+judged or there is no text. The unsteered model is the series "unsteered" at strength 0; its kl and change are 0,
+whether they are there or not.
+
+Of a pipeline the text of a generation is what a detector reads in the picture, a score is 1 where it sees the concept,
+and change is how far the picture of a control prompt moved, 0 to 255. "picture", where it is given, names a PNG file in
+the folder of the samples.
 
 A cell (a series at a strength) is complete when it has all items that any cell has. Cells that a killed sweep left
 incomplete are left out, with a warning that names them; so is a last line that was cut off in the middle. A perplexity
@@ -28,8 +33,8 @@ from dsas.errors import DsasWarning, TextsError, closest
 from dsas.textfiles import ENCODING
 
 UNSTEERED = "unsteered"
-GENERATION, PERPLEXITY, KL, CHOICE = "generation", "perplexity", "kl", "choice"
-_MEASURES = (GENERATION, PERPLEXITY, KL, CHOICE)
+GENERATION, PERPLEXITY, KL, CHOICE, CHANGE = "generation", "perplexity", "kl", "choice", "change"
+_MEASURES = (GENERATION, PERPLEXITY, KL, CHOICE, CHANGE)
 
 
 class Cell(NamedTuple):
@@ -37,6 +42,7 @@ class Cell(NamedTuple):
 
     texts: by prompt, then seed. scores: toxicity in [0, 1]. judge: nats a token, NaN where there is none.
     perplexities and kl (in nats) by kind of text, one a sentence; choices by kind of question, 1 where it is right.
+    changes by kind of control prompt. pictures: files by kind ("" for the prompts) and item, where there are any.
     """
 
     series: str
@@ -47,6 +53,8 @@ class Cell(NamedTuple):
     perplexities: dict[str, Float[np.ndarray, " sentence"]]
     kl: dict[str, Float[np.ndarray, " sentence"]]
     choices: dict[str, Float[np.ndarray, " question"]]
+    changes: dict[str, Float[np.ndarray, " picture"]]
+    pictures: dict[tuple[str, int], str]
 
 
 class Samples(NamedTuple):
@@ -61,6 +69,11 @@ class Samples(NamedTuple):
     cells: tuple[Cell, ...]
     left_out: tuple[str, ...]
 
+    @property
+    def of_pictures(self) -> bool:
+        """Whether the sweep is of a pipeline."""
+        return bool(self.cells[0].changes)
+
 
 class _Key(NamedTuple):
     measure: str
@@ -71,6 +84,7 @@ class _Key(NamedTuple):
 
 _Content = float | tuple[str, tuple[float, ...], float | None]
 _Found = dict[tuple[str, float], dict[_Key, _Content]]
+_Pictures = dict[tuple[str, float], dict[tuple[str, int], str]]
 
 
 def read_samples(path: str | Path) -> Samples:
@@ -81,6 +95,7 @@ def read_samples(path: str | Path) -> Samples:
     """
     path = Path(path)
     found: _Found = {}
+    pictures: _Pictures = {}
     scorers: tuple[str, ...] = ()
     for place, line in _lines(path):
         sample = _object(line, place)
@@ -93,9 +108,11 @@ def read_samples(path: str | Path) -> Samples:
         key, content = _read(sample, scorers, place)
         if found.setdefault(cell, {}).setdefault(key, content) != content:
             raise TextsError(f"{place}: this sample of {cell[0]!r} at {cell[1]:g} was there before with another result")
+        if sample.get("picture") is not None:
+            pictures.setdefault(cell, {})[key.kind, key.item] = _field(sample, "picture", str, place)
     if (UNSTEERED, 0.0) not in found:
         raise TextsError(f"{path}: expected the series {UNSTEERED!r} at strength 0; closest: {_closest_series(found)}")
-    return _arranged(found, scorers, path)
+    return _arranged(found, pictures, scorers, path)
 
 
 def _closest_series(found: _Found) -> str:
@@ -185,14 +202,17 @@ def _field(sample: Mapping[str, Any], name: str, kind: type | tuple[type, ...], 
     return value
 
 
-def _arranged(found: _Found, scorers: tuple[str, ...], path: Path) -> Samples:
+def _arranged(found: _Found, pictures: _Pictures, scorers: tuple[str, ...], path: Path) -> Samples:
     keys = {key for cell in found.values() for key in cell}
     prompts = tuple(sorted({key.item for key in keys if key.measure == GENERATION}))
     seeds = tuple(sorted({key.seed for key in keys if key.measure == GENERATION}))
     keys |= {_Key(GENERATION, "", prompt, seed) for prompt in prompts for seed in seeds}
-    lacking = {PERPLEXITY, GENERATION} - {key.measure for key in keys}
+    measures = {key.measure for key in keys}
+    lacking = {GENERATION, CHANGE if CHANGE in measures else PERPLEXITY} - measures
     if lacking:
-        raise TextsError(f"{path}: expected generation and perplexity, got none of {', '.join(sorted(lacking))}")
+        raise TextsError(
+            f"{path}: expected generation and perplexity, or change, got none of {', '.join(sorted(lacking))}"
+        )
     missing = {cell: len(_wanted(cell, keys) - have.keys()) for cell, have in found.items()}
     phrases = {cell: f"{cell[0]!r} at {cell[1]:g} (lacks {n} samples)" for cell, n in missing.items() if n}
     if (UNSTEERED, 0.0) in phrases:
@@ -203,17 +223,22 @@ def _arranged(found: _Found, scorers: tuple[str, ...], path: Path) -> Samples:
     kept = sorted((cell for cell in found if cell not in phrases), key=lambda cell: (series.index(cell[0]), cell[1]))
     kinds = sorted({(key.measure, key.kind) for key in keys})
     items = {of: sorted(key for key in keys if (key.measure, key.kind) == of) for of in kinds}
-    cells = tuple(_cell(cell, found[cell], items) for cell in kept)
+    cells = tuple(_cell(cell, found[cell], items, pictures.get(cell, {})) for cell in kept)
     if not all(np.isfinite(values).all() for values in cells[0].perplexities.values()):
         raise TextsError(f"{path}: the unsteered model has perplexities that are not finite: nothing compares to them")
     return Samples(scorers, prompts, seeds, cells, tuple(phrases.values()))
 
 
 def _wanted(cell: tuple[str, float], keys: set[_Key]) -> set[_Key]:
-    return {key for key in keys if key.measure != KL} if cell[0] == UNSTEERED else keys
+    return {key for key in keys if key.measure not in (KL, CHANGE)} if cell[0] == UNSTEERED else keys
 
 
-def _cell(cell: tuple[str, float], have: Mapping[_Key, Any], items: Mapping[tuple[str, str], Sequence[_Key]]) -> Cell:
+def _cell(
+    cell: tuple[str, float],
+    have: Mapping[_Key, Any],
+    items: Mapping[tuple[str, str], Sequence[_Key]],
+    pictures: dict[tuple[str, int], str],
+) -> Cell:
     drawn = items[GENERATION, ""]
     shape = (len({key.item for key in drawn}), len({key.seed for key in drawn}))
     texts, scores, judge = zip(*(have[key] for key in drawn), strict=True)
@@ -231,4 +256,6 @@ def _cell(cell: tuple[str, float], have: Mapping[_Key, Any], items: Mapping[tupl
         perplexities=values(PERPLEXITY),
         kl=values(KL),
         choices=values(CHOICE),
+        changes=values(CHANGE),
+        pictures=pictures,
     )

@@ -1,0 +1,54 @@
+"""Strips: the pictures that a sweep's samples name, a row a prompt and a column a cell, as PNG files for a page.
+
+Left out: prompts of which a cell has no picture.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from dsas.errors import MissingExtraError, TextsError
+from dsas.sweep.samples import Cell
+from dsas.views.pictures import grid_figure
+
+ROWS = 6
+
+
+def picture_strips(folder: Path, cells: Mapping[str, Cell], prompts: Sequence[str]) -> dict[str, bytes]:
+    """Return a grid of pictures for each kind of them; `cells` by the title of their column, prompts name the rows.
+
+    Kinds of control prompts are named by number, since the samples do not hold their texts.
+    Raises TextsError for a picture that is not there, MissingExtraError without matplotlib or pillow.
+    """
+    first, *others = cells.values()
+    places = [place for place in first.pictures if all(place in cell.pictures for cell in others)]
+    strips = {}
+    for kind in dict.fromkeys(kind for kind, _ in places):
+        items = sorted(item for of, item in places if of == kind)[:ROWS]
+        rows = [[_picture(folder / cell.pictures[kind, item]) for cell in cells.values()] for item in items]
+        names = [f"control {item + 1}" if kind else _wrapped(prompts[item]) for item in items]
+        stream = BytesIO()
+        grid_figure(rows, rows=names, columns=[title.replace(" at ", "\nat ") for title in cells]).savefig(
+            stream, format="png", metadata={"Software": None}
+        )
+        strips[kind] = stream.getvalue()
+    return strips
+
+
+def _picture(file: Path) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "diffusion") from error
+    if not file.is_file():
+        raise TextsError(f"{file}: no such picture, though a sample names it")
+    return np.asarray(Image.open(file).convert("RGB")) / 255
+
+
+def _wrapped(text: str, width: int = 24) -> str:
+    lines = [""]
+    for word in text.split():
+        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [*lines, word]
+    return "\n".join(lines)
