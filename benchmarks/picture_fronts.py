@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from picture_lab import CONCEPTS, DRAWING, REPORT, SITES, STRENGTHS, TRANSFORMS, Lab, Task, has, share, task_of
 from PIL import Image
-from pictures import CONCEPTS, DRAWING, REPORT, SITES, STRENGTHS, TRANSFORMS, Lab, Task, has, share, task_of
 
 import dsas
 from dsas.demo.scenes import caption, read

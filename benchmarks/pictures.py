@@ -12,167 +12,28 @@ pooling) was chosen with CAA on fit and tuning captions before any report captio
 """
 
 import argparse
-import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from picture_lab import CONCEPTS, DRAWING, REPORT, TRANSFORMS, Lab, Task, has, share, task_of
 
 import dsas
-from dsas.demo.scenes import (
-    ANY,
-    Reading,
-    Scene,
-    caption,
-    paint,
-    read,
-    regions,
-    replaced,
-    scene_pipeline,
-    scenes_with,
-    shows,
-    without,
-)
+from dsas.demo.scenes import paint, read, regions, shows
 from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio, draw_counts, percentile_interval
 from dsas.evaluation.picture_change import picture_change
 from dsas.evaluation.picture_quality import RandomFeatures, gaussian_distance
-from dsas.identity import fingerprint
-from dsas.pipeline import module_of
-from dsas.reports.pictures import everywhere
 from dsas.storage import replace_files
+from dsas.views.pictures import grid_figure
 
-CONCEPTS = {"red": "blue", "square": "triangle", "night": "sand"}
-INDUCED = {"ring": "night", "red": "night"}
-TRANSFORMS, INDUCING = ("caa", "linear-act", "lineas"), ("caa", "linear-act")
-REGULATORS = ("constant", "logistic")
-STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
-LEFT = 0.1  # of tuning pictures: the concept that is to go, or the induced one that does not come
-FIT, TUNE = 100, 40
-SITES = "unet.**.attn2"
-DRAWING = dsas.Drawing(steps=10, options={"guidance_scale": 3.0}, batch_size=50)
-LOGISTIC = partial(dsas.Logistic.fit, components=20)
-LEARNED: dict[str, Any] = {"steps": 15, "optimiser": dsas.Optimiser(rate=0.05), "held_out": dsas.HeldOut(share=0.0)}
-LEARNED_ON = 64
-TUNING, REPORT = 5, 6  # seeds
+INDUCED, INDUCING = {"ring": "night", "red": "night"}, ("caa", "linear-act")
 DRAWS = 300  # of the Frechet distance, 2000 of all else
-
-
-class Sets(NamedTuple):
-    """Scenes with the concept, the same without it and as they are to become; and mixed ones, with another thing."""
-
-    source: list[Scene]
-    control: list[Scene]
-    target: list[Scene]
-    mixed: list[Scene]
-
-
-class Task(NamedTuple):
-    """A concept, what is to be seen instead (or besides, where it is a trigger), and the scenes of each split."""
-
-    concept: str
-    word: str
-    fit: Sets
-    tune: Sets
-    report: Sets
-
-
-def task_of(concept: str, word: str, *, n: int, induce: bool = False) -> Task:
-    """Return a task whose splits share no caption."""
-    alone, mixed = (scenes_with(concept, things=things, avoid="" if induce else word) for things in (1, 2))
-    if induce:
-        alone, mixed = ([one for one in some if one.background not in (word, ANY)] for some in (alone, mixed))
-    kept = FIT if not induce else FIT // 2
-    later = alone[kept + TUNE :] + (mixed[FIT : FIT + n] if induce else [])
-    if n > len(later):
-        raise SystemExit(f"only {len(later)} captions of {concept!r} are left to report on")
-
-    def sets(some: list[Scene], seed: int) -> Sets:
-        become = [one._replace(background=word) if induce else replaced(one, concept, word) for one in some]
-        return Sets(some, without(some, concept, avoid="" if induce else word, seed=seed), become, mixed[FIT:][:n])
-
-    return Task(concept, word, sets(alone[:kept] + mixed[:FIT], 0), sets(alone[kept:][:TUNE], 1), sets(later[:n], 2))
-
-
-class Lab:
-    """The pipeline, and a folder with everything that it painted."""
-
-    def __init__(self, out: Path) -> None:
-        self.pipeline, self.out = scene_pipeline(), out
-        self.identity = fingerprint(module_of(self.pipeline))
-        (out / "painted").mkdir(parents=True, exist_ok=True)
-
-    def painted(
-        self, scenes: list[Scene], seed: int, steering: dsas.Steering | None = None, strength: float = 0.0
-    ) -> np.ndarray:
-        """Return a picture a scene, painted or read back."""
-        captions = [caption(one) for one in scenes]
-        what = [self.identity, steering.digest() if steering else "", strength, captions, seed, DRAWING.as_dict()]
-        file = self.out / "painted" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.png"
-        if not file.is_file():
-            applied = steering.apply(self.pipeline, strength, record=False) if steering else nullcontext()
-            with applied:
-                images = paint(self.pipeline, captions, seed=seed, steps=DRAWING.steps)
-            stream = BytesIO()
-            Image.fromarray(images.reshape(-1, *images.shape[2:])).save(stream, format="png")
-            replace_files({file: stream.getvalue()})
-        flat = np.asarray(Image.open(file))
-        return flat.reshape(len(scenes), -1, *flat.shape[1:])
-
-    def steerings(self, task: Task, transforms: tuple[str, ...]) -> dict[str, dsas.Steering]:
-        """Return each transform with each regulator, at the same sites."""
-        name = f"{task.concept}-{task.word}"
-        texts = {field: [caption(one) for one in getattr(task.fit, field)] for field in Sets._fields[:3]}
-        found = {}
-        for transform in transforms:
-            fitted = dsas.fit(
-                self.pipeline, **texts, transform=transform, regulator=LOGISTIC, sites=SITES, selection="all",
-                reading=DRAWING, checkpoint=self.out / "collected" / name, progress=False,
-            )  # fmt: skip
-            if transform == "lineas":
-                learned = self._learned(texts, self.out / "learned" / name)
-                pairs = zip(fitted.rules, learned.rules, strict=True)
-                rules = [when._replace(transform=how.transform) for when, how in pairs]
-                fitted = dsas.Steering(rules, fitted.model, learned.settings)
-            found |= {f"{transform} + constant": everywhere(fitted), f"{transform} + logistic": fitted}
-        return found
-
-    def _learned(self, texts: dict[str, list[str]], folder: Path) -> dsas.Steering:
-        if not (folder / "config.json").is_file():
-            half = LEARNED_ON // 2
-            some = {name: texts[name][:half] + texts[name][-half:] for name in ("source", "target")}
-            reading, log = DRAWING._replace(batch_size=16), folder.with_name(f"{folder.name}.log")
-            found = dsas.train(
-                self.pipeline, **some, **LEARNED, sites=SITES, reading=reading, checkpoint=log, progress=False
-            )
-            found.save_pretrained(folder)
-        return dsas.Steering.from_pretrained(folder)
-
-    def chosen(self, steering: dsas.Steering, sets: Sets, rate: Callable[[np.ndarray], float]) -> float:
-        """Return the smallest strength at which `rate` of tuning pictures is at most `LEFT`, or that of the least."""
-        rates = {}
-        for strength in STRENGTHS:
-            rates[strength] = rate(self.painted(sets.source, TUNING, steering, strength))
-            if rates[strength] <= LEFT:
-                return strength
-        return min(rates, key=lambda strength: rates[strength])
-
-
-def has(readings: list[Reading], concept: str) -> np.ndarray:
-    """Return which pictures show a concept."""
-    return np.array([shows(reading.scene, concept) for reading in readings], bool)
-
-
-def share(images: np.ndarray, *, concept: str, lacking: bool = False) -> float:
-    """Return the share of pictures that show a concept, or that do not."""
-    return float((has(read(images), concept) != lacking).mean())
 
 
 def mean(values: np.ndarray) -> Interval:
@@ -292,10 +153,44 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
 
 
 def show(name: str, series: str, row: dict[str, Any]) -> None:
-    cells = {
-        key: f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]" for key, value in row.items() if key != "strength"
-    }
-    print(name, series, f"at {row['strength']:g}", cells, flush=True)
+    print(name, series, {key: told(value) for key, value in row.items()}, flush=True)
+
+
+def told(value: Any) -> str:
+    """Return a figure with its interval, short."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    mean, low, high = (f"{end:#.2g}" if abs(end) < 10 else f"{end:.0f}" for end in value[:3])
+    return f"{mean} [{low}, {high}]"
+
+
+def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the cells of a concept as a table; what a row lacks is left open."""
+    columns = list(max(rows.values(), key=len))
+    lines = [["series", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *(told(row[key]) if key in row else "" for key in columns)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def sheet(lab: Lab, found: dict[str, Any], *, n: int, each: int = 2) -> bytes:
+    """Return a contact sheet: the first pictures of every set, unsteered and by CAA at the chosen strengths."""
+    jobs = [(name, word, found["removal"][name], False) for name, word in CONCEPTS.items()]
+    jobs += [("ring", INDUCED["ring"], found["induction"]["ring"], True)]
+    columns, titles = [], []
+    for concept, word, rows, induce in jobs:
+        task = task_of(concept, word, n=n, induce=induce)
+        every: dict[str, dsas.Steering | None] = {"unsteered": None, **lab.steerings(task, ("caa",))}
+        for series, steering in every.items():
+            strength = rows[series]["strength"]
+            sets = (task.report.source, task.report.control, task.report.mixed)
+            column = [lab.painted(some, REPORT, steering, strength)[:each] for some in sets]
+            columns.append(np.concatenate(column) / 255)
+            says = f"{concept}, add {word}" if induce else f"{concept} to {word}"
+            titles.append(f"{says}\n{series.removeprefix('caa + ')}" + (f" at {strength:g}" if steering else ""))
+    names = [f"{kind} {number + 1}" for kind in ("with concept", "without", "two things") for number in range(each)]
+    stream = BytesIO()
+    grid_figure(np.stack(columns, axis=1), rows=names, columns=titles).savefig(stream, format="png", dpi=72)
+    return stream.getvalue()
 
 
 def main() -> None:
@@ -307,7 +202,15 @@ def main() -> None:
     warnings.simplefilter("ignore")
     lab = Lab(arguments.out)
     found = run(lab, n=arguments.n, transforms=tuple(arguments.transforms))
-    replace_files({arguments.out / "pictures.json": json.dumps(found, indent=1).encode()})
+    tables = [
+        f"{name}\n\n{as_markdown(rows)}" for kind in ("removal", "induction") for name, rows in found[kind].items()
+    ]
+    contents = {
+        "pictures.json": json.dumps(found, indent=1).encode(),
+        "pictures.md": "\n\n".join(tables).encode(),
+        "sheet.png": sheet(lab, found, n=arguments.n),
+    }
+    replace_files({arguments.out / name: data for name, data in contents.items()})
 
 
 if __name__ == "__main__":
