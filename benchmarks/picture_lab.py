@@ -111,7 +111,9 @@ class Lab:
     def steerings(self, task: Task, transforms: tuple[str, ...]) -> dict[str, dsas.Steering]:
         """Return each transform with each regulator, at the same sites."""
         name = f"{task.concept}-{task.word}"
-        texts = {field: [caption(one) for one in getattr(task.fit, field)] for field in Sets._fields[:3]}
+        texts: dict[str, Any] = {
+            field: [caption(one) for one in getattr(task.fit, field)] for field in Sets._fields[:3]
+        }
         found = {}
         for transform in transforms:
             fitted = dsas.fit(

@@ -189,7 +189,9 @@ def sheet(lab: Lab, found: dict[str, Any], *, n: int, each: int = 2) -> bytes:
             titles.append(f"{says}\n{series.removeprefix('caa + ')}" + (f" at {strength:g}" if steering else ""))
     names = [f"{kind} {number + 1}" for kind in ("with concept", "without", "two things") for number in range(each)]
     stream = BytesIO()
-    grid_figure(np.stack(columns, axis=1), rows=names, columns=titles).savefig(stream, format="png", dpi=72)
+    grid_figure([list(row) for row in np.stack(columns, axis=1)], rows=names, columns=titles).savefig(
+        stream, format="png", dpi=72
+    )
     return stream.getvalue()
 
 

@@ -59,6 +59,30 @@ def test_no_judge_is_a_gap_and_a_broken_model_is_infinitely_perplexed(tmp_path: 
     assert cell.perplexities["web"].tolist() == [np.inf, np.inf]
 
 
+def test_of_a_pipeline_a_change_takes_the_place_of_perplexity_and_pictures_are_named_where_there_are_any(
+    tmp_path: Path,
+):
+    lines = [line for line in sweep() if line["measure"] == "generation"]
+    for x in (0.1, 0.2):
+        row = {"series": "caa", "strength": x, "seed": None, "measure": "change", "kind": "cats"}
+        lines += [{**row, "item": item, "value": 10 * x + item, "picture": f"{x}-{item}.png"} for item in (0, 1)]
+    lines[0]["picture"] = "first.png"
+    samples = read_samples(write_samples(tmp_path / "s.jsonl", lines))
+    assert samples.of_pictures
+    unsteered, weak, strong = samples.cells
+    np.testing.assert_array_equal([cell.changes["cats"] for cell in samples.cells], [[0, 0], [1, 2], [2, 3]])
+    assert strong.pictures == {("", 0): "first.png", ("cats", 0): "0.2-0.png", ("cats", 1): "0.2-1.png"}
+    assert set(weak.pictures) == {("cats", 0), ("cats", 1)}
+    assert unsteered.pictures == {}
+
+
+def test_a_picture_is_named_by_a_text(tmp_path: Path):
+    lines = sweep()
+    lines[0]["picture"] = 3
+    with pytest.raises(TextsError, match=r"expected 'picture' as str, got 3"):
+        read_samples(write_samples(tmp_path / "s.jsonl", lines))
+
+
 @pytest.mark.parametrize("measure", ["generation", "perplexity", "kl", "choice"])
 def test_a_cell_that_lacks_a_sample_is_left_out_and_named(tmp_path: Path, measure: str):
     lines = sweep()
