@@ -53,8 +53,12 @@ def removal(lab: Lab, task: Task, steering: dsas.Steering | None, strength: floa
 def damage(before: np.ndarray, after: np.ndarray) -> dict[str, Interval]:
     """Return how far pairs moved, how many are still read as the same scene, and how far they are as sets."""
     same = [one.scene == other.scene for one, other in zip(read(before), read(after), strict=True)]
+    change = picture_change(before, after).everywhere
+    again = np.random.default_rng(0).integers(len(change), size=(2000, len(change)))
+    middle = percentile_interval(float(np.median(change)), np.median(change[again], axis=1), len(change))
     return {
-        "control change": mean(picture_change(before, after).everywhere),
+        "control change": mean(change),
+        "control change, median": middle,
         "control kept": mean(np.array(same)),
         "frechet": frechet(before, after),
     }
@@ -91,6 +95,16 @@ def mixtures(lab: Lab, task: Task, steering: dsas.Steering, strength: float) -> 
     }
 
 
+def spared(lab: Lab, task: Task, one: dsas.Steering, other: dsas.Steering, strengths: list[float]) -> Interval:
+    """Return the change of control pictures by one Steering over that by another, paired by picture."""
+    plain = lab.painted(task.report.control, REPORT)
+    moved = [
+        picture_change(plain, lab.painted(task.report.control, REPORT, steering, strength)).everywhere[:, None]
+        for steering, strength in zip((one, other), strengths, strict=True)
+    ]
+    return bootstrap_ratio(*moved)
+
+
 def induction(lab: Lab, task: Task, steering: dsas.Steering | None, strength: float) -> dict[str, Interval]:
     """Return how often the induced background comes with the trigger and without it, as asked and as seen unsteered."""
     found = {}
@@ -125,6 +139,14 @@ def overhead(lab: Lab, steering: dsas.Steering, *, pairs: int = 15) -> dict[str,
     return found
 
 
+def unchanged(lab: Lab, steering: dsas.Steering) -> bool:
+    """Return whether strength 0 gives the unsteered pictures, bit for bit."""
+    scenes = ["a red circle, on sand"] * 8
+    plain = paint(lab.pipeline, scenes, seed=0, steps=DRAWING.steps)
+    with steering.apply(lab.pipeline, 0.0):
+        return bool((paint(lab.pipeline, scenes, seed=0, steps=DRAWING.steps) == plain).all())
+
+
 def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[str, Any]:
     """Return all results at the chosen strengths; `picture_fronts` has the others."""
     found: dict[str, Any] = {"removal": {}, "induction": {}}
@@ -140,6 +162,10 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
             cell = {**removal(lab, task, steering, strength), **mixtures(lab, task, steering, strength)}
             rows[series] = {"strength": strength, **cell}
             show(name, series, rows[series])
+        for transform in transforms:
+            pair = [f"{transform} + {regulator}" for regulator in ("constant", "logistic")]
+            ratio = spared(lab, task, *(every[name][one] for one in pair), [rows[one]["strength"] for one in pair])
+            rows[pair[1]]["constant's change over it"] = ratio
     for name, word in INDUCED.items():
         task = task_of(name, word, n=n, induce=True)
         found["induction"][name] = rows = {"unsteered": {"strength": 0.0, **induction(lab, task, None, 0.0)}}
@@ -148,7 +174,8 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
             rows[series] = {"strength": strength, **induction(lab, task, steering, strength)}
             show(name, series, rows[series])
     found["overhead"] = {series: overhead(lab, every["red"][series]) for series in ("caa + constant", "caa + logistic")}
-    print(json.dumps(found["overhead"]), flush=True)
+    found["strength 0 changes no bit"] = {name: unchanged(lab, steering) for name, steering in every["red"].items()}
+    print(json.dumps([found["overhead"], found["strength 0 changes no bit"]]), flush=True)
     return found
 
 
