@@ -23,9 +23,12 @@ def cell(folder: Path, series: str, *, value: int, items: int) -> Cell:
 def test_each_row_is_a_prompt_and_each_column_a_cell_and_prompts_that_a_cell_lacks_are_left_out(tmp_path, monkeypatch):
     drawn = []
     whole = strips.grid_figure
-    monkeypatch.setattr(
-        strips, "grid_figure", lambda rows, **names: drawn.append((rows, names)) or whole(rows, **names)
-    )
+
+    def draw(grid, **names):
+        drawn.append((grid, names))
+        return whole(grid, **names)
+
+    monkeypatch.setattr(strips, "grid_figure", draw)
     cells = {"unsteered": cell(tmp_path, "a", value=0, items=9), "caa at 2": cell(tmp_path, "b", value=100, items=7)}
     prompts = ["a very long prompt of more words than a line can hold", *(f"prompt {n}" for n in range(1, 9))]
     found = strips.picture_strips(tmp_path, cells, prompts)
