@@ -20,7 +20,7 @@ from picture_lab import CONCEPTS, DRAWING, REPORT, SITES, STRENGTHS, TRANSFORMS,
 from PIL import Image
 
 import dsas
-from dsas.demo.scenes import caption, read
+from dsas.demo.scenes import Scene, caption, read
 from dsas.evaluation.picture_change import picture_change
 from dsas.reports.pareto import write_pareto_report
 from dsas.storage import replace_files
@@ -54,7 +54,7 @@ def lines(lab: Lab, task: Task, cell: Cell, folder: Path) -> Iterator[dict[str, 
     rows = zip(asked, readings, has(readings, task.concept).tolist(), strict=True)
     for item, (picture, reading, shown) in enumerate(rows):
         yield {
-            **head, "seed": 0, "measure": "generation", "item": item, "text": caption(reading.scene),
+            **head, "seed": 0, "measure": "generation", "item": item, "text": said(reading.scene),
             "scores": {"detector": int(shown)}, "judge": None, "picture": kept(folder, cell, "asked", item, picture),
         }  # fmt: skip
     changes = picture_change(plain, moved).everywhere.tolist()
@@ -63,6 +63,11 @@ def lines(lab: Lab, task: Task, cell: Cell, folder: Path) -> Iterator[dict[str, 
             **head, "seed": None, "measure": "change", "kind": KIND, "item": item, "value": change,
             "picture": kept(folder, cell, "control", item, picture),
         }  # fmt: skip
+
+
+def said(scene: Scene) -> str:
+    """Return a scene as a caption; nobody asks for one without things, but steering may leave none."""
+    return caption(scene) if scene.things else f"nothing, {scene.background}"
 
 
 def kept(folder: Path, cell: Cell, what: str, item: int, picture: np.ndarray) -> str | None:
