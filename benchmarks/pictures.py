@@ -25,11 +25,11 @@ import numpy as np
 from picture_lab import CONCEPTS, DRAWING, REPORT, TRANSFORMS, Lab, Task, has, share, task_of
 
 import dsas
-from dsas.demo.scenes import paint, read, regions, shows
+from dsas.demo.scenes import ANY, aspect_of, paint, read, regions, shows
 from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio, draw_counts, percentile_interval
 from dsas.evaluation.picture_change import picture_change
 from dsas.evaluation.picture_quality import RandomFeatures, gaussian_distance
-from dsas.storage import replace_files
+from dsas.storage import remembered, replace_files
 from dsas.views.pictures import grid_figure
 
 INDUCED, INDUCING = {"ring": "night", "red": "night"}, ("caa", "linear-act")
@@ -47,18 +47,25 @@ def removal(lab: Lab, task: Task, steering: dsas.Steering | None, strength: floa
     asked, found = read(lab.painted(sets.source, REPORT, steering, strength)), {}
     found["concept"], found["instead"] = mean(has(asked, task.concept)), mean(has(asked, task.word))
     found["distance"] = mean(np.array([reading.distance for reading in asked]))
-    return found | damage(lab.painted(sets.control, REPORT), lab.painted(sets.control, REPORT, steering, strength))
+    return found | damage(
+        task, lab.painted(sets.control, REPORT), lab.painted(sets.control, REPORT, steering, strength)
+    )
 
 
-def damage(before: np.ndarray, after: np.ndarray) -> dict[str, Interval]:
-    """Return how far pairs moved, how many are still read as the same scene, and how far they are as sets."""
+def damage(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, Interval]:
+    """Return how far control pairs moved, how many are still read as the same scene, and how far they are as sets.
+
+    told: of captions that tell the background; where it is left open, a nudge may decide it otherwise.
+    """
     same = [one.scene == other.scene for one, other in zip(read(before), read(after), strict=True)]
     change = picture_change(before, after).everywhere
+    told = np.array([scene.background != ANY for scene in task.report.control])
     again = np.random.default_rng(0).integers(len(change), size=(2000, len(change)))
     middle = percentile_interval(float(np.median(change)), np.median(change[again], axis=1), len(change))
     return {
         "control change": mean(change),
         "control change, median": middle,
+        "control change, told": mean(change[told]),
         "control kept": mean(np.array(same)),
         "frechet": frechet(before, after),
     }
@@ -93,6 +100,22 @@ def mixtures(lab: Lab, task: Task, steering: dsas.Steering, strength: float) -> 
         "outside / inside": bootstrap_ratio(change.outside[:, None], change.inside[:, None]),
         "other things kept": mean(np.array(kept)),
     }
+
+
+def kept_by_word(lab: Lab, task: Task, steering: dsas.Steering, strength: float) -> dict[str, list[int]]:
+    """Return for each word that control captions have in the concept's place how many pictures kept it, of how many."""
+    aspect = aspect_of(task.concept)
+    words = [
+        one.background if aspect == "background" else getattr(one.things[0], aspect) for one in task.report.control
+    ]
+    before, after = (
+        read(lab.painted(task.report.control, REPORT, *steered)) for steered in ((None, 0.0), (steering, strength))
+    )
+    found = {word: [0, 0] for word in sorted(set(words))}
+    for word, one, other in zip(words, before, after, strict=True):
+        if shows(one.scene, word):
+            found[word] = [found[word][0] + shows(other.scene, word), found[word][1] + 1]
+    return found
 
 
 def spared(lab: Lab, task: Task, one: dsas.Steering, other: dsas.Steering, strengths: list[float]) -> Interval:
@@ -149,19 +172,20 @@ def unchanged(lab: Lab, steering: dsas.Steering) -> bool:
 
 def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[str, Any]:
     """Return all results at the chosen strengths; `picture_fronts` has the others."""
-    found: dict[str, Any] = {"removal": {}, "induction": {}}
+    found: dict[str, Any] = {"removal": {}, "induction": {}, "kept by word": {}}
     tasks = {name: task_of(name, word, n=n) for name, word in CONCEPTS.items()}
     every = {name: lab.steerings(task, transforms) for name, task in tasks.items()}
     for name, task in tasks.items():
         noise = [lab.painted(task.report.control, seed) for seed in (REPORT, REPORT + 1)]
         rows = {"unsteered": {"strength": 0.0, **removal(lab, task, None, 0.0)}}
-        rows["unsteered, other noise"] = {"strength": 0.0, **damage(*noise)}
+        rows["unsteered, other noise"] = {"strength": 0.0, **damage(task, *noise)}
         found["removal"][name] = rows
         for series, steering in every[name].items():
             strength = lab.chosen(steering, task.tune, partial(share, concept=name))
             cell = {**removal(lab, task, steering, strength), **mixtures(lab, task, steering, strength)}
             rows[series] = {"strength": strength, **cell}
             show(name, series, rows[series])
+            found["kept by word"][f"{name}, {series}"] = kept_by_word(lab, task, steering, strength)
         for transform in transforms:
             pair = [f"{transform} + {regulator}" for regulator in ("constant", "logistic")]
             ratio = spared(lab, task, *(every[name][one] for one in pair), [rows[one]["strength"] for one in pair])
@@ -173,9 +197,12 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
             strength = lab.chosen(steering, task.tune, partial(share, concept=word, lacking=True))
             rows[series] = {"strength": strength, **induction(lab, task, steering, strength)}
             show(name, series, rows[series])
-    found["overhead"] = {series: overhead(lab, every["red"][series]) for series in ("caa + constant", "caa + logistic")}
+    found["overhead"] = {
+        series: remembered(lab.out / "overhead", [lab.identity, series], partial(overhead, lab, every["red"][series]))
+        for series in ("caa + constant", "caa + logistic")
+    }
     found["strength 0 changes no bit"] = {name: unchanged(lab, steering) for name, steering in every["red"].items()}
-    print(json.dumps([found["overhead"], found["strength 0 changes no bit"]]), flush=True)
+    print(json.dumps([found["overhead"], found["strength 0 changes no bit"], found["kept by word"]]), flush=True)
     return found
 
 
