@@ -120,7 +120,7 @@ def _operating_points(page: Page, plan: Plan, found: Estimates) -> None:
     page.table(rows, "Each series at its chosen strength")
     if len(cells) > 1:
         rows = [{"series": name, **_by_kind(found.cells[cell], found.wording)} for name, cell in cells.items()]
-        page.table(rows, "The same by scorer, kind of text and kind of question")
+        page.table(rows, "The same by scorer and by kind")
 
 
 def _brief(series: str, strength: float, measures: Measures, wording: Wording) -> dict[str, str | float]:
