@@ -2,7 +2,7 @@
 
 The bare pass reads the same sites of the same frozen model on the same batches, pools them, and sends a gradient back
 to the embeddings: what any method that learns end to end has to do. Times are paired, one step beside one bare pass;
-peaks are those of fresh processes, less that of one that only loads the model and the texts.
+peaks are those of fresh processes, the median of three each, less that of one that only loads the model and the texts.
 
     python benchmarks/training_cost.py [--model smollm2|gemma3] [--texts 32] [--pairs 5]
 """
@@ -138,8 +138,10 @@ def main() -> None:
 
     def peak(name: str) -> int:
         command = [sys.executable, __file__, "--model", arguments.model, "--texts", str(arguments.texts)]
-        done = subprocess.run([*command, "--only", name], check=True, capture_output=True, text=True)
-        return int(done.stdout.split()[-1])
+        done = [
+            subprocess.run([*command, "--only", name], check=True, capture_output=True, text=True) for _ in range(3)
+        ]
+        return statistics.median(int(one.stdout.split()[-1]) for one in done)
 
     base = peak("load")
     bare = {control: peak("bare with control" if control else "bare") - base for control in (False, True)}
