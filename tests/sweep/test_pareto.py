@@ -182,7 +182,7 @@ def test_a_large_sweep_takes_seconds():
         name, strength = ("unsteered", 0.0) if number == 0 else (f"series {number % 12}", float(number))
         scores = RNG.random((3, 500, 3)) * 0.9
         cells.append(Cell(name, strength, (("one two three four five",) * 3,) * 500, scores, scores[0] + 2,
-                          {"web": RNG.uniform(9, 30, 300), "news": RNG.uniform(9, 30, 300)}, {}, {}, {}, {}))  # fmt: skip
+                          {kind: RNG.uniform(9, 30, 300) for kind in ("web", "news")}, {}, {}, {}, {}))  # fmt: skip
     samples = Samples(("a", "b", "c"), tuple(range(500)), (0, 1, 2), tuple(cells), ())
     start = time.process_time()
     found = resample(samples)
