@@ -45,14 +45,13 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "E2E ReLU": {**E2E, "gate": "relu"},
     "fit: Linear-AcT + logistic": {},  # no training, the same sites
 }
-SGD = {
-    "optimiser": dsas.Optimiser("sgd", 0.01)
-}  # plain gradient steps, whose proximal step is that of the penalised loss
+# Plain gradient steps, whose proximal step is that of the penalised loss.
+SGD = {"optimiser": dsas.Optimiser("sgd", 0.1)}
 EXTRAS: dict[str, dict[str, Any]] = {
     "E2E sigmoid, no control term": {**E2E, "gamma": 0.0},
     **{f"E2E sigmoid, gamma {value}": {**E2E, "gamma": value} for value in (0.1, 1.0)},
     "LinEAS, SGD": SGD,
-    **{f"LinEAS, SGD, sparsity {value}": {**SGD, "sparsity": value} for value in (0.1, 0.2)},
+    **{f"LinEAS, SGD, sparsity {value}": {**SGD, "sparsity": value} for value in (0.01, 0.02)},
 }
 
 
