@@ -51,7 +51,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "E2E sigmoid, no control term": {**E2E, "gamma": 0.0},
     **{f"E2E sigmoid, gamma {value}": {**E2E, "gamma": value} for value in (0.1, 1.0)},
     "LinEAS, SGD": SGD,
-    **{f"LinEAS, SGD, sparsity {value}": {**SGD, "sparsity": value} for value in (0.01, 0.02)},
+    **{f"LinEAS, SGD, sparsity {value}": {**SGD, "sparsity": value} for value in (0.003, 0.01, 0.02)},
 }
 
 
