@@ -99,6 +99,15 @@ def setup_of(name: str, loaded: LoadedModel, texts: DemoTexts, questions: int, t
     )  # fmt: skip
 
 
+def opened(name: str, out: Path, sizes: Sizes) -> tuple[Path, LoadedModel, DemoTexts]:
+    """Return the folder of a model's results, the model, and its texts, which are sampled the first time."""
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(str(real_model(name)))
+    samples = folder / f"samples-{fingerprint(loaded.model)}.json"
+    return folder, loaded, demo_texts(*loaded, packaged_scorers(), file=samples, progress=lambda _: None, sizes=sizes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2", choices=sorted(JUDGES))
@@ -109,11 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/evidence"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    folder = arguments.out / arguments.model
-    folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_model(str(real_model(arguments.model)))
-    samples = folder / f"samples-{fingerprint(loaded.model)}.json"
-    texts = demo_texts(*loaded, packaged_scorers(), file=samples, progress=lambda _: None, sizes=SIZES)
+    folder, loaded, texts = opened(arguments.model, arguments.out, SIZES)
     print({"source": len(texts.source), "control": len(texts.control)}, {k: len(v) for k, v in texts.report.items()})
     plans = {name: PLANS[name] for name in arguments.series}
     series = [

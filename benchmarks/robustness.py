@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from evidence import TUNED_ON
+from evidence import TUNED_ON, opened
 
 import dsas
 from dsas.demo.models import real_model
-from dsas.demo.texts import DemoTexts, Sizes, demo_texts
-from dsas.evaluation.scorers import packaged_scorers
+from dsas.demo.texts import DemoTexts, Sizes
 from dsas.identity import fingerprint
-from dsas.loading import LoadedModel, load_model
+from dsas.loading import LoadedModel
 from dsas.reports.pareto import write_pareto_report
 from dsas.sweep.jobs import Part, Setup
 from dsas.sweep.run import Grid, Series, run_sweep
@@ -87,11 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/robustness"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    folder = arguments.out / arguments.model
-    folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_model(str(real_model(arguments.model)))
-    samples = folder / f"samples-{fingerprint(loaded.model)}.json"
-    texts = demo_texts(*loaded, packaged_scorers(), file=samples, progress=lambda _: None, sizes=SIZES)
+    folder, loaded, texts = opened(arguments.model, arguments.out, SIZES)
     series = series_of(loaded, texts, arguments.draws, arguments.strength, folder)
     parts = {
         "tune": Part(perplexity={kind: tuple(texts.tune[kind]) for kind in TUNED_ON}),

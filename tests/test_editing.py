@@ -200,7 +200,7 @@ def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
     hook(module, (), (t,))  # no plain tensor: no shorter way is made of it
     hook(module, (), t)
     hook(module, (), t[:1])  # another batch is no other kind
-    others = [(t,), t.bfloat16(), torch.nn.Parameter(t), t.to("meta")]
+    others = [(t,), t.bfloat16(), torch.nn.Parameter(t), t.to("meta"), t[0], t[None]]
     for other in others:
         hook(module, (), other)
     with torch.autocast("cpu", torch.bfloat16):

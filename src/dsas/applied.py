@@ -204,7 +204,8 @@ class Applied:
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
         needs_step = rule.regulator.reads_step or self._skip_sinks or isinstance(self._reader, PassReader)
         edit = self._editor(number, rule.site, way, needs_step)
-        if needs_step or not isinstance(way, Fused) or not way.same_for_all_rows or not rule.site.is_plain:
+        plain = rule.site.is_plain and rule.site.side == "output" and not needs_step
+        if not (plain and isinstance(way, Fused) and way.same_for_all_rows):
             self._hooks.at_site(self._model, rule.site, edit)
             return
         recorder = self._recorder

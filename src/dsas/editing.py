@@ -91,13 +91,14 @@ def shortened(
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         nonlocal dtype, device, kind, step
-        if type(output) is Tensor and output.dtype is dtype and output.device == device and not autocasts(kind):
+        plain = type(output) is Tensor and output.ndim == 3
+        if plain and output.dtype is dtype and output.device == device and not autocasts(kind):
             steered, gain = step(output)
             if record is not None and not torch.compiler.is_compiling():
                 record(gain)
             return steered
         changed = change(output)
-        if dtype is None and type(output) is Tensor and output.ndim == 3 and not torch.compiler.is_compiling():
+        if plain and dtype is None and not torch.compiler.is_compiling():
             step, device, kind = way.prepared(output), output.device, output.device.type
             dtype = output.dtype  # the last, since another thread may come by
         return changed

@@ -5,8 +5,7 @@
     refused     anything else, with a message that says what differs
 
 The fingerprint hashes a few values of every parameter, rounded to bfloat16, so that loading the same weights as
-float32 or bfloat16 gives the same one, in milliseconds. Weights kept
-outside of the model (`device_map`) are read there.
+float32 or bfloat16 gives the same one, in milliseconds. Weights kept outside the model (`device_map`) are read there.
 """
 
 import hashlib

@@ -61,8 +61,8 @@ class Site:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a tensor (batch, token, dim) that the module gives is the activation as it stands."""
-        return self.parts == 1 and self.layout != "channels" and self.side == "output"
+        """Whether a tensor (batch, token, dim) that the module gives or takes is the activation as it stands."""
+        return self.parts == 1 and self.layout != "channels"
 
     def read(self, given: Any) -> Tensor:
         """Return the activation (batch, token, dim) from what its module gives or takes; raises ActivationError."""
@@ -99,7 +99,7 @@ class Site:
 
     def _plain(self, given: Any) -> bool:
         """Whether what a module gives or takes is the activation as it stands, which nearly always it is."""
-        return self.parts == 1 and self.layout != "channels" and isinstance(given, Tensor) and given.ndim == 3
+        return self.is_plain and isinstance(given, Tensor) and given.ndim == 3
 
     def _whole(self, given: Any) -> Tensor:
         value = given[self.index] if isinstance(given, (tuple, list)) else given
