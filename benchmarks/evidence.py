@@ -31,8 +31,8 @@ from dsas.workers import Spread
 SIZES = Sizes(fit=70, tune=50, report=503, draws=9, tune_sentences=60, report_sentences=200)
 TUNED_ON = ("Wikipedia", "prompt style")
 JUDGES = {"smollm2": "gemma3", "gemma3": "smollm2"}
-ADDED = (0.01, 0.03, 0.1, 0.3, 1.0)  # strengths of what is fitted on the residual stream
-TRAINED = (0.1, 0.3, 1.0)  # and of what is trained at the norms
+ADDED = (0.03, 0.2)  # strengths of what is fitted on the residual stream, measured beside the chosen one
+TRAINED = (0.3, 1.0)  # and of what is trained at the norms
 STEPS = 20
 READING = dsas.Reading(batch_size=32, max_tokens=64)
 

@@ -163,7 +163,7 @@ def collect_tokens(
 
 def read_batches(tokenizer: Any, texts: Sequence[str], reading: Reading) -> list[Batch]:
     """Return the texts as batches, padded on the right. Warns of texts that are cut."""
-    rows = _cut(tokenize(tokenizer, texts), reading.max_tokens)
+    rows = cut_rows(tokenize(tokenizer, texts), reading.max_tokens)
     return list(batches(rows, reading.batch_size, pad=pad_token(tokenizer), side="right"))
 
 
@@ -172,7 +172,8 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     return {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
 
 
-def _cut(rows: list[list[int]], max_tokens: int) -> list[list[int]]:
+def cut_rows(rows: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """Return rows of at most `max_tokens` tokens, and warn of those that were longer."""
     if max_tokens < 1:
         raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
     too_long = sum(len(row) > max_tokens for row in rows)

@@ -59,7 +59,7 @@ def test_gradients_through_all_denoising_steps_are_those_of_finite_differences(s
 
     def loss() -> float:
         found = trainer.gradient()
-        return found.transport + 0.7 * found.control
+        return found.term + 0.7 * found.control
 
     loss()
     slopes = {name: value.grad.clone() for name, value in trainer.leaves.items() if value.grad is not None}

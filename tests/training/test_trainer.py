@@ -23,7 +23,7 @@ def test_every_gradient_is_that_of_finite_differences_whether_the_batch_is_cut_o
 
     def loss() -> float:
         found = trainer.gradient()
-        return found.transport + 0.7 * found.control
+        return found.term + 0.7 * found.control
 
     loss()
     slopes = {name: value.grad.clone() for name, value in trainer.leaves.items() if value.grad is not None}
@@ -55,7 +55,7 @@ def test_the_held_out_terms_are_those_of_training_on_the_same_texts() -> None:
     trainer.data = trainer.data._replace(source=trainer.data.held_source, control=trainer.data.held_control)
     trainer._unsteered, trainer._goals = trainer._unsteered[1:], trainer._goals_for(5)
     found = trainer.gradient()
-    assert held["held_transport"] == pytest.approx(found.transport * 9 / 5)
+    assert held["held_term"] == pytest.approx(found.term * 9 / 5)
     assert held["held_control"] == pytest.approx(found.control)
     assert 0 <= held["separation"] <= 1
 

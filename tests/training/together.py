@@ -98,7 +98,7 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
     found["early"] = learn(trainer_with(ranks, torch.float64, 0.7, **early), progress=False)
     found["interrupted"] = interrupted(ranks, folder / "state")
     found["resumed"] = learn(trainer_with(ranks, torch.float64, 0.7), file=folder / "state", progress=False)
-    for name in ("lineas", "e2e-dsas"):
+    for name in ("lineas", "e2e-dsas", "preference"):
         reading = dsas.Reading(batch_size=2)
         options = {"objective": name, "reading": reading, "checkpoint": folder / name, "sites": ["norm", "residual"]}
         found[name] = _numbers(train(**options))

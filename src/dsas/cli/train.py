@@ -20,14 +20,20 @@ from dsas.training.ranks import is_first
 def train(
     model: Model,
     source: Annotated[Path, typer.Option(help="Texts with the undesired behaviour: .txt, .jsonl or .csv.")],
-    target: Annotated[Path, typer.Option(help="Texts with the desired behaviour.")],
+    target: Annotated[
+        Path, typer.Option(help="Texts with the desired behaviour; line i goes with line i of source for preference.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write the Steering to; log and state go to OUT/training.")],
     control: Annotated[Path | None, typer.Option(help="Neutral texts that must stay as they are.")] = None,
-    objective: Annotated[str, typer.Option(help="lineas (how) or e2e-dsas (how and when).")] = "lineas",
-    gate: Annotated[str, typer.Option(help="Form of e2e-dsas's regulators: sigmoid or relu.")] = "sigmoid",
-    gamma: Annotated[float, typer.Option(help="Weight of keeping control texts in place.")] = 0.3,
+    objective: Annotated[str, typer.Option(help="lineas (how), e2e-dsas (how and when) or preference.")] = "lineas",
+    gate: Annotated[str, typer.Option(help="Form of regulators that are learned: sigmoid or relu.")] = "sigmoid",
+    gamma: Annotated[
+        float | None, typer.Option(help="Weight of keeping control texts as they are; 0.3, or 3 for preference.")
+    ] = None,
     sparsity: Annotated[float, typer.Option(help="Weight of the sparse group lasso; 0 is dense.")] = 0.0,
-    steps: Annotated[int, typer.Option(help="Steps, each over all texts.")] = 50,
+    beta: Annotated[float, typer.Option(help="How soon a pair is preferred enough, in one over nats.")] = 0.1,
+    per_step: Annotated[int, typer.Option(help="Pairs, and control texts, that a step of preference takes.")] = 16,
+    steps: Annotated[int, typer.Option(help="Steps, each over all texts but with preference.")] = 50,
     start: Annotated[str, typer.Option(help="Where regulators start: fitted or scratch.")] = "fitted",
     regulator: Annotated[str, typer.Option(help="Put this fitted regulator before lineas's transforms.")] = "constant",
     sites: Annotated[list[str], typer.Option(help="Shorthand, path, glob or re:...; repeatable.")] = ["norm"],  # noqa: B006
@@ -60,6 +66,8 @@ def train(
         gate=gate,  # pyright: ignore[reportArgumentType]
         gamma=gamma,
         sparsity=sparsity,
+        beta=beta,
+        per_step=per_step,
         steps=steps,
         start=start,  # pyright: ignore[reportArgumentType]
         regulator=regulator,

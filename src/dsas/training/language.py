@@ -2,8 +2,10 @@
 
     lineas     T(t) = w t + b at every site, on every token; loss: transport from source to target
     e2e-dsas   the same, and with it a regulator h at every site; loss: transport + gamma * control
+    preference what e2e-dsas learns; loss: preferring target to source by what the model would say + gamma * control
 
-Source: LinEAS (arXiv 2503.10679) and E2E-DSAS (arXiv 2512.03661). Left out: learning one site after another.
+Source: LinEAS (arXiv 2503.10679), E2E-DSAS (arXiv 2512.03661) and BiPO (arXiv 2406.00045). Left out: learning one site
+after another.
 """
 
 import hashlib
@@ -13,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dsas.applied import Rule
 from dsas.collection import Reading
 from dsas.diffusion import Drawing
-from dsas.errors import DsasWarning, OptionError, TextsError
+from dsas.errors import DsasWarning, OptionError
 from dsas.identity import ModelIdentity
 from dsas.methods import regulator_fit
 from dsas.pipeline import module_of
@@ -28,16 +29,17 @@ from dsas.placement import device_of
 from dsas.regulators import Constant, FittedRegulator
 from dsas.sites import Site, SitePatterns, find_sites
 from dsas.steering import Steering
-from dsas.text import check_texts
+from dsas.training.learner import Learner
 from dsas.training.learning import GATES, Gate, identity_rule, learnable, scratch, settled, support
 from dsas.training.loop import Learned, learn
 from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
 from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
 from dsas.training.run import Run, training_reading
-from dsas.training.trainer import Data, Trainer
+from dsas.training.sets import checked, held_apart
 
-Name = Literal["lineas", "e2e-dsas"]
+Name = Literal["lineas", "e2e-dsas", "preference"]
+GAMMA: dict[str, float] = {"lineas": 0.0, "e2e-dsas": 0.3, "preference": 3.0}
 Start = Literal["fitted", "scratch"] | Steering
 
 
@@ -50,8 +52,10 @@ def train(
     control: Sequence[str] = (),
     objective: Name = "lineas",
     gate: Gate = "sigmoid",
-    gamma: float = 0.3,
+    gamma: float | None = None,
     sparsity: float = 0.0,
+    beta: float = 0.1,
+    per_step: int = 16,
     steps: int = 50,
     start: Start = "fitted",
     regulator: str = "constant",
@@ -73,12 +77,16 @@ def train(
     denoising steps, of which there should be few.
     source, target, control: as in `dsas.fit`, at least 4 texts each; control may be left out where nothing reads it.
     objective: "lineas" learns the transforms, at work on every token; "e2e-dsas" also a regulator at every site, of the
-    form `gate`: "sigmoid", or "relu", which is exactly 0 off the concept.
-    gamma: weight >= 0 of the control term of e2e-dsas; the transport term is a sum over source texts.
-    sparsity: weight >= 0 of the sparse group lasso on the transforms; 0 is dense. steps: of the full batch.
-    start: where e2e-dsas's regulators start: "fitted" in closed form or "scratch" (1/2 everywhere); the transforms
-    start at the identity. Or a Steering of `lineas` transforms to go on from: its sites and, for "lineas", its
-    regulators stay as they are.
+    form `gate`: "sigmoid", or "relu", which is exactly 0 off the concept. "preference", of language models, learns the
+    same to make target[i] likelier than source[i], such as two continuations of one prompt, and to leave what the model
+    says of control as it is.
+    gamma: weight >= 0 of the control term; 0.3 unless given, where the transport term is a sum over source texts, and 3
+    for preference. sparsity: weight >= 0 of the sparse group lasso on the transforms; 0 is dense.
+    steps: of the full batch, or for preference of `per_step` pairs and as many control texts. beta: of preference,
+    one over the nats by which a pair is preferred enough.
+    start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
+    transforms start at the identity. Or a Steering of `lineas` transforms to go on from: its sites and, for "lineas",
+    its regulators stay as they are.
     regulator: with "lineas", a regulator (see `dsas.fit`) fitted in closed form and put before the learned transforms,
     where its accuracy is at least `threshold`; the transforms are learned without it.
     reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is. When
@@ -90,18 +98,21 @@ def train(
     each on its share of the micro-batches; all return it, and the first writes files. False: each process its own.
     Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError.
     """
-    options = _Options(objective, gate, gamma, sparsity, steps, start, regulator, threshold, optimiser, held_out, seed)
+    weight = GAMMA.get(objective, 0.0) if gamma is None else gamma
+    wanted = Objective(weight, sparsity, beta, per_step)
+    options = _Options(objective, gate, wanted, steps, start, regulator, threshold, optimiser, held_out, seed)
     options.check()
     module = module_of(model)
-    reading = training_reading(module, tokenizer, reading, checkpointing=checkpointing)
-    texts = _texts(source, target, control, needed=objective == "e2e-dsas" or regulator != "constant")
+    paired = objective == "preference"
+    reading = training_reading(module, tokenizer, reading, checkpointing=checkpointing, logits=paired)
+    texts = checked(source, target, control, needed=options.together or regulator != "constant", paired=paired)
     if isinstance(start, Steering):
         start.model.compare(module)
     found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else find_sites(module, sites)
     folder = Path(checkpoint) if checkpoint is not None else None
     if tensorboard and folder is None:
         raise OptionError("tensorboard writes into the checkpoint folder: give checkpoint as well")
-    split = _split(texts, held_out.share, seed)
+    split = held_apart(texts, held_out.share, seed, paired=paired)
     with ranks_here(module, distributed=distributed) as ranks:
         run = Run(module, tokenizer, found, reading, texts, folder, progress and ranks.first, ranks)
         identity = options.id(run, texts)
@@ -109,7 +120,9 @@ def train(
         pooled = {name: run.collect(split[name]) for name in ("source", "control", "target") if split[name]}
         rules = options.start_rules(run, pooled)
         log = Log(folder if ranks.first else None, tensorboard=tensorboard)
-        learned = _learn(run, rules, split, options.plan(), (pooled["target"], checkpointing, identity, log))
+        work, goals = run.work(checkpointing=checkpointing), [pooled["target"][rule.site] for rule in rules]
+        make = run.preference if paired else run.trainer
+        learned = _learn(make(work, rules, goals, split, options.plan()), run, identity, log)
     _warn(learned, rules)
     rules = options.finish(settled(rules, learned.values), pooled)
     return Steering(rules, ModelIdentity.of(module), options.said(rules, learned, split, reading))
@@ -120,8 +133,7 @@ class _Options(NamedTuple):
 
     objective: Name
     gate: Gate
-    gamma: float
-    sparsity: float
+    wanted: Objective
     steps: int
     start: Start
     regulator: str
@@ -132,7 +144,7 @@ class _Options(NamedTuple):
 
     @property
     def together(self) -> bool:
-        return self.objective == "e2e-dsas"
+        return self.objective != "lineas"
 
     def check(self) -> None:
         if self.objective not in get_args(Name) or self.gate not in GATES:
@@ -140,24 +152,22 @@ class _Options(NamedTuple):
                 f"objective must be one of {get_args(Name)} and gate one of {tuple(GATES)}, got {self.objective!r} and "
                 f"{self.gate!r}"
             )
-        if not (self.gamma >= 0 and self.sparsity >= 0 and self.steps >= 1 and 0 <= self.threshold <= 1):
-            raise OptionError(
-                f"expected gamma >= 0, sparsity >= 0, steps >= 1 and threshold from 0 to 1, got {self.gamma}, "
-                f"{self.sparsity}, {self.steps} and {self.threshold}"
-            )
+        self.wanted.check()
+        if not (self.steps >= 1 and 0 <= self.threshold <= 1):
+            raise OptionError(f"expected steps >= 1 and threshold from 0 to 1, got {self.steps} and {self.threshold}")
         if not isinstance(self.start, Steering) and self.start not in ("fitted", "scratch"):
             raise OptionError(f"start must be 'fitted', 'scratch' or a Steering, got {self.start!r}")
         if self.regulator != "constant" and (self.together or isinstance(self.start, Steering)):
             raise OptionError(
                 f"regulator={self.regulator!r} is put before transforms that 'lineas' learned from the identity; "
-                "e2e-dsas learns its own (gate), and a Steering to start from has its own"
+                "the other objectives learn their own (gate), and a Steering to start from has its own"
             )
         regulator_fit(self.regulator)
         self.optimiser.check()
         self.held_out.check()
 
     def plan(self) -> Plan:
-        wanted = Objective(self.gamma if self.together else 0.0, self.sparsity)
+        wanted = self.wanted if self.together else self.wanted._replace(gamma=0.0)
         return Plan(wanted, self.steps, self.optimiser, self.held_out)
 
     def start_rules(self, run: Run, pooled: dict[str, dict[Site, Tensor]]) -> list[Rule]:
@@ -213,8 +223,7 @@ class _Options(NamedTuple):
             "reading": reading.as_dict() if isinstance(reading, Drawing) else reading._asdict(),
             "fitted": f"end to end: {self.objective}",
             "training": {
-                "gamma": self.plan().objective.gamma,
-                "sparsity": self.sparsity,
+                **self.plan().objective.as_dict(paired=self.objective == "preference"),
                 "start": "steering" if isinstance(self.start, Steering) else self.start,
                 "optimiser": self.optimiser._asdict(),
                 "held_out": self.held_out._asdict(),
@@ -228,46 +237,13 @@ class _Options(NamedTuple):
         }
 
 
-def _learn(
-    run: Run,
-    rules: list[Rule],
-    split: dict[str, list[str]],
-    plan: Plan,
-    rest: tuple[dict[Site, Tensor], bool, str, Log],
-) -> Learned:
-    target, checkpointing, identity, log = rest
-    work = run.work(checkpointing=checkpointing)
-    parts = {name: run.batches(split[name]) for name in ("source", "control", "held_source", "held_control")}
-    data = Data(target=[target[rule.site] for rule in rules], **parts)
-    trainer = Trainer(work, rules, data, plan, run.ranks)
+def _learn(learner: Learner, run: Run, identity: str, log: Log) -> Learned:
     try:
         file = run.folder / f"state-{identity}.safetensors" if run.folder is not None else None
-        learned = learn(trainer, file=file, log=log, progress=run.progress)
+        learned = learn(learner, file=file, log=log, progress=run.progress)
         return run.ranks.from_first(lambda: learned)
     finally:
-        trainer.close()
-
-
-def _texts(
-    source: Sequence[str], target: Sequence[str], control: Sequence[str], *, needed: bool
-) -> dict[str, list[str]]:
-    if needed and not control:
-        raise TextsError("control texts are needed to learn a regulator: give control=")
-    given = {"source": source, "control": control, "target": target}
-    return {name: check_texts(name, texts) if texts or name != "control" else [] for name, texts in given.items()}
-
-
-def _split(texts: dict[str, list[str]], share: float, seed: int) -> dict[str, list[str]]:
-    """Return the sets with `share` of source and control, at least one text if share is not 0, held out."""
-    draw, found = torch.Generator().manual_seed(seed), dict(texts)
-    for name in ("source", "control"):
-        members = texts[name]
-        count = max(1, round(share * len(members))) if share and members else 0
-        order = torch.randperm(len(members), generator=draw).tolist()
-        held = set(order[:count])
-        found[name] = [text for number, text in enumerate(members) if number not in held]
-        found[f"held_{name}"] = [text for number, text in enumerate(members) if number in held]
-    return found
+        learner.close()
 
 
 def _warn(learned: Learned, rules: list[Rule]) -> None:

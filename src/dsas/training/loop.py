@@ -13,8 +13,8 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from dsas.collection import SECONDS_BETWEEN_CHECKPOINTS, progress_bar
+from dsas.training.learner import Learner
 from dsas.training.records import Course, Log, Row, State, read_state, write_state
-from dsas.training.trainer import Trainer
 
 Stopped = Literal["finished", "early", "interrupted", "diverged"]
 
@@ -29,7 +29,7 @@ class Learned(NamedTuple):
     best_step: int
 
 
-def learn(trainer: Trainer, *, file: Path | None = None, log: Log | None = None, progress: bool = True) -> Learned:
+def learn(trainer: Learner, *, file: Path | None = None, log: Log | None = None, progress: bool = True) -> Learned:
     """Train to the end of the plan, or until the held-out loss no longer falls, or Ctrl-C; return the best parameters.
 
     file: where the state is kept, to go on from. With no held-out part the best parameters are the last.
@@ -60,7 +60,7 @@ def learn(trainer: Trainer, *, file: Path | None = None, log: Log | None = None,
 class _Keeper:
     """Holds the state after the last whole step; a context manager that writes it out on leaving."""
 
-    def __init__(self, trainer: Trainer, file: Path | None) -> None:
+    def __init__(self, trainer: Learner, file: Path | None) -> None:
         self._trainer, self._written = trainer, time.monotonic()
         self._file = file if trainer.ranks.first else None
         self.state = trainer.ranks.from_first(lambda: self._found() or State(Course(), trainer.state(), self._leaves()))
@@ -118,7 +118,7 @@ class _Keeper:
 
 
 def _show(bar: Progress, task: TaskID, row: Row) -> None:
-    terms = [("loss", row.loss), ("transport", row.transport), ("control", row.control), ("held out", row.held_loss),
+    terms = [("loss", row.loss), ("term", row.term), ("control", row.control), ("held out", row.held_loss),
              ("separation", row.separation)]  # fmt: skip
     said = ", ".join(f"{name} {value:.4g}" for name, value in terms if value is not None)
     bar.update(task, description=f"training: {said}, support {row.support}", completed=row.step + 1)

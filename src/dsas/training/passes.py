@@ -5,9 +5,9 @@ frozen while a pass is open, so gradients reach activations and the rules' vecto
 
 Of a pipeline a pass is a run, in which a site may fire at every denoising step: what is pooled is then their mean.
 
-A pass ends at the last site, a run at its end. With checkpointing a pass goes on to the model's vocabulary projection,
-because a layer whose activations will be computed again cannot be left in the middle. Dropout stays off: only the
-layers' own flag is set.
+A pass ends at the last site, unless what the model gives is asked for; a run at its end. With checkpointing a pass goes
+on to the model's vocabulary projection, because a layer whose activations will be computed again cannot be left in the
+middle. Dropout stays off: only the layers' own flag is set.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +81,8 @@ class Passes:
         self._read: Callable[[int, Tensor], Tensor] | None = None
         self._real: Tensor = torch.ones(1, 1, dtype=torch.bool)
         self._seen: dict[int, list[Seen]] = {}
-        self._steering, self._looking = True, False
+        self._steering, self._looking, self._to_the_end = True, False, False
+        self._given: Any = None
 
     def pooled(self, batch: Any) -> list[Seen]:
         """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
@@ -94,6 +95,15 @@ class Passes:
             return self._run(batch, lambda _, t: t[self._mask(t)], torch.cat)
         finally:
             self._steering = True
+
+    def outputs(self, batch: Any, *, steered: bool = True) -> tuple[Any, list[Seen]]:
+        """Run a batch to the model's end and return what it gave, and for each rule its strengths; no value is read."""
+        self._steering, self._to_the_end = steered, True
+        try:
+            seen = self._run(batch, lambda _, t: t[:0], _mean)
+            return self._given, seen
+        finally:
+            self._steering, self._to_the_end, self._given = True, False, None
 
     def __enter__(self) -> "Passes":
         # For as long as it is open: a backward pass may run layers again.
@@ -122,7 +132,7 @@ class Passes:
         self._looking = True
         try:
             with _checkpointing(self._work), suppress(StopForward):
-                self._work.run(batch)
+                self._given = self._work.run(batch)
         finally:
             self._looking = False
         found, self._seen = self._seen, {}
@@ -155,14 +165,16 @@ class Passes:
             value = self._read(number, steered) if self._read is not None else steered
             if self._looking and (self._work.step is not None or number not in self._seen):
                 self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._mask(t))))
-                if len(self._seen) == len(self._rules) and not self._work.checkpointing and self._work.step is None:
+                ends_here = not (self._to_the_end or self._work.checkpointing or self._work.step is not None)
+                if len(self._seen) == len(self._rules) and ends_here:
                     raise StopForward
             return rule.site.write(given, step.put(whole, steered))
 
         return edit
 
     def _stop(self, _args: Any, _kwargs: Any) -> None:
-        raise StopForward
+        if not self._to_the_end:
+            raise StopForward
 
 
 def cheaply(function: Callable[..., Any], *arguments: Any) -> Any:

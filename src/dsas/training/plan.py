@@ -43,10 +43,25 @@ class HeldOut(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What is made small; all >= 0. gamma: weight of the control term, not computed at 0. sparsity: of the penalty."""
+    """What is made small; all >= 0. gamma: weight of the control term, not computed at 0. sparsity: of the penalty.
+
+    beta, > 0, and per_step, >= 1, are those of preference: how soon a pair is preferred enough, in one over nats; and
+    how many pairs, and as many control texts, a step takes.
+    """
 
     gamma: float = 0.0
     sparsity: float = 0.0
+    beta: float = 0.1
+    per_step: int = 16
+
+    def as_dict(self, *, paired: bool) -> dict[str, float]:
+        """Return what counts: beta and per_step with pairs only."""
+        return self._asdict() if paired else {"gamma": self.gamma, "sparsity": self.sparsity}
+
+    def check(self) -> None:
+        """Raise OptionError for a value out of range."""
+        if not (self.gamma >= 0 and self.sparsity >= 0 and self.beta > 0 and self.per_step >= 1):
+            raise OptionError(f"expected gamma >= 0, sparsity >= 0, beta > 0 and per_step >= 1, got {self}")
 
 
 class Plan(NamedTuple):

@@ -25,21 +25,22 @@ from dsas.storage import replace_files
 class Row(NamedTuple):
     """One step: the loss at the parameters that it began from, and, where they were looked at, the held-out texts.
 
-    support: neurons with slope != 1 or offset != 0 after the step. dead: sites whose regulator was 0 on every source
-    token. rate: learning rate of the transforms. separation: AUROC of the strengths of held-out source over control
-    texts, mean over sites; 0.5 is none. The last line has no step of its own, only a last look.
+    term: of the loss, transport or preference, before gamma * control. support: neurons with slope != 1 or offset != 0
+    after the step. dead: sites whose regulator was 0 on every source token that the step read. rate: learning rate of
+    the transforms. separation: AUROC of the strengths of held-out source over control texts, mean over sites; 0.5 is
+    none. The last line has no step of its own, only a last look.
     """
 
     step: int
     loss: float | None
-    transport: float | None
+    term: float | None
     control: float | None
     support: int
     dead: int
     rate: float
     seconds: float
     held_loss: float | None = None
-    held_transport: float | None = None
+    held_term: float | None = None
     held_control: float | None = None
     separation: float | None = None
 

@@ -13,15 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from dsas.activations import on_device, pooler
-from dsas.collection import Reading, collect, collect_drawn, inputs_of, read_batches
+from dsas.applied import Rule
+from dsas.collection import Reading, collect, collect_drawn, cut_rows, inputs_of, read_batches
 from dsas.diffusion import Drawing, Prompts, draw, places_of, prompt_batches, watch
 from dsas.errors import OptionError
 from dsas.fit import reading_of
 from dsas.pipeline import Parts, PassReader
 from dsas.sites import Site
-from dsas.text import Batch
+from dsas.text import Batch, pad_token, tokenize
+from dsas.training.learner import Learner
 from dsas.training.passes import Work
+from dsas.training.plan import Plan
+from dsas.training.preference import Choices, Preference, pairs_of
 from dsas.training.ranks import Ranks
+from dsas.training.trainer import Data, Trainer
 
 
 class Run(NamedTuple):
@@ -57,6 +62,26 @@ class Run(NamedTuple):
             return prompt_batches(texts, places_of(self.texts, texts), size)
         return read_batches(self.tokenizer, texts, self.reading._replace(batch_size=size))
 
+    def trainer(
+        self, work: Work, rules: list[Rule], target: list[Tensor], split: dict[str, list[str]], plan: Plan
+    ) -> Learner:
+        """Return what learns from activations; target: pooled activations of each rule's site."""
+        parts = {name: self.batches(split[name]) for name in ("source", "control", "held_source", "held_control")}
+        return Trainer(work, rules, Data(target=target, **parts), plan, self.ranks)
+
+    def preference(
+        self, work: Work, rules: list[Rule], target: list[Tensor], split: dict[str, list[str]], plan: Plan
+    ) -> Learner:
+        """Return what learns from pairs of texts; target: pooled activations of each rule's site."""
+        rows = {
+            name: cut_rows(tokenize(self.tokenizer, texts), self.reading.max_tokens) if texts else []
+            for name, texts in split.items()
+        }
+        pairs, held = (pairs_of(rows[f"{part}source"], rows[f"{part}target"]) for part in ("", "held_"))
+        pad = pad_token(self.tokenizer)
+        data = Choices(pairs, rows["control"], target, held, rows["held_control"], pad, self.reading.batch_size)
+        return Preference(work, rules, data, plan, self.ranks)
+
     def read(self) -> list[Any]:
         """Return how the model is read, JSON-ready."""
         if not isinstance(self.model, Parts):
@@ -87,13 +112,15 @@ class Run(NamedTuple):
 
 
 def training_reading(
-    model: nn.Module, tokenizer: Any, reading: Reading | Drawing | None, *, checkpointing: bool
+    model: nn.Module, tokenizer: Any, reading: Reading | Drawing | None, *, checkpointing: bool, logits: bool
 ) -> Reading | Drawing:
     """Return how to read a model that is trained on. Raises OptionError for what training cannot do."""
     default = Drawing(steps=1) if isinstance(model, Parts) else Reading(batch_size=32)
     reading = reading_of(model, tokenizer, reading or default)
     if isinstance(reading, Drawing):
         reading.check()
+        if logits:
+            raise OptionError("objective='preference' asks what a language model would say; a pipeline says nothing")
         if checkpointing or reading.per_step or reading.images > 1 or (reading.pooling, reading.branch) not in _READ:
             raise OptionError(
                 "training on a pipeline takes no checkpointing, and a Drawing of one image a prompt, one regulator for "

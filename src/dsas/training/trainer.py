@@ -1,6 +1,6 @@
-"""Trainer: the loop that learns rules, whatever the model and its batches are.
+"""Trainer: a learner that compares activations at the sites, whatever the model and its batches are.
 
-    each step:  gradient of  transport + gamma * control   ->  optimiser  ->  proximal step, tau = sparsity x rate
+    loss  =  transport + gamma * control                       both as in `dsas.training.objectives`; all texts a step
 
 The transport term couples all source samples, so its gradient for a micro-batch needs the others. With more than one
 micro-batch it is taken in two passes: the first, without gradients, collects every sample's pooled vector s at every
@@ -17,24 +17,19 @@ numbers, against one more forward pass a step.
 Source: LinEAS (arXiv 2503.10679) for transport. Left out: steps on random parts of the texts.
 """
 
-import math
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from dsas.applied import Rule
-from dsas.errors import OptionError
 from dsas.regulators.posterior import auroc
-from dsas.training.descent import Descent
-from dsas.training.learning import leaves, support
-from dsas.training.objectives import drift, goal, size, transport
-from dsas.training.passes import Passes, Seen, Work, cheaply, plain, strengths_of
+from dsas.training.learner import Gradient, Learner
+from dsas.training.objectives import drift, goal, transport
+from dsas.training.passes import Seen, Work, cheaply, plain, strengths_of
 from dsas.training.plan import Plan
 from dsas.training.ranks import Ranks
-from dsas.training.records import Row
 
 TINY = 1e-30
 
@@ -49,28 +44,18 @@ class Data(NamedTuple):
     held_control: Sequence[Any] = ()
 
 
-class Gradient(NamedTuple):
-    """The terms of the loss whose gradient the leaves now hold; dead: rules that were 0 on every source token."""
-
-    transport: float
-    control: float
-    dead: list[int]
-
-
-class Trainer:
-    """Learns the leaves of `rules`, in place; the model is as it was once the trainer is closed."""
+@final
+class Trainer(Learner):
+    """Learns from what the activations at the sites are: LinEAS and E2E-DSAS."""
 
     def __init__(self, work: Work, rules: Sequence[Rule], data: Data, plan: Plan, ranks: Ranks | None = None) -> None:
         """Open the model and read what the unsteered model does to the control texts.
 
         ranks: with whom the batches are shared, of which every rank is given all; None is nobody.
         """
-        self.rules, self.data, self.plan, self.ranks = list(rules), data, plan, ranks or Ranks()
-        self._work, self.leaves = work, leaves(self.rules)
-        sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(data.target, rules, strict=True)]
-        self.descent = Descent(self.rules, self.leaves, sizes, plan)
+        super().__init__(work, rules, data.target, plan, ranks)
+        self.data = data
         self._units = [float(t.double().square().mean().sqrt().clamp(min=TINY)) for t in data.target]
-        self._passes = Passes(work, self.rules).__enter__()
         try:
             self._rows = self._rows_in(data.source)
             self._goals = self._goals_for(self._rows)
@@ -82,12 +67,8 @@ class Trainer:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Take the hooks off and give the model's weights their flags back."""
-        self._passes.__exit__()
-
-    def gradient(self) -> Gradient:
-        """Put the gradient of the loss into the leaves and return the terms."""
+    def gradient(self, number: int = 0) -> Gradient:
+        """Put the gradient of the loss, at every step that of all texts, into the leaves and return the terms."""
         self.descent.optimiser.zero_grad(set_to_none=True)
         term, dead = self._transport()
         moved = 0.0
@@ -95,33 +76,8 @@ class Trainer:
             for share in self._control(self.data.control, self._unsteered):
                 (self.plan.objective.gamma * share).backward()
                 moved += float(share.detach())
-        return Gradient(term, self._with_others(moved, gradients=True), dead)
-
-    def step(self, number: int) -> Row:
-        """Take step `number`, from 0, and return what it began from; the held-out columns are empty.
-
-        Raises OptionError when a regulator is 0 on every source token before anything was learned.
-        """
-        began = time.perf_counter()
-        found = self.gradient()
-        if number == 0 and found.dead:
-            sites = ", ".join(str(self.rules[place].site) for place in found.dead)
-            raise OptionError(
-                f"the regulator is 0 on every source token, and its gradient with it, so it can never learn: {sites}; "
-                "start from a fitted regulator or from scratch"
-            )
-        loss = found.transport + self.plan.objective.gamma * found.control
-        row = self.row(number)._replace(dead=len(found.dead))
-        if not math.isfinite(loss):
-            return row
-        self.descent.step(number)
-        terms = {"loss": loss, "transport": found.transport, "control": found.control}
-        return row._replace(**terms, support=support(self.rules), seconds=time.perf_counter() - began)
-
-    def row(self, number: int) -> Row:
-        """Return the line of step `number` without a loss, as before the step is taken or when it cannot be."""
-        rate = self.descent.share(number) * self.plan.optimiser.rate
-        return Row(number, None, None, None, support(self.rules), 0, rate, 0.0)
+        (moved,) = self.with_others([moved], gradients=True)
+        return Gradient(term, moved, dead)
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
@@ -136,34 +92,12 @@ class Trainer:
         if self.plan.objective.gamma > 0:
             kept = self._unsteered[len(self.ranks.mine(self.data.control)) :]
             moved = sum(float(share) for share in self._control(self.data.held_control, kept))
-        moved = self._with_others(moved)
-        found = {"held_transport": term, "held_control": moved, "held_loss": term + self.plan.objective.gamma * moved}
+        (moved,) = self.with_others([moved])
+        found = {"held_term": term, "held_control": moved, "held_loss": term + self.plan.objective.gamma * moved}
         quiet = self._everyones([self._passes.pooled(batch) for batch in self.ranks.mine(self.data.held_control)])
         if quiet:
             found["separation"] = float(auroc(strengths_of(seen), strengths_of(quiet)).mean())
         return self.ranks.from_first(lambda: found)  # who decide by it must agree to the bit
-
-    def state(self) -> dict[str, Tensor]:
-        """Return copies of all that a later step depends on: parameters and what the optimiser remembers."""
-        found = {f"leaf {name}": value.detach().clone() for name, value in self.leaves.items()}
-        for name, value in self.leaves.items():
-            for key, kept in self.descent.optimiser.state.get(value, {}).items():
-                found[f"optimiser {key} {name}"] = torch.as_tensor(kept).clone()
-        return found
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state` returned."""
-        with torch.no_grad():
-            for name, value in self.leaves.items():
-                value.copy_(state[f"leaf {name}"])
-        self.descent.optimiser.state.clear()
-        for label, kept in state.items():
-            kind, _, rest = label.partition(" ")
-            if kind == "optimiser":
-                key, _, name = rest.partition(" ")
-                leaf = self.leaves[name]
-                device = kept.device if key == "step" else leaf.device
-                self.descent.optimiser.state[leaf][key] = kept.to(device, copy=True)
 
     def _transport(self) -> tuple[float, list[int]]:
         batches = self.ranks.mine(self.data.source)
@@ -180,7 +114,7 @@ class Trainer:
         for place, batch in enumerate(batches[:-1]):
             again = self._passes.pooled(batch)
             torch.autograd.backward(self._values(again), [slope[place] for slope in slopes])
-        return float(loss.detach()), self._dead(everyones)
+        return float(loss.detach()), self.dead(everyones)
 
     def _everyones(self, seen: list[list[Seen]]) -> list[list[Seen]]:
         """Return what was seen of the batches of all ranks, in order and without graphs, given this rank's."""
@@ -190,17 +124,6 @@ class Trainer:
         """Return for each rule the vectors of all rows, where the rule computes."""
         sites = zip(range(len(self.rules)), self._goals, strict=True)
         return [torch.cat([part[site].value for part in seen]).to(goal.device) for site, goal in sites]
-
-    def _with_others(self, moved: float, *, gradients: bool = False) -> float:
-        """Return the control term that all ranks' shares of it make, and give every leaf the gradient they make."""
-        if self.ranks.count == 1:
-            return moved
-        term = torch.tensor(moved, dtype=torch.float64)
-        for leaf in self.leaves.values() if gradients else ():
-            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        slopes = [leaf.grad for leaf in self.leaves.values() if gradients and leaf.grad is not None]
-        self.ranks.add_up([term, *slopes])
-        return float(term)
 
     def _control(self, batches: Sequence[Any], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
         """Yield the share of each of this rank's batches in the control term; the pass is run when it is asked for."""
@@ -221,9 +144,6 @@ class Trainer:
     def _goals_for(self, rows: int) -> list[Tensor]:
         lines = [rule.transform.get_buffer("slope") for rule in self.rules]
         return [goal(t.to(line), rows) for t, line in zip(self.data.target, lines, strict=True)]
-
-    def _dead(self, seen: list[list[Seen]]) -> list[int]:
-        return [site for site in range(len(self.rules)) if not any(part[site].alive for part in seen)]
 
     @staticmethod
     def _values(seen: list[Seen]) -> list[Tensor]:

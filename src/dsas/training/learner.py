@@ -1,0 +1,134 @@
+"""Learner: what the loop asks of whoever learns rules: gradients, steps, looks, and a state to go on from.
+
+    each step:  gradient of the loss  ->  optimiser  ->  proximal step, tau = sparsity x rate
+
+What the loss is, a subclass says: `dsas.training.trainer` compares activations at the sites, `dsas.training.preference`
+what the model would say.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from dsas.applied import Rule
+from dsas.errors import OptionError
+from dsas.training.descent import Descent
+from dsas.training.learning import leaves, support
+from dsas.training.objectives import size
+from dsas.training.passes import Passes, Seen, Work
+from dsas.training.plan import Plan
+from dsas.training.ranks import Ranks
+from dsas.training.records import Row
+
+
+class Gradient(NamedTuple):
+    """The terms of the loss whose gradient the leaves now hold.
+
+    term: what is made small for the source's sake, before gamma * control. dead: rules that were 0 on every source
+    token.
+    """
+
+    term: float
+    control: float
+    dead: list[int]
+
+
+class Learner(ABC):
+    """Learns the leaves of `rules`, in place; the model is as it was once the learner is closed."""
+
+    def __init__(
+        self, work: Work, rules: Sequence[Rule], target: Sequence[Tensor], plan: Plan, ranks: Ranks | None
+    ) -> None:
+        """Open the model. target: pooled target activations of each rule's site, which set the units of its numbers."""
+        self.rules, self.plan, self.ranks = list(rules), plan, ranks or Ranks()
+        self._work, self.leaves = work, leaves(self.rules)
+        sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(target, rules, strict=True)]
+        self.descent = Descent(self.rules, self.leaves, sizes, plan)
+        self._passes = Passes(work, self.rules).__enter__()
+
+    @abstractmethod
+    def gradient(self, number: int = 0) -> Gradient:
+        """Put the gradient of the loss of step `number` into the leaves and return the terms."""
+
+    @abstractmethod
+    def look(self) -> dict[str, float]:
+        """Return columns of the log about the held-out texts; one is `held_loss`."""
+
+    @final
+    def close(self) -> None:
+        """Take the hooks off and give the model's weights their flags back."""
+        self._passes.__exit__()
+
+    @final
+    def step(self, number: int) -> Row:
+        """Take step `number`, from 0, and return what it began from; the held-out columns are empty.
+
+        Raises OptionError when a regulator is 0 on every source token before anything was learned.
+        """
+        began = time.perf_counter()
+        found = self.gradient(number)
+        if number == 0 and found.dead:
+            sites = ", ".join(str(self.rules[place].site) for place in found.dead)
+            raise OptionError(
+                f"the regulator is 0 on every source token, and its gradient with it, so it can never learn: {sites}; "
+                "start from a fitted regulator or from scratch"
+            )
+        loss = found.term + self.plan.objective.gamma * found.control
+        row = self.row(number)._replace(dead=len(found.dead))
+        if not math.isfinite(loss):
+            return row
+        self.descent.step(number)
+        terms = {"loss": loss, "term": found.term, "control": found.control}
+        return row._replace(**terms, support=support(self.rules), seconds=time.perf_counter() - began)
+
+    @final
+    def row(self, number: int) -> Row:
+        """Return the line of step `number` without a loss, as before the step is taken or when it cannot be."""
+        rate = self.descent.share(number) * self.plan.optimiser.rate
+        return Row(number, None, None, None, support(self.rules), 0, rate, 0.0)
+
+    @final
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of all that a later step depends on: parameters and what the optimiser remembers."""
+        found = {f"leaf {name}": value.detach().clone() for name, value in self.leaves.items()}
+        for name, value in self.leaves.items():
+            for key, kept in self.descent.optimiser.state.get(value, {}).items():
+                found[f"optimiser {key} {name}"] = torch.as_tensor(kept).clone()
+        return found
+
+    @final
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state` returned."""
+        with torch.no_grad():
+            for name, value in self.leaves.items():
+                value.copy_(state[f"leaf {name}"])
+        self.descent.optimiser.state.clear()
+        for label, kept in state.items():
+            kind, _, rest = label.partition(" ")
+            if kind == "optimiser":
+                key, _, name = rest.partition(" ")
+                leaf = self.leaves[name]
+                device = kept.device if key == "step" else leaf.device
+                self.descent.optimiser.state[leaf][key] = kept.to(device, copy=True)
+
+    @final
+    def with_others(self, terms: Sequence[float], *, gradients: bool = False) -> list[float]:
+        """Return the sums of all ranks' terms, and give every leaf the sum of their gradients."""
+        if self.ranks.count == 1:
+            return list(terms)
+        sums = torch.tensor(terms, dtype=torch.float64)
+        for leaf in self.leaves.values() if gradients else ():
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        slopes = [leaf.grad for leaf in self.leaves.values() if gradients and leaf.grad is not None]
+        self.ranks.add_up([sums, *slopes])
+        return sums.tolist()
+
+    @final
+    def dead(self, seen: Sequence[Sequence[Seen]]) -> list[int]:
+        """Return the rules that were 0 on every real token of some batches."""
+        return [site for site in range(len(self.rules)) if not any(part[site].alive for part in seen)]

@@ -1,0 +1,188 @@
+"""Preference: its value and gradients, what micro-batches and ranks leave alone, and `dsas.train` with pairs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dsas
+from dsas.errors import DsasWarning, OptionError, TextsError
+from dsas.evaluation.divergence import divergence
+from dsas.identity import ModelIdentity
+from dsas.testing import check_steering, tiny_model, tiny_tokenizer
+from dsas.testing.pipelines import tiny_pipeline
+from dsas.training.learning import learnable
+from dsas.training.passes import Work
+from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
+from dsas.training.preference import Choices, Preference, _turn, pairs_of
+
+SOURCE = [f"the door {n} is SHUT UP {n}" for n in range(10)]
+TARGET = [f"the door {n} is open, thank you" for n in range(10)]
+CONTROL = [f"a line about nothing {n}" for n in range(7)]
+
+
+def learner_of(*, size: int = 32, gamma: float = 0.7, per_step: int = 8) -> Preference:
+    torch.manual_seed(3)
+    model, tokenizer = tiny_model("gpt2", layers=2).double(), tiny_tokenizer()  # its norms stay in float64
+    rules = []
+    for site in dsas.find_sites(model, "residual"):
+        width = model.config.hidden_size
+        line = dsas.Lineas(1 + 0.3 * torch.randn(width).double(), 0.3 * torch.randn(width).double())
+        when = dsas.Logistic(torch.randn(width).double(), torch.tensor(0.2).double())
+        rules.append(learnable(dsas.Rule(site, line, when), torch.device("cpu"), regulator=True))
+    rows = {name: tokenizer(texts)["input_ids"] for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
+    pairs = pairs_of(rows["s"], rows["t"])
+    data = Choices(
+        pairs[:8], rows["c"][:5], [torch.randn(4, 32)] * len(rules), pairs[8:], rows["c"][5:], batch_size=size
+    )
+    work = Work(
+        model,
+        run=lambda batch: model(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False),
+        real=lambda batch: batch.mask,
+        pool=lambda t, _: t.mean(1),
+    )
+    plan = Plan(Objective(gamma, beta=0.5, per_step=per_step), 12, Optimiser("adam", 0.05, 0.05), HeldOut(0.2, every=2))
+    return Preference(work, rules, data, plan)
+
+
+def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time() -> None:
+    learner = learner_of()
+    found = learner.gradient()
+    learner.close()
+    model = learner._work.model
+    steering = dsas.Steering(learner.rules, ModelIdentity.of(model))
+
+    def logs(row: list[int], *, steered: bool) -> np.ndarray:
+        tokens = torch.tensor([row])
+        with torch.no_grad():
+            if not steered:
+                logits = model(input_ids=tokens).logits[0]
+            else:
+                with steering.apply(model, 1.0, record=False):
+                    logits = model(input_ids=tokens).logits[0]
+        x = logits.numpy()
+        return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+    def moved(row: list[int]) -> float:  # the whole text: what both begin with must drop out by itself
+        places, after, before = np.arange(len(row) - 1), logs(row, steered=True), logs(row, steered=False)
+        return float((after - before)[places, row[1:]].sum())
+
+    terms = [np.log1p(np.exp(-0.5 * (moved(pair.target) - moved(pair.source)))) for pair in learner.data.pairs]
+    assert found.term == pytest.approx(np.mean(terms), rel=1e-9)
+    kept = [(logs(row, steered=False), logs(row, steered=True)) for row in learner.data.control]
+    divergence = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in kept])
+    assert found.control == pytest.approx(divergence.mean(), rel=1e-9)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    learner = learner_of()
+
+    def loss() -> float:
+        found = learner.gradient()
+        return found.term + 0.7 * found.control
+
+    loss()
+    slopes = {name: value.grad.clone() for name, value in learner.leaves.items() if value.grad is not None}
+    assert slopes.keys() == learner.leaves.keys()
+    for name, value in learner.leaves.items():
+        for place in range(0, value.numel(), 7):
+            entry = value.detach().view(-1)
+            entry[place] += 1e-6
+            above = loss()
+            entry[place] -= 2e-6
+            below = loss()
+            entry[place] += 1e-6
+            expected = (above - below) / 2e-6
+            assert float(slopes[name].view(-1)[place]) == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+    learner.close()
+
+
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_micro_batches_give_the_gradient_of_the_whole_step(size: int) -> None:
+    whole, parts = learner_of(), learner_of(size=size)
+    assert parts.gradient()[:2] == pytest.approx(whole.gradient()[:2], rel=1e-12)
+    for name, value in whole.leaves.items():
+        torch.testing.assert_close(parts.leaves[name].grad, value.grad, rtol=1e-9, atol=1e-13)
+    assert parts.look() == pytest.approx(whole.look(), rel=1e-12)
+    whole.close()
+    parts.close()
+
+
+def test_steps_take_all_texts_in_turn_in_an_order_that_the_number_of_the_step_decides() -> None:
+    items = list(range(7))
+    taken = [item for number in range(7) for item in _turn(items, number, 3, seed=5)]
+    assert [sorted(taken[start : start + 7]) for start in (0, 7, 14)] == [items] * 3
+    assert taken[:7] != taken[7:14]
+    assert _turn(items, 4, 3, seed=5) == taken[12:15]
+    assert sorted(_turn(items, 0, 99, seed=5)) == items
+
+
+def train(model: Any = None, **options: Any) -> dsas.Steering:
+    given = {"source": SOURCE, "target": TARGET, "control": CONTROL, "objective": "preference", "steps": 8}
+    model = tiny_model(layers=2) if model is None else model
+    return dsas.train(model, tiny_tokenizer(), **{**given, "sites": "residual", "progress": False, **options})
+
+
+def test_what_is_learned_prefers_held_out_targets_and_keeps_the_laws(tmp_path: Path) -> None:
+    model = tiny_model(layers=2)
+    options = {"gate": "relu", "per_step": 4, "optimiser": dsas.Optimiser("adam", 0.03, 0.03), "steps": 20}
+    steering = train(model, checkpoint=tmp_path, **options)
+    check_steering(steering, model, tiny_tokenizer())
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["held_term"] == pytest.approx(np.log(2), abs=1e-5)  # nothing is moved yet
+    assert rows[-1]["held_term"] < 0.9 * rows[0]["held_term"]
+    assert {type(rule.regulator).__name__ for rule in steering.rules} == {"Rectified"}
+    said = steering.settings["training"]
+    assert (said["beta"], said["per_step"], said["gamma"]) == (0.1, 4, 3.0)
+
+
+def test_gamma_holds_what_is_said_of_control() -> None:
+    def moved(gamma: float) -> float:
+        model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
+        steering = train(model, gamma=gamma, steps=15, optimiser=dsas.Optimiser("adam", 0.03, 0.03))
+        return divergence(model, tokenizer, CONTROL, lambda: steering.apply(model, 1.0)).mean
+
+    assert moved(100.0) < 0.5 * moved(0.0)
+
+
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(per_step=3)
+    gradient, taken = Preference.gradient, []
+
+    def until_the_fourth(self: Preference, number: int = 0) -> Any:
+        taken.append(number)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return gradient(self, number)
+
+    monkeypatch.setattr(Preference, "gradient", until_the_fourth)
+    with pytest.warns(DsasWarning, match="interrupted after 3 steps"):
+        train(per_step=3, checkpoint=tmp_path)
+    monkeypatch.undo()
+    assert train(per_step=3, checkpoint=tmp_path).digest() == whole.digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"target": TARGET[:8]}, TextsError, "as many of both, got 10 and 8"),
+        ({"target": [*TARGET[:9], SOURCE[9]]}, TextsError, r"source\[\d\] and target\[\d\] are the same text"),
+        ({"control": ()}, TextsError, "control"),
+        ({"beta": 0.0}, OptionError, "beta > 0"),
+        ({"per_step": 0}, OptionError, "per_step >= 1"),
+    ],
+)
+def test_what_cannot_be_preferred_is_refused(options: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        train(**options)
+
+
+def test_a_pipeline_says_nothing_that_could_be_preferred() -> None:
+    pytest.importorskip("diffusers")
+    with pytest.raises(OptionError, match="language model"):
+        dsas.train(
+            tiny_pipeline("sd"), source=SOURCE, target=TARGET, control=CONTROL, objective="preference", sites="norm"
+        )
