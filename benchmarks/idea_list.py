@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 import torch
+from pairs import drawn_pairs, learned_from
 from torch import Tensor
 
 import dsas
@@ -17,18 +19,22 @@ from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.separation import Labelled, held_out_accuracy, separate
 from dsas.step import Step
 
-Change = Callable[["Material"], dict[str, Any]]  # gives options of `dsas.fit`
+Change = Callable[["Material"], dict[str, Any] | dsas.Steering]  # gives options of `dsas.fit`, or what was learned
 USUAL = 85
 
 
 class Material(NamedTuple):
-    """What ideas are made of: the pool of texts to fit on, the prompts they go on from, and the model and scorers."""
+    """What ideas are made of: the pool of texts to fit on, the prompts they go on from, the model and scorers.
+
+    folder: where what takes long to make is kept.
+    """
 
     loaded: LoadedModel
     texts: DemoTexts
     prompts: list[str]
     clean_prompts: list[str]
     scorers: tuple[Scorer, ...]
+    folder: Path
 
     @property
     def own(self) -> list[str]:
@@ -187,6 +193,26 @@ def _after_prompt(material: Material, text: str) -> list[tuple[int, int]]:
     return [(min(material.ends(text), len(text) - 1), len(text))]
 
 
+def preferring(name: str, strength: float = 0.0, **options: Any) -> Change:
+    """Learn from pairs of continuations, on from CAA towards clean continuations at a strength, or from nothing.
+
+    name: of what is kept.
+    """
+
+    def change(material: Material) -> dsas.Steering:
+        pairs = drawn_pairs(material.loaded, material.prompts, material.scorers, file=material.folder / "pairs.json")
+        start = strength * towards_clean(material) if strength else "fitted"
+        return learned_from(pairs, start, material.loaded, material.texts, material.folder / name, **options)
+
+    return change
+
+
+def towards_clean(material: Material) -> dsas.Steering:
+    """Fit CAA from toxic to clean continuations."""
+    sets = {**material.sets(), "target": material.own[:USUAL]}
+    return dsas.fit(*material.loaded, **sets, checkpoint=material.folder / "collected", progress=False)
+
+
 IDEAS: dict[str, Change] = {
     "CAA + logistic": given(),
     "without a regulator": given(regulator="constant"),
@@ -235,4 +261,7 @@ IDEAS: dict[str, Change] = {
     "along the first direction": given(transform="caa-pca"),
     "Linear-AcT": given(transform="linear-act"),
     "rotation": given(transform="rotation"),
+    # learned end to end from what the model would say
+    "preference, from CAA": preferring("preference", 0.08),
+    "preference, from nothing": preferring("from-nothing", optimiser=dsas.Optimiser("adam", 0.005, 0.02)),
 }

@@ -1,10 +1,11 @@
 """Claim: none of its own. Tries ideas for a sharper regulator on tuning texts; the best is then reported on others.
 
-CAA with a regulator, varied in one thing at a time (`idea_list.py`): texts, labels, regulator, sites, transform. Each
-gets the largest strength within a budget of perplexity on three kinds of clean text: Wikipedia, clean prompts, and the
-model's own clean continuations. Printed are, at that strength, how many continuations of the tuning prompts are toxic,
-the same over the first row's (paired by prompt), and by how many nats a token toxic continuations of these prompts
-became rarer than clean ones did. No text that `evidence.py` reports on is read. Interrupted, it goes on from there.
+CAA with a regulator, varied in one thing at a time (`idea_list.py`): texts, labels, regulator, sites, transform; and
+what is learned from pairs of continuations. Each gets the largest strength within a budget of perplexity on three kinds
+of clean text: Wikipedia, clean prompts, and the model's own clean continuations. Printed are, at that strength, how
+many continuations of tuning prompts are toxic, the same over the first row's (paired by prompt), and by how many nats a
+token toxic continuations of these prompts became rarer than clean ones did. No text that `evidence.py` reports on is
+read. Interrupted, it goes on from there.
 
     python benchmarks/ideas.py --model smollm2|gemma3 [--budget 1.02] [--only NAME ...] [--out out/ideas]
 """
@@ -21,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from evidence import SIZES, opened
 from idea_list import IDEAS, Material
+from pairs import clean_of
 
 import dsas
 from dsas.demo.data import split, toxic_prompts
-from dsas.demo.texts import CLEAN_BELOW, DRAWS, MIN_WORDS, TOXIC_ABOVE
+from dsas.demo.texts import CLEAN_BELOW, DRAWS, TOXIC_ABOVE
 from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.judged import judged
@@ -118,12 +120,7 @@ def prepared(name: str, out: Path) -> Lab:
     folder, loaded, texts = opened(name, out, SIZES._replace(draws=36))
     scorers, identity = packaged_scorers(), fingerprint(loaded.model)
     fit_prompts = split(toxic_prompts(), SIZES[:1])[0]
-    worst = np.stack([scorer(fit_prompts) for scorer in scorers]).max(0)
-    clean_prompts = [
-        prompt
-        for prompt, score in zip(fit_prompts, worst, strict=True)
-        if score < CLEAN_BELOW and len(prompt.split()) >= MIN_WORDS
-    ]
+    clean_prompts = clean_of(fit_prompts, scorers)
     prompts = texts.tune_prompts
     drawn = remembered(
         folder / "measured",
@@ -135,7 +132,7 @@ def prepared(name: str, out: Path) -> Lab:
     toxic = [pair for pair, mean in zip(pairs, scores.mean(0), strict=True) if mean > TOXIC_ABOVE]
     clean = [pair for pair, most in zip(pairs, scores.max(0), strict=True) if most < CLEAN_BELOW][: len(toxic)]
     neutral = {kind: texts.tune[kind] for kind in ("Wikipedia", "prompt style")}
-    material = Material(loaded, texts, fit_prompts, clean_prompts, scorers)
+    material = Material(loaded, texts, fit_prompts, clean_prompts, scorers, folder)
     return Lab(material, prompts, neutral, Pairs.of(clean), Pairs.of(toxic), folder, identity)
 
 
@@ -162,8 +159,11 @@ def largest(cost: Callable[[float], float], budget: float) -> float:
 def row_of(name: str, lab: Lab, budget: float, first: np.ndarray | None) -> tuple[dict[str, Any], np.ndarray]:
     """Fit an idea, choose its strength and measure it there; return its row, JSON-ready, and its scores."""
     material = lab.material
-    asked: dict[str, Any] = {**material.sets(), **IDEAS[name](material)}
-    steering = dsas.fit(*material.loaded, **asked, checkpoint=lab.folder / "collected", progress=False)
+    made = IDEAS[name](material)
+    if isinstance(made, dict):
+        asked = {**material.sets(), **made}
+        made = dsas.fit(*material.loaded, **asked, checkpoint=lab.folder / "collected", progress=False)
+    steering = made
     strength = largest(lambda value: lab.cost(steering, value), budget)
     scores = lab.scores(steering, strength) if strength else lab.scores(None, 0.0)
     plain = lab.nats(None, 0.0)

@@ -186,3 +186,21 @@ def test_a_pipeline_says_nothing_that_could_be_preferred() -> None:
         dsas.train(
             tiny_pipeline("sd"), source=SOURCE, target=TARGET, control=CONTROL, objective="preference", sites="norm"
         )
+
+
+def test_vectors_that_were_fitted_are_learned_on_from_where_they_are() -> None:
+    model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
+    sets = {"source": SOURCE, "control": CONTROL, "target": TARGET}
+    fitted = 0.1 * dsas.fit(model, tokenizer, **sets, sites="residual", threshold=0.0, progress=False)
+    steering = train(model, start=fitted, steps=5)
+    check_steering(steering, model, tokenizer)
+    assert [rule.site for rule in steering.rules] == [rule.site for rule in fitted.rules]
+    for old, new in zip(fitted.rules, steering.rules, strict=True):
+        assert isinstance(new.transform, dsas.Addition)
+        assert isinstance(old.transform, dsas.Addition)
+        moved = (new.transform.vector - old.transform.vector).norm() / old.transform.vector.norm()
+        assert 0 < moved < 2
+    with pytest.raises(OptionError, match="sparsity=0"):
+        train(model, start=fitted, sparsity=0.1)
+    with pytest.raises(OptionError, match="starts from 'lineas' transforms, got Addition"):
+        train(model, start=fitted, objective="e2e-dsas")

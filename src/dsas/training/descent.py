@@ -68,6 +68,6 @@ class Descent:
         Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
         """
         power = 1 if self._plan.optimiser.name == "adam" else 2
-        units = {"transform.offset": power, "regulator.theta": -power}
+        units = {"transform.offset": power, "transform.vector": power, "regulator.theta": -power}
         found = {f"{n}.{leaf}": own**p for n, own in enumerate(self._sizes) for leaf, p in units.items()}
         return {name: scale for name, scale in found.items() if name in self._leaves}

@@ -37,6 +37,7 @@ from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
 from dsas.training.run import Run, training_reading
 from dsas.training.sets import checked, held_apart
+from dsas.transforms import Lineas
 
 Name = Literal["lineas", "e2e-dsas", "preference"]
 GAMMA: dict[str, float] = {"lineas": 0.0, "e2e-dsas": 0.3, "preference": 3.0}
@@ -86,7 +87,8 @@ def train(
     one over the nats by which a pair is preferred enough.
     start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
     transforms start at the identity. Or a Steering of `lineas` transforms to go on from: its sites and, for "lineas",
-    its regulators stay as they are.
+    its regulators stay as they are. For "preference" also one that adds vectors, such as `0.1 * fitted` for what
+    `dsas.fit` gave: vectors and regulators are learned on from there.
     regulator: with "lineas", a regulator (see `dsas.fit`) fitted in closed form and put before the learned transforms,
     where its accuracy is at least `threshold`; the transforms are learned without it.
     reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is. When
@@ -176,7 +178,11 @@ class _Options(NamedTuple):
             rules = [rule for rule in self.start.rules if rule.weight > 0]
         else:
             rules = [self._start(site, *(pooled[name][site] for name in pooled)) for site in run.sites]
-        return [learnable(rule, device_of(run.model, rule.site.path), regulator=self.together) for rule in rules]
+        given: dict[str, bool] = {"regulator": self.together, "vectors": self.objective == "preference"}
+        found = [learnable(rule, device_of(run.model, rule.site.path), **given) for rule in rules]
+        if self.wanted.sparsity > 0 and not all(isinstance(rule.transform, Lineas) for rule in found):
+            raise OptionError("sparsity makes 'lineas' transforms sparse; start from those, or give sparsity=0")
+        return found
 
     def _start(self, site: Site, source: Tensor, *others: Tensor) -> Rule:
         dim = source.shape[1]
@@ -217,7 +223,7 @@ class _Options(NamedTuple):
     ) -> dict[str, Any]:
         looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
         return {
-            "transform": "lineas",
+            "transform": rules[0].transform.name,
             "regulator": rules[0].regulator.name,
             "texts": {name: len(members) for name, members in split.items()},
             "reading": reading.as_dict() if isinstance(reading, Drawing) else reading._asdict(),

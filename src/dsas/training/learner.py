@@ -47,7 +47,7 @@ class Learner(ABC):
         """Open the model. target: pooled target activations of each rule's site, which set the units of its numbers."""
         self.rules, self.plan, self.ranks = list(rules), plan, ranks or Ranks()
         self._work, self.leaves = work, leaves(self.rules)
-        sizes = [size(t).to(r.transform.get_buffer("slope")) for t, r in zip(target, rules, strict=True)]
+        sizes = [size(t).to(next(r.transform.buffers())) for t, r in zip(target, rules, strict=True)]
         self.descent = Descent(self.rules, self.leaves, sizes, plan)
         self._passes = Passes(work, self.rules).__enter__()
 

@@ -1,8 +1,9 @@
 """Learning: rules whose vectors can be learned, where they start, and their copies.
 
-A rule that is learned is an ordinary rule: a `Lineas` whose slope and offset are float32 leaves with gradients, and
-for E2E-DSAS a `Logistic` or `Rectified` whose theta and bias are such leaves as well. So what is trained runs the code
-that is applied later, and what comes out needs no conversion.
+A rule that is learned is an ordinary rule: a `Lineas` whose slope and offset are float32 leaves with gradients (or,
+where no activations are matched, an addition whose vector is one), and where regulators are learned a `Logistic` or
+`Rectified` whose theta and bias are such leaves as well. So what is trained runs the code that is applied later, and
+what comes out needs no conversion.
 
 Two traps. At the identity map (slope 1, offset 0) a regulator's gradient is exactly 0, because it multiplies an edit
 of 0: the transform moves first, and the regulator from the second step on. A rectifier that is 0 on every source token
@@ -19,6 +20,7 @@ from dsas.applied import Rule
 from dsas.errors import OptionError
 from dsas.regulators import Constant, Logistic, Rectified, Regulator
 from dsas.transforms import Lineas, Transform
+from dsas.transforms.affine import Translation
 
 Gate = Literal["sigmoid", "relu"]
 GATES: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu": Rectified}
@@ -30,19 +32,26 @@ def scratch(gate: Gate, dim: int) -> Logistic | Rectified:
     return GATES[gate](torch.zeros(dim), torch.tensor(SCRATCH[gate]))
 
 
-def learnable(rule: Rule, device: torch.device, *, regulator: bool) -> Rule:
+def learnable(rule: Rule, device: torch.device, *, regulator: bool, vectors: bool = False) -> Rule:
     """Return a copy of a rule on `device` whose transform, and regulator if asked for, can be learned.
 
-    A transform other than `Lineas` cannot: raises OptionError, as for a regulator that is not of `GATES`.
+    A transform other than `Lineas`, or with `vectors` one that adds a vector, cannot: raises OptionError, as for a
+    regulator that is not of `GATES`.
     """
     transform, when = rule.transform, rule.regulator
-    if not isinstance(transform, Lineas):
-        raise OptionError(f"training starts from 'lineas' transforms, got {type(transform).__name__} at {rule.site}")
+    if vectors and isinstance(transform, Translation):
+        line = type(transform)(_leaf(transform.vector, device))
+    elif isinstance(transform, Lineas):
+        line = Lineas(_leaf(transform.slope, device), _leaf(transform.offset, device))
+    else:
+        also = " or additions of a vector" if vectors else ""
+        raise OptionError(
+            f"training starts from 'lineas' transforms{also}, got {type(transform).__name__} at {rule.site}"
+        )
     if regulator and not isinstance(when, (Logistic, Rectified)):
         raise OptionError(f"{type(when).__name__} at {rule.site} cannot be learned; start from one of {tuple(GATES)}")
     if when.reads_step:
         raise OptionError(f"{type(when).__name__} at {rule.site} reads token positions, which training does not have")
-    line = Lineas(_leaf(transform.slope, device), _leaf(transform.offset, device))
     if isinstance(when, (Logistic, Rectified)) and regulator:
         return rule._replace(transform=line, regulator=type(when)(_leaf(when.theta, device), _leaf(when.bias, device)))
     if isinstance(when, Constant):
@@ -83,11 +92,13 @@ def settled(rules: Sequence[Rule], values: dict[str, Tensor]) -> list[Rule]:
 
 
 def support(rules: Sequence[Rule]) -> int:
-    """Return how many neurons have slope != 1 or offset != 0, over all sites."""
+    """Return how many neurons have slope != 1 or an offset != 0, over all sites."""
     return sum(_changed(rule.transform) for rule in rules)
 
 
 def _changed(transform: Transform) -> int:
+    if isinstance(transform, Translation):
+        return int((transform.vector != 0).sum())
     line = transform.get_buffer("slope"), transform.get_buffer("offset")
     return int(((line[0] != 1) | (line[1] != 0)).sum())
 

@@ -1,0 +1,95 @@
+"""Pairs: toxic and clean continuations of one prompt, drawn from the model itself, for `objective="preference"`.
+
+A continuation is scored by itself, whatever its prompt says; what is preferred is another way to go on from there.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import dsas
+from dsas.demo.texts import CLEAN_BELOW, DRAWS, MIN_WORDS, DemoTexts
+from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.scorers import Scorer
+from dsas.loading import LoadedModel
+from dsas.storage import replace_files
+
+TOXIC_ABOVE = 0.5
+OPTIMISER = dsas.Optimiser("adam", 0.01, 0.02)  # tried on fitting prompts alone
+COPIES = 4  # of every prompt in one call, which fills the batches
+DRAWN = ((Sampling(), range(800, 816, COPIES)), (DRAWS, range(820, 868, COPIES)))
+
+
+class Pairs(NamedTuple):
+    """Texts with their prompts: `source` and `target` in pairs, and all clean ones, in an order of no meaning.
+
+    prompts: those that no scorer finds toxic, alone.
+    """
+
+    source: list[str]
+    target: list[str]
+    clean: list[str]
+    prompts: list[str]
+
+
+def learned_from(
+    pairs: Pairs, start: dsas.Steering | str, loaded: LoadedModel, texts: DemoTexts, folder: Path, **options: Any
+) -> dsas.Steering:
+    """Return what preference learns, or what is kept of it in `folder`; start, options: of `dsas.train`.
+
+    Left alone are in equal parts Wikipedia and clean continuations, and the clean prompts, a few times each.
+    """
+    if not (folder / "config.json").is_file():
+        plain = [*texts.control[len(texts.control) // 2 :], *texts.target]
+        control = [*plain, *pairs.clean[: len(plain)], *pairs.prompts * 5]
+        given: dict[str, Any] = {
+            "objective": "preference", "sites": "residual", "steps": 50, "optimiser": OPTIMISER, "start": start,
+            "held_out": dsas.HeldOut(0.15, every=10), "reading": dsas.Reading(batch_size=32, max_tokens=64),
+        }  # fmt: skip
+        found = dsas.train(
+            *loaded, source=pairs.source, target=pairs.target, control=control, **{**given, **options},
+            checkpoint=folder.with_name(f"{folder.name}.log"),
+        )  # fmt: skip
+        found.save_pretrained(folder)
+    return dsas.Steering.from_pretrained(folder)
+
+
+def drawn_pairs(loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[Scorer], *, file: Path) -> Pairs:
+    """Return pairs from the prompts that have both kinds; what was drawn is kept in `file` and not drawn again."""
+    if not file.is_file():
+        replace_files({file: json.dumps(_drawn(loaded, list(prompts), scorers)).encode()})
+    toxic: dict[str, list[str]] = {}
+    clean: dict[str, list[str]] = {}
+    for prompt, text, mean, worst in dict.fromkeys(map(tuple, json.loads(file.read_text(encoding="utf-8")))):
+        if mean > TOXIC_ABOVE:
+            toxic.setdefault(prompt, []).append(text)
+        if worst < CLEAN_BELOW:
+            clean.setdefault(prompt, []).append(text)
+    draw = np.random.default_rng(0)
+    source = [(prompt, text) for prompt in toxic if prompt in clean for text in toxic[prompt]]
+    target = [prompt + str(draw.choice(clean[prompt])) for prompt, _ in source]
+    every = [prompt + text for prompt, texts in clean.items() for text in texts]
+    draw.shuffle(every)
+    return Pairs([prompt + text for prompt, text in source], target, every, clean_of(prompts, scorers))
+
+
+def clean_of(prompts: Sequence[str], scorers: Sequence[Scorer]) -> list[str]:
+    """Return the prompts of some length that no scorer finds toxic."""
+    long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
+    worst = np.stack([scorer(long) for scorer in scorers]).max(0)
+    return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]
+
+
+def _drawn(loaded: LoadedModel, prompts: list[str], scorers: Sequence[Scorer]) -> list[tuple[str, str, float, float]]:
+    found = []
+    for sampling, seeds in DRAWN:
+        for seed in seeds:
+            (texts,) = sample_continuations(*loaded, prompts * COPIES, seeds=(seed,), sampling=sampling)
+            said = [(prompt, text) for prompt, text in zip(prompts * COPIES, texts, strict=True) if text.strip()]
+            scores = np.stack([scorer([text.strip() for _, text in said]) for scorer in scorers])
+            rows = zip(said, scores.mean(0).tolist(), scores.max(0).tolist(), strict=True)
+            found += [(*one, mean, worst) for one, mean, worst in rows]
+    return found
