@@ -1,10 +1,10 @@
 """Claim: with a regulator, steering removes toxicity at a cost that the model without one has to pay many times over.
 
-Fits CAA, ITI, Linear-AcT and LinEAS each with the constant and the logistic regulator, CAA with CAST and MERA, and
-E2E-DSAS, on texts of 70 prompts; chooses each strength on other texts (Wikipedia and clean prompts; toxicity plays no
-part); and measures all of them at the same strengths on 503 other prompts x 3 seeds, on four kinds of neutral text, two
-of which (web, news) neither the control nor the tuning texts contain, on SocialIQA, and by the other model as a judge.
-Interrupted, it goes on from where it was.
+Fits CAA, ITI, Linear-AcT and LinEAS each with the constant and the logistic regulator, CAA with CAST and MERA,
+E2E-DSAS, and CAA with DSAS learned on from pairs of continuations (preference), on texts of 70 prompts; chooses each
+strength on other texts (Wikipedia and clean prompts; toxicity plays no part); and measures all of them on 503 other
+prompts x 3 seeds, on four kinds of neutral text, two of which (web, news) neither the control nor the tuning texts
+contain, on SocialIQA, and by the other model as a judge. Interrupted, it goes on from where it was.
 
     python benchmarks/evidence.py --model smollm2|gemma3 [--workers 2] [--series NAME ...] [--out out/evidence]
 """
@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pairs import drawn_pairs, learned_from
+
 import dsas
+from dsas.demo.data import split, toxic_prompts
 from dsas.demo.models import real_model
 from dsas.demo.questions import social_iqa
 from dsas.demo.texts import DemoTexts, Sizes, demo_texts
@@ -32,8 +35,10 @@ SIZES = Sizes(fit=70, tune=50, report=503, draws=9, tune_sentences=60, report_se
 TUNED_ON = ("Wikipedia", "prompt style")
 JUDGES = {"smollm2": "gemma3", "gemma3": "smollm2"}
 ADDED = (0.03, 0.2)  # strengths of what is fitted on the residual stream, measured beside the chosen one
-TRAINED = (0.3, 1.0)  # and of what is trained at the norms
+BY_ROW = (0.03, 0.2, 0.8)  # of what steers some rows, or as far as it must
+TRAINED = (0.3, 1.0, 3.0)  # of what is trained
 STEPS = 20
+START = 0.08  # the strength of CAA from which preference goes on
 READING = dsas.Reading(batch_size=32, max_tokens=64)
 
 
@@ -52,14 +57,21 @@ PLANS = {
         for regulator in ("constant", "logistic")
     },
     **{f"lineas + {regulator}": Plan("lineas", regulator, TRAINED) for regulator in ("constant", "logistic")},
-    **{f"caa + {regulator}": Plan("caa", regulator, ADDED) for regulator in ("cast", "mera")},
+    **{f"caa + {regulator}": Plan("caa", regulator, BY_ROW) for regulator in ("cast", "mera")},
     "e2e-dsas": Plan("lineas", "e2e", TRAINED),
+    "preference": Plan("caa", "preference", TRAINED[1:]),
 }
 
 
 def steering_of(plan: Plan, loaded: LoadedModel, texts: DemoTexts, folder: Path) -> dsas.Steering:
     """Return the Steering of a plan, fitted or trained, or read back."""
     sets: dict[str, Any] = {"source": texts.source, "control": texts.control, "target": texts.target}
+    if plan.regulator == "preference":
+        prompts, scorers = split(toxic_prompts(), SIZES[:1])[0], packaged_scorers()
+        pairs = drawn_pairs(loaded, prompts, scorers, file=folder / "pairs.json")
+        clean = texts.control[: len(texts.control) // 2]
+        start = START * dsas.fit(*loaded, **{**sets, "target": clean}, checkpoint=folder / "collected")
+        return learned_from(pairs, start, loaded, texts, folder / "preference")
     if plan.transform != "lineas":
         asked = {"transform": plan.transform, "regulator": plan.regulator}
         return dsas.fit(*loaded, **sets, **asked, checkpoint=folder / "collected")

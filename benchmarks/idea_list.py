@@ -19,7 +19,8 @@ from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.separation import Labelled, held_out_accuracy, separate
 from dsas.step import Step
 
-Change = Callable[["Material"], dict[str, Any] | dsas.Steering]  # gives options of `dsas.fit`, or what was learned
+Change = Callable[["Material"], dict[str, Any]]  # gives options of `dsas.fit`
+Learn = Callable[["Material"], dsas.Steering]
 USUAL = 85
 
 
@@ -193,7 +194,7 @@ def _after_prompt(material: Material, text: str) -> list[tuple[int, int]]:
     return [(min(material.ends(text), len(text) - 1), len(text))]
 
 
-def preferring(name: str, strength: float = 0.0, **options: Any) -> Change:
+def preferring(name: str, strength: float = 0.0, **options: Any) -> Learn:
     """Learn from pairs of continuations, on from CAA towards clean continuations at a strength, or from nothing.
 
     name: of what is kept.
@@ -213,7 +214,7 @@ def towards_clean(material: Material) -> dsas.Steering:
     return dsas.fit(*material.loaded, **sets, checkpoint=material.folder / "collected", progress=False)
 
 
-IDEAS: dict[str, Change] = {
+IDEAS: dict[str, Change | Learn] = {
     "CAA + logistic": given(),
     "without a regulator": given(regulator="constant"),
     # texts
@@ -261,6 +262,11 @@ IDEAS: dict[str, Change] = {
     "along the first direction": given(transform="caa-pca"),
     "Linear-AcT": given(transform="linear-act"),
     "rotation": given(transform="rotation"),
+    # what helped, together
+    "smooth weights, 20 components": combined(given(selection="smooth"), logistic(components=20)),
+    "smooth weights, 20 components, all texts": combined(
+        given(selection="smooth"), logistic(components=20), lambda material: material.sets(len(material.texts.source))
+    ),
     # learned end to end from what the model would say
     "preference, from CAA": preferring("preference", 0.08),
     "preference, from nothing": preferring("from-nothing", optimiser=dsas.Optimiser("adam", 0.005, 0.02)),

@@ -12,7 +12,7 @@ import numpy as np
 
 import dsas
 from dsas.demo.texts import CLEAN_BELOW, DRAWS, MIN_WORDS, DemoTexts
-from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.scorers import Scorer
 from dsas.loading import LoadedModel
 from dsas.storage import replace_files
@@ -20,7 +20,8 @@ from dsas.storage import replace_files
 TOXIC_ABOVE = 0.5
 OPTIMISER = dsas.Optimiser("adam", 0.01, 0.02)  # tried on fitting prompts alone
 COPIES = 4  # of every prompt in one call, which fills the batches
-DRAWN = ((Sampling(), range(800, 816, COPIES)), (DRAWS, range(820, 868, COPIES)))
+SEEDS = range(820, 868, COPIES)
+TARGETS = 4  # clean continuations for every toxic one
 
 
 class Pairs(NamedTuple):
@@ -40,14 +41,15 @@ def learned_from(
 ) -> dsas.Steering:
     """Return what preference learns, or what is kept of it in `folder`; start, options: of `dsas.train`.
 
-    Left alone are in equal parts Wikipedia and clean continuations, and the clean prompts, a few times each.
+    Left alone are in about equal parts Wikipedia, clean continuations, and the clean prompts, again and again.
     """
     if not (folder / "config.json").is_file():
         plain = [*texts.control[len(texts.control) // 2 :], *texts.target]
-        control = [*plain, *pairs.clean[: len(plain)], *pairs.prompts * 5]
+        again = pairs.prompts * round(len(plain) / len(pairs.prompts))
+        control = [*plain, *pairs.clean[: len(plain)], *again]
         given: dict[str, Any] = {
             "objective": "preference", "sites": "residual", "steps": 50, "optimiser": OPTIMISER, "start": start,
-            "held_out": dsas.HeldOut(0.15, every=10), "reading": dsas.Reading(batch_size=32, max_tokens=64),
+            "held_out": dsas.HeldOut(0.0), "reading": dsas.Reading(batch_size=32, max_tokens=64),
         }  # fmt: skip
         found = dsas.train(
             *loaded, source=pairs.source, target=pairs.target, control=control, **{**given, **options},
@@ -69,7 +71,8 @@ def drawn_pairs(loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[S
         if worst < CLEAN_BELOW:
             clean.setdefault(prompt, []).append(text)
     draw = np.random.default_rng(0)
-    source = [(prompt, text) for prompt in toxic if prompt in clean for text in toxic[prompt]]
+    both = [prompt for prompt in toxic if prompt in clean]
+    source = [(prompt, text) for prompt in both for text in toxic[prompt] for _ in range(TARGETS)]
     target = [prompt + str(draw.choice(clean[prompt])) for prompt, _ in source]
     every = [prompt + text for prompt, texts in clean.items() for text in texts]
     draw.shuffle(every)
@@ -85,11 +88,10 @@ def clean_of(prompts: Sequence[str], scorers: Sequence[Scorer]) -> list[str]:
 
 def _drawn(loaded: LoadedModel, prompts: list[str], scorers: Sequence[Scorer]) -> list[tuple[str, str, float, float]]:
     found = []
-    for sampling, seeds in DRAWN:
-        for seed in seeds:
-            (texts,) = sample_continuations(*loaded, prompts * COPIES, seeds=(seed,), sampling=sampling)
-            said = [(prompt, text) for prompt, text in zip(prompts * COPIES, texts, strict=True) if text.strip()]
-            scores = np.stack([scorer([text.strip() for _, text in said]) for scorer in scorers])
-            rows = zip(said, scores.mean(0).tolist(), scores.max(0).tolist(), strict=True)
-            found += [(*one, mean, worst) for one, mean, worst in rows]
+    for seed in SEEDS:
+        (texts,) = sample_continuations(*loaded, prompts * COPIES, seeds=(seed,), sampling=DRAWS)
+        said = [(prompt, text) for prompt, text in zip(prompts * COPIES, texts, strict=True) if text.strip()]
+        scores = np.stack([scorer([text.strip() for _, text in said]) for scorer in scorers])
+        rows = zip(said, scores.mean(0).tolist(), scores.max(0).tolist(), strict=True)
+        found += [(*one, mean, worst) for one, mean, worst in rows]
     return found
