@@ -263,9 +263,11 @@ IDEAS: dict[str, Change | Learn] = {
     "Linear-AcT": given(transform="linear-act"),
     "rotation": given(transform="rotation"),
     # what helped, together
-    "smooth weights, 20 components": combined(given(selection="smooth"), logistic(components=20)),
-    "smooth weights, 20 components, all texts": combined(
-        given(selection="smooth"), logistic(components=20), lambda material: material.sets(len(material.texts.source))
+    "smooth weights, no PCA": combined(given(selection="smooth"), given(regulator=whole_space)),
+    "smooth weights, no PCA, all texts": combined(
+        given(selection="smooth"),
+        given(regulator=whole_space),
+        lambda material: material.sets(len(material.texts.source)),
     ),
     # learned end to end from what the model would say
     "preference, from CAA": preferring("preference", 0.08),

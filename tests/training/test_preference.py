@@ -165,6 +165,15 @@ def test_a_resumed_training_ends_in_the_same_bits(tmp_path: Path, monkeypatch: p
     assert train(per_step=3, checkpoint=tmp_path).digest() == whole.digest()
 
 
+@pytest.mark.parametrize("options", [{"reading": dsas.Reading(batch_size=3)}, {"checkpointing": True}], ids=str)
+def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(options: Any) -> None:
+    plain, other = (train(tiny_model("gpt2", layers=2).double(), **given) for given in ({}, options))
+    for one, two in zip(plain.rules, other.rules, strict=True):
+        torch.testing.assert_close(
+            dict(two.transform.named_buffers()), dict(one.transform.named_buffers()), rtol=1e-3, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
