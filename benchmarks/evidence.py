@@ -59,7 +59,7 @@ PLANS = {
     **{f"lineas + {regulator}": Plan("lineas", regulator, TRAINED) for regulator in ("constant", "logistic")},
     **{f"caa + {regulator}": Plan("caa", regulator, BY_ROW) for regulator in ("cast", "mera")},
     "e2e-dsas": Plan("lineas", "e2e", TRAINED),
-    "preference": Plan("caa", "preference", TRAINED[1:]),
+    "preference": Plan("caa", "preference", (0.5, 0.7, *TRAINED[1:])),
 }
 
 
