@@ -38,7 +38,6 @@ ADDED = (0.03, 0.2)  # strengths of what is fitted on the residual stream, measu
 BY_ROW = (0.03, 0.2, 0.8)  # of what steers some rows, or as far as it must
 TRAINED = (0.3, 1.0, 3.0)  # of what is trained
 STEPS = 20
-START = 0.08  # the strength of CAA from which preference goes on
 READING = dsas.Reading(batch_size=32, max_tokens=64)
 
 
@@ -70,8 +69,8 @@ def steering_of(plan: Plan, loaded: LoadedModel, texts: DemoTexts, folder: Path)
         prompts, scorers = split(toxic_prompts(), SIZES[:1])[0], packaged_scorers()
         pairs = drawn_pairs(loaded, prompts, scorers, file=folder / "pairs.json")
         clean = texts.control[: len(texts.control) // 2]
-        start = START * dsas.fit(*loaded, **{**sets, "target": clean}, checkpoint=folder / "collected")
-        return learned_from(pairs, start, loaded, texts, folder / "preference")
+        fitted = dsas.fit(*loaded, **{**sets, "target": clean}, checkpoint=folder / "collected")
+        return kept(folder / "preference", lambda log: learned_from(pairs, fitted, loaded, texts, log))
     if plan.transform != "lineas":
         asked = {"transform": plan.transform, "regulator": plan.regulator}
         return dsas.fit(*loaded, **sets, **asked, checkpoint=folder / "collected")

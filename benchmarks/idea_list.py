@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 import torch
+from evidence import kept
 from pairs import drawn_pairs, learned_from
 from torch import Tensor
 
@@ -194,24 +195,13 @@ def _after_prompt(material: Material, text: str) -> list[tuple[int, int]]:
     return [(min(material.ends(text), len(text) - 1), len(text))]
 
 
-def preferring(name: str, strength: float = 0.0, **options: Any) -> Learn:
-    """Learn from pairs of continuations, on from CAA towards clean continuations at a strength, or from nothing.
-
-    name: of what is kept.
-    """
-
-    def change(material: Material) -> dsas.Steering:
-        pairs = drawn_pairs(material.loaded, material.prompts, material.scorers, file=material.folder / "pairs.json")
-        start = strength * towards_clean(material) if strength else "fitted"
-        return learned_from(pairs, start, material.loaded, material.texts, material.folder / name, **options)
-
-    return change
-
-
-def towards_clean(material: Material) -> dsas.Steering:
-    """Fit CAA from toxic to clean continuations."""
+def preferring(material: Material) -> dsas.Steering:
+    """Learn from pairs of continuations, on from CAA towards clean continuations."""
+    loaded, texts, folder = material.loaded, material.texts, material.folder
+    pairs = drawn_pairs(loaded, material.prompts, material.scorers, file=folder / "pairs.json")
     sets = {**material.sets(), "target": material.own[:USUAL]}
-    return dsas.fit(*material.loaded, **sets, checkpoint=material.folder / "collected", progress=False)
+    fitted = dsas.fit(*loaded, **sets, checkpoint=folder / "collected", progress=False)
+    return kept(folder / "preference", lambda log: learned_from(pairs, fitted, loaded, texts, log))
 
 
 IDEAS: dict[str, Change | Learn] = {
@@ -270,6 +260,5 @@ IDEAS: dict[str, Change | Learn] = {
         lambda material: material.sets(len(material.texts.source)),
     ),
     # learned end to end from what the model would say
-    "preference, from CAA": preferring("preference", 0.08),
-    "preference, from nothing": preferring("from-nothing", optimiser=dsas.Optimiser("adam", 0.005, 0.02)),
+    "preference, from CAA": preferring,
 }

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from evidence import SIZES, opened
 from idea_list import IDEAS, Material
-from pairs import clean_of
 
 import dsas
 from dsas.demo.data import split, toxic_prompts
-from dsas.demo.texts import CLEAN_BELOW, DRAWS, TOXIC_ABOVE
+from dsas.demo.texts import CLEAN_BELOW, DRAWS, TOXIC_ABOVE, clean_of
 from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.judged import judged
@@ -40,14 +39,14 @@ SEEDS = range(8)
 START, LIMITS, HALVINGS = 0.1, (0.001, 64.0), 2
 
 
-class Pairs(NamedTuple):
+class Continued(NamedTuple):
     """Prompts with a continuation each."""
 
     prompts: list[str]
     texts: list[str]
 
     @classmethod
-    def of(cls, pairs: list[tuple[str, str]]) -> "Pairs":
+    def of(cls, pairs: list[tuple[str, str]]) -> "Continued":
         """Put pairs of a prompt and a text together."""
         return cls([prompt for prompt, _ in pairs], [text for _, text in pairs])
 
@@ -58,8 +57,8 @@ class Lab(NamedTuple):
     material: Material
     prompts: list[str]
     neutral: dict[str, list[str]]
-    clean: Pairs
-    toxic: Pairs
+    clean: Continued
+    toxic: Continued
     folder: Path
     identity: str
 
@@ -133,7 +132,7 @@ def prepared(name: str, out: Path) -> Lab:
     clean = [pair for pair, most in zip(pairs, scores.max(0), strict=True) if most < CLEAN_BELOW][: len(toxic)]
     neutral = {kind: texts.tune[kind] for kind in ("Wikipedia", "prompt style")}
     material = Material(loaded, texts, fit_prompts, clean_prompts, scorers, folder)
-    return Lab(material, prompts, neutral, Pairs.of(clean), Pairs.of(toxic), folder, identity)
+    return Lab(material, prompts, neutral, Continued.of(clean), Continued.of(toxic), folder, identity)
 
 
 def largest(cost: Callable[[float], float], budget: float) -> float:

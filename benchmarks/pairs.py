@@ -6,19 +6,20 @@ A continuation is scored by itself, whatever its prompt says; what is preferred 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 import dsas
-from dsas.demo.texts import CLEAN_BELOW, DRAWS, MIN_WORDS, DemoTexts
+from dsas.demo.texts import CLEAN_BELOW, DRAWS, DemoTexts, clean_of
 from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.scorers import Scorer
 from dsas.loading import LoadedModel
 from dsas.storage import replace_files
 
 TOXIC_ABOVE = 0.5
-OPTIMISER = dsas.Optimiser("adam", 0.01, 0.02)  # tried on fitting prompts alone
+START = 0.08  # the strength of what was fitted, from which preference goes on
+OPTIMISER = dsas.Optimiser("adam", 0.01, 0.02)
 COPIES = 4  # of every prompt in one call, which fills the batches
 SEEDS = range(820, 868, COPIES)
 TARGETS = 4  # clean continuations for every toxic one
@@ -37,26 +38,27 @@ class Pairs(NamedTuple):
 
 
 def learned_from(
-    pairs: Pairs, start: dsas.Steering | str, loaded: LoadedModel, texts: DemoTexts, folder: Path, **options: Any
+    pairs: Pairs, fitted: dsas.Steering, loaded: LoadedModel, texts: DemoTexts, log: Path
 ) -> dsas.Steering:
-    """Return what preference learns, or what is kept of it in `folder`; start, options: of `dsas.train`.
+    """Return what preference makes of a Steering that was fitted; log: folder for the training's log and state.
 
     Left alone are in about equal parts Wikipedia, clean continuations, and the clean prompts, again and again.
     """
-    if not (folder / "config.json").is_file():
-        plain = [*texts.control[len(texts.control) // 2 :], *texts.target]
-        again = pairs.prompts * round(len(plain) / len(pairs.prompts))
-        control = [*plain, *pairs.clean[: len(plain)], *again]
-        given: dict[str, Any] = {
-            "objective": "preference", "sites": "residual", "steps": 50, "optimiser": OPTIMISER, "start": start,
-            "held_out": dsas.HeldOut(0.0), "reading": dsas.Reading(batch_size=32, max_tokens=64),
-        }  # fmt: skip
-        found = dsas.train(
-            *loaded, source=pairs.source, target=pairs.target, control=control, **{**given, **options},
-            checkpoint=folder.with_name(f"{folder.name}.log"),
-        )  # fmt: skip
-        found.save_pretrained(folder)
-    return dsas.Steering.from_pretrained(folder)
+    plain = [*texts.control[len(texts.control) // 2 :], *texts.target]
+    again = pairs.prompts * round(len(plain) / len(pairs.prompts))
+    return dsas.train(
+        *loaded,
+        source=pairs.source,
+        target=pairs.target,
+        control=[*plain, *pairs.clean[: len(plain)], *again],
+        objective="preference",
+        start=START * fitted,
+        steps=50,
+        optimiser=OPTIMISER,
+        held_out=dsas.HeldOut(0.0),
+        reading=dsas.Reading(batch_size=32, max_tokens=64),
+        checkpoint=log,
+    )
 
 
 def drawn_pairs(loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[Scorer], *, file: Path) -> Pairs:
@@ -77,13 +79,6 @@ def drawn_pairs(loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[S
     every = [prompt + text for prompt, texts in clean.items() for text in texts]
     draw.shuffle(every)
     return Pairs([prompt + text for prompt, text in source], target, every, clean_of(prompts, scorers))
-
-
-def clean_of(prompts: Sequence[str], scorers: Sequence[Scorer]) -> list[str]:
-    """Return the prompts of some length that no scorer finds toxic."""
-    long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
-    worst = np.stack([scorer(long) for scorer in scorers]).max(0)
-    return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]
 
 
 def _drawn(loaded: LoadedModel, prompts: list[str], scorers: Sequence[Scorer]) -> list[tuple[str, str, float, float]]:

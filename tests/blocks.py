@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import dsas
+from dsas.training.learner import Learner
 from dsas.training.learning import learnable
 from dsas.training.passes import Work
 from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
@@ -69,3 +71,27 @@ def trainer_of(
     settings = {"steps": 12, "optimiser": Optimiser("adam", 0.05, 0.05), "held_out": NOT_HELD, **plan}
     wanted = Objective(gamma, settings.pop("sparsity", 0.0))
     return Trainer(work_on(model), rules(dtype) if rules else rules_of(dtype), data, Plan(wanted, **settings))
+
+
+def check_gradient(
+    learner: Learner, *, step: float = 1e-6, rel: float = 1e-5, absolute: float = 1e-8, every: int = 1
+) -> None:
+    """Hold the gradient of every `every`-th number of each leaf, the last first, to that of finite differences."""
+
+    def loss() -> float:
+        found = learner.gradient()
+        return found.term + learner.plan.objective.gamma * found.control
+
+    loss()
+    slopes = {name: value.grad.clone() for name, value in learner.leaves.items() if value.grad is not None}
+    assert slopes.keys() == learner.leaves.keys()
+    for name, value in learner.leaves.items():
+        entries, slope = value.detach().view(-1), slopes[name].view(-1)
+        for place in range(len(entries) - 1, -1, -every):
+            entries[place] += step
+            above = loss()
+            entries[place] -= 2 * step
+            below = loss()
+            entries[place] += step
+            expected = (above - below) / (2 * step)
+            assert float(slope[place]) == pytest.approx(expected, rel=rel, abs=absolute), name

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocks import check_gradient
 
 import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
@@ -18,6 +19,7 @@ from dsas.training.learning import learnable
 from dsas.training.passes import Work
 from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
 from dsas.training.preference import Choices, Preference, _turn, pairs_of
+from dsas.training.sets import held_apart
 
 SOURCE = [f"the door {n} is SHUT UP {n}" for n in range(10)]
 TARGET = [f"the door {n} is open, thank you" for n in range(10)]
@@ -79,24 +81,7 @@ def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time() -> Non
 
 def test_gradients_are_those_of_finite_differences() -> None:
     learner = learner_of()
-
-    def loss() -> float:
-        found = learner.gradient()
-        return found.term + 0.7 * found.control
-
-    loss()
-    slopes = {name: value.grad.clone() for name, value in learner.leaves.items() if value.grad is not None}
-    assert slopes.keys() == learner.leaves.keys()
-    for name, value in learner.leaves.items():
-        for place in range(0, value.numel(), 7):
-            entry = value.detach().view(-1)
-            entry[place] += 1e-6
-            above = loss()
-            entry[place] -= 2e-6
-            below = loss()
-            entry[place] += 1e-6
-            expected = (above - below) / 2e-6
-            assert float(slopes[name].view(-1)[place]) == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+    check_gradient(learner, every=7)
     learner.close()
 
 
@@ -118,6 +103,36 @@ def test_steps_take_all_texts_in_turn_in_an_order_that_the_number_of_the_step_de
     assert taken[:7] != taken[7:14]
     assert _turn(items, 4, 3, seed=5) == taken[12:15]
     assert sorted(_turn(items, 0, 99, seed=5)) == items
+
+
+def test_a_pair_is_told_apart_from_the_first_token_that_differs_and_that_has_one_before_it() -> None:
+    pairs = pairs_of([[1, 2, 3], [1, 2], [4, 5]], [[1, 2, 4], [1, 2, 3], [6, 5]])
+    assert [pair.first for pair in pairs] == [2, 2, 1]
+    with pytest.raises(TextsError, match=r"the same in all 2 tokens .* raise max_tokens"):
+        pairs_of([[1, 2]], [[1, 2]])
+
+
+def test_pairs_are_held_out_together_with_those_that_begin_alike() -> None:
+    texts = {
+        "source": [f"{start} {n} no" for n in range(5) for start in ("a", "b", "c", "d")],
+        "target": [f"{start} {n} yes" for n in range(5) for start in ("a", "b", "c", "d")],
+        "control": CONTROL,
+    }
+    for seed in range(5):
+        found = held_apart(texts, 0.25, seed, paired=True)
+        for part, count in (("", 15), ("held_", 5)):
+            pairs = list(zip(found[f"{part}source"], found[f"{part}target"], strict=True))
+            assert len(pairs) == count
+            assert all(one[:3] == other[:3] for one, other in pairs)
+        assert len({text[0] for text in found["held_source"]}) <= 2
+        assert not {*found["source"]} & {*found["held_source"]}
+
+
+def test_the_seed_decides_the_order_in_which_pairs_come() -> None:
+    first, again, other = (
+        train(seed=seed, per_step=3, steps=2, held_out=dsas.HeldOut(0.0)).digest() for seed in (0, 0, 1)
+    )
+    assert first == again != other
 
 
 def train(model: Any = None, **options: Any) -> dsas.Steering:
@@ -178,7 +193,7 @@ def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(o
     ("options", "error", "said"),
     [
         ({"target": TARGET[:8]}, TextsError, "as many of both, got 10 and 8"),
-        ({"target": [*TARGET[:9], SOURCE[9]]}, TextsError, r"source\[\d\] and target\[\d\] are the same text"),
+        ({"target": [*TARGET[:9], SOURCE[9]]}, TextsError, r"source\[9\] and target\[9\] are the same text"),
         ({"control": ()}, TextsError, "control"),
         ({"beta": 0.0}, OptionError, "beta > 0"),
         ({"per_step": 0}, OptionError, "per_step >= 1"),

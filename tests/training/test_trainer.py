@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import DIM, NOT_HELD, Two, batch_of, rules_of, trainer_of, work_on
+from blocks import DIM, NOT_HELD, Two, batch_of, check_gradient, rules_of, trainer_of, work_on
 from makers import hooks_on
 from torch import Tensor
 
@@ -19,25 +19,7 @@ from dsas.training.trainer import Data, Trainer
 
 @pytest.mark.parametrize("size", [9, 4])
 def test_every_gradient_is_that_of_finite_differences_whether_the_batch_is_cut_or_not(size: int) -> None:
-    trainer = trainer_of(size=size)
-
-    def loss() -> float:
-        found = trainer.gradient()
-        return found.term + 0.7 * found.control
-
-    loss()
-    slopes = {name: value.grad.clone() for name, value in trainer.leaves.items() if value.grad is not None}
-    assert slopes.keys() == trainer.leaves.keys()
-    for name, value in trainer.leaves.items():
-        for place in range(value.numel()):
-            entry = value.detach().view(-1)
-            entry[place] += 1e-6
-            above = loss()
-            entry[place] -= 2e-6
-            below = loss()
-            entry[place] += 1e-6
-            expected = (above - below) / 2e-6
-            assert float(slopes[name].view(-1)[place]) == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+    check_gradient(trainer_of(size=size), absolute=1e-7)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

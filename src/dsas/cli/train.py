@@ -44,7 +44,9 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Texts a forward pass; the gradient is that of all texts.")] = 32,
     checkpointing: Annotated[bool, typer.Option(help="Less memory for one more forward pass a step.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events too.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the split into learned-from and held-out texts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the split into learned-from and held-out texts, and of the pairs' order.")
+    ] = 0,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",

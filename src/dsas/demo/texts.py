@@ -84,7 +84,7 @@ def demo_texts(
     wikipedia = split(wikipedia_sentences(), (count - len(half), count, *both))
     web, news = split(openwebtext_sentences(), both), split(news_sentences(), both)
     prompts = zip((tune_prompts, report_prompts), both, strict=True)
-    style = [_clean(some, scorers)[:number] for some, number in prompts]
+    style = [clean_of(some, scorers)[:number] for some, number in prompts]
     return DemoTexts(
         source=source,
         control=half + wikipedia[0],
@@ -96,7 +96,7 @@ def demo_texts(
     )
 
 
-def _clean(prompts: list[str], scorers: Sequence[Scorer]) -> list[str]:
+def clean_of(prompts: list[str], scorers: Sequence[Scorer]) -> list[str]:
     """Return the prompts of some length that no scorer finds toxic; a few words have no perplexity to speak of."""
     long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
     worst = np.stack([scorer(long) for scorer in scorers]).max(0)

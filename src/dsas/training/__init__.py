@@ -1,10 +1,13 @@
-"""Training: how and when learned together, by gradients through the whole model; LinEAS and E2E-DSAS.
+"""Training: how and when learned together, by gradients through the whole model; LinEAS, E2E-DSAS and preference.
 
-objectives  what is made small, as functions of tensors      learning  rules that can be learned, and their starts
-proximal    the step that makes maps sparse                  trainer   gradients, steps and looks, for any model
-passes      steered passes through a frozen model            loop      progress, log, resume, early stopping
-records     log lines and states on disk                     run       models and pipelines as the trainer runs them
-ranks       several processes, each on its share             language  `dsas.train`
+plan        what is asked for                                learner     steps and states, whatever the loss is
+objectives  what is made small, as functions of tensors      trainer     activations at the sites, for any model
+descent     how parameters move                              preference  what a language model would say of pairs
+proximal    the step that makes maps sparse                  loop        progress, log, resume, early stopping
+passes      steered passes through a frozen model            learning    rules that can be learned, and their starts
+records     log lines and states on disk                     run         models and pipelines as learners run them
+ranks       several processes, each on its share             sets        texts, checked and held out
+                                                             language    `dsas.train`
 """
 
 from dsas.training.language import train

@@ -12,6 +12,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -95,7 +96,8 @@ def train(
     not given, Reading(batch_size=32), or of a pipeline Drawing(steps=1).
     checkpointing: compute activations again in the backward pass instead of keeping them; not of pipelines.
     checkpoint: folder for log.csv, log.jsonl and the state to resume from. tensorboard: write events there too.
-    seed: of the split into learned-from and held-out texts. Ctrl-C ends training and keeps the best so far.
+    seed: of the split into learned-from and held-out texts, and of the order in which pairs come. Ctrl-C ends training
+    and keeps the best so far.
     distributed: under torchrun, and wherever torch.distributed is initialised, all ranks train one Steering together,
     each on its share of the micro-batches; all return it, and the first writes files. False: each process its own.
     Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError.
@@ -123,7 +125,7 @@ def train(
         rules = options.start_rules(run, pooled)
         log = Log(folder if ranks.first else None, tensorboard=tensorboard)
         work, goals = run.work(checkpointing=checkpointing), [pooled["target"][rule.site] for rule in rules]
-        make = run.preference if paired else run.trainer
+        make = partial(run.preference, seed=seed) if paired else run.trainer
         learned = _learn(make(work, rules, goals, split, options.plan()), run, identity, log)
     _warn(learned, rules)
     rules = options.finish(settled(rules, learned.values), pooled)

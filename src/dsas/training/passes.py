@@ -160,8 +160,7 @@ class Passes:
             if len(t) == 0:  # another branch of guidance
                 return None
             # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
-            gain, steered = cheaply(_steered, rule, t, step)
-            steered = steered if self._steering else t
+            gain, steered = cheaply(_steered, rule, t, step) if self._steering else (t.new_zeros(*t.shape[:2], 1), t)
             value = self._read(number, steered) if self._read is not None else steered
             if self._looking and (self._work.step is not None or number not in self._seen):
                 self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._mask(t))))

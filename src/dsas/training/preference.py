@@ -7,9 +7,10 @@
 Source text i and target text i are a pair, such as two continuations of one prompt. What both begin with is the same
 tokens in the same places, so it drops out of d(target) - d(source): no prompt has to be named.
 
-A step takes some pairs and some control texts: all in turn, in an order drawn anew each time round, which the number of
-the step alone decides. Micro-batches hold both texts of a pair; terms are sums over pairs and over tokens, so that
-their gradients add up to that of the whole step.
+A step takes some pairs and some control texts: all in turn, in an order drawn anew each time round, which seed and
+number of the step decide. The unsteered model reads all pairs once, and the control texts of every step anew, since
+their distributions over the vocabulary would fill the memory. Micro-batches hold both texts of a pair; terms are sums
+over pairs and over tokens, so that their gradients add up to that of the whole step.
 
 Source: BiPO (arXiv 2406.00045), which learns one vector at one layer by the loss of DPO (arXiv 2305.18290). The
 regulators, all sites at once and the control term are ours. Left out: pairs of unequal weight.
@@ -59,14 +60,20 @@ class Choices(NamedTuple):
 
 
 def pairs_of(source: Sequence[Tokens], target: Sequence[Tokens]) -> list[Pair]:
-    """Return pair after pair. Raises TextsError for one whose texts are the same, or part at their first token."""
+    """Return pair after pair; those that part at their first token, before which nothing is said, from the second on.
+
+    Raises TextsError for a pair whose tokens are the same.
+    """
     found = []
-    for number, (one, other) in enumerate(zip(source, target, strict=True)):
+    for one, other in zip(source, target, strict=True):
         same = zip(one, other, strict=False)
         first = next((place for place, (a, b) in enumerate(same) if a != b), min(len(one), len(other)))
         if first == max(len(one), len(other)):
-            raise TextsError(f"source[{number}] and target[{number}] are the same text: nothing is to be preferred")
-        found.append(Pair(one, other, max(1, first)))  # nothing is said before the first token
+            raise TextsError(
+                f"a source text and its target are the same in all {first} tokens that are read: nothing is to be "
+                "preferred; where texts were cut, raise max_tokens"
+            )
+        found.append(Pair(one, other, max(1, first)))
     return found
 
 

@@ -70,16 +70,16 @@ class Run(NamedTuple):
         return Trainer(work, rules, Data(target=target, **parts), plan, self.ranks)
 
     def preference(
-        self, work: Work, rules: list[Rule], target: list[Tensor], split: dict[str, list[str]], plan: Plan
+        self, work: Work, rules: list[Rule], target: list[Tensor], split: dict[str, list[str]], plan: Plan, seed: int
     ) -> Learner:
-        """Return what learns from pairs of texts; target: pooled activations of each rule's site."""
+        """Return what learns from pairs of texts; target: as in `trainer`; seed: of the order in which they come."""
         rows = {
             name: cut_rows(tokenize(self.tokenizer, texts), self.reading.max_tokens) if texts else []
             for name, texts in split.items()
         }
         pairs, held = (pairs_of(rows[f"{part}source"], rows[f"{part}target"]) for part in ("", "held_"))
         pad = pad_token(self.tokenizer)
-        data = Choices(pairs, rows["control"], target, held, rows["held_control"], pad, self.reading.batch_size)
+        data = Choices(pairs, rows["control"], target, held, rows["held_control"], pad, self.reading.batch_size, seed)
         return Preference(work, rules, data, plan, self.ranks)
 
     def read(self) -> list[Any]:

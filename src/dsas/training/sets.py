@@ -11,7 +11,7 @@ from dsas.text import check_texts
 def checked(
     source: Sequence[str], target: Sequence[str], control: Sequence[str], *, needed: bool, paired: bool
 ) -> dict[str, list[str]]:
-    """Return the sets by name, of texts that are none. needed: control must be there. paired: source goes with target.
+    """Return the sets by name. needed: control must be there. paired: source[i] goes with target[i], and differs.
 
     Raises TextsError.
     """
@@ -24,6 +24,10 @@ def checked(
             "preference takes pairs, source[i] with target[i]: expected as many of both, got "
             f"{len(found['source'])} and {len(found['target'])}"
         )
+    both = enumerate(zip(found["source"], found["target"], strict=False))
+    same = [number for number, (one, other) in both if one == other] if paired else []
+    if same:
+        raise TextsError(f"source[{same[0]}] and target[{same[0]}] are the same text: nothing is to be preferred")
     return found
 
 
