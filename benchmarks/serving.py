@@ -2,10 +2,12 @@
 
 Runs vLLM twice, in a process each: as it is, and with a Steering of additions and logistic regulators at every decoder
 layer of SmolLM2-135M. Batches go to both in turn, stock and steered next to each other, so that what else the machine
-does falls on both; the ratio is the median over the pairs. With --reports both are steered, and the second keeps
-reports, for which all its requests ask. Needs the environment of `make test-vllm`.
+does falls on both; the ratio is the median over the pairs, with its 95 % interval. Two processes of one program differ,
+too, by where their memory lies: both are started anew for each round. With --reports both are steered, and the second
+keeps reports, for which all its requests ask. Needs the environment of `make test-vllm`.
 
-    python benchmarks/serving.py [--eager] [--sites "layers.*"] [--pairs 7] [--new-tokens 16] [--reports]
+    python benchmarks/serving.py [--eager] [--sites "layers.*"] [--batches 1 16 64] [--rounds 3] [--pairs 7]
+                                 [--new-tokens 16] [--reports]
 """
 
 import argparse
@@ -19,15 +21,17 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 import dsas
 from dsas.demo.models import real_model
+from dsas.evaluation.intervals import percentile_interval
 from dsas.identity import ModelIdentity
 from dsas.loading import load_model
 from dsas.serving import engine
 
-BATCHES = (1, 16, 64)
+BATCHES = [1, 16, 64]
 PROMPT = "The people who came to the meeting on Tuesday said that"
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -62,7 +66,7 @@ def answer(steering: str | None, arguments: argparse.Namespace) -> None:
         dtype="float32",
         enforce_eager=arguments.eager,
         max_model_len=256,
-        max_num_seqs=max(BATCHES),
+        max_num_seqs=max(arguments.batches),
         block_size=32,
         kv_cache_memory_bytes=512 << 20,
         enable_prefix_caching=False,
@@ -107,6 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--sites", default="residual")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--reports", action="store_true")
@@ -116,29 +122,46 @@ def main() -> None:
     if arguments.engine:
         answer(None if arguments.engine == "stock" else str(arguments.folder), arguments)
         return
+    kinds = ("steered", "reporting") if arguments.reports else ("stock", "steered")
+    found: dict[int, list[list[tuple[float, float]]]] = {count: [] for count in arguments.batches}
+    for _ in range(arguments.rounds):
+        for count, pairs in one_round(kinds, arguments).items():
+            found[count].append(pairs)
+            print(told(count, found[count], kinds, arguments.new_tokens), flush=True)
+
+
+def one_round(kinds: tuple[str, str], arguments: argparse.Namespace) -> dict[int, list[tuple[float, float]]]:
+    """Return the seconds of both engines, pair by pair, for each batch; the engines are started for this round."""
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log", "wb") as log:
-        folder = Path(scratch) / "steering"
+        folder, found = Path(scratch) / "steering", {}
         write_steering(folder, arguments.sites)
-        kinds = ("steered", "reporting") if arguments.reports else ("stock", "steered")
         both = [Engine(["--engine", kind, "--folder", str(folder)], log) for kind in kinds]
-        for count in BATCHES:
+        for count in arguments.batches:
             for one in both:
                 one.seconds(count)  # compiles, and fills what is filled once
-            pairs = []
+            found[count] = []
             for number in range(arguments.pairs):
                 first, second = both if number % 2 == 0 else both[::-1]
                 timed = {first: first.seconds(count), second: second.seconds(count)}
-                pairs.append((timed[both[0]], timed[both[1]]))
-            ratios = sorted(first / second for first, second in pairs)
-            tokens = count * arguments.new_tokens / statistics.median(second for _, second in pairs)
-            print(
-                f"batch {count:3}: throughput {kinds[1]} / {kinds[0]} {statistics.median(ratios):.3f} "
-                f"(from {ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} pairs), {tokens:.0f} tokens/s {kinds[1]}",
-                flush=True,
-            )
+                found[count].append((timed[both[0]], timed[both[1]]))
         for one in both:
             one.process.stdin.close()
             one.process.wait()
+    return found
+
+
+def told(count: int, rounds: list[list[tuple[float, float]]], kinds: tuple[str, str], new_tokens: int) -> str:
+    """Return the ratio of a batch in words: the median over all pairs with its interval, and that of each round."""
+    medians = [f"{statistics.median(first / second for first, second in pairs):.3f}" for pairs in rounds]
+    ratios = np.array([first / second for pairs in rounds for first, second in pairs])
+    draws = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
+    found = percentile_interval(float(np.median(ratios)), draws, len(ratios))
+    tokens = count * new_tokens / statistics.median(second for pairs in rounds for _, second in pairs)
+    return (
+        f"batch {count:3}: throughput {kinds[1]} / {kinds[0]}, median of {found.n} pairs: {found.mean:.3f} "
+        f"[{found.low:.3f}, {found.high:.3f}]; by round {', '.join(medians)}; all from {ratios.min():.3f} to "
+        f"{ratios.max():.3f}; {tokens:.0f} tokens/s {kinds[1]}"
+    )
 
 
 if __name__ == "__main__":

@@ -50,11 +50,10 @@ class SiteStep(nn.Module):
 
     def _edit(self, number: int, t: Tensor, count: int) -> Tensor:
         slots, strengths = self.tokens.slots[number, :count], self.tokens.strengths[number, :count]
-        if not self.tokens.reports:
-            return self.table(t, slots, strengths)
-        gain = self.table.gain(t, slots, strengths)
-        self.tokens.applied[number, :count] += gain * self.table.factor[slots]
-        return gain.unsqueeze(-1) * self.table.edit(t, slots)
+        change, applied = self.table(t, slots, strengths)
+        if self.tokens.reports:
+            self.tokens.applied[number, :count] += applied
+        return change
 
 
 def served_module(model: nn.Module, path: str) -> nn.Module | None:
@@ -81,7 +80,7 @@ def steer_module(model: nn.Module, path: str, *, slots: int, width: int, parts: 
         return False
     parent, _, name = path.rpartition(".")
     sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
-    table = SiteTable(slots, width, parts, reports=tokens.reports).to(tokens.slots.device)
+    table = SiteTable(slots, width, parts).to(tokens.slots.device)
     module.add_module(CHILD, SiteStep(path, table, tokens, sums=sums))
     module.__class__ = _steered(type(module))
     return True

@@ -111,33 +111,24 @@ def check_model(steering: Steering, model_class: str, width: int, depth: int) ->
 
 
 class SiteTable(nn.Module):
-    """The rows of all Steerings at one site, (slot, dim) and (slot,), in float32; slot 0 does nothing.
+    """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
-    The shapes and addresses of the columns never change, so that compiled code and CUDA graphs stay valid when a row is
-    written.
+    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias and rectified, one each; of these,
+    what `parts` asks for. All is in one tensor, since each that a compiled graph reads costs it time at every call. Its
+    shape and address never change, so that compiled code and CUDA graphs stay valid when a row is written.
     """
 
-    slope: Tensor
-    offset: Tensor
-    low: Tensor
-    high: Tensor
-    theta: Tensor
-    bias: Tensor
-    rectified: Tensor
-    factor: Tensor
+    rows: Tensor
 
-    def __init__(self, slots: int, width: int, parts: Parts, *, reports: bool = False) -> None:
-        """Make room for `slots` Steerings beside the identity, which do nothing so far; reports: keep their factors."""
+    def __init__(self, slots: int, width: int, parts: Parts) -> None:
+        """Make room for `slots` Steerings beside the identity, which do nothing so far."""
         super().__init__()
-        self.parts, self.reports = parts, reports
-        if reports:
-            self.register_buffer("factor", torch.zeros(slots + 1), persistent=False)
+        self.parts, self.width = parts, width
         wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support, *["theta"] * parts.gate]
-        for name in wide:
-            self.register_buffer(name, torch.zeros(slots + 1, width), persistent=False)
-        if parts.gate:
-            self.register_buffer("bias", torch.zeros(slots + 1), persistent=False)
-            self.register_buffer("rectified", torch.zeros(slots + 1, dtype=torch.bool), persistent=False)
+        single = ["factor", *["bias", "rectified"] * parts.gate]
+        self._columns = {name: slice(width * n, width * (n + 1)) for n, name in enumerate(wide)}
+        self._columns |= {name: width * len(wide) + n for n, name in enumerate(single)}
+        self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
 
     def check(self, row: Row) -> None:
         """Raise OptionError when a row needs a column that this table lacks, ModelMismatchError for another width."""
@@ -147,56 +138,51 @@ class SiteTable(nn.Module):
                 f"it needs a column that no Steering had when the server started ({', '.join(lacking)}): start the "
                 "server with this Steering"
             )
-        if len(row.offset) != self.offset.shape[1]:
-            raise ModelMismatchError(f"its vectors are {len(row.offset)} wide, the site is {self.offset.shape[1]}")
+        if len(row.offset) != self.width:
+            raise ModelMismatchError(f"its vectors are {len(row.offset)} wide, the site is {self.width}")
 
     def put(self, slot: int, row: Row) -> None:
         """Write a row into a slot >= 1, in place."""
         self.check(row)
-        values: dict[str, Tensor | float] = {"offset": row.offset}
-        if self.parts.slope:
-            values["slope"] = 0.0 if row.slope is None else row.slope
-        if self.parts.support:
-            values["low"] = -EVERYWHERE if row.low is None else row.low
-            values["high"] = EVERYWHERE if row.high is None else row.high
-        if self.parts.gate:
-            values["theta"] = 0.0 if row.theta is None else row.theta
-            values["bias"], values["rectified"] = row.bias, row.rectified
-        if self.reports:
-            values["factor"] = row.factor
+        values: dict[str, Tensor | float] = {
+            "offset": row.offset,
+            "slope": 0.0 if row.slope is None else row.slope,
+            "low": -EVERYWHERE if row.low is None else row.low,
+            "high": EVERYWHERE if row.high is None else row.high,
+            "theta": 0.0 if row.theta is None else row.theta,
+            "bias": row.bias,
+            "rectified": float(row.rectified),
+            "factor": row.factor,
+        }
         with torch.no_grad():
-            for name, value in values.items():
-                self.get_buffer(name)[slot] = value
+            for name, column in self._columns.items():
+                self.rows[slot, column] = values[name]
 
     def forward(
         self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"], strengths: Float[Tensor, " token"]
-    ) -> Float[Tensor, "*batch token dim"]:
-        """Return what is to be added to float32 activations whose tokens have these slots and strengths."""
-        return self.gain(t, slots, strengths).unsqueeze(-1) * self.edit(t, slots)
+    ) -> tuple[Float[Tensor, "*batch token dim"], Float[Tensor, "*batch token"]]:
+        """Return what is to be added to float32 activations whose tokens have these slots and strengths.
 
-    def gain(
-        self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"], strengths: Float[Tensor, " token"]
-    ) -> Float[Tensor, "*batch token"]:
-        """Return strength times regulator of every token, without what is folded into the edit."""
-        if not self.parts.gate:
-            return strengths
-        logit = (t * self.theta[slots]).sum(-1) + self.bias[slots]
-        return strengths * torch.where(self.rectified[slots], torch.relu(logit), torch.sigmoid(logit))
-
-    def edit(
-        self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"]
-    ) -> Float[Tensor, "*batch token dim"]:
-        """Return slope times t plus offset, 0 outside of the support."""
-        edit = self.offset[slots]
+        And what was applied to each token, as a report tells it: strength x weight x regulator.
+        """
+        rows = self.rows[slots]
+        gain = strengths
+        if self.parts.gate:
+            logit = (t * self._of(rows, "theta")).sum(-1) + self._of(rows, "bias")
+            gain = gain * torch.where(self._of(rows, "rectified") > 0, torch.relu(logit), torch.sigmoid(logit))
+        edit = self._of(rows, "offset")
         if self.parts.slope:
-            edit = torch.addcmul(edit, t, self.slope[slots])
+            edit = torch.addcmul(edit, t, self._of(rows, "slope"))
         if self.parts.support:
-            edit = edit.masked_fill((t < self.low[slots]) | (t > self.high[slots]), 0.0)
-        return edit
+            edit = edit.masked_fill((t < self._of(rows, "low")) | (t > self._of(rows, "high")), 0.0)
+        return gain.unsqueeze(-1) * edit, gain * self._of(rows, "factor")
+
+    def _of(self, rows: Float[Tensor, "token columns"], name: str) -> Float[Tensor, "token *dim"]:
+        return rows[:, self._columns[name]]
 
     def bytes_per_slot(self) -> int:
         """Return the memory of one row."""
-        return sum(column[0].numel() * column.element_size() for column in self.buffers())
+        return self.rows[0].numel() * self.rows.element_size()
 
 
 def union(rows: list[Row]) -> Parts:
