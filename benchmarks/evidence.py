@@ -1,10 +1,10 @@
 """Claim: with a regulator, steering removes toxicity at a cost that the model without one has to pay many times over.
 
 Fits CAA, ITI, Linear-AcT and LinEAS each with the constant and the logistic regulator, CAA with CAST and MERA,
-E2E-DSAS, and CAA with DSAS learned on from pairs of continuations (preference), on texts of 70 prompts; chooses each
-strength on other texts (Wikipedia and clean prompts; toxicity plays no part); and measures all of them on 503 other
-prompts x 3 seeds, on four kinds of neutral text, two of which (web, news) neither the control nor the tuning texts
-contain, on SocialIQA, and by the other model as a judge. Interrupted, it goes on from where it was.
+E2E-DSAS, and CAA with and without DSAS learned on from pairs of continuations (preference), on texts of 70 prompts;
+chooses each strength on other texts (Wikipedia and clean prompts; toxicity plays no part); and measures all of them on
+503 other prompts x 3 seeds, on four kinds of neutral text, two of which (web, news) neither the control nor the tuning
+texts contain, on SocialIQA, and by the other model as a judge. Interrupted, it goes on from where it was.
 
     python benchmarks/evidence.py --model smollm2|gemma3 [--workers 2] [--series NAME ...] [--out out/evidence]
 """
@@ -37,6 +37,7 @@ JUDGES = {"smollm2": "gemma3", "gemma3": "smollm2"}
 ADDED = (0.03, 0.2)  # strengths of what is fitted on the residual stream, measured beside the chosen one
 BY_ROW = (0.03, 0.2, 0.8)  # of what steers some rows, or as far as it must
 TRAINED = (0.3, 1.0, 3.0)  # of what is trained
+PREFERRED = (0.5, 0.7, 1.0, 3.0)  # by preference
 STEPS = 20
 READING = dsas.Reading(batch_size=32, max_tokens=64)
 
@@ -58,19 +59,22 @@ PLANS = {
     **{f"lineas + {regulator}": Plan("lineas", regulator, TRAINED) for regulator in ("constant", "logistic")},
     **{f"caa + {regulator}": Plan("caa", regulator, BY_ROW) for regulator in ("cast", "mera")},
     "e2e-dsas": Plan("lineas", "e2e", TRAINED),
-    "preference": Plan("caa", "preference", (0.5, 0.7, *TRAINED[1:])),
+    "preference": Plan("caa", "preference", PREFERRED),
+    "preference + constant": Plan("caa", "preference-constant", PREFERRED),
 }
 
 
 def steering_of(plan: Plan, loaded: LoadedModel, texts: DemoTexts, folder: Path) -> dsas.Steering:
     """Return the Steering of a plan, fitted or trained, or read back."""
     sets: dict[str, Any] = {"source": texts.source, "control": texts.control, "target": texts.target}
-    if plan.regulator == "preference":
+    if plan.regulator.startswith("preference"):
         prompts, scorers = split(toxic_prompts(), SIZES[:1])[0], packaged_scorers()
         pairs = drawn_pairs(loaded, prompts, scorers, file=folder / "pairs.json")
         clean = texts.control[: len(texts.control) // 2]
-        fitted = dsas.fit(*loaded, **{**sets, "target": clean}, checkpoint=folder / "collected")
-        return kept(folder / "preference", lambda log: learned_from(pairs, fitted, loaded, texts, log))
+        regulator = "constant" if plan.regulator.endswith("constant") else "logistic"
+        given: dict[str, Any] = {**sets, "target": clean, "regulator": regulator}
+        fitted = dsas.fit(*loaded, **given, checkpoint=folder / "collected")
+        return kept(folder / plan.regulator, lambda log: learned_from(pairs, fitted, loaded, texts, log))
     if plan.transform != "lineas":
         asked = {"transform": plan.transform, "regulator": plan.regulator}
         return dsas.fit(*loaded, **sets, **asked, checkpoint=folder / "collected")

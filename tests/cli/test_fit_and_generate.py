@@ -80,6 +80,23 @@ def test_what_is_trained_on_files_is_the_steering_that_the_library_trains_and_it
     assert len(Path(shown["log"]).read_text().splitlines()) == 1 + 4
 
 
+def test_training_goes_on_from_a_part_of_what_was_fitted(run: Run, folder: Path) -> None:
+    assert run(*fit_arguments(folder), "--threshold", 0, "--sites", "residual").status == 0
+    fitted = dsas.Steering.from_pretrained(folder / "kind")
+    train = ["train", *fit_arguments(folder)[1:-1], folder / "kinder", "--objective", "preference", "--steps", 3]
+    done = run(*train, "--start", folder / "kind", "--start-strength", 0.1)
+    assert done.status == 0, done.err
+    expected = dsas.train(
+        tiny_model(layers=2), tiny_tokenizer(), source=SETS["rude"], control=SETS["plain"], target=SETS["kind"],
+        objective="preference", start=0.1 * fitted, steps=3, progress=False,
+    )  # fmt: skip
+    assert dsas.Steering.from_pretrained(folder / "kinder").digest() == expected.digest()
+    refused = run(*train, "--start", "fited")
+    assert (refused.status, "--start must be fitted, scratch or a Steering: 'fited'" in refused.err) == (2, True)
+    refused = run(*train, "--start-strength", 0.1)
+    assert (refused.status, "--start is 'fitted'" in refused.err) == (2, True)
+
+
 def test_an_interrupted_training_writes_the_best_so_far_and_ends_as_interrupted(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

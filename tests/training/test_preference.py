@@ -228,3 +228,14 @@ def test_vectors_that_were_fitted_are_learned_on_from_where_they_are() -> None:
         train(model, start=fitted, sparsity=0.1)
     with pytest.raises(OptionError, match="starts from 'lineas' transforms, got Addition"):
         train(model, start=fitted, objective="e2e-dsas")
+
+
+def test_without_regulators_the_vectors_alone_are_learned() -> None:
+    model, sets = tiny_model(layers=2), {"source": SOURCE, "control": CONTROL, "target": TARGET}
+    given = {"sites": "residual", "regulator": "constant", "progress": False}
+    fitted = 0.1 * dsas.fit(model, tiny_tokenizer(), **sets, **given)
+    steering = train(model, start=fitted, steps=5)
+    check_steering(steering, model, tiny_tokenizer())
+    assert {type(rule.regulator) for rule in steering.rules} == {dsas.Constant}
+    for old, new in zip(fitted.rules, steering.rules, strict=True):
+        assert not torch.equal(new.transform.get_buffer("vector"), old.transform.get_buffer("vector"))

@@ -8,8 +8,10 @@ import typer
 import dsas
 from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, hide_foreign_bars, show
 from dsas.collection import Reading
+from dsas.errors import ArtifactError, OptionError
 from dsas.loading import load_model
 from dsas.textfiles import DEFAULT_FIELD, read_texts
+from dsas.training.language import Start
 from dsas.training.ranks import is_first
 
 
@@ -34,7 +36,12 @@ def train(
     beta: Annotated[float, typer.Option(help="How soon a pair is preferred enough, in one over nats.")] = 0.1,
     per_step: Annotated[int, typer.Option(help="Pairs, and control texts, that a step of preference takes.")] = 16,
     steps: Annotated[int, typer.Option(help="Steps, each over all texts but with preference.")] = 50,
-    start: Annotated[str, typer.Option(help="Where regulators start: fitted or scratch.")] = "fitted",
+    start: Annotated[
+        str, typer.Option(help="Where regulators start: fitted or scratch; or a Steering to go on from.")
+    ] = "fitted",
+    start_strength: Annotated[
+        float, typer.Option(help="How much of the Steering to start from, such as 0.1 of what dsas fit gave.")
+    ] = 1.0,
     regulator: Annotated[str, typer.Option(help="Put this fitted regulator before lineas's transforms.")] = "constant",
     sites: Annotated[list[str], typer.Option(help="Shorthand, path, glob or re:...; repeatable.")] = ["norm"],  # noqa: B006
     optimiser: Annotated[str, typer.Option(help="adam or sgd.")] = dsas.Optimiser().name,
@@ -71,7 +78,7 @@ def train(
         beta=beta,
         per_step=per_step,
         steps=steps,
-        start=start,  # pyright: ignore[reportArgumentType]
+        start=_start(start, start_strength),
         regulator=regulator,
         sites=sites,
         optimiser=dsas.Optimiser(optimiser, rate, regulator_rate),  # pyright: ignore[reportArgumentType]
@@ -88,3 +95,15 @@ def train(
         show(steering, as_json, saved=str(out), log=str(out / "training" / "log.csv"))
     if steering.settings["training"]["stopped"] == "interrupted":
         raise typer.Exit(130)
+
+
+def _start(start: str, strength: float) -> Start:
+    """Return where training starts, a Steering read from its folder or the hub if one is named."""
+    if start == "fitted" or start == "scratch":
+        if strength != 1:
+            raise OptionError(f"--start-strength is of a Steering to start from, and --start is {start!r}")
+        return start
+    try:
+        return strength * dsas.Steering.from_pretrained(start)
+    except ArtifactError as error:
+        raise OptionError(f"--start must be fitted, scratch or a Steering: {error}") from error

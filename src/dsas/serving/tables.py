@@ -113,7 +113,7 @@ def check_model(steering: Steering, model_class: str, width: int, depth: int) ->
 class SiteTable(nn.Module):
     """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
-    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias and rectified, one each; of these,
+    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias and rectified, one each:
     what `parts` asks for. All is in one tensor, since each that a compiled graph reads costs it time at every call. Its
     shape and address never change, so that compiled code and CUDA graphs stay valid when a row is written.
     """

@@ -89,7 +89,7 @@ def train(
     start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
     transforms start at the identity. Or a Steering of `lineas` transforms to go on from: its sites and, for "lineas",
     its regulators stay as they are. For "preference" also one that adds vectors, such as `0.1 * fitted` for what
-    `dsas.fit` gave: vectors and regulators are learned on from there.
+    `dsas.fit` gave: vectors and regulators are learned on from there, or with constant regulators vectors alone.
     regulator: with "lineas", a regulator (see `dsas.fit`) fitted in closed form and put before the learned transforms,
     where its accuracy is at least `threshold`; the transforms are learned without it.
     reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is. When
@@ -180,7 +180,9 @@ class _Options(NamedTuple):
             rules = [rule for rule in self.start.rules if rule.weight > 0]
         else:
             rules = [self._start(site, *(pooled[name][site] for name in pooled)) for site in run.sites]
-        given: dict[str, bool] = {"regulator": self.together, "vectors": self.objective == "preference"}
+        preferring = self.objective == "preference"
+        always = preferring and all(isinstance(rule.regulator, Constant) for rule in rules)
+        given: dict[str, bool] = {"regulator": self.together and not always, "vectors": preferring}
         found = [learnable(rule, device_of(run.model, rule.site.path), **given) for rule in rules]
         if self.wanted.sparsity > 0 and not all(isinstance(rule.transform, Lineas) for rule in found):
             raise OptionError("sparsity makes 'lineas' transforms sparse; start from those, or give sparsity=0")
