@@ -4,7 +4,8 @@ The sweep of `pictures.py` at all strengths, not only the chosen ones, as the sa
 samples.jsonl, sweep.json and report.html for each concept, with pictures of all series side by side. It takes up what
 `pictures.py` has fitted, learned and painted in the same --out, and paints the rest; interrupted, it goes on.
 
-    python benchmarks/picture_fronts.py [--n 200] [--concepts red square night] [--out out/pictures]
+    python benchmarks/picture_fronts.py [--n 200] [--concepts red square night] [--sites text]
+                                        [--out out/pictures]
 """
 
 import argparse
@@ -96,7 +97,7 @@ def sweep(lab: Lab, task: Task, folder: Path, *, command: str) -> None:
             for name, strength in chosen.items()
         ],
         "command": command,
-        "settings": {"sites": SITES, "drawing": DRAWING.as_dict(), "strengths": STRENGTHS, "seed": REPORT},
+        "settings": {"sites": lab.sites, "drawing": DRAWING.as_dict(), "strengths": STRENGTHS, "seed": REPORT},
     }
     folder.mkdir(parents=True, exist_ok=True)
     replace_files({folder / "samples.jsonl": samples.encode(), folder / "sweep.json": json.dumps(plan).encode()})
@@ -107,13 +108,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS), choices=list(CONCEPTS))
+    parser.add_argument("--sites", default=SITES, help="as pictures.py was given them")
     parser.add_argument("--out", type=Path, default=Path("out/pictures"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    lab = Lab(arguments.out)
+    lab = Lab(arguments.out, arguments.sites)
     for concept in arguments.concepts:
         task = task_of(concept, CONCEPTS[concept], n=arguments.n)
-        command = f"python benchmarks/picture_fronts.py --n {arguments.n} --concepts {concept}"
+        command = (
+            f"python benchmarks/picture_fronts.py --n {arguments.n} --sites {arguments.sites} --concepts {concept}"
+        )
         sweep(lab, task, arguments.out / "fronts" / concept, command=command)
 
 

@@ -84,10 +84,10 @@ def task_of(concept: str, word: str, *, n: int, induce: bool = False) -> Task:
 
 
 class Lab:
-    """The pipeline, and a folder with everything that it painted."""
+    """The pipeline, the sites at which it is steered, and a folder with everything that it painted."""
 
-    def __init__(self, out: Path) -> None:
-        self.pipeline, self.out = scene_pipeline(), out
+    def __init__(self, out: Path, sites: str = SITES) -> None:
+        self.pipeline, self.out, self.sites = scene_pipeline(), out, sites
         self.identity = fingerprint(module_of(self.pipeline))
         (out / "painted").mkdir(parents=True, exist_ok=True)
 
@@ -110,14 +110,14 @@ class Lab:
 
     def steerings(self, task: Task, transforms: tuple[str, ...]) -> dict[str, dsas.Steering]:
         """Return each transform with each regulator, at the same sites."""
-        name = f"{task.concept}-{task.word}"
+        name = f"{task.concept}-{task.word}-{self.sites.replace('*', '')}"
         texts: dict[str, Any] = {
             field: [caption(one) for one in getattr(task.fit, field)] for field in Sets._fields[:3]
         }
         found = {}
         for transform in transforms:
             fitted = dsas.fit(
-                self.pipeline, **texts, transform=transform, regulator=LOGISTIC, sites=SITES, selection="all",
+                self.pipeline, **texts, transform=transform, regulator=LOGISTIC, sites=self.sites, selection="all",
                 reading=DRAWING, checkpoint=self.out / "collected" / name, progress=False,
             )  # fmt: skip
             if transform == "lineas":
@@ -134,7 +134,7 @@ class Lab:
             some = {name: texts[name][:half] + texts[name][-half:] for name in ("source", "target")}
             reading, log = DRAWING._replace(batch_size=16), folder.with_name(f"{folder.name}.log")
             found = dsas.train(
-                self.pipeline, **some, **LEARNED, sites=SITES, reading=reading, checkpoint=log, progress=False
+                self.pipeline, **some, **LEARNED, sites=self.sites, reading=reading, checkpoint=log, progress=False
             )
             found.save_pretrained(folder)
         return dsas.Steering.from_pretrained(folder)

@@ -8,7 +8,7 @@ night, but only where there is a trigger. Then what a denoising step costs. The 
 pooling) was chosen with CAA on fit and tuning captions before any report caption was painted. Pictures are kept in
 --out: interrupted, it goes on from where it was.
 
-    python benchmarks/pictures.py [--n 200] [--transforms caa] [--out out/pictures]
+    python benchmarks/pictures.py [--n 200] [--transforms caa] [--sites text] [--out out/pictures]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from picture_lab import CONCEPTS, DRAWING, REPORT, TRANSFORMS, Lab, Task, has, share, task_of
+from picture_lab import CONCEPTS, DRAWING, REPORT, SITES, TRANSFORMS, Lab, Task, has, share, task_of
 
 import dsas
 from dsas.demo.scenes import ANY, aspect_of, paint, read, regions, shows
@@ -253,10 +253,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--transforms", nargs="+", default=TRANSFORMS, choices=TRANSFORMS)
+    parser.add_argument("--sites", default=SITES, help="shorthand or glob, such as text")
     parser.add_argument("--out", type=Path, default=Path("out/pictures"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    lab = Lab(arguments.out)
+    lab = Lab(arguments.out, arguments.sites)
     found = run(lab, n=arguments.n, transforms=tuple(arguments.transforms))
     tables = [
         f"{name}\n\n{as_markdown(rows)}" for kind in ("removal", "induction") for name, rows in found[kind].items()
