@@ -175,6 +175,17 @@ def test_the_text_encoder_runs_once_and_has_one_regulator_for_all_steps() -> Non
     assert kinds == ["Logistic", "Logistic", "Logistic", "PerStep"]
 
 
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_what_is_fitted_in_the_text_encoders_needs_no_denoising(family: str) -> None:
+    pipeline, calls = tiny_pipeline(family), []
+    both = fit(pipeline, family, sites=["text", "norm"])
+    first = pipeline.unet.conv_in if family == "sd" else pipeline.transformer.pos_embed
+    first.register_forward_hook(lambda *_: calls.append(1))
+    alone = fit(pipeline, family, sites="text")
+    assert not calls
+    assert dsas.Steering(both.rules[: len(alone.rules)], both.model).digest() == alone.digest()
+
+
 def test_an_interrupted_collection_goes_on_from_where_it_was(tmp_path: Any) -> None:
     pipeline, runs = tiny_pipeline("sd"), []
     whole = fit(pipeline, sites="unet.conv_norm_out", drawing={"batch_size": 5})

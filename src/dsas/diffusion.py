@@ -11,7 +11,7 @@ text encoders; reading while a given picture is noised.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dsas.activations import evaluation_mode, finite
 from dsas.errors import OptionError, SiteError, closest
-from dsas.hooks import Hooks
+from dsas.hooks import Hooks, StopForward
 from dsas.pipeline import Branch, Parts, PassReader
 from dsas.sites import Site
 
@@ -128,10 +128,11 @@ def drawn_activations(
         found: dict[Site, dict[int, list[Tensor]]] = {site: {} for site in sites}
         reader = PassReader(parts, drawing.branch)
         with evaluation_mode(parts), Hooks() as hooks:
-            watch(hooks, reader, parts)
+            watch(hooks, reader, parts, sites)
             for site in sites:
                 hooks.at_site(parts, site, _looker(site, reader, drawing, found[site]))
-            draw(parts.pipeline, batch, drawing)
+            with suppress(StopForward):
+                draw(parts.pipeline, batch, drawing)
         missing = [str(site) for site in sites if not found[site]]
         if missing:
             fired = [str(site) for site in sites if found[site]]
@@ -142,12 +143,18 @@ def drawn_activations(
         yield {site: _stacked(site, found[site], len(batch.prompts)) for site in sites}
 
 
-def watch(hooks: Hooks, reader: PassReader, parts: Parts) -> None:
-    """Let a reader see the passes of a pipeline."""
+def watch(hooks: Hooks, reader: PassReader, parts: Parts, sites: Sequence[Site]) -> None:
+    """Let a reader see the passes of a pipeline; a run raises StopForward before it denoises when no site is there."""
     for module, read in reader.calls:
         hooks.on_call(module, read)
     if reader.watches_latents:
         hooks.on_result(parts.pipeline, "prepare_latents", reader.begin)
+    if all(site.path.partition(".")[0] in parts.encoders for site in sites):
+        hooks.on_call(parts.denoiser, _stop)
+
+
+def _stop(*_arguments: object) -> None:
+    raise StopForward
 
 
 def chosen_positions(tokens: int, count: int) -> Tensor:

@@ -53,6 +53,14 @@ def trainer_on(pipeline: Any, *, batch_size: int, steps: int, branch: Any = "con
     return Trainer(run.work(checkpointing=False), rules, data, Plan(Objective(gamma=0.7), steps=5))
 
 
+def test_what_is_learned_in_the_text_encoder_needs_no_denoising() -> None:
+    pipeline, calls = tiny_pipeline("sd"), []
+    pipeline.unet.conv_in.register_forward_hook(lambda *_: calls.append(1))
+    steering = train(pipeline, sites="text", steps=3)
+    assert not calls
+    assert steering.settings["training"]["support"] > 0
+
+
 @pytest.mark.parametrize(("steps", "branch"), [(1, "conditional"), (2, "conditional"), (2, "unconditional")])
 def test_gradients_through_all_denoising_steps_are_those_of_finite_differences(steps: int, branch: Any) -> None:
     pipeline = tiny_pipeline("sd").to(torch.float64)

@@ -106,7 +106,7 @@ class Run(NamedTuple):
             run=lambda batch: draw(model.pipeline, batch, self.reading, call=call),
             real=lambda batch: torch.ones(len(batch.prompts), 1, dtype=torch.bool),
             pool=lambda t, _: t.to(torch.promote_types(t.dtype, torch.float32)).mean(1),
-            watch=lambda hooks: watch(hooks, reader, model),
+            watch=lambda hooks: watch(hooks, reader, model, self.sites),
             step=reader.at,
         )
 
