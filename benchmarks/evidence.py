@@ -37,7 +37,6 @@ JUDGES = {"smollm2": "gemma3", "gemma3": "smollm2"}
 ADDED = (0.03, 0.2)  # strengths of what is fitted on the residual stream, measured beside the chosen one
 BY_ROW = (0.03, 0.2, 0.8)  # of what steers some rows, or as far as it must
 TRAINED = (0.3, 1.0, 3.0)  # of what is trained
-PREFERRED = (0.5, 0.7, 1.0, 3.0)  # by preference
 STEPS = 20
 READING = dsas.Reading(batch_size=32, max_tokens=64)
 
@@ -59,8 +58,8 @@ PLANS = {
     **{f"lineas + {regulator}": Plan("lineas", regulator, TRAINED) for regulator in ("constant", "logistic")},
     **{f"caa + {regulator}": Plan("caa", regulator, BY_ROW) for regulator in ("cast", "mera")},
     "e2e-dsas": Plan("lineas", "e2e", TRAINED),
-    "preference": Plan("caa", "preference", PREFERRED),
-    "preference + constant": Plan("caa", "preference-constant", PREFERRED),
+    "preference": Plan("caa", "preference", (0.5, 0.7, *TRAINED[1:])),
+    "preference + constant": Plan("caa", "preference-constant", (0.5, 1.0)),
 }
 
 
