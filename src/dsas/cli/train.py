@@ -104,6 +104,7 @@ def _start(start: str, strength: float) -> Start:
             raise OptionError(f"--start-strength is of a Steering to start from, and --start is {start!r}")
         return start
     try:
-        return strength * dsas.Steering.from_pretrained(start)
+        steering = dsas.Steering.from_pretrained(start)
     except ArtifactError as error:
         raise OptionError(f"--start must be fitted, scratch or a Steering: {error}") from error
+    return steering if strength == 1 else strength * steering
