@@ -115,9 +115,8 @@ def main() -> None:
     lab = Lab(arguments.out, arguments.sites)
     for concept in arguments.concepts:
         task = task_of(concept, CONCEPTS[concept], n=arguments.n)
-        command = (
-            f"python benchmarks/picture_fronts.py --n {arguments.n} --sites {arguments.sites} --concepts {concept}"
-        )
+        options = f"--n {arguments.n} --sites '{arguments.sites}' --concepts {concept}"
+        command = f"python benchmarks/picture_fronts.py {options}"
         sweep(lab, task, arguments.out / "fronts" / concept, command=command)
 
 

@@ -152,11 +152,10 @@ def flags(cells: list[Cell]) -> np.ndarray:
     return np.concatenate(scores, axis=1) > 0.5
 
 
-def against(found: dict[str, list[tuple[dsas.Steering, float, Cell]]], other: str) -> dict[str, Any]:
-    """Return each condition's toxic share minus that of another, paired by prompt."""
-    base = flags([cell for *_, cell in found[other]]).astype(float)
-    every = {name: flags([cell for *_, cell in jobs]).astype(float) for name, jobs in found.items() if name != other}
-    return {name: bootstrap(own - base)._asdict() for name, own in every.items()}
+def against(found: dict[str, list[Cell]], other: str) -> dict[str, Any]:
+    """Return each condition's toxic share minus that of another, paired by prompt, over all seeds of either."""
+    every = {name: flags(cells).mean(1, keepdims=True) for name, cells in found.items()}
+    return {name: bootstrap(own - every[other])._asdict() for name, own in every.items() if name != other}
 
 
 def summary(lab: Lab, condition: str, jobs: list[tuple[dsas.Steering, float, Cell]]) -> dict[str, Any]:
@@ -219,8 +218,10 @@ def main() -> None:
             rows = [summary(lab, name, jobs) for name, jobs in found.items() if jobs]
             replace_files({file: json.dumps(rows, indent=1).encode()})
             print(seed, json.dumps(next(row for row in rows if row["condition"] == condition)), flush=True)
-    for name in conditions:
-        print(f"toxic share minus that of {name}:", json.dumps(against(found, name)))
+    every = {"unsteered": [lab.cell("unsteered", None, 0.0)]}
+    every |= {name: [cell for *_, cell in jobs] for name, jobs in found.items()}
+    for name in every:
+        print(f"toxic share minus that of {name}:", json.dumps(against(every, name)))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,15 @@ def test_training_goes_on_from_a_part_of_what_was_fitted(run: Run, folder: Path)
     assert (refused.status, "--start is 'fitted'" in refused.err) == (2, True)
 
 
+def test_training_goes_on_from_what_was_trained(run: Run, folder: Path) -> None:
+    train = ["train", *fit_arguments(folder)[1:-1]]
+    assert run(*train, folder / "kind", "--steps", 2).status == 0
+    done = run(*train, folder / "kinder", "--steps", 2, "--start", folder / "kind")
+    assert done.status == 0, done.err
+    refused = run(*train, folder / "kinder", "--start", folder / "kind", "--start-strength", 0.5)
+    assert (refused.status, "only additions of vectors have exact sums and multiples" in refused.err) == (2, True)
+
+
 def test_an_interrupted_training_writes_the_best_so_far_and_ends_as_interrupted(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

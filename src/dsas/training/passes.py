@@ -5,9 +5,10 @@ frozen while a pass is open, so gradients reach activations and the rules' vecto
 
 Of a pipeline a pass is a run, in which a site may fire at every denoising step: what is pooled is then their mean.
 
-A pass ends at the last site, unless what the model gives is asked for; a run at its end, or before it denoises when no
-site does. With checkpointing a pass goes on to the model's vocabulary projection, because a layer whose activations
-will be computed again cannot be left in the middle. Dropout stays off: only the layers' own flag is set.
+A pass ends at the last site, unless what the model gives is asked for; a run at its end, or before it denoises when all
+sites are in text encoders. With checkpointing a pass goes on to the model's vocabulary projection, because a layer
+whose activations will be computed again cannot be left in the middle. Dropout stays off: only the layers' own flag is
+set.
 """
 
 from collections.abc import Callable, Iterator, Sequence
