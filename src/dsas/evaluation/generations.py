@@ -48,6 +48,7 @@ class Sampling(NamedTuple):
 
 PUBLISHED = Sampling()
 FIRST_SORTED = 128
+ROWS_SUMMED = 8
 
 
 def sample_continuations(
@@ -90,7 +91,8 @@ class _Draw(LogitsProcessor):
     """Repetition penalty, temperature, top-p and the draw in one step; what comes out is likely at one token only.
 
     It sorts the likeliest tokens, not the vocabulary, and draws among those: drawing from the whole vocabulary, nearly
-    all of it at probability 0, would take as long as the model itself where the vocabulary is large.
+    all of it at probability 0, would take as long as the model itself where the vocabulary is large. For the same
+    reason it changes the scores in place and sums a few rows at a time: fresh memory for all of them is slow to touch.
     """
 
     def __init__(self, sampling: Sampling, prompt: Bool[Tensor, "batch token"]) -> None:
@@ -104,13 +106,13 @@ class _Draw(LogitsProcessor):
             scores = scores / self._sampling.temperature
         likeliest, shares = self._nucleus(scores)
         drawn = likeliest.gather(1, torch.multinomial(shares, 1))
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        return scores.fill_(-torch.inf).scatter_(1, drawn, 0.0)
 
     def _nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return the likeliest tokens, enough to reach top_p in every row, and their shares, 0 outside top_p."""
         if self._sampling.top_p == 1:
             return torch.arange(scores.shape[1], device=scores.device).expand_as(scores), scores.softmax(-1)
-        total = scores.logsumexp(-1, keepdim=True)
+        total = torch.cat([rows.logsumexp(-1, keepdim=True) for rows in scores.split(ROWS_SUMMED)])
         likeliest = FIRST_SORTED
         while True:
             top = scores.topk(min(likeliest, scores.shape[1]), dim=-1)
@@ -127,7 +129,7 @@ class _Draw(LogitsProcessor):
         real = pad(self._prompt, (0, input_ids.shape[1] - self._prompt.shape[1]), value=True)
         ids = torch.where(real, input_ids, input_ids[:, -1:])  # the last token is real in every row
         seen = scores.gather(1, ids)
-        return scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+        return scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
 def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any) -> list[list[int]]:
