@@ -2,13 +2,13 @@
 
 CAA with the constant and with the logistic regulator, fitted on 8, 32, 128 and 512 texts a set, and on 128 of which 10,
 20 and 30 % of source and control have changed places; each on several draws of the texts. All are measured at one
-strength, on prompts and neutral texts that no fit saw. Interrupted, it goes on from where it was.
+strength, on prompts and neutral texts that no fit saw. Interrupted, it goes on from where it was. At the end it prints
+a row for every kind of texts: mean over the draws [95 % interval over prompts or sentences] (lowest to highest draw).
 
     python benchmarks/robustness.py --model smollm2|gemma3 [--strength 0.1] [--draws 3] [--out out/robustness]
 """
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,14 @@ from evidence import TUNED_ON, opened
 import dsas
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, Sizes
+from dsas.evaluation.intervals import percentile_interval
 from dsas.identity import fingerprint
 from dsas.loading import LoadedModel
-from dsas.reports.pareto import write_pareto_report
+from dsas.reports.pareto import SAMPLES, write_pareto_report
 from dsas.sweep.jobs import Part, Setup
-from dsas.sweep.run import Grid, Series, run_sweep
+from dsas.sweep.resampling import ENSEMBLE, MEAN, PERPLEXITY_RATIO, TOXIC, resample
+from dsas.sweep.run import UNSTEERED, Grid, Series, run_sweep
+from dsas.sweep.samples import read_samples
 from dsas.workers import Spread
 
 SIZES = Sizes(fit=120, tune=50, report=303, draws=36, tune_sentences=60, report_sentences=100)
@@ -73,8 +76,42 @@ def series_of(loaded: LoadedModel, texts: DemoTexts, draws: int, strength: float
             for regulator in REGULATORS:
                 asked: dict[str, Any] = {"transform": "caa", "regulator": regulator, "checkpoint": folder / "collected"}
                 steering = dsas.fit(*loaded, **given, **asked, progress=False)
-                found.append(Series(f"{regulator}, {kind}, draw {draw}", steering, "caa", regulator, (strength,)))
+                found.append(Series(named(regulator, kind, draw), steering, "caa", regulator, (strength,)))
     return found
+
+
+def named(regulator: str, kind: Kind, draw: int) -> str:
+    """Return the name of a series."""
+    return f"{regulator}, {kind}, draw {draw}"
+
+
+def print_table(folder: Path, sites: dict[str, int], draws: int) -> None:
+    """Print a row for every kind of texts and regulator; sites: how many each series steers."""
+    drawn = resample(read_samples(folder / SAMPLES))
+    column = {series: number for number, (series, _) in enumerate(drawn.cells)}
+    measures = [(100, 1, (TOXIC, ENSEMBLE))]
+    measures += [(1, 3, (PERPLEXITY_RATIO, kind)) for kind in ("Wikipedia", "web", "news", "prompt style", MEAN)]
+
+    def row(*series: str) -> list[str]:
+        """Return every measure of the mean of some series."""
+        found = []
+        for scale, digits, (measure, kind) in measures:
+            table = drawn.tables[measure, kind]
+            rows = scale * table.rows[:, [column[one] for one in series]]
+            middle, low, high, _ = percentile_interval(rows[0].mean(), rows[1:].mean(axis=1), table.n)
+            text = f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+            found.append(text + f" ({rows[0].min():.{digits}f} to {rows[0].max():.{digits}f})" * (len(series) > 1))
+        return found
+
+    print("| texts | regulator | sites | toxic, % |", *(f"{kind} |" for *_, (_, kind) in measures[1:]))
+    print("|", "---|" * (len(measures) + 3), sep="")
+    print("|", " | ".join(["unsteered", "-", "-", *row(UNSTEERED)]), "|")
+    for kind in KINDS:
+        for regulator in REGULATORS:
+            names = [named(regulator, kind, draw) for draw in range(draws)]
+            steered = ", ".join(str(sites[name]) for name in names)
+            measured = row(*names) if all(name in column for name in names) else ["broke down"] * len(measures)
+            print("|", " | ".join([str(kind), regulator, steered, *measured]), "|")
 
 
 def main() -> None:
@@ -106,7 +143,9 @@ def main() -> None:
         command=f"python benchmarks/robustness.py --model {arguments.model}",
     )
     write_pareto_report(folder)
-    print(json.dumps({one.name: sum(rule.weight > 0 for rule in one.steering.rules) for one in series}))
+    print_table(
+        folder, {one.name: sum(rule.weight > 0 for rule in one.steering.rules) for one in series}, arguments.draws
+    )
 
 
 if __name__ == "__main__":
