@@ -143,9 +143,8 @@ def main() -> None:
         command=f"python benchmarks/robustness.py --model {arguments.model}",
     )
     write_pareto_report(folder)
-    print_table(
-        folder, {one.name: sum(rule.weight > 0 for rule in one.steering.rules) for one in series}, arguments.draws
-    )
+    sites = {one.name: sum(rule.weight > 0 for rule in one.steering.rules) for one in series}
+    print_table(folder, sites, arguments.draws)
 
 
 if __name__ == "__main__":
