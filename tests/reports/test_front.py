@@ -1,3 +1,4 @@
+import re
 import sys
 
 import pytest
@@ -79,6 +80,15 @@ def test_figures_with_shared_points_have_the_same_axes_and_colours():
     shared = front_figure([POINTS[2]], x_label="x", y_label="y", shared=POINTS)
     assert ("#c8590a" in alone, "#c8590a" in shared) == (False, True)  # the second colour
     assert (">1.20</text>" in alone, ">1.20</text>" in shared) == (False, True)
+
+
+def test_seven_series_have_seven_colours_and_two_more_differ_from_all_by_their_marks():
+    panels = {"all": [point(f"series {number}", 1.0, 1.0 + 0.01 * number, 0.1) for number in range(9)]}
+    drawing = front_multiples(panels, x_label="cost", y_label="y").svg
+    dots = re.findall(r'<use xlink:href="#(\w+)"[^>]*style="fill: (#\w+)', drawing)
+    found = {(mark, colour) for mark, colour in dots if colour != "#767676"}
+    assert len(found) == 9
+    assert len({colour for _, colour in found}) == 7
 
 
 def test_panels_share_axes_and_one_legend():

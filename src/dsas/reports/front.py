@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 BUDGET = 1.05
 _GREY = "#767676"  # contrast 4.5 on white, 4.6 on black
-_COLOURS = ("#2f7fc1", "#c8590a", "#12876a", "#b0559b", "#8a7a16", "#7a6fd0")  # 4.2 or more on both
-_MARKERS = "osD^vPX"
+_COLOURS = ("#2f7fc1", "#c8590a", "#12876a", "#b0559b", "#8a7a16", "#7a6fd0", "#d9414f")  # 4.2 or more on both
+_MARKERS = "osD^vPX*"  # one more than colours: what repeats one does not repeat the other
 _LABEL_OFFSETS = ((5, 5), (5, -12), (-12, 5), (-12, -12))
 _MARGIN = 0.08
 _LABELS_APART = 0.07  # of the lengths of the axes
