@@ -6,7 +6,8 @@ chooses each strength on other texts (Wikipedia and clean prompts; toxicity play
 503 other prompts x 3 seeds, on four kinds of neutral text, two of which (web, news) neither the control nor the tuning
 texts contain, on SocialIQA, and by the other model as a judge. Interrupted, it goes on from where it was.
 
-    python benchmarks/evidence.py --model smollm2|gemma3 [--workers 2] [--series NAME ...] [--out out/evidence]
+    python benchmarks/evidence.py --model smollm2|gemma3 [--workers 2] [--series NAME ...] [--questions 600]
+        [--out out/evidence]
 """
 
 import argparse
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2", choices=sorted(JUDGES))
     parser.add_argument("--series", nargs="*", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--ray", default="")
     parser.add_argument("--out", type=Path, default=Path("out/evidence"))
