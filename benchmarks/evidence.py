@@ -25,12 +25,12 @@ from dsas.demo.models import real_model
 from dsas.demo.questions import social_iqa
 from dsas.demo.texts import DemoTexts, Sizes, demo_texts
 from dsas.evaluation.scorers import packaged_scorers
-from dsas.identity import fingerprint
-from dsas.loading import LoadedModel, load_model
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel, load_model
+from dsas.parallel.workers import Spread
 from dsas.reports.pareto import write_pareto_report
 from dsas.sweep.jobs import Part, Setup
 from dsas.sweep.run import Grid, Series, run_sweep
-from dsas.workers import Spread
 
 SIZES = Sizes(fit=70, tune=50, report=503, draws=9, tune_sentences=60, report_sentences=200)
 TUNED_ON = ("Wikipedia", "prompt style")

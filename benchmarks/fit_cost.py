@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
 from dsas.demo.models import real_model
-from dsas.text import batches, pad_token, tokenize
+from dsas.model.examples import batches, pad_token, tokenize
 
 
 def sets(texts: int) -> dict[str, list[str]]:

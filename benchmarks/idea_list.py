@@ -14,11 +14,11 @@ from torch import Tensor
 import dsas
 from dsas.demo.texts import DemoTexts
 from dsas.evaluation.scorers import Scorer
-from dsas.fitted import Facts
-from dsas.loading import LoadedModel
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.loading import LoadedModel
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.separation import Labelled, held_out_accuracy, separate
-from dsas.step import Step
 
 Change = Callable[["Material"], dict[str, Any]]  # gives options of `dsas.fit`
 Learn = Callable[["Material"], dsas.Steering]
@@ -101,7 +101,7 @@ class Running(Regulator):
         assert isinstance(found.regulator, dsas.Logistic)
         return FittedRegulator(cls(found.regulator.theta, found.regulator.bias, decay), found.accuracy)
 
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         odds = t.to(self.theta.dtype) @ self.theta + self.bias
         counted = (step.real & (step.positions > 0)).to(odds.dtype)
         nothing = (odds.new_zeros(len(odds)), odds.new_zeros(len(odds)))
@@ -136,7 +136,7 @@ class Guarded(Regulator):
         accuracies = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls(fitted[0].regulator, fitted[1].regulator), min(accuracies))
 
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return torch.minimum(self.first(t, step), self.second(t, step))
 
 

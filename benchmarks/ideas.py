@@ -32,8 +32,8 @@ from dsas.evaluation.judged import judged
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import packaged_scorers
 from dsas.evaluation.toxicity import toxicity
-from dsas.identity import fingerprint
-from dsas.storage import remembered
+from dsas.files.results import remembered
+from dsas.model.identity import fingerprint
 
 SEEDS = range(8)
 START, LIMITS, HALVINGS = 0.1, (0.001, 64.0), 2

@@ -22,9 +22,9 @@ from dsas.demo.texts import DemoTexts, demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
-from dsas.identity import fingerprint
-from dsas.loading import load_model
-from dsas.storage import remembered
+from dsas.files.results import remembered
+from dsas.model.identity import fingerprint
+from dsas.model.loading import load_model
 
 BUDGET, LEAST, DOUBLINGS, HALVINGS = 1.05, 0.005, 11, 2
 LAST = dsas.Reading(pooling="last")

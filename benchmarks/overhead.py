@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Static
 
 from dsas import Addition, Constant, Logistic, Rule, Steering, find_sites
 from dsas.demo.models import real_model
-from dsas.editing import fold_rule
-from dsas.identity import ModelIdentity
+from dsas.model.identity import ModelIdentity
+from dsas.runtime.edit import fold_rule
 
 PREFILL_TOKENS, PROMPT_TOKENS, NEW_TOKENS, STRENGTH = 512, 16, 8, 0.1
 Way = Callable[[Any], Any]

@@ -14,8 +14,8 @@ import dsas
 from dsas.demo.texts import CLEAN_BELOW, DRAWS, DemoTexts, clean_of
 from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.scorers import Scorer
-from dsas.loading import LoadedModel
-from dsas.storage import replace_files
+from dsas.files.atomic import replace_files
+from dsas.model.loading import LoadedModel
 
 TOXIC_ABOVE = 0.5
 START = 0.08  # the strength of what was fitted, from which preference goes on

@@ -23,8 +23,8 @@ from PIL import Image
 import dsas
 from dsas.demo.scenes import Scene, caption, read
 from dsas.evaluation.picture_change import picture_change
+from dsas.files.atomic import replace_files
 from dsas.reports.pareto import write_pareto_report
-from dsas.storage import replace_files
 from dsas.sweep.samples import UNSTEERED
 
 SHOWN = 6

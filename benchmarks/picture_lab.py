@@ -29,10 +29,10 @@ from dsas.demo.scenes import (
     shows,
     without,
 )
-from dsas.identity import fingerprint
-from dsas.pipeline import module_of
+from dsas.files.atomic import replace_files
+from dsas.model.identity import fingerprint
+from dsas.model.image_pipeline import module_of
 from dsas.reports.pictures import everywhere
-from dsas.storage import replace_files
 
 CONCEPTS = {"red": "blue", "square": "triangle", "night": "sand"}
 TRANSFORMS = ("caa", "linear-act", "lineas")

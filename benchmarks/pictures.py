@@ -29,7 +29,8 @@ from dsas.demo.scenes import ANY, aspect_of, paint, read, regions, shows
 from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio, draw_counts, percentile_interval
 from dsas.evaluation.picture_change import picture_change
 from dsas.evaluation.picture_quality import RandomFeatures, gaussian_distance
-from dsas.storage import remembered, replace_files
+from dsas.files.atomic import replace_files
+from dsas.files.results import remembered
 from dsas.views.pictures import grid_figure
 
 INDUCED, INDUCING = {"ring": "night", "red": "night"}, ("caa", "linear-act")

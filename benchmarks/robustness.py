@@ -20,14 +20,14 @@ import dsas
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, Sizes
 from dsas.evaluation.intervals import percentile_interval
-from dsas.identity import fingerprint
-from dsas.loading import LoadedModel
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel
+from dsas.parallel.workers import Spread
 from dsas.reports.pareto import SAMPLES, write_pareto_report
 from dsas.sweep.jobs import Part, Setup
 from dsas.sweep.resampling import ENSEMBLE, MEAN, PERPLEXITY_RATIO, TOXIC, resample
 from dsas.sweep.run import UNSTEERED, Grid, Series, run_sweep
 from dsas.sweep.samples import read_samples
-from dsas.workers import Spread
 
 SIZES = Sizes(fit=120, tune=50, report=303, draws=36, tune_sentences=60, report_sentences=100)
 REGULATORS = ("constant", "logistic")

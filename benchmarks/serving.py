@@ -27,8 +27,8 @@ import torch
 import dsas
 from dsas.demo.models import real_model
 from dsas.evaluation.intervals import percentile_interval
-from dsas.identity import ModelIdentity
-from dsas.loading import load_model
+from dsas.model.identity import ModelIdentity
+from dsas.model.loading import load_model
 from dsas.serving import engine
 
 BATCHES = [1, 16, 64]

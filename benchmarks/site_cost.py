@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import dsas
-from dsas.identity import ModelIdentity
+from dsas.model.identity import ModelIdentity
 
 WIDTH, BLOCKS, STRENGTH = 576, 30, 0.1
 

@@ -18,8 +18,8 @@ from dsas.demo.models import real_model
 from dsas.demo.texts import demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.scorers import packaged_scorers
-from dsas.identity import fingerprint
-from dsas.loading import load_model
+from dsas.model.identity import fingerprint
+from dsas.model.loading import load_model
 
 # Each kind has a scale of its own: what is added to the residual stream adds up over the layers.
 STRENGTHS = {

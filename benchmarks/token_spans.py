@@ -20,8 +20,8 @@ from dsas.demo.models import real_model
 from dsas.demo.texts import demo_texts
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.scorers import packaged_scorers
-from dsas.identity import fingerprint
-from dsas.loading import load_model
+from dsas.model.identity import fingerprint
+from dsas.model.loading import load_model
 
 RESAMPLES = 2000
 

@@ -15,8 +15,8 @@ import torch
 
 from dsas import Addition, Logistic, Rule, Steering, find_sites
 from dsas.demo.models import real_model
-from dsas.identity import ModelIdentity
-from dsas.loading import load_model
+from dsas.model.identity import ModelIdentity
+from dsas.model.loading import load_model
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 WAYS = {"unrecorded": False, "recorded": True, "recorded with doses": "doses"}

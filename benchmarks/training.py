@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 import dsas
-from dsas.collection import inputs_of, read_batches
 from dsas.demo.cells import Bench, Cell
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
@@ -28,9 +27,11 @@ from dsas.evaluation.generations import Sampling
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
-from dsas.identity import fingerprint
-from dsas.loading import LoadedModel, load_model
-from dsas.storage import remembered, replace_files
+from dsas.files.atomic import replace_files
+from dsas.files.results import remembered
+from dsas.fitting.collect import inputs_of, read_batches
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel, load_model
 from dsas.training.objectives import drift
 from dsas.training.passes import Passes, Work
 

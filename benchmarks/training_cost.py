@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 import torch
 
 import dsas
-from dsas.activations import pooler
-from dsas.collection import inputs_of, read_batches
 from dsas.demo.data import openwebtext_sentences, toxic_prompts
 from dsas.demo.models import real_model
-from dsas.hooks import Hooks, StopForward
-from dsas.loading import LoadedModel, load_model
+from dsas.fitting.activations import pooler
+from dsas.fitting.collect import inputs_of, read_batches
+from dsas.model.hooks import Hooks, StopForward
+from dsas.model.loading import LoadedModel, load_model
 from dsas.training.learning import identity_rule, learnable, scratch
 from dsas.training.passes import Work
 from dsas.training.plan import HeldOut, Objective, Plan

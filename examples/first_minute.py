@@ -8,7 +8,7 @@ import torch
 
 import dsas
 from dsas.demo.models import real_model
-from dsas.loading import load_model
+from dsas.model.loading import load_model
 
 DISHES = ("soup", "bread", "salad", "curry", "pie", "tea", "rice", "stew", "cake", "pasta", "fish", "toast")
 GLOOMY = (

@@ -30,9 +30,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dsas.demo.scenes.detector import read
-from dsas.demo.scenes.drawing import arrange, draw
 from dsas.demo.scenes.painting import accuracy, as_markdown, paint, save_grid
 from dsas.demo.scenes.pipeline import WORDS, blank_pipeline
+from dsas.demo.scenes.rendering import arrange, draw
 from dsas.demo.scenes.world import Scene, caption, omit, sample
 
 BATCH = {"autoencoder": 16, "denoiser": 64}

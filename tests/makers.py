@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import dsas
-from dsas.identity import ModelIdentity
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.identity import ModelIdentity
 from dsas.regulators import FittedRegulator
-from dsas.step import Step
 from dsas.testing.models import WIDTH
 
 PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")
@@ -73,7 +73,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, points: dict[str, list[st
     for registry in (dsas.TRANSFORMS, dsas.REGULATORS):
         monkeypatch.setattr(registry, "_known", dict(registry))
         monkeypatch.setattr(registry, "_complete", False)
-    monkeypatch.setattr("dsas.registry.entry_points", entry_points)
+    monkeypatch.setattr("dsas.methods.registry.entry_points", entry_points)
 
 
 class Idle(nn.Module):
@@ -100,7 +100,7 @@ class Position(dsas.Regulator):
     def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> FittedRegulator:
         return FittedRegulator(cls(), accuracy=None)
 
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return (1 + step.positions).unsqueeze(-1).float()
 
 
@@ -129,7 +129,12 @@ def check_golden_transform(method: type[dsas.Transform], label: str, *, toleranc
 
 
 def check_golden_regulator(
-    method: type[dsas.Regulator], label: str, step: Step | None = None, *, tolerance: float = 1e-5, **options: Any
+    method: type[dsas.Regulator],
+    label: str,
+    step: ForwardPass | None = None,
+    *,
+    tolerance: float = 1e-5,
+    **options: Any,
 ) -> dsas.Regulator:
     """Require that a regulator fitted on the golden sets has the numbers, values and accuracy of the reference.
 
@@ -141,7 +146,7 @@ def check_golden_regulator(
     for name, expected in case["fitted"].items():
         if name != "projector":
             close_to(torch.as_tensor(getattr(regulator, name)), expected, name, tolerance)
-    close_to(regulator(tokens, step or Step(*tokens.shape[:2])), case["values"], "values", tolerance)
+    close_to(regulator(tokens, step or ForwardPass(*tokens.shape[:2])), case["values"], "values", tolerance)
     assert accuracy == (case["accuracy"] if case["accuracy"] is None else pytest.approx(case["accuracy"], abs=1e-6))
     return regulator
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 import dsas
-from dsas.hooks import Hooks
-from dsas.identity import ModelIdentity
-from dsas.pipeline import module_of
+from dsas.model.hooks import Hooks
+from dsas.model.identity import ModelIdentity
+from dsas.model.image_pipeline import module_of
 
 PROMPTS = ["a red dog", "the sky, late"]
 SIZE: dict[str, Any] = {"height": 16, "width": 16}

@@ -8,9 +8,9 @@ from makers import random_steering
 from torch import Tensor, nn
 
 import dsas
-from dsas.methods import regulator_fit, transform_fit
+from dsas.fitting.method_names import regulator_fit, transform_fit
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators import FittedRegulator
-from dsas.step import Step
 from dsas.testing import (
     FAMILIES,
     LawBroken,
@@ -186,38 +186,38 @@ class _Gate(dsas.Regulator):
     def score(self, t: Tensor) -> Tensor:
         return torch.sigmoid(t.to(self.theta.dtype) @ self.theta).unsqueeze(-1)
 
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return self.score(t)
 
 
 class _FirstRow(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return self.score(t[:1]).expand(len(t), -1, -1)
 
 
 class _Counts(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         index = torch.arange(t.shape[1]).view(1, -1, 1)
         return self.score(t) * (index > 0)
 
 
 class _SeesPadding(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return self.score(t.float().mean(1, keepdim=True)).expand(-1, t.shape[1], -1)
 
 
 class _Negative(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return self.score(t) - 0.9
 
 
 class _HalfPrecision(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return self.score(t).to(t.dtype)
 
 
 class _GateDetached(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         return self.score(t.detach())
 
 
@@ -234,7 +234,7 @@ class _BareFit(_Gate):
 
 
 class _Remembers(_Gate):
-    def forward(self, t: Tensor, step: Step) -> Tensor:
+    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
         self.theta.mul_(0.5)
         return self.score(t)
 

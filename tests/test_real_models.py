@@ -11,7 +11,7 @@ import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
 from dsas.demo.labelled import labelled_texts
 from dsas.demo.models import real_model
-from dsas.loading import load_model
+from dsas.model.loading import load_model
 from dsas.testing import check_steering
 
 

@@ -159,7 +159,7 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()) for _ in range(12)])
 sites = dsas.find_sites(model, ["re:1?[0-9]", "*.1", "3.0"])
 addition, constant = dsas.Addition(torch.ones(2)), dsas.Constant()
-identity = dsas.steering.ModelIdentity.of(model)
+identity = dsas.steering.steering.ModelIdentity.of(model)
 steering = dsas.Steering([dsas.Rule(site, addition, constant) for site in sites], identity)
 print(steering, json.dumps(steering._artifact().config), list(steering._artifact().tensors))
 """

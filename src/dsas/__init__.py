@@ -5,16 +5,16 @@ with steering.apply(model, strength=1.0):
     model.generate(...)
 """
 
-from dsas.applied import Applied, Rule
 from dsas.calibration import Budget, calibrate
-from dsas.collection import Reading
-from dsas.composition import Composition
-from dsas.diffusion import Drawing
 from dsas.errors import DsasError, DsasWarning
-from dsas.evidence import Calibration
-from dsas.explain import explain
-from dsas.fit import fit
-from dsas.maps import Maps
+from dsas.explaining.explanation import explain
+from dsas.fitting.closed_form import fit
+from dsas.model.drawing import Drawing
+from dsas.model.image_trace import Maps
+from dsas.model.reading import Reading
+from dsas.model.sites import Site, find_sites
+from dsas.model.token_trace import Trace
+from dsas.parallel.workers import Spread
 from dsas.regulators import (
     REGULATORS,
     Cast,
@@ -29,9 +29,11 @@ from dsas.regulators import (
     Regulator,
     Schedule,
 )
-from dsas.sites import Site, find_sites
-from dsas.steering import Steering
-from dsas.trace import Trace
+from dsas.runtime.applied import Applied
+from dsas.runtime.rule import Rule
+from dsas.steering.calibration_record import Calibration
+from dsas.steering.composition import Composition
+from dsas.steering.steering import Steering
 from dsas.training import HeldOut, Optimiser, train
 from dsas.transforms import (
     TRANSFORMS,
@@ -48,7 +50,6 @@ from dsas.transforms import (
     Transform,
 )
 from dsas.version import VERSION as __version__
-from dsas.workers import Spread
 
 __all__ = [
     "REGULATORS",

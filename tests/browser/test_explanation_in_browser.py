@@ -11,7 +11,7 @@ from browser.conftest import complaints, requested
 from makers import random_steering
 
 import dsas
-from dsas.explain import write_explanation
+from dsas.explaining.explanation import write_explanation
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.views.explained import Explained
 from dsas.views.explanation import explanation_html, framed

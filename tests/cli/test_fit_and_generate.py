@@ -171,7 +171,7 @@ def test_generate_shows_the_steered_text_beside_the_unsteered_one(run: Run, fold
 def test_an_interrupted_fit_says_so_and_goes_on_where_it_was(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsas.collection import _Store
+    from dsas.fitting.collect import _Store
 
     put, seen = _Store.put, []
 

@@ -6,7 +6,7 @@ from dsas.demo import questions
 from dsas.demo.models import real_model
 from dsas.demo.questions import mmlu, quartz, social_iqa
 from dsas.evaluation.choice import Question, choice_accuracy
-from dsas.loading import load_model
+from dsas.model.loading import load_model
 
 SOCIAL = "Ash took the bus: it was late. What will Ash do? A: run; B: wait; it comes; C: go home.."
 QUARTZ = "Ice gets warmer. It will\n\n A: melt\n B: freeze"

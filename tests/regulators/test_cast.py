@@ -9,8 +9,8 @@ from makers import check_golden_regulator, golden, random_steering
 from torch import Tensor
 
 import dsas
+from dsas.model.forward_pass import ForwardPass, History
 from dsas.regulators.cast import best_cut, similarity
-from dsas.step import History, Step
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
 from dsas.testing.passes import padded
@@ -32,7 +32,7 @@ ONE = cast()
 
 def cast_of(history: History, t: Tensor, past: int) -> list[float]:
     """Return what one and the same object says of the next tokens of a sequence."""
-    return ONE(t, Step(*t.shape[:2], past=past, history=history)).flatten().tolist()
+    return ONE(t, ForwardPass(*t.shape[:2], past=past, history=history)).flatten().tolist()
 
 
 def test_direction_threshold_side_and_decisions_are_those_of_the_reference() -> None:
@@ -73,11 +73,11 @@ def test_the_decision_held_is_that_of_the_whole_prompt_and_not_of_its_last_token
 def test_a_prompt_in_chunks_is_decided_on_as_in_one_piece() -> None:
     regulator = dsas.Cast(torch.randn(8), torch.tensor(0.4))
     t = torch.randn(5, 12, 8) + 0.3
-    whole = regulator(t, Step(5, 12, history=History(torch.tensor([9]))))
+    whole = regulator(t, ForwardPass(5, 12, history=History(torch.tensor([9]))))
     assert 0 < float(whole.mean()) < 1
     history, found, past = History(torch.tensor([9])), [], 0
     for piece in t.split([4, 1, 3, 1, 2, 1], dim=1):
-        found.append(regulator(piece, Step(5, piece.shape[1], past=past, history=history)))
+        found.append(regulator(piece, ForwardPass(5, piece.shape[1], past=past, history=history)))
         past += piece.shape[1]
     assert torch.equal(torch.cat(found, dim=1), whole)
     assert torch.equal(whole[:, 9:], whole[:, 8:9].expand(-1, 3, -1))  # held from the prompt's end on
@@ -93,12 +93,12 @@ def test_a_new_sequence_knows_nothing_of_the_one_before() -> None:
 def test_two_sites_with_one_regulator_do_not_share_a_decision() -> None:
     history, regulator = History(), cast()
     for site, token in enumerate((YES, NO)):
-        step = Step(1, 2, history=history)
+        step = ForwardPass(1, 2, history=history)
         step.site = site
         regulator(row(token, token), step)
     history.note(2, 1)
     for site, expected in enumerate((1.0, 0.0)):
-        step = Step(1, 1, past=2, history=history)
+        step = ForwardPass(1, 1, past=2, history=history)
         step.site = site
         assert float(regulator(row(NO), step)) == expected
 
@@ -106,7 +106,7 @@ def test_two_sites_with_one_regulator_do_not_share_a_decision() -> None:
 def test_padding_and_the_first_real_token_do_not_count() -> None:
     noise = 100 * NO
     for tokens, mask in (((noise, noise, noise, YES), [0, 0, 1, 1]), ((noise, YES, noise, noise), [1, 1, 0, 0])):
-        values = cast()(row(*tokens), Step(1, 4, mask=torch.tensor([mask]))).flatten()
+        values = cast()(row(*tokens), ForwardPass(1, 4, mask=torch.tensor([mask]))).flatten()
         assert values[torch.tensor(mask, dtype=torch.bool)].tolist() == [0.0, 1.0]
 
 
@@ -116,7 +116,7 @@ def test_smaller_never_means_larger(above: bool) -> None:
     regulator, threshold = dsas.Cast(ALONG, torch.tensor(0.5), above=above), 0.5
     angles = torch.linspace(0.01, 1.56, 50)
     tokens = torch.stack([angles.cos(), angles.sin()], dim=1)
-    values = regulator(tokens[:, None].expand(-1, 2, -1), Step(50, 2))[:, 1, 0]
+    values = regulator(tokens[:, None].expand(-1, 2, -1), ForwardPass(50, 2))[:, 1, 0]
     assert torch.equal(values == 1, (angles.cos() > threshold) == above)
 
 
@@ -130,7 +130,7 @@ def test_the_side_that_is_steered_is_the_one_on_which_the_source_lies(source_is_
     assert accuracy == 1.0
     assert regulator.above == source_is_similar
     for pooled, expected in ((source, 1.0), (control, 0.0)):
-        values = regulator(pooled[:, None].expand(-1, 2, -1), Step(5, 2))[:, 1]
+        values = regulator(pooled[:, None].expand(-1, 2, -1), ForwardPass(5, 2))[:, 1]
         assert torch.equal(values, torch.full((5, 1), expected))
 
 

@@ -5,12 +5,12 @@ import torch
 from makers import check_golden_regulator
 
 import dsas
-from dsas.step import Step
+from dsas.model.forward_pass import ForwardPass
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0, 3.0])
 def test_every_token_gets_the_value_in_float32(value: float) -> None:
-    got = dsas.Constant(value)(torch.randn(2, 3, 5).half(), Step(2, 3))
+    got = dsas.Constant(value)(torch.randn(2, 3, 5).half(), ForwardPass(2, 3))
     assert torch.equal(got, torch.full((2, 3, 1), value))
 
 

@@ -8,7 +8,7 @@ from makers import check_golden_regulator, unchecked
 
 import dsas
 from dsas.errors import OptionError
-from dsas.step import Step
+from dsas.model.forward_pass import ForwardPass
 
 
 @pytest.mark.parametrize("place", ["origin", "midpoint"])
@@ -19,7 +19,7 @@ def test_plane_values_and_accuracy_are_those_of_the_reference(place: str) -> Non
 def test_a_token_on_the_plane_is_not_steered_and_one_beyond_it_in_full() -> None:
     regulator = dsas.HalfSpace(torch.tensor([0.0, 1.0]), torch.tensor(2.0))
     t = torch.tensor([[[9.0, 1.99], [-9.0, 2.0], [0.0, 2.01]]])
-    assert regulator(t, Step(1, 3)).flatten().tolist() == [0.0, 0.0, 1.0]
+    assert regulator(t, ForwardPass(1, 3)).flatten().tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(("place", "offset"), [("origin", 0.0), ("midpoint", 4.0)])

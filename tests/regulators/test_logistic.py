@@ -12,8 +12,8 @@ from torch import Tensor
 
 import dsas
 from dsas.errors import OptionError
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators import FittedRegulator
-from dsas.step import Step
 
 
 def fitted_on(source: Tensor, control: Tensor, **options: Any) -> FittedRegulator:
@@ -41,7 +41,7 @@ def test_the_folded_vector_is_pca_and_then_logistic_regression(components: int, 
     logistic = LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000, tol=1e-8).fit(z, y)
     expected = logistic.predict_proba(z)[:, 1]
 
-    got = fitted(torch.cat([source, control])[None], Step(1, 50))[0, :, 0].numpy()
+    got = fitted(torch.cat([source, control])[None], ForwardPass(1, 50))[0, :, 0].numpy()
     np.testing.assert_allclose(got, expected, atol=2e-3)
     theta = fitted.get_buffer("theta").double().numpy()
     np.testing.assert_allclose(theta, rows[:components].T @ logistic.coef_[0] / scale, atol=1e-2 * np.abs(theta).max())
@@ -49,7 +49,7 @@ def test_the_folded_vector_is_pca_and_then_logistic_regression(components: int, 
 
 def test_the_answer_to_a_token_is_the_sigmoid_of_theta_times_the_token_plus_the_bias() -> None:
     theta, bias, t = torch.randn(6), torch.tensor(-0.7), torch.randn(2, 3, 6)
-    got = dsas.Logistic(theta, bias)(t, Step(2, 3))
+    got = dsas.Logistic(theta, bias)(t, ForwardPass(2, 3))
     expected = 1 / (1 + np.exp(-(t.numpy().astype(np.float64) @ theta.numpy() - 0.7)))
     np.testing.assert_allclose(got.squeeze(-1).numpy(), expected, rtol=1e-5)
 
@@ -58,7 +58,7 @@ def test_the_fit_does_not_depend_on_the_units_of_the_activations() -> None:
     source, control = apart((20, 20), 16, 2.0)
     one, thousand = (fitted_on(unit * source, unit * control) for unit in (1.0, 1000.0))
     assert one.accuracy == thousand.accuracy
-    step = Step(1, 20)
+    step = ForwardPass(1, 20)
     torch.testing.assert_close(
         one.regulator(source[None], step), thousand.regulator(1000 * source[None], step), rtol=1e-3, atol=1e-3
     )
@@ -69,7 +69,7 @@ def test_the_accuracy_on_pure_noise_is_one_half_although_the_training_set_is_sep
     assert abs(np.mean(accuracies) - 0.5) < 0.07  # 4 standard errors of 12 x 48 answers
     source, control = apart((24, 24), 512, 0.0)
     everything = fitted_on(source, control, components=48, inverse_penalty=1e6).regulator
-    right = [everything(source[None], Step(1, 24)) > 0.5, everything(control[None], Step(1, 24)) < 0.5]
+    right = [everything(source[None], ForwardPass(1, 24)) > 0.5, everything(control[None], ForwardPass(1, 24)) < 0.5]
     assert all(bool(answers.all()) for answers in right)
 
 
@@ -82,7 +82,9 @@ def test_the_accuracy_of_two_gaussians_is_what_theory_gives() -> None:
 def test_ten_times_more_control_than_source_does_not_make_control_the_answer_to_everything() -> None:
     source, control = apart((200, 2000), 4, 2.0)
     fitted = fitted_on(source, control, components=4)
-    answers = [float((fitted.regulator(x[None], Step(1, len(x))) > 0.5).float().mean()) for x in (source, control)]
+    answers = [
+        float((fitted.regulator(x[None], ForwardPass(1, len(x))) > 0.5).float().mean()) for x in (source, control)
+    ]
     assert answers == pytest.approx([0.841, 0.159], abs=0.06)
     assert fitted.accuracy == pytest.approx(0.841, abs=0.05)
 
@@ -97,7 +99,7 @@ def test_a_site_at_which_all_texts_are_alike_has_the_accuracy_of_a_guess() -> No
     same = torch.ones(8, 16)
     fitted = fitted_on(same, same)
     assert fitted.accuracy == 0.5
-    torch.testing.assert_close(fitted.regulator(same[None], Step(1, 8)), torch.full((1, 8, 1), 0.5))
+    torch.testing.assert_close(fitted.regulator(same[None], ForwardPass(1, 8)), torch.full((1, 8, 1), 0.5))
 
 
 def test_the_same_seed_gives_the_same_regulator_and_the_global_random_state_is_not_used() -> None:

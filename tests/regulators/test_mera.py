@@ -9,9 +9,9 @@ from torch import Tensor
 
 import dsas
 from dsas.errors import OptionError
+from dsas.methods.linear_boundary import Labelled, separate
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators import FittedRegulator
-from dsas.separation import Labelled, separate
-from dsas.step import Step
 from dsas.transforms import steer
 
 DIM = 8
@@ -42,7 +42,7 @@ def test_along_the_probe_the_result_is_the_closed_form_least_step_to_the_boundar
     reach = w @ (source.mean(0) - target.mean(0))
     regulator = dsas.Mera.fit(*sets, alpha=alpha).regulator
     t = 2 * torch.randn(3, 40, DIM)
-    moved = steer(t, regulator(t, Step(3, 40)), dsas.Addition(-reach * w / w.square().sum()))
+    moved = steer(t, regulator(t, ForwardPass(3, 40)), dsas.Addition(-reach * w / w.square().sum()))
     beyond = (t @ w + b - math.log(alpha / (1 - alpha))).clamp(min=0).unsqueeze(-1)
     close_to(moved, t - beyond * w / w.square().sum(), "moved", 1e-4)
     certainty = torch.sigmoid(moved @ w + b)
@@ -60,9 +60,9 @@ def test_with_the_difference_of_means_a_token_beyond_the_boundary_lands_on_it(
     regulator = dsas.Mera.fit(*sets).regulator
     t = 2 * torch.randn(3, 40, DIM)
     odds = t @ w + b
-    moved = steer(t, regulator(t, Step(3, 40)), dsas.Addition.fit(source, target))
+    moved = steer(t, regulator(t, ForwardPass(3, 40)), dsas.Addition.fit(source, target))
     torch.testing.assert_close(moved @ w + b, odds.clamp(max=0), atol=1e-4, rtol=1e-4)
-    half = steer(t, 0.5 * regulator(t, Step(3, 40)), dsas.Addition.fit(source, target))
+    half = steer(t, 0.5 * regulator(t, ForwardPass(3, 40)), dsas.Addition.fit(source, target))
     torch.testing.assert_close(half @ w + b, torch.where(odds > 0, odds / 2, odds), atol=1e-4, rtol=1e-4)
 
 
@@ -71,7 +71,7 @@ def test_where_no_step_leads_back_nothing_is_steered_and_the_site_counts_as_usel
     for target in (source, source + 1):  # a reach of 0, and one the wrong way
         fitted = dsas.Mera.fit(source, control, target)
         assert fitted.accuracy == 0.0
-        assert torch.equal(fitted.regulator(9 * torch.randn(2, 5, DIM), Step(2, 5)), torch.zeros(2, 5, 1))
+        assert torch.equal(fitted.regulator(9 * torch.randn(2, 5, DIM), ForwardPass(2, 5)), torch.zeros(2, 5, 1))
 
 
 def test_the_accuracy_is_that_of_the_probe_on_samples_it_was_not_fitted_on(sets: tuple[Tensor, Tensor, Tensor]) -> None:

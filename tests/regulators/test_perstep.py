@@ -5,12 +5,12 @@ import torch
 
 import dsas
 from dsas.errors import OptionError, StateError
+from dsas.model.forward_pass import Denoising, ForwardPass
 from dsas.regulators import FittedRegulator
-from dsas.step import Denoising, Step
 
 
-def at(number: int, total: int, batch: int = 1) -> Step:
-    step = Step(batch, 3)
+def at(number: int, total: int, batch: int = 1) -> ForwardPass:
+    step = ForwardPass(batch, 3)
     step.denoising = Denoising(number, total, number)
     return step
 
@@ -37,7 +37,7 @@ def test_a_schedule_of_denoising_steps_steers_whole_pictures() -> None:
 @pytest.mark.parametrize("regulator", [dsas.PerStep([dsas.Constant(1.0)]), dsas.Schedule("denoising")])
 def test_outside_of_a_denoising_pass_nothing_is_answered(regulator: dsas.Regulator) -> None:
     with pytest.raises(StateError, match="asked outside of a denoising pass"):
-        regulator(torch.zeros(1, 3, 4), Step(1, 3))
+        regulator(torch.zeros(1, 3, 4), ForwardPass(1, 3))
 
 
 def test_each_step_is_fitted_on_its_own_samples_and_the_accuracy_is_the_mean() -> None:
@@ -67,4 +67,4 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(OptionError, match="equally many samples for each of"):
             dsas.PerStep.fit(samples, samples, samples, of=of)
     with pytest.raises(OptionError, match=r"asked for by dsas.Drawing\(per_step=True\)"):
-        dsas.methods.regulator_fit("logistic*per-step")
+        dsas.fitting.method_names.regulator_fit("logistic*per-step")

@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 import dsas
 from dsas.errors import OptionError
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.posterior import auroc
-from dsas.step import Step
 
 
 @pytest.mark.parametrize("least", [0.75, 0.5])
@@ -34,7 +34,7 @@ def test_a_neuron_is_steered_exactly_where_the_sources_density_is_the_higher_one
     moments = [(x.double().mean(0).numpy(), x.double().std(0).numpy()) for x in (source, target)]
     densities = [norm.logpdf(t.double().numpy(), *moment) for moment in moments]
     clear = np.abs(densities[0] - densities[1]) > 1e-2
-    got = regulator(t, Step(4, 200)).numpy()
+    got = regulator(t, ForwardPass(4, 200)).numpy()
     assert got.shape == (4, 200, 5)
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(got[clear], (densities[0] > densities[1])[clear])
@@ -47,7 +47,7 @@ def test_a_neuron_that_is_constant_in_source_or_target_is_never_steered() -> Non
     source[:, 2] = 3.0 + 1e-5 * torch.randn(12)
     regulator = dsas.Posterior.fit(source, control, target).regulator
     t = torch.cat([source[None], target[None], 100 * torch.randn(1, 20, 4)], dim=1)
-    values = regulator(t, Step(1, t.shape[1]))
+    values = regulator(t, ForwardPass(1, t.shape[1]))
     assert not values[..., :3].any()
     assert values[..., 3].any()
 
@@ -55,7 +55,7 @@ def test_a_neuron_that_is_constant_in_source_or_target_is_never_steered() -> Non
 def test_a_neuron_that_does_not_tell_source_from_control_is_never_steered_whatever_the_target() -> None:
     source, target = torch.randn(50, 2) + torch.tensor([0.0, 3.0]), torch.randn(50, 2) - 5
     control = torch.randn(50, 2)
-    values = dsas.Posterior.fit(source, control, target).regulator(source[None], Step(1, 50))
+    values = dsas.Posterior.fit(source, control, target).regulator(source[None], ForwardPass(1, 50))
     assert not values[..., 0].any()
     assert float(values[..., 1].mean()) > 0.9
 
@@ -63,8 +63,8 @@ def test_a_neuron_that_does_not_tell_source_from_control_is_never_steered_whatev
 def test_a_neuron_that_is_lower_in_the_source_tells_as_much_as_one_that_is_higher() -> None:
     source, control = torch.randn(30, 1), torch.randn(30, 1)
     up, down = (dsas.Posterior.fit(source + 3 * s, control, control - 2 * s).regulator for s in (1.0, -1.0))
-    assert float(up(source[None] + 3, Step(1, 30)).mean()) > 0.9
-    assert float(down(source[None] - 3, Step(1, 30)).mean()) > 0.9
+    assert float(up(source[None] + 3, ForwardPass(1, 30)).mean()) > 0.9
+    assert float(down(source[None] - 3, ForwardPass(1, 30)).mean()) > 0.9
 
 
 @pytest.mark.parametrize("least", [0.49, 1.01, float("nan")])

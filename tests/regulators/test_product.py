@@ -9,9 +9,9 @@ from makers import check_golden_regulator, logits_of, random_steering, unchecked
 
 import dsas
 from dsas.errors import OptionError
-from dsas.methods import regulator_fit
+from dsas.fitting.method_names import regulator_fit
+from dsas.model.forward_pass import ForwardPass, History
 from dsas.regulators import Regulator
-from dsas.step import History, Step
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 
@@ -26,7 +26,7 @@ def test_the_value_is_the_product_of_the_factors_values() -> None:
     t = torch.randn(2, 3, 8)
     factors = [LOGISTIC, dsas.Constant(0.5), dsas.HalfSpace(torch.randn(8), torch.tensor(0.1))]
     expected = torch.sigmoid(t @ LOGISTIC.theta + 0.2) * 0.5 * (t @ factors[2].direction > 0.1)
-    torch.testing.assert_close(dsas.Product(factors)(t, Step(2, 3)).squeeze(-1), expected)
+    torch.testing.assert_close(dsas.Product(factors)(t, ForwardPass(2, 3)).squeeze(-1), expected)
 
 
 def test_one_value_a_token_times_one_a_neuron_is_one_a_neuron_in_either_order() -> None:
@@ -34,7 +34,7 @@ def test_one_value_a_token_times_one_a_neuron_is_one_a_neuron_in_either_order() 
     posterior = dsas.Posterior(torch.zeros(8), torch.ones(8), torch.zeros(8))  # positive neurons
     expected = torch.sigmoid(t @ LOGISTIC.theta + 0.2).unsqueeze(-1) * (t > 0)
     for factors in ([LOGISTIC, posterior], [posterior, LOGISTIC]):
-        value = dsas.Product(factors)(t, Step(2, 3))
+        value = dsas.Product(factors)(t, ForwardPass(2, 3))
         assert value.shape == (2, 3, 8)
         torch.testing.assert_close(value, expected)
 
@@ -55,7 +55,7 @@ def test_it_reads_the_step_as_soon_as_a_factor_does() -> None:
     product = dsas.Product([LOGISTIC, dsas.Schedule("prompt")])
     assert product.reads_step
     t = torch.randn(1, 4, 8)
-    values = product(t, Step(1, 4, history=History(torch.tensor([2]))))
+    values = product(t, ForwardPass(1, 4, history=History(torch.tensor([2]))))
     assert (values > 0).flatten().tolist() == [True, True, False, False]
 
 
@@ -64,10 +64,10 @@ def test_two_factors_of_one_kind_do_not_share_a_memory() -> None:
     either = torch.tensor([[[1.0, 0.0]] * 3])
     history = History()
     product = dsas.Product([yes, dsas.Product([yes, dsas.Constant(2.0)])])
-    assert product(either, Step(1, 3, history=history)).flatten().tolist() == [0, 2, 2]
+    assert product(either, ForwardPass(1, 3, history=history)).flatten().tolist() == [0, 2, 2]
     history.note(3, 1)
-    assert float(product(either[:, :1], Step(1, 1, past=3, history=history))) == 2
-    assert dsas.Product([yes, no])(either, Step(1, 3)).flatten().tolist() == [0, 0, 0]
+    assert float(product(either[:, :1], ForwardPass(1, 1, past=3, history=history))) == 2
+    assert dsas.Product([yes, no])(either, ForwardPass(1, 3)).flatten().tolist() == [0, 0, 0]
 
 
 def nested() -> Regulator:

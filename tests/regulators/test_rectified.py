@@ -5,11 +5,11 @@ import torch
 
 import dsas
 from dsas.errors import OptionError
-from dsas.step import Step
+from dsas.model.forward_pass import ForwardPass
 
 
 def values(regulator: dsas.Regulator, t: torch.Tensor) -> torch.Tensor:
-    return regulator(t, Step(*t.shape[:2]))
+    return regulator(t, ForwardPass(*t.shape[:2]))
 
 
 def test_it_is_one_on_average_over_the_source_and_exactly_zero_far_off_the_concept() -> None:

@@ -10,7 +10,7 @@ from makers import random_steering
 from torch import Tensor, nn
 
 from dsas.serving.config import ServingConfig, source_of
-from dsas.steering import Steering
+from dsas.steering.steering import Steering
 from dsas.testing.models import LAYERS, WIDTH, tiny_model
 
 TOKENS, REQUESTS = 16, 4

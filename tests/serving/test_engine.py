@@ -12,10 +12,10 @@ from served import store
 
 import dsas
 from dsas.errors import MissingExtraError, ModelMismatchError, OptionError, StateError
-from dsas.evidence import Calibration
 from dsas.serving import admission, engine, server
 from dsas.serving.config import ServingConfig, Source, source_of
 from dsas.serving.requests import Entry
+from dsas.steering.calibration_record import Calibration
 from dsas.testing import tiny_model
 
 

@@ -55,7 +55,7 @@ def steered(path: str, *rules: dsas.Rule, together: int = 1) -> tuple[Served, To
 
 
 def expected(rule: dsas.Rule, t: Tensor, strength: float) -> Tensor:
-    step = dsas.step.Step(1, len(t))
+    step = dsas.model.forward_pass.ForwardPass(1, len(t))
     return strength * (rule.regulator(t[None], step) * rule.transform.edit(t[None]))[0]
 
 

@@ -20,7 +20,7 @@ RUNNERS = pytest.mark.parametrize("kind", [First, Second])
 
 def steered_by_hand(steering: dsas.Steering, t: Tensor, strength: float) -> Tensor:
     """Return tokens after all layers, each of which does nothing but steer."""
-    step = dsas.step.Step(1, len(t))
+    step = dsas.model.forward_pass.ForwardPass(1, len(t))
     for rule in steering.rules:
         t = t + strength * (rule.regulator(t[None], step) * rule.transform.edit(t[None]))[0]
     return t
@@ -73,7 +73,7 @@ def test_a_request_that_takes_the_place_of_another_gets_its_own_row(kind: Any, t
 
 def applied_by_hand(steering: dsas.Steering, t: Tensor, strength: float) -> float:
     """Return the mean over tokens and layers, each of which does nothing but steer, of what is applied."""
-    model, step, values = Served(), dsas.step.Step(1, len(t)), []
+    model, step, values = Served(), dsas.model.forward_pass.ForwardPass(1, len(t)), []
     for rule in steering.rules:
         gain = strength * rule.weight * rule.regulator(t[None], step)
         t = t + (gain * rule.transform.edit(t[None]))[0]

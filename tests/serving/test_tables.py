@@ -54,7 +54,7 @@ def rule_of(transform: str, regulator: str, weight: float = 1.0) -> dsas.Rule:
 
 def steered_by_apply(rule: dsas.Rule, t: Tensor, strength: float) -> Tensor:
     model = Block()
-    steering = dsas.Steering([rule], dsas.identity.ModelIdentity.of(model))
+    steering = dsas.Steering([rule], dsas.model.identity.ModelIdentity.of(model))
     with steering.apply(model, strength, record=False):
         return model(inputs_embeds=t)
 
@@ -171,7 +171,7 @@ def test_a_rule_of_weight_zero_has_no_row_and_so_no_reason_to_be_refused() -> No
     model = tiny_model("llama")
     kept = random_steering(model, "residual").rules[0]
     dropped = dsas.Rule(dsas.Site("lm_head"), dsas.Custom(torch.neg), dsas.Constant(), weight=0.0)
-    steering = dsas.Steering([kept, dropped], dsas.identity.ModelIdentity.of(model))
+    steering = dsas.Steering([kept, dropped], dsas.model.identity.ModelIdentity.of(model))
     assert list(rows_of(steering)) == [kept.site.path]
 
 

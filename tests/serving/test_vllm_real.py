@@ -10,8 +10,8 @@ from engines import Ask, Wanted, generate, running, worst_difference
 import dsas
 from dsas.demo.models import real_model
 from dsas.errors import MissingExtraError
-from dsas.identity import ModelIdentity
-from dsas.loading import load_model
+from dsas.model.identity import ModelIdentity
+from dsas.model.loading import load_model
 
 pytestmark = pytest.mark.vllm
 PROMPTS = ("The people who came to the meeting on Tuesday said that", "My favourite food is")

@@ -12,11 +12,11 @@ from dsas.errors import OptionError
 from dsas.evaluation.choice import Question
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.perplexity import perplexity
-from dsas.identity import fingerprint
-from dsas.loading import load_model
+from dsas.model.identity import fingerprint
+from dsas.model.loading import load_model
+from dsas.parallel.workers import Spread
 from dsas.sweep.jobs import Part, Setup, Worker, scorer_of
 from dsas.sweep.run import Grid, Series, run_sweep
-from dsas.workers import Spread
 
 NEUTRAL = ("w3 w4 w5 w6", "w7 w8 w9", "w10 w11 w12 w13 w14")
 PROMPTS = ("w3", "w4 w5", "w6 w7 w8")

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 
 import dsas
 from dsas.errors import OptionError
-from dsas.pipeline import module_of
+from dsas.model.image_pipeline import module_of
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import learnable
 from dsas.training.plan import Objective, Plan
@@ -98,7 +98,7 @@ def test_lineas_moves_the_pictures_and_the_model_learns_nothing(family: str) -> 
 
 def transport_after(steering: dsas.Steering, pipeline: Any) -> float:
     """Return the squared distance of sorted pooled activations, steered source against target, summed over sites."""
-    from dsas.collection import collect_drawn
+    from dsas.fitting.collect import collect_drawn
 
     parts, drawing = module_of(pipeline), dsas.Drawing(steps=2, options=OPTIONS["sd"])
     sites, places = [rule.site for rule in steering.rules], range(5)

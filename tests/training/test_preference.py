@@ -12,7 +12,7 @@ from blocks import check_gradient
 import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.evaluation.divergence import divergence
-from dsas.identity import ModelIdentity
+from dsas.model.identity import ModelIdentity
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import learnable

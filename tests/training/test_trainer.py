@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dsas
 from dsas.errors import OptionError
-from dsas.step import Step
+from dsas.model.forward_pass import ForwardPass
 from dsas.training.learning import learnable, scratch, settled, support
 from dsas.training.loop import learn
 from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
@@ -87,7 +87,7 @@ def test_the_closed_form_rectifier_is_alive_on_the_source_even_when_nothing_can_
     same = torch.randn(8, DIM)
     alike = dsas.Rectified.fit(same, same, same).regulator
     apart = dsas.Rectified.fit(same + 1, same - 1, same).regulator
-    step = Step(1, 8)
+    step = ForwardPass(1, 8)
     assert float(alike(same.unsqueeze(0), step).max()) > 0
     assert float(apart((same + 1).unsqueeze(0), step).mean()) == pytest.approx(1, abs=1e-5)
     assert float(apart((same - 1).unsqueeze(0), step).mean()) < 0.2

@@ -1,6 +1,6 @@
 """Calibration: the strength chosen for the user, the largest that keeps a budget of damage."""
 
 from dsas.calibration.budget import Budget
-from dsas.calibration.calibrate import calibrate
+from dsas.calibration.largest_strength import calibrate
 
 __all__ = ["Budget", "calibrate"]

@@ -6,7 +6,7 @@ One group of commands a file; importing the file puts its commands into `app`.
 import warnings
 
 from dsas.cli import calibrate, demo, explain, fit, generate, images, inspect, pareto, playground, serve, train  # noqa: F401 - each puts its commands into `app`
-from dsas.cli.common import app, show_warning
+from dsas.cli.options import app, show_warning
 
 __all__ = ["app", "main"]
 

@@ -9,10 +9,10 @@ import typer
 from rich.table import Table
 
 import dsas
-from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, kinds_of
+from dsas.cli.options import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, kinds_of
 from dsas.errors import OptionError
-from dsas.loading import load_model
-from dsas.textfiles import DEFAULT_FIELD
+from dsas.files.text_files import DEFAULT_FIELD
+from dsas.model.loading import load_model
 
 
 @app.command(epilog="Example: `dsas calibrate ./model detox --tune wiki=a.txt --tune news=b.txt --held-out c.txt`")

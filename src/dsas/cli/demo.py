@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dsas.cli.common import AsJson, Device, app, console, hide_foreign_bars
+from dsas.cli.options import AsJson, Device, app, console, hide_foreign_bars
 
 
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")

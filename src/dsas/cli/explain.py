@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import dsas
-from dsas.cli.common import (
+from dsas.cli.options import (
     AsJson,
     Chat,
     Device,
@@ -20,10 +20,10 @@ from dsas.cli.common import (
     hide_foreign_bars,
     prompts_of,
 )
-from dsas.explain import write_explanation
-from dsas.loading import load_model
-from dsas.text import chat_prompts
-from dsas.textfiles import DEFAULT_FIELD
+from dsas.explaining.explanation import write_explanation
+from dsas.files.text_files import DEFAULT_FIELD
+from dsas.model.examples import chat_prompts
+from dsas.model.loading import load_model
 
 
 @app.command(epilog='Example: `dsas explain ./model "You are a fool." --steering detox --strength 0.1`')

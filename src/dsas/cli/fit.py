@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import dsas
-from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, show
-from dsas.collection import Reading
-from dsas.loading import load_model
-from dsas.textfiles import DEFAULT_FIELD, read_spans, read_texts
+from dsas.cli.options import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, show
+from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
+from dsas.model.loading import load_model
+from dsas.model.reading import Reading
 
 
 @app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")

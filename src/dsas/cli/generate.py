@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 import dsas
-from dsas.cli.common import (
+from dsas.cli.options import (
     AsJson,
     Chat,
     Device,
@@ -22,13 +22,13 @@ from dsas.cli.common import (
     hide_foreign_bars,
     prompts_of,
 )
-from dsas.collection import progress_bar
 from dsas.errors import OptionError
 from dsas.evaluation.generations import Sampling, sample_continuations
-from dsas.loading import LoadedModel, load_model
-from dsas.streaming import TokenStream
-from dsas.text import chat_prompts
-from dsas.textfiles import DEFAULT_FIELD
+from dsas.explaining.token_stream import TokenStream
+from dsas.files.text_files import DEFAULT_FIELD
+from dsas.model.examples import chat_prompts
+from dsas.model.loading import LoadedModel, load_model
+from dsas.parallel.progress import progress_bar
 from dsas.views.terminal import styled
 
 

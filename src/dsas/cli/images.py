@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 import dsas
-from dsas.cli.common import AsJson, Device, Precision, app, console, hide_foreign_bars
+from dsas.cli.options import AsJson, Device, Precision, app, console, hide_foreign_bars
 from dsas.errors import OptionError
-from dsas.loading import load_pipeline
-from dsas.pipeline import Branch
+from dsas.model.image_pipeline import Branch
+from dsas.model.loading import load_pipeline
 
 
 @app.command(epilog='Example: `dsas images ./scenes ./no-red --prompt "a red circle" --strength 0 --strength 1`')

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from dsas.cli.common import AsJson, Device, Field, Precision, app, console, hide_foreign_bars
-from dsas.inspection import Inspection, against_style, inspect_texts, separability
-from dsas.loading import load_model
-from dsas.sites import DEFAULT_SITES
-from dsas.textfiles import DEFAULT_FIELD, read_texts
+from dsas.cli.options import AsJson, Device, Field, Precision, app, console, hide_foreign_bars
+from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.fitting.text_checks import Inspection, against_style, inspect_texts, separability
+from dsas.model.loading import load_model
+from dsas.model.sites import DEFAULT_SITES
 
 
 @app.command("inspect-data", epilog="Example: `dsas inspect-data --source rude.txt --control plain.txt`")

@@ -10,16 +10,16 @@ from typing import Annotated
 import typer
 
 import dsas
-from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, kinds_of
+from dsas.cli.options import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, kinds_of
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.choice import Question, read_questions
 from dsas.evaluation.generations import Sampling
-from dsas.identity import fingerprint
-from dsas.loading import LoadedModel, load_model
+from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel, load_model
+from dsas.parallel.workers import Spread
 from dsas.sweep.jobs import PACKAGED, Part, Setup, scorer_of
 from dsas.sweep.run import STRENGTHS, Grid, Series, run_sweep
-from dsas.textfiles import DEFAULT_FIELD, read_texts
-from dsas.workers import Spread
 
 KL_TEXTS = 25
 SCORERS = list(PACKAGED)

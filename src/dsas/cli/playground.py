@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 import dsas
-from dsas.cli.common import Device, Model, Precision, Strength, app, console, hide_foreign_bars
-from dsas.loading import load_model
-from dsas.playground import HOST, serve
-from dsas.playground import playground as build
+from dsas.cli.options import Device, Model, Precision, Strength, app, console, hide_foreign_bars
+from dsas.demo.playground import HOST, serve
+from dsas.demo.playground import playground as build
+from dsas.model.loading import load_model
 
 
 @app.command(epilog="Example: `dsas playground ./model --steering detox --steering calm --strength 0.1`")

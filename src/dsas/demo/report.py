@@ -5,15 +5,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from dsas.assets import fetch
 from dsas.demo.cells import Cell
 from dsas.demo.run import BUDGET, UNSTEERED, DemoResult
 from dsas.evaluation.intervals import Interval
+from dsas.files.atomic import replace_files
+from dsas.files.pinned_packages import fetch
 from dsas.reports.front import FrontPoint, front_figure
 from dsas.reports.heat import TokenHeat
 from dsas.reports.masking import mask, masked_words
 from dsas.reports.page import Page, write_page
-from dsas.storage import replace_files
 
 EXAMPLES = 6
 DRAWN_BELOW = 1.6  # dearer points would squeeze the others; the table has them

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
-from dsas.collection import progress_bar
 from dsas.demo.cells import Bench, Cell
 from dsas.demo.explain import token_heats
 from dsas.demo.models import real_model
@@ -21,12 +20,14 @@ from dsas.demo.texts import DemoTexts, demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
-from dsas.fit import fit
-from dsas.identity import fingerprint
-from dsas.loading import LoadedModel, load_model
+from dsas.files.atomic import replace_files
+from dsas.files.results import remembered
+from dsas.fitting.closed_form import fit
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel, load_model
+from dsas.parallel.progress import progress_bar
 from dsas.reports.heat import TokenHeat
-from dsas.steering import Steering
-from dsas.storage import remembered, replace_files
+from dsas.steering.steering import Steering
 
 STRENGTHS = (0.01, 0.02, 0.05, 0.12, 0.2)
 BUDGET = 1.05

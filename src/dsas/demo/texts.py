@@ -18,7 +18,7 @@ from dsas.demo.data import news_sentences, openwebtext_sentences, split, toxic_p
 from dsas.errors import TextsError
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.scorers import Scorer
-from dsas.storage import replace_files
+from dsas.files.atomic import replace_files
 
 TOXIC_ABOVE, CLEAN_BELOW = 0.6, 0.2
 MIN_WORDS = 5

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dsas.errors import OptionError, TextsError, closest
-from dsas.loading import find_device
+from dsas.model.loading import find_device
 
 _MEANT = ("toxic", "toxicity")
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from dsas.errors import MissingExtraError, OptionError
-from dsas.loading import find_device
+from dsas.model.loading import find_device
 
 Pictures = UInt8[np.ndarray, "picture height width 3"] | Float[np.ndarray, "picture height width 3"]
 

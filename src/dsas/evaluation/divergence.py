@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from dsas.activations import evaluation_mode
 from dsas.errors import OptionError
-from dsas.placement import device_of
-from dsas.text import Batch, batches, pad_token, tokenize
+from dsas.model.device_map import device_of
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import Batch, batches, pad_token, tokenize
 
 
 class DivergenceResult(NamedTuple):

@@ -24,10 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dsas.activations import evaluation_mode
 from dsas.errors import OptionError
-from dsas.placement import device_of
-from dsas.text import Batch, batches, pad_token, tokenize
+from dsas.model.device_map import device_of
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import Batch, batches, pad_token, tokenize
 
 
 class Sampling(NamedTuple):
@@ -67,7 +67,8 @@ def sample_continuations(
     The same call gives the same texts; the random numbers of the process are left as they were.
     special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
-    streamer: what transformers' generate() calls with the tokens as they come, such as `dsas.streaming.TokenStream`.
+    streamer: what transformers' generate() calls with the tokens as they come, such as
+    `dsas.explaining.token_stream.TokenStream`.
     Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range.
     """
     _check(sampling, seeds)

@@ -9,7 +9,7 @@ Batches, padding and caches are lm-eval's. It pads likelihood requests on the ri
 which changes nothing: a token is steered by what came before it. At strength 0 all is as in the
 plain class.
 
-Left out: models that lm-eval would load by name (load them with `dsas.loading`), several processes.
+Left out: models that lm-eval would load by name (load them with `dsas.model.loading`), several processes.
 
 Source: lm-eval 0.4.9 or later, `lm_eval.models.huggingface.HFLM`; needs the extra `lm-eval`.
 """
@@ -19,9 +19,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dsas.applied import read_strength
 from dsas.errors import MissingExtraError, OptionError
-from dsas.steering import Steering
+from dsas.runtime.applied import read_strength
+from dsas.steering.steering import Steering
 
 
 def steered_lm(

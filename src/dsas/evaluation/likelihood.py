@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dsas.activations import evaluation_mode
 from dsas.errors import OptionError
-from dsas.placement import device_of
-from dsas.text import Batch, batches
+from dsas.model.device_map import device_of
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import Batch, batches
 
 Straddling = Literal["given", "judged"]
 

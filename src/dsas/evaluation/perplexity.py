@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dsas.activations import evaluation_mode
 from dsas.errors import OptionError, TextsError
-from dsas.placement import device_of
-from dsas.text import batches, pad_token, tokenize
+from dsas.model.device_map import device_of
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import batches, pad_token, tokenize
 
 
 class PerplexityResult(NamedTuple):

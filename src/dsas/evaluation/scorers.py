@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
 
-from dsas.assets import fetch
 from dsas.errors import MissingExtraError, TextsError
 from dsas.evaluation.bag import BagWeights, bag_probability
 from dsas.evaluation.bilstm import BiLstmWeights, LstmWeights, bilstm, encode
 from dsas.evaluation.pickles import load_joblib, load_pickle
+from dsas.files.pinned_packages import fetch
 
 _VOCABULARY = 20_000  # both recurrent models know the words numbered below this
 _BATCH = 256

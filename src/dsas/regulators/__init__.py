@@ -1,6 +1,6 @@
 """WHEN: one regulator a file. `REGULATORS` is the registry that fit, storage, the CLI and the laws read."""
 
-from dsas.registry import Registry
+from dsas.methods.registry import Registry
 from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.regulators.cast import Cast
 from dsas.regulators.constant import Constant

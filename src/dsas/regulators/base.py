@@ -6,8 +6,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Fitted
-from dsas.step import Step
+from dsas.methods.base import Fitted
+from dsas.model.forward_pass import ForwardPass
 
 
 class FittedRegulator(NamedTuple):
@@ -46,5 +46,5 @@ class Regulator(Fitted, ABC):
         """
 
     @abstractmethod
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token gain"]:
         """Return h(t) >= 0 for every token, float32; gain is 1 or dim."""

@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import Labelled, held_out_accuracy
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.separation import Labelled, held_out_accuracy
-from dsas.step import Step
 
 
 @final
@@ -64,7 +64,7 @@ class Cast(Regulator):
         condition = torch.from_numpy(found.direction).float()
         return FittedRegulator(cls(condition, torch.tensor(found.threshold), found.above), accuracy)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 or 0 for every token; flat, so no gradient comes through."""
         counted = step.real & step.prompt & (step.positions > 0)
         wide = t.detach().to(self.condition.dtype)

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.step import Step
 
 
 @final
@@ -37,6 +37,6 @@ class Constant(Regulator):
         """Return the constant 1; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(), accuracy=None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return the value for every token."""
         return t.new_full((1, 1, 1), self.value, dtype=torch.float32).expand(*t.shape[:2], 1)

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import Boundary, Labelled, held_out_accuracy
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.separation import Boundary, Labelled, held_out_accuracy
-from dsas.step import Step
 
 Place = Literal["origin", "midpoint"]
 
@@ -64,7 +64,7 @@ class HalfSpace(Regulator):
         regulator = cls(torch.from_numpy(plane.theta).float(), torch.tensor(-plane.bias, dtype=torch.float32))
         return FittedRegulator(regulator, held_out_accuracy(data, draw, folds=folds, seed=seed))
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 beyond the plane and 0 before it; flat, so no gradient comes through."""
         return (t.to(self.direction.dtype) @ self.direction > self.offset).float().unsqueeze(-1)
 

@@ -2,7 +2,7 @@
 
 Learned on pooled activations of source (label 1) against control (label 0), or on the tokens themselves where the
 source says which of them show the behaviour (`dsas.fit(spans=...)`), and applied to single tokens. How the boundary is
-drawn is in `dsas.separation`.
+drawn is in `dsas.methods.linear_boundary`.
 
 Source: DSAS (arXiv 2512.03661, section 3.2; r = 5). The held-out accuracy decides whether a site is steered at all:
 without cross-validation it is always 1 when there are far fewer texts than dimensions. Left out: calibration of the
@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.separation import Labelled, held_out_accuracy, separate
-from dsas.step import Step
 
 
 @final
@@ -71,6 +71,6 @@ class Logistic(Regulator):
         theta = torch.from_numpy(boundary.theta).float()
         return FittedRegulator(cls(theta, torch.tensor(boundary.bias, dtype=torch.float32)), accuracy)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return sigmoid(theta . t + b), computed in float32."""
         return torch.sigmoid(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)

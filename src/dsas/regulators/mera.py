@@ -2,10 +2,10 @@
 
     h(t) = max(0, w . t + b - logit(alpha)) / reach,     reach = w . (mean_S - mean_T)
 
-w and b are a logistic regression of source against control (`dsas.separation`). A transform that moves the log-odds by
--reach, as the difference of the means does, lands at strength 1 exactly on the boundary p = alpha, and a token below
-it is not touched. Along w itself, T(t) = t - reach w / |w|^2, this is the least step that reaches the boundary, which
-is the method of the paper; here any transform may take it.
+w and b are a logistic regression of source against control (`dsas.methods.linear_boundary`). A transform that
+moves the log-odds by -reach, as the difference of the means does, lands at strength 1 exactly on the boundary p =
+alpha, and a token below it is not touched. Along w itself, T(t) = t - reach w / |w|^2, this is the least step that
+reaches the boundary, which is the method of the paper; here any transform may take it.
 
 Source: MERA (arXiv 2510.13290, section 3). Left out: choosing alpha by calibration (0.5 unless given); a linear probe
 of the error's size instead of its probability.
@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.separation import Labelled, held_out_accuracy, separate
-from dsas.step import Step
 
 
 @final
@@ -74,6 +74,6 @@ class Mera(Regulator):
         regulator = cls(theta, torch.tensor(beyond / reach, dtype=torch.float32))
         return FittedRegulator(regulator, held_out_accuracy(data, draw, seed=seed))
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return max(0, theta . t + bias), computed in float32."""
         return torch.relu(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)

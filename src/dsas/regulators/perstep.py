@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.step import Step
 
 
 @final
@@ -67,7 +67,7 @@ class PerStep(Regulator):
         known = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls([one.regulator for one in fitted]), fmean(known) if known else None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token gain"]:
         """Return the values of the step's regulator. Raises StateError outside of a denoising pass."""
         if step.denoising is None:
             raise StateError("a per-step regulator was asked outside of a denoising pass: it steers denoisers only")

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.step import Step
 
 LEAST_SD = 1e-4
 
@@ -70,7 +70,7 @@ class Posterior(Regulator):
         parts = [torch.where(kept, part, other) for part, other in ((curve, never), (slope, never), (level, never - 1))]
         return FittedRegulator(cls(*(part.float() for part in parts)), accuracy=None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token dim"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token dim"]:
         """Return 1 or 0 for every neuron of every token; flat, so no gradient comes through."""
         wide = t.to(self.curve.dtype)
         return (torch.addcmul(self.level, torch.addcmul(self.slope, wide, self.curve), wide) > 0).float()

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.step import Step
 
 
 @final
@@ -52,6 +52,6 @@ class Product(Regulator):
         known = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls([one.regulator for one in fitted]), min(known) if known else None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token gain"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token gain"]:
         """Return the product of the factors' values."""
         return reduce(mul, (factor(t, step) for factor in self.factors))

@@ -2,9 +2,10 @@
 
     fit:  theta, b = (theta', b') / scale,    scale = mean over source of max(0, theta' . t + b')
 
-theta' and b' are the logistic boundary between source and control (`dsas.separation`); dividing by the scale makes the
-mean value on the pooled source 1. So this closed form is alive where it has to be: a rectifier with theta = 0 and
-b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.train(gate="relu")` starts from it.
+theta' and b' are the logistic boundary between source and control (`dsas.methods.linear_boundary`); dividing by the
+scale makes the mean value on the pooled source 1. So this closed form is alive where it has to be: a rectifier with
+theta = 0 and b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.train(gate="relu")` starts
+from it.
 
 Source: E2E-DSAS (arXiv 2512.03661, section on end-to-end training). Left out: leaky rectifiers.
 """
@@ -17,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.separation import Labelled, held_out_accuracy, separate
-from dsas.step import Step
 
 
 @final
@@ -66,6 +67,6 @@ class Rectified(Regulator):
         theta = torch.from_numpy(boundary.theta / scale).float()
         return FittedRegulator(cls(theta, torch.tensor(boundary.bias / scale, dtype=torch.float32)), accuracy)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return max(0, theta . t + bias), computed in float32."""
         return torch.relu(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)

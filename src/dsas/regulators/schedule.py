@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError, StateError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
+from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.step import Step
 
 Part = Literal["all", "prompt", "generated", "denoising"]
 
@@ -61,7 +61,7 @@ class Schedule(Regulator):
         """Return the schedule; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(part, start, stop), accuracy=None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: Step) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 inside the window and 0 outside. Raises StateError for "denoising" outside of a denoising pass."""
         if self.part == "denoising":
             if step.denoising is None:

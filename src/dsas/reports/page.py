@@ -14,8 +14,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from dsas.errors import OptionError
+from dsas.files.atomic import replace_files
 from dsas.reports.heat import TokenHeat, render_heat
-from dsas.storage import replace_files
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsas.assets import fetch
 from dsas.errors import TextsError, closest
+from dsas.files.atomic import replace_files
+from dsas.files.pinned_packages import fetch
 from dsas.reports.estimates import (
     Estimates,
     Measures,
@@ -33,7 +34,6 @@ from dsas.reports.page import Page
 from dsas.reports.panels import BASELINE, front_panels
 from dsas.reports.strips import picture_strips
 from dsas.reports.wording import Wording
-from dsas.storage import replace_files
 from dsas.sweep.pareto import Comparison, least_toxic
 from dsas.sweep.plan import Plan, read_plan
 from dsas.sweep.resampling import ALL, ENSEMBLE, MEAN, REDUCTION, TOXIC, resample

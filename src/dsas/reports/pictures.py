@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dsas.diffusion import Drawing, draw, prompt_batches
 from dsas.errors import OptionError
-from dsas.maps import Maps
+from dsas.files.atomic import replace_files
+from dsas.model.drawing import Drawing, draw, prompt_batches
+from dsas.model.image_trace import Maps
 from dsas.regulators import Constant
 from dsas.reports.page import Page, write_page
-from dsas.steering import Steering
-from dsas.storage import replace_files
+from dsas.steering.steering import Steering
 from dsas.views.pictures import grid_figure, heat_figure
 
 if TYPE_CHECKING:

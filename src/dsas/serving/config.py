@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dsas.errors import OptionError
 from dsas.serving.requests import Entry
-from dsas.steering import Steering
+from dsas.steering.steering import Steering
 
 KEY = "dsas"
 

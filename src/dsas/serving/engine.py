@@ -16,7 +16,7 @@ from dsas.errors import MissingExtraError, OptionError, StateError
 from dsas.serving.config import KEY, ServingConfig, Source, source_of
 from dsas.serving.reports import combined
 from dsas.serving.tables import check_model, rows_of
-from dsas.steering import Steering
+from dsas.steering.steering import Steering
 
 WORKER = "dsas.serving.worker.SteeringWorker"
 

@@ -20,7 +20,7 @@ from dsas.serving.reports import Reports, Wanted
 from dsas.serving.requests import REPORTED, RESOLVED, STEERING
 from dsas.serving.tables import Row, check_model, rows_of, union
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
-from dsas.steering import Steering
+from dsas.steering.steering import Steering
 
 
 class _Kind(NamedTuple):

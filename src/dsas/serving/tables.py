@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dsas.applied import Rule
 from dsas.errors import ModelMismatchError, OptionError
 from dsas.regulators import Constant, Logistic, Mera, Rectified
-from dsas.steering import Steering
+from dsas.runtime.rule import Rule
+from dsas.steering.steering import Steering
 from dsas.transforms import AffineTransform
 from dsas.transforms.affine import EVERYWHERE
 

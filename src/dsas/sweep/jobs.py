@@ -37,8 +37,8 @@ from dsas.evaluation.scorers import (
     ToxBlock,
     ToxicCommentClassifier,
 )
-from dsas.loading import LoadedModel, load_model
-from dsas.steering import Steering
+from dsas.model.loading import LoadedModel, load_model
+from dsas.steering.steering import Steering
 
 Task = Literal["generate", "read", "score", "judge"]
 PACKAGED: dict[str, Callable[[], Scorer]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsas.errors import TextsError, closest
-from dsas.textfiles import ENCODING
+from dsas.files.text_files import ENCODING
 
 
 class SeriesPlan(NamedTuple):

@@ -22,13 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsas.collection import progress_bar
 from dsas.errors import OptionError
-from dsas.steering import Steering
-from dsas.storage import replace_files
+from dsas.files.atomic import replace_files
+from dsas.parallel.progress import progress_bar
+from dsas.parallel.workers import Spread, Workers, workers_of
+from dsas.steering.steering import Steering
 from dsas.sweep.jobs import Job, Setup, Worker
 from dsas.version import VERSION
-from dsas.workers import Spread, Workers, workers_of
 
 UNSTEERED = "unsteered"
 TUNE, REPORT = "tune", "report"

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dsas.errors import DsasWarning, TextsError, closest
-from dsas.textfiles import ENCODING
+from dsas.files.text_files import ENCODING
 
 UNSTEERED = "unsteered"
 GENERATION, PERPLEXITY, KL, CHOICE, CHANGE = "generation", "perplexity", "kl", "choice", "change"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from dsas.fitted import Fitted
+from dsas.methods.base import Fitted
+from dsas.model.forward_pass import ForwardPass, History
 from dsas.regulators import FittedRegulator, Regulator
-from dsas.step import History, Step
 from dsas.testing.laws import close, require, require_gradient, untouched
 from dsas.transforms import Transform
 
@@ -70,7 +70,7 @@ def check_regulator(method: type[Regulator] | Regulator, *, dim: int = 16, seed:
         regulator = method
     t = torch.randn(ROWS, TOKENS, dim, generator=generator)
     _check_rebuild(regulator)
-    name, step = type(regulator).__name__, Step(ROWS, TOKENS)
+    name, step = type(regulator).__name__, ForwardPass(ROWS, TOKENS)
     with untouched(3, name, t, *regulator.buffers()):
         value = regulator(t, step)
     shapes = [(ROWS, TOKENS, 1), (ROWS, TOKENS, dim)]
@@ -87,7 +87,7 @@ def _pooled(generator: torch.Generator, dim: int) -> tuple[Tensor, Tensor]:
     return torch.randn(12, dim, generator=generator) + 0.5, torch.randn(9, dim, generator=generator) - 0.5
 
 
-def _check_gradients(method: Fitted, t: Tensor, *step: Step) -> None:
+def _check_gradients(method: Fitted, t: Tensor, *step: ForwardPass) -> None:
     precise, name = copy.deepcopy(method).double(), type(method).__name__
     require_gradient(lambda x: precise(x, *step), t, f"{name} by its input")
     for key, tensor in list(precise.named_buffers()):
@@ -133,18 +133,18 @@ def _check_bfloat16(name: str, function: Callable[[Tensor], Tensor], t: Tensor) 
 def _check_rows(regulator: Regulator, t: Tensor, value: Tensor) -> None:
     name = type(regulator).__name__
     for row in range(ROWS):
-        alone = regulator(t[row : row + 1], Step(1, TOKENS))
+        alone = regulator(t[row : row + 1], ForwardPass(1, TOKENS))
         require(2, close(alone, value[row : row + 1]), f"{name} gives row {row} other values beside other rows")
     pad = 2
     for side, mask in (("left", [0] * pad + [1] * TOKENS), ("right", [1] * TOKENS + [0] * pad)):
         noise = torch.full((ROWS, pad, t.shape[-1]), 7.0)
         padded = torch.cat([noise, t] if side == "left" else [t, noise], dim=1)
-        step = Step(ROWS, TOKENS + pad, mask=torch.tensor([mask] * ROWS))
+        step = ForwardPass(ROWS, TOKENS + pad, mask=torch.tensor([mask] * ROWS))
         got = regulator(padded, step)[:, torch.tensor(mask, dtype=torch.bool)]
         require(2, close(got, value), f"{name} gives other values when rows are padded on the {side}")
     history = History()
-    regulator(t[:, :2], Step(ROWS, 2, history=history))
-    later = Step(ROWS, TOKENS - 2, past=2, mask=torch.ones(ROWS, TOKENS), history=history)
+    regulator(t[:, :2], ForwardPass(ROWS, 2, history=history))
+    later = ForwardPass(ROWS, TOKENS - 2, past=2, mask=torch.ones(ROWS, TOKENS), history=history)
     require(
         2, close(regulator(t[:, 2:], later), value[:, 2:]), f"{name} gives other values to tokens that come in chunks"
     )

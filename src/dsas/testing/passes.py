@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsas.applied import Applied
-from dsas.steering import Steering
+from dsas.runtime.applied import Applied
+from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
 
 

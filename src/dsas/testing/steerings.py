@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsas.activations import read_sites
-from dsas.applied import Rule
 from dsas.errors import DsasError
-from dsas.fitted import Fitted
-from dsas.steering import Steering
-from dsas.step import Step
+from dsas.fitting.activations import read_sites
+from dsas.methods.base import Fitted
+from dsas.model.examples import pad_token
+from dsas.model.forward_pass import ForwardPass
+from dsas.runtime.rule import Rule
+from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
 from dsas.testing.passes import (
     Pass,
@@ -31,7 +32,6 @@ from dsas.testing.passes import (
     steered_rows,
     strengths_of,
 )
-from dsas.text import pad_token
 
 PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")
 NEW_TOKENS = 4
@@ -202,7 +202,7 @@ def _sloped(rule: Rule, t: Tensor) -> list[Tensor]:
     found = []
     for method in methods:
         own = [buffer.requires_grad_() for buffer in method.buffers(recurse=False) if buffer.is_floating_point()]
-        value = method(t) if method is rule.transform else method(t, Step(*t.shape[:2]))
+        value = method(t) if method is rule.transform else method(t, ForwardPass(*t.shape[:2]))
         if own and value.requires_grad:
             slopes = torch.autograd.grad(value.sum(), own, allow_unused=True)
             found += [buffer for buffer, slope in zip(own, slopes, strict=True) if slope is not None]

@@ -10,7 +10,7 @@ ranks       several processes, each on its share             sets        texts, 
                                                              language    `dsas.train`
 """
 
-from dsas.training.language import train
+from dsas.training.gradients import train
 from dsas.training.plan import HeldOut, Optimiser
 
 __all__ = ["HeldOut", "Optimiser", "train"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsas.applied import Rule
+from dsas.runtime.rule import Rule
 from dsas.training.plan import Plan
 from dsas.training.proximal import shrink_line_
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from dsas.applied import Rule
 from dsas.errors import OptionError
+from dsas.runtime.rule import Rule
 from dsas.training.descent import Descent
 from dsas.training.learning import leaves, support
 from dsas.training.objectives import size

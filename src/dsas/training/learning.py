@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dsas.applied import Rule
 from dsas.errors import OptionError
 from dsas.regulators import Constant, Logistic, Rectified, Regulator
+from dsas.runtime.rule import Rule
 from dsas.transforms import Lineas, Transform
 from dsas.transforms.affine import Translation
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from dsas.collection import SECONDS_BETWEEN_CHECKPOINTS, progress_bar
+from dsas.parallel.progress import SECONDS_BETWEEN_CHECKPOINTS, progress_bar
 from dsas.training.learner import Learner
 from dsas.training.records import Course, Log, Row, State, read_state, write_state
 

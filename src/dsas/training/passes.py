@@ -21,12 +21,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dsas.activations import evaluation_mode
-from dsas.applied import Rule
 from dsas.errors import OptionError, SiteError, closest
-from dsas.hooks import Hooks, StopForward
-from dsas.sites import Site
-from dsas.step import Step
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.hooks import Hooks, StopForward
+from dsas.model.sites import Site
+from dsas.runtime.rule import Rule
 from dsas.transforms import steer
 
 
@@ -46,7 +46,7 @@ class Work(NamedTuple):
     pool: Callable[[Tensor, Tensor], Tensor]
     checkpointing: bool = False
     watch: Callable[[Hooks], object] | None = None
-    step: Callable[[Site, Tensor, Any], Step] | None = None
+    step: Callable[[Site, Tensor, Any], ForwardPass] | None = None
 
 
 class Seen(NamedTuple):
@@ -154,7 +154,7 @@ class Passes:
     def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
         def edit(given: Any) -> Any:
             whole = rule.site.read(given)
-            step = Step(*whole.shape[:2], device=whole.device)
+            step = ForwardPass(*whole.shape[:2], device=whole.device)
             if self._work.step is not None:
                 step = self._work.step(rule.site, whole, given)
             t = step.take(whole)
@@ -197,8 +197,8 @@ def _joined(seen: list[Seen], join: Callable[[list[Tensor]], Tensor]) -> Seen:
     return Seen(join(list(values)), _mean(list(strengths)), any(alive))
 
 
-def _steered(rule: Rule, t: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-    """Return the regulator's values and the steered activation, as `dsas.applied` computes them."""
+def _steered(rule: Rule, t: Tensor, step: ForwardPass) -> tuple[Tensor, Tensor]:
+    """Return the regulator's values and the steered activation, as `dsas.runtime.applied` computes them."""
     with torch.autocast(t.device.type, enabled=False):
         gain = rule.regulator(t, step)
         return gain, steer(t, gain, rule.transform)

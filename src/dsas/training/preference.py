@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, softplus
 
-from dsas.applied import Rule
 from dsas.errors import TextsError
-from dsas.text import Batch, batches
+from dsas.model.examples import Batch, batches
+from dsas.runtime.rule import Rule
 from dsas.training.learner import Gradient, Learner
 from dsas.training.passes import Seen, Work, cheaply
 from dsas.training.plan import Plan

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dsas.errors import DsasWarning, MissingExtraError
-from dsas.storage import replace_files
+from dsas.files.atomic import replace_files
 
 
 class Row(NamedTuple):

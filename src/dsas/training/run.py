@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsas.activations import on_device, pooler
-from dsas.applied import Rule
-from dsas.collection import Reading, collect, collect_drawn, cut_rows, inputs_of, read_batches
-from dsas.diffusion import Drawing, Prompts, draw, places_of, prompt_batches, watch
 from dsas.errors import OptionError
-from dsas.fit import reading_of
-from dsas.pipeline import Parts, PassReader
-from dsas.sites import Site
-from dsas.text import Batch, pad_token, tokenize
+from dsas.fitting.activations import pooler
+from dsas.fitting.closed_form import reading_of
+from dsas.fitting.collect import collect, collect_drawn, cut_rows, inputs_of, read_batches
+from dsas.model.drawing import Drawing, Prompts, draw, places_of, prompt_batches, watch
+from dsas.model.evaluation_mode import on_device
+from dsas.model.examples import Batch, pad_token, tokenize
+from dsas.model.image_pipeline import Parts, PassReader
+from dsas.model.reading import Reading
+from dsas.model.sites import Site
+from dsas.runtime.rule import Rule
 from dsas.training.learner import Learner
 from dsas.training.passes import Work
 from dsas.training.plan import Plan

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from dsas.errors import TextsError
-from dsas.text import check_texts
+from dsas.model.examples import check_texts
 
 
 def checked(

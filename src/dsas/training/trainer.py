@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from dsas.applied import Rule
 from dsas.regulators.posterior import auroc
+from dsas.runtime.rule import Rule
 from dsas.training.learner import Gradient, Learner
 from dsas.training.objectives import drift, goal, transport
 from dsas.training.passes import Seen, Work, cheaply, plain, strengths_of

@@ -1,6 +1,6 @@
 """HOW: one transform a file. `TRANSFORMS` is the registry that fit, storage, the CLI and the laws read."""
 
-from dsas.registry import Registry
+from dsas.methods.registry import Registry
 from dsas.transforms.ablation import Ablation
 from dsas.transforms.addition import Addition
 from dsas.transforms.affine import AffineTransform, Translation, Transport, steer

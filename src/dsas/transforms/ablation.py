@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
 from dsas.transforms.base import Transform
 
 

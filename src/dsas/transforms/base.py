@@ -6,7 +6,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Fitted
+from dsas.methods.base import Fitted
 
 
 class Transform(Fitted, ABC):

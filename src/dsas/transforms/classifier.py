@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Facts
-from dsas.separation import ALL_COMPONENTS, Labelled, separate
+from dsas.methods.base import Facts
+from dsas.methods.linear_boundary import ALL_COMPONENTS, Labelled, separate
 from dsas.transforms.affine import Translation
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
 from dsas.transforms.affine import Support, Transport, support_of
 
 

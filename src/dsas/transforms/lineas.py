@@ -13,7 +13,7 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
 from dsas.transforms.affine import AffineTransform, Coefficients, sorted_line
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.fitted import Facts
+from dsas.methods.base import Facts
 from dsas.transforms.affine import Translation
 
 

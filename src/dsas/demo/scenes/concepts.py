@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dsas.demo.scenes.detector import Reading
-from dsas.demo.scenes.drawing import SIDE, masks
+from dsas.demo.scenes.rendering import SIDE, masks
 from dsas.demo.scenes.world import ANY, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 from dsas.errors import OptionError, closest
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from dsas.demo.scenes.drawing import CENTRES, HEIGHTS, RGB, TEXTURES, Layout, draw, ground, mask
+from dsas.demo.scenes.rendering import CENTRES, HEIGHTS, RGB, TEXTURES, Layout, draw, ground, mask
 from dsas.demo.scenes.world import ANY, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 from dsas.errors import ActivationError, OptionError, closest
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 
 from dsas.demo.scenes.detector import Agreement, agreement, read
-from dsas.demo.scenes.drawing import SIDE
+from dsas.demo.scenes.rendering import SIDE
 from dsas.demo.scenes.world import caption, sample
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dsas.demo.scenes.drawing import SIDE
+from dsas.demo.scenes.rendering import SIDE
 from dsas.demo.scenes.world import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing, caption
 from dsas.errors import MissingExtraError
 

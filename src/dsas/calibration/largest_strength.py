@@ -1,0 +1,261 @@
+"""Calibrate: the largest strength whose damage stays within a budget, and the check on texts that had no say in it.
+
+The strength is searched on the tuning texts (`dsas.calibration.search`); the held-out texts are measured once, at the
+end, and only reported, with a 95 % interval by bootstrap over texts, drawn within each kind (steered and unsteered
+values of a text stay together).
+
+Per site: with d_i the damage that site i does alone at the strength s that is found for all together, over no damage,
+
+    weight_i' = weight_i * min_j c_j / c_i        c_i = max(d_i, max_j d_j / 10)
+
+so that a site ten times as harmful as another gets a tenth of its strength and the least harmful one keeps its own;
+then the strength of all is searched again. d_i is that of the first budget; small or negative values of it are noise,
+hence c_i. Left out: damage of sites together, of which this knows nothing; only the second search does.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from dsas.calibration.budget import NONE, Budget
+from dsas.calibration.search import Found, largest_kept
+from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
+from dsas.evaluation.intervals import bootstrap_groups
+from dsas.files.results import remembered
+from dsas.model.examples import MINIMUM_TEXTS, check_texts
+from dsas.model.hooks import uncompiled
+from dsas.model.identity import fingerprint
+from dsas.parallel.progress import progress_bar
+from dsas.runtime.rule import Rule
+from dsas.steering.calibration_record import Calibration, Spent
+from dsas.steering.steering import Steering
+from dsas.version import VERSION
+
+Given = Mapping[str, Sequence[Any]] | Sequence[str]
+Texts = Mapping[str, list[Any]]
+_SPREAD = 10.0  # most that one site's damage counts over another's
+
+
+def calibrate(
+    model: nn.Module,
+    tokenizer: Any,
+    steering: Steering,
+    *,
+    tune: Given,
+    held_out: Given,
+    budget: Budget | Sequence[Budget] = Budget("perplexity", 1.05),
+    per: Literal["all", "site"] = "all",
+    start: float = 0.005,
+    limit: float = 16.0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Find the largest strength that keeps the budget; `steering.calibrated(it)` is the Steering that carries it.
+
+    tune: texts by kind that the search measures on, at least 4 of each; a plain list is one kind. held_out: others,
+    that only check it. budget: one or several, which then must all hold.
+    per: one strength for "all" sites, or "site", which also sets their weights (sites + one more search).
+    start, limit: where the search begins, and ends, > 0. checkpoint: folder that remembers every measurement, so that
+    an interrupted calibration repeats none.
+    Raises TextsError for texts in both sets, StrengthError when `start` already breaks the budget, OptionError,
+    ModelMismatchError. Neither the model nor the Steering is changed.
+    """
+    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
+    tuning, others = _checked_sets(tune, held_out, budgets)
+    if per not in ("all", "site") or not 0 < start <= limit < float("inf"):
+        raise OptionError(f"expected per 'all' or 'site' and 0 < start <= limit, got {per!r}, {start} and {limit}")
+    if not any(rule.weight > 0 for rule in steering.rules):
+        raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
+    model = uncompiled(model)
+    with progress_bar(progress) as bar:
+        task = bar.add_task("calibrating", total=None)
+        meter = _Meter(model, tokenizer, checkpoint, lambda: bar.advance(task))
+        search = _Search(meter, budgets, tuning, float(start), float(limit), {})
+        found, chosen = search.largest(steering), steering
+        if per == "site":
+            chosen = Steering(search.reweighted(steering, found.strength), steering.model)
+            search = search._replace(curve={})
+            found = search.largest(chosen)
+        spent = tuple(_spent(meter, one, chosen, found.strength, (tuning, others)) for one in budgets)
+    calibration = Calibration(
+        strength=found.strength,
+        budgets=spent,
+        curve=search.points(),
+        broken=found.broken,
+        tune={kind: len(texts) for kind, texts in tuning.items()},
+        held_out={kind: len(texts) for kind, texts in others.items()},
+        weights={str(rule.site): rule.weight for rule in chosen.rules} if per == "site" else None,
+        steering=chosen.digest(),
+        model=fingerprint(model),
+        dsas_version=VERSION,
+    )
+    _warn(calibration)
+    return calibration
+
+
+class _Meter:
+    """Measures a budget's values, a strength and kind of text at a time, and remembers them."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, checkpoint: str | Path | None, step: Callable[[], None]
+    ) -> None:
+        self._model, self._tokenizer, self._step = model, tokenizer, step
+        self._folder = Path(checkpoint) if checkpoint is not None else None
+        self._identity = [fingerprint(model), str(next(model.parameters()).dtype)]
+        self._known: dict[str, list[float]] = {}
+
+    def damage(
+        self, budget: Budget, steering: Steering, strength: float, texts: Texts
+    ) -> Callable[[list[np.ndarray]], np.ndarray]:
+        """Return the damage as a function of how often each text of each kind is drawn."""
+        kinds = budget.kinds(texts)
+        after = [self._values(budget, texts[kind], steering, strength) for kind in kinds]
+        before = [self._values(budget, texts[kind], None, 0.0) if budget.compares else [] for kind in kinds]
+        self._step()
+
+        def of(draws: list[np.ndarray]) -> np.ndarray:
+            found = [budget.of_kind(*values) for values in zip(draws, after, before, strict=True)]
+            return budget.over_kinds(np.stack(found))
+
+        return of
+
+    def _values(self, budget: Budget, texts: list[Any], steering: Steering | None, strength: float) -> list[float]:
+        digest = steering.digest() if steering is not None else "unsteered"
+        depends = [*self._identity, digest, strength, budget.name, texts]
+
+        def measure() -> list[float]:
+            steered = steering.apply(self._model, strength, record=False) if steering is not None else nullcontext()
+            return budget.values(self._model, self._tokenizer, texts, steered)
+
+        key = json.dumps(depends)
+        if key not in self._known:
+            self._known[key] = measure() if self._folder is None else remembered(self._folder, depends, measure)
+        return self._known[key]
+
+
+class _Search(NamedTuple):
+    """The search on the tuning texts; `curve` fills with the damage of each budget by strength."""
+
+    meter: _Meter
+    budgets: tuple[Budget, ...]
+    texts: Texts
+    start: float
+    limit: float
+    curve: dict[float, tuple[float, ...]]
+
+    def largest(self, steering: Steering) -> Found:
+        """Return the largest strength that keeps all budgets. Raises StrengthError when already `start` breaks one."""
+
+        def keeps(strength: float) -> bool:
+            self.curve[strength] = tuple(self._damage(budget, steering, strength) for budget in self.budgets)
+            return all(spent <= budget.most for spent, budget in zip(self.curve[strength], self.budgets, strict=True))
+
+        found = largest_kept(keeps, start=self.start, limit=self.limit)
+        if found.strength == 0:
+            spent = zip(self.budgets, self.curve[self.start], strict=True)
+            said = ", ".join(f"{budget.damage} {damage:.4g} (at most {budget.most:g})" for budget, damage in spent)
+            raise StrengthError(
+                f"no strength from {self.start:g} up keeps the budget, for {self.start:g} itself gives {said}: "
+                "start lower, or allow more"
+            )
+        return found
+
+    def reweighted(self, steering: Steering, strength: float) -> list[Rule]:
+        """Return the rules with weights by the damage that each does alone. Raises OptionError when none does any."""
+        steered = [rule for rule in steering.rules if rule.weight > 0]
+        first = self.budgets[0]
+        alone = [self._damage(first, Steering([rule], steering.model), strength) for rule in steered]
+        excess = np.array(alone) - NONE[first.damage]
+        if not (np.isfinite(excess).all() and excess.max() > 0):
+            raise OptionError(
+                f"per='site' needs sites that do damage alone, but at strength {strength:.4g} none does (a budget of "
+                "kl, first in the list, tells more than one of perplexity); use per='all'"
+            )
+        counted = np.maximum(excess, excess.max() / _SPREAD)
+        weights = {rule.site: rule.weight * float(counted.min() / c) for rule, c in zip(steered, counted, strict=True)}
+        return [rule._replace(weight=weights.get(rule.site, 0.0)) for rule in steering.rules]
+
+    def points(self) -> tuple[tuple[float | None, ...], ...]:
+        """Return the curve as `Calibration` keeps it."""
+        return tuple(
+            (strength, *(damage if math.isfinite(damage) else None for damage in self.curve[strength]))
+            for strength in sorted(self.curve)
+        )
+
+    def _damage(self, budget: Budget, steering: Steering, strength: float) -> float:
+        return float(self.meter.damage(budget, steering, strength, self.texts)(_once(budget, self.texts))[0])
+
+
+def _spent(meter: _Meter, budget: Budget, steering: Steering, strength: float, sets: tuple[Texts, Texts]) -> Spent:
+    """Return what a budget allows, what the tuning texts spent of it, and what the held-out texts do."""
+    tuning, others = sets
+    tuned = meter.damage(budget, steering, strength, tuning)(_once(budget, tuning))[0]
+
+    def interval(kinds: list[str]) -> dict[str, float]:
+        some = {kind: others[kind] for kind in kinds}
+        damage = meter.damage(budget._replace(on=()), steering, strength, some)
+        return bootstrap_groups(damage, [len(texts) for texts in some.values()])._asdict()
+
+    kinds = budget.kinds(others)
+    by_kind = {kind: interval([kind]) for kind in kinds}
+    return Spent(budget.damage, float(budget.most), budget.worst, float(tuned), interval(kinds), by_kind)
+
+
+def _once(budget: Budget, texts: Texts) -> list[np.ndarray]:
+    """Return the draw that has every text once."""
+    return [np.ones((1, len(texts[kind]))) for kind in budget.kinds(texts)]
+
+
+def _warn(calibration: Calibration) -> None:
+    """Warn of what a user would not expect: the end of the search's range, and damage on other texts."""
+    if calibration.broken is None:
+        warnings.warn(
+            f"every strength up to the limit {calibration.strength:g} keeps the budget, and a larger one may, too",
+            DsasWarning,
+            stacklevel=3,
+        )
+    for spent in calibration.budgets:
+        if not spent.kept:
+            warnings.warn(
+                f"the budget is not kept on the held-out texts: {spent.damage} {spent.held_out['mean']:.4g}, at most "
+                f"{spent.most:g}, at strength {calibration.strength:.4g}; it was {spent.tuned:.4g} on the tuning texts",
+                DsasWarning,
+                stacklevel=3,
+            )
+
+
+def _checked_sets(tune: Given, held_out: Given, budgets: tuple[Budget, ...]) -> tuple[Texts, Texts]:
+    """Return both sets by kind of text. Raises TextsError for texts in both, or too few, OptionError for a budget."""
+    if not budgets:
+        raise OptionError("expected at least one budget, got none")
+    sets = []
+    for name, given in (("tune", tune), ("held_out", held_out)):
+        by_kind = given if isinstance(given, Mapping) else {"texts": given}
+        for budget in budgets:
+            budget.check(by_kind)
+        sets.append({kind: _checked(f"{name}[{kind!r}]", texts) for kind, texts in by_kind.items()})
+        if not sets[-1]:
+            raise TextsError(f"{name} must hold at least one kind of text, got none")
+    seen = {json.dumps(text) for texts in sets[0].values() for text in texts}
+    shared = [text for texts in sets[1].values() for text in texts if json.dumps(text) in seen]
+    if shared:
+        raise TextsError(
+            f"{len(shared)} held-out texts are tuning texts, too, so they would check nothing; the first: "
+            f"{shared[0]!r:.60}"
+        )
+    return sets[0], sets[1]
+
+
+def _checked(name: str, texts: Sequence[Any]) -> list[Any]:
+    if isinstance(texts, str) or all(isinstance(text, str) for text in texts):
+        return check_texts(name, texts)
+    if len(texts) < MINIMUM_TEXTS:
+        raise TextsError(f"{name} must hold at least {MINIMUM_TEXTS} texts, got {len(texts)}")
+    return list(texts)

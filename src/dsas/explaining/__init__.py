@@ -1,0 +1,1 @@
+"""What a Steering does to given texts."""

@@ -1,0 +1,175 @@
+"""Explain: which tokens of a text were steered, at which sites, and by how much.
+
+A text runs through the steered model once; a prompt is continued twice, steered and unsteered, and what is reported is
+what was applied while the steered continuation was made. On request, the next-token distributions p (unsteered) and q
+(steered) after every token are compared on the same tokens:
+
+    KL(p || q) = sum over tokens v of p(v) (log p(v) - log q(v))        in nats, >= 0
+
+Continuations are greedy, so that where they first differ it is for the steering and not by chance.
+
+Left out: sampling, beams, several rows at once. The distributions after a continuation come from a second pass over the
+finished text, which a regulator that treats prompt and continuation apart would see as one prompt.
+"""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dsas.errors import OptionError, StrengthError
+from dsas.files.atomic import replace_files
+from dsas.model.device_map import device_of
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import check_texts, pad_token, tokenize
+from dsas.model.token_text import pieces
+from dsas.model.token_trace import Trace
+from dsas.steering.steering import Steering
+from dsas.views.explained import Choice, Comparison, NextTokens
+
+_TOKENS_AT_ONCE = 256
+
+
+def explain(
+    model: Any,
+    tokenizer: Any,
+    steering: Steering,
+    text: str | Sequence[str] | None = None,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    generate: int = 64,
+    strength: float | None = None,
+    next_tokens: int = 0,
+    skip_sinks: bool = False,
+    special_tokens: bool = True,
+) -> Trace:
+    """Return the trace of one or several texts, each a row; the model is not changed.
+
+    text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered.
+    strength: > 0, one for all; the calibrated one when not given, or 1. next_tokens: how many of the likeliest next
+    tokens to keep, before and after steering; 0 does not compare next tokens at all. skip_sinks: as in
+    `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
+    Raises OptionError unless exactly one of text and prompt is given, TextsError, StrengthError, ModelMismatchError.
+    """
+    if (text is None) == (prompt is None):
+        raise OptionError("expected either text or prompt, got " + ("neither" if text is None else "both"))
+    if generate < 1 or next_tokens < 0:
+        raise OptionError(f"expected generate >= 1 and next_tokens >= 0, got {generate} and {next_tokens}")
+    strength = steering.default_strength if strength is None else strength
+    if not strength > 0:
+        raise StrengthError(f"expected a strength > 0, got {strength}: at 0 no token is steered")
+    if not any(rule.weight > 0 for rule in steering.rules):
+        raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
+    given = text if prompt is None else prompt
+    texts = [given] if isinstance(given, str) else given
+    rows = tokenize(tokenizer, check_texts("text", texts or [], minimum=1), special_tokens=special_tokens)
+    new_tokens = 0 if prompt is None else generate
+    with torch.no_grad(), evaluation_mode(model):
+        run = _Run(model, tokenizer, steering, strength, skip_sinks)
+        traces = [run.trace(row, new_tokens, next_tokens) for row in rows]
+    return _stacked(traces)
+
+
+def write_explanation(path: str | Path, trace: Trace, *, title: str = "What was steered") -> None:
+    """Write the page of a trace, making its folder; what was there is replaced once all is on disk. Raises OSError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_files({path: trace.to_html(title).encode("utf-8", errors="replace")})
+
+
+def _stacked(traces: Sequence[Trace]) -> Trace:
+    """Return traces of one row each as one trace, padded on the right."""
+    width = max(trace.real.shape[1] for trace in traces)
+
+    def joined(values: Sequence[Tensor | None], rows: int) -> Any:
+        padded = [pad(value, (0, width - value.shape[-1])) for value in values if value is not None]
+        return torch.cat(padded, dim=rows) if padded else None
+
+    return Trace(
+        traces[0].sites,
+        joined([trace.strengths for trace in traces], 1),
+        joined([trace.real for trace in traces], 0),
+        joined([trace.token_ids for trace in traces], 0),
+        torch.cat([trace.strength for trace in traces if trace.strength is not None]),
+        joined([trace.regulators for trace in traces], 1),
+        joined([trace.doses for trace in traces], 1),
+        tuple(row for trace in traces for row in trace.tokens),
+        tuple(row for trace in traces for row in trace.next_tokens),
+        tuple(row for trace in traces for row in trace.comparisons),
+    )
+
+
+class _Run:
+    """The model, unsteered and steered, for one row of tokens at a time."""
+
+    def __init__(self, model: Any, tokenizer: Any, steering: Steering, strength: float, skip_sinks: bool) -> None:
+        self._model, self._tokenizer, self._steering = model, tokenizer, steering
+        self._strength, self._skip_sinks = strength, skip_sinks
+
+    def trace(self, row: list[int], new_tokens: int, next_tokens: int) -> Trace:
+        ids = torch.tensor([row], device=device_of(self._model))
+        applied = self._steering.apply(self._model, self._strength, record="doses", skip_sinks=self._skip_sinks)
+        with applied:
+            if new_tokens:
+                self._continue(ids, new_tokens + 1)  # the last token that comes is never run through the model
+            else:
+                self._model(input_ids=ids, use_cache=False)
+        trace = applied.trace()
+        read = trace.token_ids
+        assert read is not None
+        seen = read[0].tolist()
+        trace = trace._replace(tokens=(tuple(pieces(self._tokenizer, seen)),))
+        if new_tokens:
+            trace = trace._replace(comparisons=(self._compare(ids, seen[len(row) :], new_tokens),))
+        if next_tokens:
+            trace = trace._replace(next_tokens=(self._next_tokens(read.to(ids.device), next_tokens),))
+        return trace
+
+    def _continue(self, ids: Tensor, new_tokens: int) -> list[int]:
+        from transformers import GenerationConfig
+
+        # top_k=50 is what transformers takes for unset; any other value would make it warn.
+        config = GenerationConfig(
+            do_sample=False,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            repetition_penalty=1.0,
+            max_new_tokens=new_tokens,
+            pad_token_id=pad_token(self._tokenizer),
+        )
+        output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        return output[0, ids.shape[1] :].tolist()
+
+    def _compare(self, ids: Tensor, steered: list[int], new_tokens: int) -> Comparison:
+        """Continue without steering, and find where both continuations part; the last, unsteered token is left off."""
+        unsteered = self._continue(ids, new_tokens + 1)[:-1]
+        pairs = zip_longest(steered, unsteered)
+        first = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+        row = [*ids[0].tolist(), *unsteered]
+        texts = pieces(self._tokenizer, row)[ids.shape[1] :]
+        return Comparison(ids.shape[1], tuple(texts), first)
+
+    def _next_tokens(self, ids: Tensor, top: int) -> NextTokens:
+        before = self._model(input_ids=ids, use_cache=False).logits[0]
+        with self._steering.apply(self._model, self._strength, record=False, skip_sinks=self._skip_sinks):
+            after = self._model(input_ids=ids, use_cache=False).logits[0]
+        nats: list[float] = []
+        choices: tuple[list[tuple[Choice, ...]], ...] = ([], [])
+        for one, other in zip(before.split(_TOKENS_AT_ONCE), after.split(_TOKENS_AT_ONCE), strict=True):
+            p, q = one.float().log_softmax(-1), other.float().log_softmax(-1)
+            nats += (p.exp() * (p - q)).sum(-1).clamp(min=0).tolist()
+            for kept, logs in zip(choices, (p, q), strict=True):
+                kept.extend(self._likeliest(logs, top))
+        return NextTokens(tuple(nats), *map(tuple, choices))
+
+    def _likeliest(self, logs: Tensor, top: int) -> list[tuple[Choice, ...]]:
+        best = logs.topk(min(top, logs.shape[-1]), dim=-1)
+        return [
+            tuple(Choice(self._tokenizer.decode([token]), p) for token, p in zip(tokens, probabilities, strict=True))
+            for tokens, probabilities in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        ]

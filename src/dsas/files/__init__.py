@@ -1,0 +1,1 @@
+"""Files: texts, pinned packages, atomic writes, remembered results."""

@@ -1,0 +1,130 @@
+"""Activations: one vector per text and site, pooled while the model runs and nothing else kept.
+
+    pooled(x) = mean over tokens i of x that count of  t_i,   computed in float32
+
+A token counts when it is real (not padding) and not an attention sink. A sink is the first real token of a row, which
+can attend to nothing but itself, and any token whose norm exceeds `SINK_RATIO` times the median norm of its row:
+models park surplus attention there, with norms up to hundreds of times those of other tokens (arXiv 2309.17453,
+2402.17762), and a mean that includes one describes the sink and not the text. A text of which nothing would be left
+keeps all its real tokens.
+
+Where somebody says which tokens matter, `token_activations` gives those tokens themselves.
+
+The forward pass stops as soon as every site has been read, so the remaining layers and the vocabulary projection are
+never computed. Left out: statistics beyond these vectors.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dsas.errors import ActivationError, OptionError, SiteError, closest
+from dsas.model.evaluation_mode import evaluation_mode, on_device
+from dsas.model.hooks import Hooks, StopForward
+from dsas.model.reading import Pooling
+from dsas.model.sites import Site
+
+SINK_RATIO = 8.0
+
+
+def pooled_activations(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    sites: Sequence[Site],
+    *,
+    pooling: Pooling = "mean",
+    skip_sinks: bool = True,
+) -> Iterator[dict[Site, Float[Tensor, "batch dim"]]]:
+    """Yield, for each batch of model inputs, the pooled activations of its rows at every site, float32, on the CPU.
+
+    Each batch holds `input_ids` and `attention_mask` (batch, token). The model runs in evaluation mode, without
+    gradients and without a cache, and is left in the mode in which it was given.
+    Raises ActivationError for a value that is not finite (it names the site), SiteError for a site that never fires.
+    """
+    pool = pooler(pooling, skip_sinks)
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        yield read_sites(model, batch, sites, lambda t, real=real: pool(t, real))
+
+
+def token_activations(
+    model: nn.Module, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]], sites: Sequence[Site]
+) -> Iterator[dict[Site, Float[Tensor, "token dim"]]]:
+    """Yield, for each batch of model inputs, the activations of the tokens chosen in it, row after row, float32, CPU.
+
+    Each batch comes with a mask (batch, token) that is True on the tokens chosen; otherwise as `pooled_activations`.
+    """
+    for batch, chosen in batches:
+        yield read_sites(model, batch, sites, lambda t, chosen=chosen: t[chosen.to(t.device)].float())
+
+
+def pooler(pooling: Pooling, skip_sinks: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function of (batch, token, dim) and a mask that gives (batch, dim). Raises OptionError."""
+    if pooling not in get_args(Pooling):
+        raise OptionError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}")
+    return lambda t, real: _pool(t, real, pooling, skip_sinks)
+
+
+def read_sites(
+    model: nn.Module, batch: Mapping[str, Tensor], sites: Sequence[Site], read: Callable[[Tensor], Tensor]
+) -> dict[Site, Tensor]:
+    """Run one batch up to the last of `sites` and return what `read` makes of each one's activation, on the CPU."""
+    found: dict[Site, Tensor] = {}
+
+    def reader(site: Site) -> Callable[[Any], None]:
+        def look(given: Any) -> None:
+            found[site] = read(site.read(given))
+            if len(found) == len(sites):
+                raise StopForward
+
+        return look
+
+    with torch.no_grad(), evaluation_mode(model), Hooks() as hooks:
+        for site in sites:
+            hooks.at_site(model, site, reader(site))
+        with suppress(StopForward):
+            model(**on_device(model, batch), use_cache=False)
+    missing = [str(site) for site in sites if site not in found]
+    if missing:
+        raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {_fired(missing, found)}")
+    return {site: finite(site, found[site]) for site in sites}
+
+
+def _fired(missing: list[str], found: Mapping[Site, Tensor]) -> str:
+    return closest(missing[0], map(str, found))
+
+
+def finite(site: Site, pooled: Float[Tensor, "sample dim"]) -> Float[Tensor, "sample dim"]:
+    """Return the vectors on the CPU. Raises ActivationError, naming the site, when one is not finite."""
+    pooled = pooled.cpu()
+    if not torch.isfinite(pooled).all():
+        raise ActivationError(
+            f"site {site}: {int((~torch.isfinite(pooled)).any(-1).sum())} of {len(pooled)} texts have activations that "
+            "are not finite; load the model in bfloat16 or float32 instead of float16, or leave this site out"
+        )
+    return pooled
+
+
+def _pool(
+    t: Float[Tensor, "batch token dim"], real: Bool[Tensor, "batch token"], pooling: Pooling, skip_sinks: bool
+) -> Float[Tensor, "batch dim"]:
+    t, real = t.float(), real.to(t.device)
+    if pooling == "last":
+        position = torch.arange(t.shape[1], device=t.device)
+        last = torch.where(real, position, -1).argmax(-1)
+        return t[torch.arange(len(t), device=t.device), last]
+    counts = real & ~sinks(t, real) if skip_sinks else real
+    counts = torch.where(counts.any(-1, keepdim=True), counts, real)
+    weights = counts.float() / counts.sum(-1, keepdim=True)
+    return torch.bmm(weights.unsqueeze(1), t.masked_fill(~real.unsqueeze(-1), 0.0)).squeeze(1)
+
+
+def sinks(t: Float[Tensor, "batch token dim"], real: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
+    """Return which tokens are attention sinks: each row's first real token, and those far above the median norm."""
+    first = real & (real.long().cumsum(-1) == 1)
+    norms = torch.linalg.vector_norm(t, dim=-1).masked_fill(~real, float("nan"))
+    return first | (norms > SINK_RATIO * norms.nanmedian(-1, keepdim=True).values)

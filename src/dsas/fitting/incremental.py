@@ -1,0 +1,155 @@
+"""Incremental: the forward passes of all batches, held up together at every site until its rule is known.
+
+"Causal" fitting wants, at each site, activations that all earlier sites have already steered. Run anew for every site,
+that costs as many forward passes as there are sites. Here every batch runs in a thread of its own and waits at each
+site until the others are there and the rule is made, then goes on with its activations steered: each text runs through
+the model once. The price is memory: what the model holds of all batches between two sites, about (tokens of all texts)
+x width numbers, where fitting at once holds one batch.
+
+One thread runs at a time, in the order of the batches, so the result is the same every time.
+
+Source: incremental estimation of AcT (arXiv 2410.23054, section 3.2). Left out: resuming in the middle.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsas.errors import SiteError
+from dsas.fitting.activations import finite
+from dsas.model.evaluation_mode import evaluation_mode, on_device
+from dsas.model.forward_pass import StepReader
+from dsas.model.hooks import Hooks, StopForward
+from dsas.model.sites import Site
+from dsas.runtime.edit import General
+from dsas.runtime.rule import Rule
+
+
+class Held(NamedTuple):
+    """Where all passes are held up: the site, and for every batch what was read there (row, dim)."""
+
+    site: Site
+    vectors: list[Float[Tensor, "row dim"]]
+
+
+class PausedPasses:
+    """The passes of several batches over one model; a context manager, iterated site by site.
+
+    for held in passes: make a rule from `held.vectors`, then give it to `passes.steer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Tensor]],
+        sites: Sequence[Site],
+        pool: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        """Prepare passes of batches with `input_ids` and `attention_mask` (row, token); `pool` gives (row, dim)."""
+        self._model, self._sites, self._pool = model, list(sites), pool
+        self._reader = StepReader(model)
+        self._hooks, self._mode = Hooks(), evaluation_mode(model)
+        self._passes = [_Pass(model, batch) for batch in batches]
+        self._way: General | None = None
+
+    def steer(self, rule: Rule) -> None:
+        """Steer all batches by `rule` at the site where they are held up, at strength 1; weight 0 changes nothing."""
+        weight = torch.tensor(rule.weight)
+        self._way = General(rule.transform, rule.regulator, weight, False) if rule.weight > 0 else None
+
+    def __enter__(self) -> "PausedPasses":
+        self._mode.__enter__()
+        self._hooks.on_call(self._reader.module, self._reader.read)
+        for number, site in enumerate(self._sites):
+            self._hooks.at_site(self._model, site, self._holder(number, site))
+        for one in self._passes:
+            one.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for one in self._passes:
+            one.give_up()
+        self._hooks.remove()
+        self._mode.__exit__(None, None, None)
+
+    def __iter__(self) -> Iterator[Held]:
+        """Give each site once all batches wait there, in the order in which the model reaches them."""
+        for done in range(len(self._sites)):
+            places = [one.advance() for one in self._passes]
+            sites = {place[0] for place in places if place is not None}
+            if len(sites) != 1 or None in places:
+                missing = [str(site) for site in self._sites][done:]
+                raise SiteError(f"not every text reaches the same sites in the same order; left: {', '.join(missing)}")
+            (site,) = sites
+            self._way = None
+            yield Held(site, [finite(site, place[1]) for place in places if place is not None])
+
+    def _holder(self, number: int, site: Site) -> Callable[[Any], Any]:
+        def hold(given: Any) -> Any:
+            one = threading.current_thread()
+            if not isinstance(one, _Pass):
+                return None
+            t = site.read(given)
+            one.pause(site, self._pool(t, one.real))
+            if self._way is None:
+                return None
+            step = self._reader.current(*t.shape[:2], device=t.device)
+            step.site = number
+            return site.write(given, self._way(t, step).t)
+
+        return hold
+
+
+class _Pass(threading.Thread):
+    """One batch on its way through the model, which runs only between `advance` and the next `pause`."""
+
+    def __init__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        super().__init__(daemon=True)
+        self.real = batch["attention_mask"].bool()
+        self._model, self._batch = model, batch
+        self._go, self._wait = threading.Semaphore(0), threading.Semaphore(0)
+        self._place: tuple[Site, Tensor] | None = None
+        self._error: BaseException | None = None
+        self._given_up = False
+
+    def advance(self) -> tuple[Site, Tensor] | None:
+        """Run to the next site and return it with what was read there; None when the pass has ended."""
+        self._place = None
+        self._go.release()
+        self._wait.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._place
+
+    def pause(self, site: Site, read: Tensor) -> None:
+        """Say where the pass is and wait. Raises StopForward when nobody wants it to go on."""
+        self._place = (site, read)
+        self._wait.release()
+        self._go.acquire()
+        if self._given_up:
+            raise StopForward
+
+    def give_up(self) -> None:
+        """End the pass where it is."""
+        self._given_up = True
+        self._go.release()
+        if self.is_alive():
+            self.join()
+
+    def run(self) -> None:
+        """Run the model on the batch."""
+        self._go.acquire()
+        try:
+            if not self._given_up:
+                with torch.no_grad():
+                    self._model(**on_device(self._model, self._batch), use_cache=False)
+        except StopForward:
+            pass
+        except BaseException as error:  # handed to the thread that waits for this one
+            self._error = error
+        finally:
+            self._wait.release()

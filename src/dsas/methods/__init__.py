@@ -1,0 +1,1 @@
+"""What transforms and regulators are made of."""

@@ -1,0 +1,65 @@
+"""Registry: methods by name, those here and those of other packages.
+
+Another package adds its methods by entry points, in the groups "dsas.transforms" and "dsas.regulators":
+
+    [project.entry-points."dsas.transforms"]
+    shrink = "their_package.shrink:Shrink"
+
+They are looked for when a name is not among those here, or when all are listed, so importing dsas imports nobody else.
+The name that counts is the class's own `name`.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar, final
+
+from dsas.errors import DsasWarning
+from dsas.methods.base import Fitted
+
+Method = TypeVar("Method", bound=Fitted)
+
+
+@final
+class Registry(Mapping[str, type[Method]], Generic[Method]):
+    """Classes of one kind by name, in the order in which they are given; others from entry points come after them."""
+
+    def __init__(self, group: str, kind: type[Method], methods: Sequence[type[Method]]) -> None:
+        """Hold `methods`, subclasses of `kind`, and whatever packages declare in the entry-point group `group`."""
+        self._group, self._kind = group, kind
+        self._known: dict[str, type[Method]] = {method.name: method for method in methods}
+        self._complete = False
+
+    def __getitem__(self, name: str) -> type[Method]:
+        if name not in self._known:
+            self._complete_from_packages()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._complete_from_packages()
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        self._complete_from_packages()
+        return len(self._known)
+
+    def _complete_from_packages(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
+        problems = []
+        for entry in entry_points(group=self._group):
+            try:
+                method = entry.load()
+                right = isinstance(method, type) and issubclass(method, self._kind)
+                problem = None if right else f"it is no subclass of dsas.{self._kind.__name__}"
+                if right and method.name in self._known:
+                    problem = f"the name {method.name!r} is taken by {self._known[method.name].__name__}"
+            except Exception as error:  # whatever a foreign package does must not keep dsas from working
+                method, problem = None, f"{type(error).__name__}: {error}"
+            if problem is not None:
+                problems.append(f"{entry.value} of {self._group!r} is not used: {problem}")
+            else:
+                self._known[method.name] = method  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
+        for problem in problems:  # last, so that a warning that is an error keeps no other method away
+            warnings.warn(problem, DsasWarning, stacklevel=3)

@@ -1,0 +1,1 @@
+"""What is steered: sites, hooks, passes, and the kinds of model."""

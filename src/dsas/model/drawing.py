@@ -1,0 +1,143 @@
+"""Diffusion: the diffusers end; prompts become pictures, and what a pipeline did meanwhile becomes vectors.
+
+A pipeline is run by its own call, to the latents: nothing is decoded. Every picture starts from noise of its own seed,
+so it depends neither on the pictures beside it nor on their number; prompts at the same place of two sets start from
+the same noise. What is read is the branch of guidance that will be steered, in (prompt, step, sample, dim): a sample
+is the mean over positions of one picture, or one of its positions. Where a scheduler runs the denoiser twice in a
+step, the mean of both is taken.
+
+Source: spatial means as in DSAS (arXiv 2512.03661). Left out: padding of prompts, whose tokens count in sites of the
+text encoders; reading while a given picture is noised.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from dsas.errors import OptionError
+from dsas.model.hooks import Hooks, StopForward
+from dsas.model.image_pipeline import Branch, Parts, PassReader
+from dsas.model.sites import Site
+
+PicturePooling = Literal["mean", "position"]
+_OURS = ("prompt", "num_inference_steps", "num_images_per_prompt", "generator", "output_type", "return_dict")
+
+
+class Drawing(NamedTuple):
+    """How prompts become pictures, and pictures become vectors.
+
+    steps: denoising steps, as the pipeline counts them. options: further arguments of the pipeline's own call, such as
+    {"guidance_scale": 3.0, "height": 512}. images: pictures a prompt. seed: of the first prompt of each set, the next
+    ones count on. batch_size: prompts a run. branch: of guidance, which is read, as in `Steering.apply`.
+    pooling: "mean" over the positions of a picture; or "position": transform and regulator learn from `positions`
+    single positions of it, the same ones in every picture. per_step: a regulator for each denoising step.
+    """
+
+    steps: int = 20
+    options: Mapping[str, Any] = MappingProxyType({})
+    images: int = 1
+    seed: int = 0
+    batch_size: int = 4
+    branch: Branch = "conditional"
+    pooling: PicturePooling = "mean"
+    positions: int = 32
+    per_step: bool = False
+
+    def check(self) -> None:
+        """Raise OptionError for a value out of range."""
+        counts = {name: getattr(self, name) for name in ("steps", "images", "batch_size", "positions")}
+        if min(counts.values()) < 1 or self.pooling not in get_args(PicturePooling):
+            raise OptionError(
+                f"a Drawing needs {', '.join(counts)} >= 1 and pooling one of {get_args(PicturePooling)}, "
+                f"got {tuple(counts.values())} and {self.pooling!r}"
+            )
+        if taken := [name for name in self.options if name in _OURS]:
+            raise OptionError(f"options must not hold {taken}: those are set by the other fields of a Drawing")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as values fit for JSON; options that are no plain values become their text."""
+        plain = {name: _plain(value) for name, value in self.options.items()}
+        return {**self._asdict(), "options": plain}
+
+
+class Prompts(NamedTuple):
+    """Prompts of one run: `rows` says which prompt each one was, `places` where it stands in its set."""
+
+    rows: list[int]
+    prompts: list[str]
+    places: list[int]
+
+
+def prompt_batches(prompts: Sequence[str], places: Sequence[int], size: int) -> list[Prompts]:
+    """Return prompts in batches of at most `size`."""
+    starts = range(0, len(prompts), size)
+    spans = [range(start, min(start + size, len(prompts))) for start in starts]
+    return [Prompts(list(span), [prompts[i] for i in span], [places[i] for i in span]) for span in spans]
+
+
+def places_of(sets: Mapping[str, Sequence[str]], prompts: Sequence[str]) -> list[int]:
+    """Return where each prompt stands in the set that it is in; the first place where it is in several."""
+    places: dict[str, int] = {}
+    for members in sets.values():
+        for place, prompt in enumerate(members):
+            places[prompt] = min(place, places.get(prompt, place))
+    return [places[prompt] for prompt in prompts]
+
+
+def draw(
+    pipeline: Any,
+    batch: Prompts,
+    drawing: Drawing,
+    *,
+    output_type: str = "latent",
+    call: Callable[..., Any] | None = None,
+) -> Any:
+    """Return the pictures of a batch, those of one prompt side by side, as the pipeline gives them.
+
+    call: what runs the pipeline, given it and its arguments, when not its own call.
+    """
+    seeds = [drawing.seed + place * drawing.images + image for place in batch.places for image in range(drawing.images)]
+    arguments = {
+        "prompt": batch.prompts,
+        "num_inference_steps": drawing.steps,
+        "num_images_per_prompt": drawing.images,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "output_type": output_type,
+        **drawing.options,
+    }
+    with _quiet(pipeline):
+        return (pipeline(**arguments) if call is None else call(pipeline, **arguments)).images
+
+
+def watch(hooks: Hooks, reader: PassReader, parts: Parts, sites: Sequence[Site]) -> None:
+    """Let a reader see the passes of a pipeline; a run raises StopForward before it denoises when no site is there."""
+    for module, read in reader.calls:
+        hooks.on_call(module, read)
+    if reader.watches_latents:
+        hooks.on_result(parts.pipeline, "prepare_latents", reader.begin)
+    if all(site.path.partition(".")[0] in parts.encoders for site in sites):
+        hooks.on_call(parts.denoiser, _stop)
+
+
+def _stop(*_arguments: object) -> None:
+    raise StopForward
+
+
+@contextmanager
+def _quiet(pipeline: Any) -> Iterator[None]:
+    """Keep the pipeline's own progress bar away inside the block."""
+    before = vars(pipeline).get("_progress_bar_config")
+    vars(pipeline)["_progress_bar_config"] = {**(before or {}), "disable": True}
+    try:
+        yield
+    finally:
+        del vars(pipeline)["_progress_bar_config"]
+        if before is not None:
+            vars(pipeline)["_progress_bar_config"] = before
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)[:80]

@@ -1,0 +1,182 @@
+"""Hooks: the only place in dsas that registers forward hooks, and the place that makes sure they come off.
+
+`Hooks` is a context manager that owns any number of hooks on any number of modules; they come off together, on every
+exit path. A hook stands before those of others (such as those with which transformers collects hidden states), which
+so see what the next module sees. A copy or pickle of a hooked model is a plain model: hooks that nobody could take off
+again do not travel. Code compiled by torch.compile does not see hooks that come or go later, so `Hooks` drops compiled
+code when it changes anything (it is compiled again at the next call): steering is never ignored and never outlives
+itself.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial, update_wrapper
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from dsas.model.sites import Site
+
+
+class StopForward(Exception):
+    """Raised inside a hook to end a forward pass early; whoever raises it also catches it."""
+
+
+class Hooks:
+    """Forward hooks that come off together.
+
+    Use as a context manager, or call `remove` when done; removing twice is harmless.
+    """
+
+    def __init__(self) -> None:
+        """Own hooks, so far none."""
+        self._handles: list[RemovableHandle | _Look] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether any hook is on."""
+        return bool(self._handles)
+
+    def on_output(self, module: nn.Module, change: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> None:
+        """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
+        self._add(module.register_forward_hook(_Hook(change)), module._forward_hooks)
+
+    def at_site(self, model: nn.Module, site: Site, change: Callable[[Any], Any]) -> None:
+        """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
+        module = model.get_submodule(site.path)
+        if site.side == "input":
+            self.on_input(module, change)
+        else:
+            self.on_output(module, lambda _module, _args, output: change(output))
+
+    def on_input(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
+        """Call `change(input)` before every forward of `module`, on its first argument; None keeps it as it is."""
+        self._before(module, _on_first(change))
+
+    def on_call(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> None:
+        """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
+        self._before(module, _on_arguments(look))
+
+    def on_result(self, owner: Any, name: str, look: Callable[[Any], object]) -> None:
+        """Call `look(result)` after every call of the method `name` of an object that is no module."""
+        watched = vars(owner).get(name)
+        if not isinstance(watched, _Watched):
+            watched = _Watched(owner, name)
+        self._handles.append(watched.add(look))
+
+    def remove(self) -> bool:
+        """Take every hook off. Returns whether compiled code may have run them, and so nobody could watch them."""
+        compiled = bool(self._handles) and forget_compiled()
+        while self._handles:
+            self._handles.pop().remove()
+        return compiled
+
+    def __enter__(self) -> "Hooks":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.remove()
+
+    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._add(module.register_forward_pre_hook(_Hook(hook), with_kwargs=True), module._forward_pre_hooks)
+
+    def _add(self, handle: RemovableHandle, others: Any) -> None:
+        for number in [number for number, hook in others.items() if not isinstance(hook, _Hook)]:
+            others.move_to_end(number)
+        if not self._handles:
+            forget_compiled()
+        self._handles.append(handle)
+
+
+class _Hook(partial[Any]):
+    """A hook that a copied or unpickled module does not keep; no line of Python stands before its function."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (_nothing,)
+
+
+def _on_first(change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a forward pre-hook by which `change` changes the first argument."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = "" if args else next(iter(kwargs), "")
+        changed = change(args[0] if args else kwargs.get(name))
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
+
+    return hook
+
+
+def _on_arguments(look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> Callable[..., None]:
+    """Return a forward pre-hook that looks at all arguments."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        look(args, kwargs)
+
+    return hook
+
+
+class _Watched:
+    """A method whose results somebody looks at: it stands in the object's own attributes while anybody does."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._method, self._owner, self._name = getattr(owner, name), owner, name
+        self._own = name in vars(owner)
+        self.looks: list[_Look] = []
+        update_wrapper(self, self._method)
+        vars(owner)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._method(*args, **kwargs)
+        for look in list(self.looks):
+            look.function(result)
+        return result
+
+    def add(self, function: Callable[[Any], object]) -> "_Look":
+        self.looks.append(_Look(self, function))
+        return self.looks[-1]
+
+    def drop(self, look: "_Look") -> None:
+        self.looks.remove(look)
+        if not self.looks and vars(self._owner).get(self._name) is self:
+            del vars(self._owner)[self._name]
+            if self._own:
+                vars(self._owner)[self._name] = self._method
+
+
+class _Look:
+    """One look at the results of a method; it comes off as a hook does."""
+
+    def __init__(self, watched: _Watched, function: Callable[[Any], object]) -> None:
+        self._watched, self.function = watched, function
+
+    def remove(self) -> None:
+        self._watched.drop(self)
+
+
+def _nothing(*_arguments: Any) -> None:
+    """Change nothing."""
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile(module)` wrapped, or `model` itself when it is no such wrapper."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def forget_compiled() -> bool:
+    """Drop all code that torch.compile has made, to be compiled anew when called. Returns whether there was any.
+
+    All of it: any compiled function may call the model, and none says which models it calls.
+    """
+    if "torch._dynamo.convert_frame" not in sys.modules:
+        return False
+    from torch._dynamo import reset
+    from torch._dynamo.convert_frame import input_codes
+
+    if not input_codes.seen:
+        return False
+    reset()
+    return True

@@ -1,0 +1,160 @@
+"""Maps: what was applied where in a picture, per site, denoising step and position, as recorded while it was drawn.
+
+The numbers are those of `dsas.model.token_trace`: applied strength, and on request the regulator alone and the relative
+dose. Only what concerns the steered branch is kept, and nothing leaves the device before `maps` is asked for. Where a
+scheduler runs the denoiser twice in a step, the mean of both is kept.
+
+Left out: how a map is drawn (`dsas.views`).
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dsas.errors import OptionError, StateError, closest
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.strength import per_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Grid = Float[Tensor, "image step height width"]
+
+
+class Maps(NamedTuple):
+    """The applied strength (strength x site weight x regulator) of the last run of a pipeline.
+
+    sites: names, in the order of the model. strengths: for each site Float (image, step, height, width), >= 0,
+    averaged over neurons where the regulator has one value per neuron; empty where the site never fired. A site of the
+    prompt has a prompt for an image, one step, and its tokens for a width. steps: which denoising steps ran.
+    strength: Float (image), what was asked for. regulators, doses: as strengths, or empty when recorded without
+    record="doses". With both branches steered, the rows of the pipeline's batch are the images.
+    """
+
+    sites: tuple[str, ...]
+    strengths: tuple[Grid, ...]
+    steps: tuple[int, ...]
+    strength: Float[Tensor, " image"]
+    regulators: tuple[Grid, ...] = ()
+    doses: tuple[Grid, ...] = ()
+
+    def mean(self) -> Float[Tensor, " site"]:
+        """Return the mean applied strength of every site."""
+        return torch.stack([grid.mean() if grid.numel() else grid.new_zeros(()) for grid in self.strengths])
+
+    def hits(self, threshold: float | Float[Tensor, " image"]) -> Int[Tensor, " site"]:
+        """Return at how many positions, over all steps, every site got more than `threshold`: one, or one an image."""
+        least = torch.as_tensor(threshold, dtype=torch.float32).reshape(-1)
+        counts = []
+        for grid in self.strengths:
+            stride = max(1, len(least) // max(1, len(grid)))  # a site of the prompt has fewer rows: one a prompt
+            counts.append((grid > least[::stride].view(-1, 1, 1, 1)).sum() if grid.numel() else torch.tensor(0))
+        return torch.stack(counts)
+
+    def heat(self, height: int, width: int, *, step: int | None = None) -> Float[Tensor, "image height width"]:
+        """Return the mean over the sites in the picture, and over steps (or of one), enlarged to a picture's size.
+
+        Raises OptionError for a step that did not run, StateError when no site of the picture was recorded.
+        """
+        if step is not None and step not in self.steps:
+            raise OptionError(f"step {step} did not run; those that did: {', '.join(map(str, self.steps))}")
+        images = len(self.strength)
+        grids = [grid for grid in self.strengths if len(grid) == images and grid.shape[1] == len(self.steps)]
+        grids = [grid for grid in grids if grid.shape[2] > 1]
+        if not grids:
+            raise StateError("no site of the picture was recorded, only sites of the prompt")
+        chosen = slice(None) if step is None else slice(self.steps.index(step), self.steps.index(step) + 1)
+        enlarged = [
+            torch.nn.functional.interpolate(grid[:, chosen].mean(1, keepdim=True), (height, width), mode="nearest")
+            for grid in grids
+        ]
+        return torch.cat(enlarged, dim=1).mean(1)
+
+    def plot(self, picture: Float[np.ndarray, "height width 3"], image: int = 0) -> "Figure":
+        """Return a matplotlib figure: a picture (values in [0, 1]), and where it was steered at each step.
+
+        Raises OptionError when there is no such image, MissingExtraError without matplotlib.
+        """
+        from dsas.views.pictures import heat_figure
+
+        if not 0 <= image < len(self.strength):
+            raise OptionError(f"expected an image from 0 to {len(self.strength) - 1}, got {image}")
+        height, width = picture.shape[:2]
+        heats = [self.heat(height, width, step=step)[image].numpy() for step in self.steps]
+        return heat_figure(picture, heats, titles=[f"step {step + 1}" for step in self.steps])
+
+    def of(self, site: str) -> Grid:
+        """Return the map of one site. Raises OptionError, with the closest names, for a site that is not there."""
+        if site not in self.sites:
+            raise OptionError(f"no site {site!r} was recorded; closest: {closest(site, self.sites)}")
+        return self.strengths[self.sites.index(site)]
+
+
+class MapRecorder:
+    """Collects what is applied in a run of a pipeline, apart for each thread."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        """Record the named sites; their order is that of `Maps.sites`."""
+        self._sites = tuple(sites)
+        self._local = threading.local()
+
+    @property
+    def has_passes(self) -> bool:
+        """Whether this thread has recorded anything."""
+        return bool(getattr(self._local, "found", None))
+
+    def begin(self, step: ForwardPass) -> None:
+        """Open a pass of the denoiser; going back in the schedule begins a new run."""
+        self._local.steps = getattr(self._local, "steps", {})
+        if step.denoising is not None and step.denoising.number < max(self._local.steps, default=0):
+            self.restart()
+        if step.denoising is not None and step.rows is not None and step.rows.stop > step.rows.start:
+            self._local.steps[step.denoising.number] = (step.rows.stop - step.rows.start, step.copies)
+
+    def restart(self) -> None:
+        """Forget what was recorded of the denoiser, for a new run begins; sites of the prompt have run already."""
+        self._local.steps = {}
+        kept = {key: values for key, values in getattr(self._local, "found", {}).items() if key[1] is None}
+        self._local.found = kept
+
+    def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
+        """Record what site number `site` did: what it applied, and then, if kept, regulator and dose."""
+        assert step is not None  # in a pipeline every site is asked for its step
+        height, width = step.grid or (1, step.tokens)
+        maps = [value.detach().float().mean(-1).expand(-1, step.tokens) for value in values]
+        maps = [value.unflatten(1, (height, width)) for value in maps]
+        number = None if step.denoising is None else step.denoising.number
+        if not hasattr(self._local, "found"):
+            self._local.found = {}
+        if number is None:  # once a run, before it begins
+            self._local.found[site, number] = [maps]
+        else:
+            self._local.found.setdefault((site, number), []).append(maps)
+
+    def maps(self, strength: Float[Tensor, " row"]) -> Maps:
+        """Return what this thread recorded; `strength` as asked for. Raises StateError when that is nothing."""
+        if not self.has_passes:
+            raise StateError(
+                "nothing was recorded: run the pipeline once, in this thread, while steering is applied with "
+                "record=True (compiled code records nothing)"
+            )
+        steps: dict[int, tuple[int, int]] = getattr(self._local, "steps", {})
+        rows, copies = next(iter(steps.values()), (len(strength), 1))
+        kinds = max(len(maps) for values in self._local.found.values() for maps in values)
+        grids = [tuple(self._grid(site, kind, steps) for site in range(len(self._sites))) for kind in range(kinds)]
+        asked = per_row(strength, rows // copies).repeat(copies)
+        return Maps(self._sites, grids[0], tuple(steps), asked, *grids[1:])
+
+    def _grid(self, site: int, kind: int, steps: dict[int, tuple[int, int]]) -> Grid:
+        """Return one site's map over the steps that ran; the mean where it fired more than once in a step."""
+        found = self._local.found
+        keys = [key for key in [(site, None), *((site, number) for number in steps)] if key in found]
+        if not keys:
+            return torch.zeros(0, 0, 0, 0)
+        each = [torch.stack([maps[kind] for maps in found[key]]).mean(0).cpu() for key in keys]
+        return torch.stack(each, dim=1)

@@ -1,0 +1,102 @@
+"""Wiring: which linear layers stand behind a site, where that follows from the code of the model and not from names.
+
+    input     the site is what these layers read, and nothing else reads it:        W (a t + c) = (W a) t + W c
+    output    the site is what this layer gives, to the bit:                        a (W x + b) + c
+    sum       the site is what this layer gives plus something else:                W x + (b + c) + something
+
+A linear layer's own input and output are clear by themselves. For the others there is one line a decoder layer of
+transformers whose code was read; `tests/test_fusion.py` compares each with steering by hooks, in float64. Dropout that
+is on in training stands between, so a layer that has any counts as unknown.
+
+Left out: norms that are added to the residual stream (Gemma 2 and 3, OLMo 2), experts (Mixtral), parallel branches.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from dsas.model.sites import Site
+
+Kind = Literal["input", "output", "sum"]
+
+
+class Behind(NamedTuple):
+    """How a site is tied to linear layers, by path; what is `between` sees it edited too early, or not yet."""
+
+    kind: Kind
+    linears: tuple[str, ...]
+    between: tuple[str, ...] = ()
+
+
+_ATTENTION = Behind("output", ("self_attn.o_proj",))
+_MLP = Behind("output", ("mlp.down_proj",))
+_RESIDUAL = Behind("sum", ("mlp.down_proj",), ("mlp",))
+_SPLIT = {
+    "": _RESIDUAL,
+    "self_attn": _ATTENTION,
+    "mlp": _MLP,
+    "input_layernorm": Behind("input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn",)),
+    "post_attention_layernorm": Behind("input", ("mlp.gate_proj", "mlp.up_proj"), ("mlp",)),
+}
+_JOINED = {
+    "": _RESIDUAL,
+    "self_attn": _ATTENTION,
+    "mlp": _MLP,
+    "input_layernorm": Behind("input", ("self_attn.qkv_proj",), ("self_attn",)),
+    "post_attention_layernorm": Behind("input", ("mlp.gate_up_proj",), ("mlp",)),
+}
+_GPT2 = {
+    "": Behind("sum", ("mlp.c_proj",), ("mlp",)),
+    "attn": Behind("output", ("attn.c_proj",)),
+    "mlp": Behind("output", ("mlp.c_proj",)),
+    "ln_1": Behind("input", ("attn.c_attn",), ("attn",)),
+    "ln_2": Behind("input", ("mlp.c_fc",), ("mlp",)),
+}
+LAYERS: dict[str, dict[str, Behind]] = {
+    "LlamaDecoderLayer": _SPLIT,
+    "MistralDecoderLayer": _SPLIT,
+    "Qwen2DecoderLayer": _SPLIT,
+    "Qwen3DecoderLayer": _SPLIT,
+    "Phi3DecoderLayer": _JOINED,
+    "GPT2Block": _GPT2,
+}
+
+
+def behind(model: nn.Module, site: Site) -> Behind | None:
+    """Return the linear layers behind a site, with whole paths, or None where nobody has looked."""
+    if is_linear(model.get_submodule(site.path)):
+        return Behind(site.side, (site.path,))
+    if site.side == "input" or site.parts > 1 or site.index:
+        return None
+    names = site.path.split(".")
+    for depth in range(len(names), 0, -1):
+        path = ".".join(names[:depth])
+        layer, inside = model.get_submodule(path), ".".join(names[depth:])
+        known = LAYERS.get(type(layer).__name__, {}).get(inside)
+        if known is None or not type(layer).__module__.startswith("transformers.models.") or _drops_out(layer):
+            continue
+        found = Behind(known.kind, _under(path, known.linears), _under(path, known.between))
+        return found if all(is_linear(model.get_submodule(linear)) for linear in found.linears) else None
+    return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a plain linear layer that nothing has changed: not a subclass, no hooks, real weights."""
+    plain = type(module) is nn.Linear or is_transposed(module)
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    return plain and not hooked and all(own.is_floating_point() and not own.is_meta for own in module.parameters())
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is the linear layer of GPT-2, whose weight is (in, out)."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def _under(path: str, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{path}.{name}" for name in names)
+
+
+def _drops_out(layer: nn.Module) -> bool:
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.modules())

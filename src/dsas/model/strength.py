@@ -1,0 +1,48 @@
+"""Strength: what a caller may give for it, and how a value per row is spread over a batch."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from dsas.errors import OptionError, StrengthError
+
+Strength = float | Sequence[float] | Tensor
+
+
+PromptTokens = int | Sequence[int] | Tensor | None
+
+
+def per_row(values: Num[Tensor, " row"], rows: int, what: str = "strengths") -> Num[Tensor, " batch"]:
+    """Spread values over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
+
+    Raises StrengthError (OptionError for anything but strengths) when the batch is no multiple of the values given.
+    """
+    if rows % len(values):
+        kind = StrengthError if what == "strengths" else OptionError
+        raise kind(f"{len(values)} {what} were given but the batch has {rows} rows; give one, or {rows}")
+    return values.repeat_interleave(rows // len(values))
+
+
+def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
+    """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
+    try:
+        value = torch.as_tensor(strength, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StrengthError(f"strength must be one number or one per row, got {strength!r:.60}") from error
+    if value.ndim > 1 or value.numel() == 0:
+        raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
+    if not torch.isfinite(value).all() or (value < 0).any():
+        raise StrengthError(f"strength must be finite and >= 0, got {strength}; to push the other way swap the sets")
+    return value
+
+
+def read_prompt_tokens(prompt_tokens: PromptTokens) -> Int[Tensor, " row"] | None:
+    """Return prompt lengths as one value per row, or None when not given. Raises OptionError unless whole and >= 1."""
+    if prompt_tokens is None:
+        return None
+    value = torch.as_tensor(prompt_tokens).reshape(-1)
+    if value.is_floating_point() or value.numel() == 0 or bool((value < 1).any()):
+        raise OptionError(f"prompt_tokens must be a number of tokens >= 1, or one per row, got {prompt_tokens!r:.60}")
+    return value.long()

@@ -1,0 +1,1 @@
+"""A Steering at work on a model."""

@@ -1,0 +1,208 @@
+"""Fusion: a Steering made part of a model, in its weights where that is exact, as its modules otherwise.
+
+    W (t + s (a t + c))       = (W (1 + s a)) t  + s W c               a linear layer that reads the site
+    t + s (a t + c), t=Wx+b   = ((1 + s a) W) x  + (1 + s a) b + s c   one that gives it
+    r + W x + b + s c         = r + W x + (b + s c)                    one that is its last summand, and a = 0
+
+for a constant regulator and one strength; everything is worked out in float64 and rounded once to the weights' dtype.
+`dsas.model.linear_layers` says which layers these are. Every other site's module gets a class of its own, derived from
+the class it had, whose forward steers; its path, weights and hooks stay.
+
+Nothing is written into: the model gets new parameters, and `undo` gives it back the very objects that it had.
+
+Left out: one strength a row, sinks, regulators that read positions, traces: `Steering.apply` has them. While fused,
+what stands between a site and the layer it was folded into sees the activation edited too early, or not yet.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsas.errors import OptionError, StateError, StrengthError
+from dsas.methods.kernels import Fold
+from dsas.model.hooks import forget_compiled, uncompiled
+from dsas.model.linear_layers import Behind, behind, is_transposed
+from dsas.model.sites import Site
+from dsas.regulators import Constant
+from dsas.runtime.applied import Strength, read_strength
+from dsas.runtime.edit import Fused, General, edit_with, fold_rule, way_of
+from dsas.runtime.rule import Rule
+
+
+class FusedSite(NamedTuple):
+    """One line of `Fusion.report`: the site, what became of it, into which modules, and why it was not folded."""
+
+    site: str
+    status: Literal["folded", "wrapped"]
+    modules: tuple[str, ...]
+    why: str
+
+
+class _Change(NamedTuple):
+    """One attribute of a module, a parameter or its class, as it was and as it is now."""
+
+    module: nn.Module
+    name: str
+    before: Any
+    now: Any
+
+    def stands(self) -> bool:
+        """Whether nobody has changed it since."""
+        kept = not isinstance(self.before, Tensor) or (self.before.dtype, self.before.device) == _kind(self.now)
+        return getattr(self.module, self.name) is self.now and kept
+
+
+class Fusion:
+    """A Steering fused into a model until `undo`; a context manager, too."""
+
+    def __init__(self, rules: Sequence[Rule], model: nn.Module, strength: Strength) -> None:
+        """Fuse at once; see `Steering.fuse`. On an error the model is left as it was."""
+        value = read_strength(strength)
+        if value.ndim or value.requires_grad:
+            raise StrengthError(f"fusing takes one number without gradient, got {strength!r:.60}; rows need apply()")
+        self._strength, self._model = float(value), model
+        self._rules = [rule for rule in rules if rule.weight > 0 and self._strength > 0]
+        self._changes: dict[tuple[int, str], _Change] = {}
+        self._report: list[FusedSite] = []
+        self._places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+        self._places.update(id(own) for _, own in model.named_parameters(remove_duplicate=False))
+        for rule in self._rules:
+            if rule.regulator.reads_step:
+                raise OptionError(f"{rule.regulator!r} at {rule.site} reads token positions: use apply() instead")
+        forget_compiled()
+        try:
+            for rule in self._rules:
+                self._report.append(self._fuse(rule))
+        except BaseException:
+            self.undo()
+            raise
+
+    def report(self) -> list[FusedSite]:
+        """Return one line a steered site, in the order of the model."""
+        return list(self._report)
+
+    def undo(self) -> None:
+        """Give the model back what it had. Undoing twice is harmless.
+
+        Raises StateError, and changes nothing, when something else has changed the same modules since.
+        """
+        changed = [type(change.module).__name__ for change in self._changes.values() if not change.stands()]
+        if changed:
+            raise StateError(
+                f"{len(changed)} modules, such as a {changed[0]}, were changed after fusing: undo that first (the "
+                "latest fusion before the others)"
+            )
+        if self._changes:
+            forget_compiled()
+        for change in self._changes.values():
+            setattr(change.module, change.name, change.before)
+        self._changes.clear()
+
+    def __enter__(self) -> "Fusion":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.undo()
+
+    def _fuse(self, rule: Rule) -> FusedSite:
+        factor = self._strength * rule.weight
+        known, why = self._foldable(rule)
+        fold = fold_rule(rule.transform, rule.regulator, factor)
+        if known is not None and fold is not None:
+            for path in known.linears:
+                self._fold(self._model.get_submodule(path), fold, known, rule.site)
+            return FusedSite(str(rule.site), "folded", known.linears, "")
+        way = way_of(rule.transform, rule.regulator, torch.tensor(factor), skip_sinks=False, detail=False)
+        module = uncompiled(self._model.get_submodule(rule.site.path))
+        if "forward" in module.__dict__:
+            raise StateError(f"the forward of {rule.site.path} was replaced on the object: use apply() instead")
+        self._set(module, "__class__", _steered(type(module), rule.site, way))
+        return FusedSite(str(rule.site), "wrapped", (rule.site.path,), why)
+
+    def _foldable(self, rule: Rule) -> tuple[Behind | None, str]:
+        """Return where a rule folds into, or why it does not."""
+        if type(rule.regulator) is not Constant:
+            return None, "its regulator looks at the token"
+        fold = fold_rule(rule.transform, rule.regulator)
+        if fold is None:
+            return None, "its transform is not affine everywhere"
+        known = behind(self._model, rule.site)
+        if known is None:
+            return None, "no linear layer is known to stand behind it"
+        if known.kind == "sum" and fold.slope is not None:
+            return None, "it multiplies a sum of which the layer gives only a part"
+        around = {*known.linears, *known.between}
+        others = [
+            other.site for other in self._rules if other.site.path in around and not _beside(other.site, rule.site)
+        ]
+        if others:
+            return None, f"{others[0]} is steered, too, between it and the layer"
+        modules = [self._model.get_submodule(path) for path in around]
+        if any(self._places[id(part)] > 1 for module in modules for part in (module, *module.parameters())):
+            return None, "a layer that stands behind it, or its weights, are used elsewhere, too"
+        watched = [*modules, self._model.get_submodule(rule.site.path)] if known.kind == "input" else modules
+        if any(module._forward_hooks or module._forward_pre_hooks for module in watched):
+            return None, "something hooks what stands between it and the layer"
+        return known, ""
+
+    def _fold(self, linear: nn.Module, fold: Fold, known: Behind, site: Site) -> None:
+        """Give a linear layer new parameters, with the edit in them."""
+        weight, bias = linear.get_parameter("weight"), linear._parameters["bias"]
+        matrix = weight.detach().double()  # (out, in)
+        matrix = matrix.T if is_transposed(linear) else matrix
+        scale = None if fold.slope is None else 1 + fold.slope[0].double().to(matrix.device)
+        shift = fold.offset[0].double().to(matrix.device)
+        moved = matrix.new_zeros(len(matrix)) if bias is None else bias.detach().double()
+        if known.kind == "input":
+            width = matrix.shape[1] // site.parts
+            own = slice(site.part * width, (site.part + 1) * width)
+            moved = moved + matrix[:, own] @ shift
+            if scale is not None:
+                matrix = matrix.clone()
+                matrix[:, own] *= scale
+        else:
+            moved = shift + (moved if scale is None else moved * scale)
+            matrix = matrix if scale is None else matrix * scale[:, None]
+        if scale is not None:
+            matrix = matrix.T.contiguous() if is_transposed(linear) else matrix
+            self._set(linear, "weight", nn.Parameter(matrix.to(weight.dtype), requires_grad=weight.requires_grad))
+        self._set(linear, "bias", nn.Parameter(moved.to(weight.dtype), requires_grad=False))
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        key = (id(module), name)
+        before = self._changes[key].before if key in self._changes else getattr(module, name)
+        setattr(module, name, value)
+        self._changes[key] = _Change(module, name, before, value)
+
+
+def _steered(base: type[nn.Module], site: Site, way: Fused | General) -> type[nn.Module]:
+    """Return a class like `base`, under the same name, whose forward steers what it gives or takes."""
+
+    def edit(given: Any) -> Any:
+        return site.write(given, edit_with(way, site.read(given), None).t)
+
+    def output(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return edit(base.forward(self, *args, **kwargs))
+
+    def taken(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            return base.forward(self, edit(args[0]), *args[1:], **kwargs)
+        name = next(iter(kwargs))
+        return base.forward(self, **{**kwargs, name: edit(kwargs[name])})
+
+    forward = functools.wraps(base.forward)(output if site.side == "output" else taken)
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), {"forward": forward, **names})
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return tensor.dtype, tensor.device
+
+
+def _beside(one: Site, other: Site) -> bool:
+    """Whether two sites are the same, or different parts of one activation."""
+    return (one.path, one.side, one.parts) == (other.path, other.side, other.parts)

@@ -1,0 +1,1 @@
+"""The Steering: rules, composition, storage."""

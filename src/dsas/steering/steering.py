@@ -1,0 +1,290 @@
+"""Steering: which rule holds at which site, on which model; what fit returns, apply uses and storage keeps."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin, snapshot_download
+from torch import Tensor, nn
+
+from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
+from dsas.model.identity import ModelIdentity
+from dsas.model.image_pipeline import Branch, module_of
+from dsas.model.sites import Site
+from dsas.model.strength import PromptTokens, Strength
+from dsas.regulators import REGULATORS
+from dsas.runtime.applied import Applied, Record
+from dsas.runtime.fuse import Fusion
+from dsas.runtime.rule import Rule
+from dsas.steering.artifact import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
+from dsas.steering.calibration_record import Calibration
+from dsas.steering.composition import Composition, compose, scaled, summed
+from dsas.steering.serialization import pack, unpack
+from dsas.steering.site_report import SiteReport, site_reports
+from dsas.transforms import TRANSFORMS
+from dsas.version import VERSION
+
+
+class Steering(ModelHubMixin):
+    """Maps sites of one model to (transform, regulator) rules.
+
+    rules: in the order of the model. model: identity of the model it was fitted on. settings: JSON-ready facts about
+    how it was made, stored and shown but never acted on. calibration: the strength that `dsas.calibrate` found for it.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        model: ModelIdentity,
+        settings: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """Keep the rules. Raises OptionError when there are none or two share a site."""
+        self.rules = tuple(rules)
+        self.model = model
+        self.settings = dict(settings or {})
+        self.calibration = calibration
+        self._latest: Applied | None = None
+        sites = [rule.site for rule in self.rules]
+        if not sites or len(set(sites)) < len(sites):
+            raise OptionError(
+                f"a Steering needs at least one rule and one rule per site, got sites {list(map(str, sites))}"
+            )
+
+    @property
+    def strength(self) -> float | None:
+        """The calibrated strength, > 0; None when there is none."""
+        return None if self.calibration is None else self.calibration.strength
+
+    @property
+    def default_strength(self) -> float:
+        """The strength at which it is applied when none is given: the calibrated one, or 1."""
+        return self.strength or 1.0
+
+    def calibrated(self, calibration: Calibration) -> "Steering":
+        """Return this Steering with the strength, and if they were calibrated the weights, that were found for it.
+
+        Raises OptionError when they were found for another one.
+        """
+        weights = calibration.weights or {}
+        rules = [rule._replace(weight=weights.get(str(rule.site), rule.weight)) for rule in self.rules]
+        steering = Steering(rules, self.model, self.settings, calibration)
+        if steering.digest() != calibration.steering:
+            raise OptionError("this calibration is that of another Steering: calibrate the one that is to carry it")
+        return steering
+
+    def apply(
+        self,
+        model: Any,
+        strength: Strength | None = None,
+        *,
+        record: Record = True,
+        skip_sinks: bool = False,
+        prompt_tokens: PromptTokens = None,
+        branch: Branch = "conditional",
+    ) -> Applied:
+        """Return a context manager inside which `model`, a torch module or a diffusers pipeline, is steered.
+
+        strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
+        generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed. When not
+        given, the calibrated strength, or 1 without one.
+        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only); "doses"
+        keeps the regulator alone and the relative dose as well, which takes the norms of every activation.
+        skip_sinks: leave the first real token of each row alone.
+        prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask; when not
+        given, the prompt is what comes before the first pass of one token over a cache, as `generate()` runs.
+        branch: of a pipeline, which branch of classifier-free guidance is steered: "conditional" (the prompt's),
+        "unconditional" (the negative prompt's) or "both"; in a run without guidance all is conditional.
+        Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
+        """
+        module = module_of(model)
+        self._check(module)
+        self._latest = Applied(
+            self.rules,
+            module,
+            self.default_strength if strength is None else strength,
+            record=record,
+            skip_sinks=skip_sinks,
+            prompt_tokens=prompt_tokens,
+            branch=branch,
+        )
+        return self._latest
+
+    def install(
+        self,
+        model: Any,
+        strength: Strength | None = None,
+        *,
+        record: Record = False,
+        skip_sinks: bool = False,
+        branch: Branch = "conditional",
+    ) -> Applied:
+        """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
+        return self.apply(model, strength, record=record, skip_sinks=skip_sinks, branch=branch).install()
+
+    def fuse(self, model: nn.Module, strength: Strength | None = None) -> Fusion:
+        """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
+
+        strength: one number, `default_strength` unless given.
+        A constant regulator's affine map goes into the weights of the linear layers behind its site, where that is
+        exact up to one rounding of the weights, and then costs nothing; every other site's module steers by itself.
+        `.report()` says which is which, and why. Nothing is recorded. A state dict has what is in the weights only.
+        Raises StrengthError unless given one number, OptionError for regulators that read token positions, and as
+        `apply`.
+        """
+        module = module_of(model)
+        self._check(module)
+        return Fusion(self.rules, module, self.default_strength if strength is None else strength)
+
+    def __or__(self, other: "Steering | Composition") -> Composition:
+        """Return both as one composition that acts in this order, each with its own strength."""
+        return compose(self, other)
+
+    def __add__(self, other: "Steering") -> "Steering":
+        """Return one Steering, not calibrated, that adds both vectors. Raises OptionError where that is not exact."""
+        if self.model != other.model:
+            raise OptionError("the sum of Steerings for different models means nothing: fit both on the same model")
+        return Steering(summed(self.rules, other.rules), self.model, {"sum of": [self.settings, other.settings]})
+
+    def __mul__(self, factor: float) -> "Steering":
+        """Return a Steering, not calibrated, with multiplied vectors. Raises OptionError where that is not exact."""
+        return Steering(scaled(self.rules, factor), self.model, {**self.settings, "multiplied by": factor})
+
+    __rmul__ = __mul__
+
+    def report(self) -> list[SiteReport]:
+        """Return one line per site: accuracy, whether it is steered and why not, and what the latest apply did."""
+        return site_reports(self.rules, self._latest)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **hub_options: Any
+    ) -> str | None:
+        """Write config.json, model.safetensors and a README card into a folder, all or nothing.
+
+        With push_to_hub, upload it as well (repo_id defaults to the folder's name) and return the commit's address;
+        `hub_options` are those of huggingface_hub's `ModelHubMixin.push_to_hub`.
+        """
+        write_artifact(save_directory, self._artifact(), card=self.card())
+        if push_to_hub:
+            return self.push_to_hub(repo_id or Path(save_directory).name, **hub_options)
+        return None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **hub_options: Any
+    ) -> "Steering":
+        """Load a Steering from a local folder or a hub id; `hub_options` as `huggingface_hub.snapshot_download`.
+
+        Raises ArtifactError, saying which file and why, for anything that is not an intact Steering.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            wanted = [CONFIG, TENSORS, CARD]
+            name = str(pretrained_model_name_or_path)
+            try:
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **hub_options))
+            except (OSError, ValueError) as error:
+                raise ArtifactError(f"{name!r} is neither a local folder nor a readable hub id: {error}") from error
+        return cls._from_artifact(read_artifact(folder), folder)
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change whenever what this Steering does to a model would change.
+
+        The calibrated strength is not in them: what is done is told by digest and strength together.
+        """
+        artifact = self._artifact()
+        digest = hashlib.sha256(json.dumps(artifact.config["rules"], sort_keys=True).encode())
+        for name, value in sorted(artifact.tensors.items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def card(self) -> str:
+        """Return the README card that is stored beside the tensors (Markdown with the hub's front matter)."""
+        front = "---\nlibrary_name: dsas\ntags: [dsas, activation-steering]\n---\n"
+        use = 'steering = dsas.Steering.from_pretrained("...")\nwith steering.apply(model):\n    model.generate(...)'
+        lines = self.calibration.lines() if self.calibration is not None else []
+        facts = "\n".join([*(f"- {key}: {value}" for key, value in self.settings.items()), *(f"- {x}" for x in lines)])
+        return (
+            f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n"
+            f"{facts}\n\n```\n{self!r}\n```\n"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or pickle keeps: everything but the latest apply, which belongs to one model."""
+        return {**self.__dict__, "_latest": None}
+
+    def __repr__(self) -> str:
+        steered = [rule for rule in self.rules if rule.weight > 0]
+        head = f"Steering for {self.model.model_class}: {len(steered)} of {len(self.rules)} sites steered"
+        if self.strength is not None:
+            head += f", calibrated strength {self.strength:.4g}"
+        lines = []
+        for said, alike in groupby(self.rules, key=_said):
+            first, *others = (str(rule.site) for rule in alike)
+            span = f"{first} to {others[-1]} ({1 + len(others)} sites)" if others else first
+            lines.append(f"  {span} -> {said}")
+        return "\n".join([head, *lines])
+
+    def _check(self, model: nn.Module) -> None:
+        paths = dict(model.named_modules())
+        missing = [rule.site.path for rule in self.rules if rule.site.path not in paths]
+        if self.model.compare(model) == "compatible":
+            warnings.warn(
+                f"the weights of this {self.model.model_class} are not those the Steering was fitted on: it fits by "
+                "shape, but its strength and selectivity were not measured here",
+                DsasWarning,
+                stacklevel=3,
+            )
+        if missing:
+            raise ModelMismatchError(
+                f"this model has no module {missing[0]!r} ({len(missing)} sites are missing); "
+                f"closest: {closest(missing[0], paths)}"
+            )
+
+    def _artifact(self) -> Artifact:
+        tensors: dict[str, Tensor] = {}
+        rules = []
+        for number, rule in enumerate(self.rules):
+            line: dict[str, Any] = {"site": asdict(rule.site)}
+            if rule.site.layout == "tokens":  # left out, so that digests are those of before pictures could be steered
+                del line["site"]["layout"]
+            for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):
+                line[part] = pack(method, f"{number}.{part}", tensors)
+            rules.append(line | {"weight": rule.weight, "accuracy": rule.accuracy})
+        config = {"dsas_version": VERSION, "model": self.model.as_dict(), "settings": self.settings, "rules": rules}
+        if self.calibration is not None:
+            config["calibration"] = self.calibration.as_dict()
+        return Artifact(config, tensors)
+
+    @classmethod
+    def _from_artifact(cls, artifact: Artifact, folder: Path) -> "Steering":
+        try:
+            rules = [
+                Rule(
+                    Site(**line["site"]),
+                    unpack(TRANSFORMS, line["transform"], f"{number}.transform", artifact.tensors),
+                    unpack(REGULATORS, line["regulator"], f"{number}.regulator", artifact.tensors),
+                    line["weight"],
+                    line["accuracy"],
+                )
+                for number, line in enumerate(artifact.config["rules"])
+            ]
+            stored = artifact.config.get("calibration")
+            calibration = Calibration.from_dict(stored) if stored is not None else None
+            return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"], calibration)
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
+        except (OptionError, SiteError) as error:
+            raise ArtifactError(f"{folder / CONFIG}: {error}") from error
+
+
+def _said(rule: Rule) -> str:
+    """Return what a rule does, without where."""
+    weight = f", weight {rule.weight:.2f}" if rule.weight != 1 else ""
+    accuracy = f", accuracy {rule.accuracy:.2f}" if rule.accuracy is not None else ""
+    return f"{rule.transform!r} x {rule.regulator!r}{weight}{accuracy}"

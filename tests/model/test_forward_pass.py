@@ -1,0 +1,128 @@
+"""ForwardPass: positions and real tokens of a pass, from masks of every kind in which a decoder may be given one."""
+
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.model.forward_pass import ForwardPass, StepReader
+from dsas.testing import tiny_model
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def test_without_a_mask_every_token_is_real_and_counting_goes_on_after_the_cache() -> None:
+    step = ForwardPass(2, 3, past=4)
+    assert step.real.all()
+    assert step.positions.tolist() == [[4, 5, 6]] * 2
+
+
+def test_padding_on_either_side_is_not_counted() -> None:
+    step = ForwardPass(2, 4, mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
+    assert step.positions.tolist() == [[-1, -1, 0, 1], [0, 1, 2, -1]]
+    assert step.real.tolist() == [[False, False, True, True], [True, True, True, False]]
+
+
+def test_padding_in_the_cache_is_not_counted_either() -> None:
+    step = ForwardPass(2, 1, past=3, mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
+    assert step.positions.tolist() == [[1], [3]]
+
+
+def test_a_mask_longer_than_what_has_run_as_static_caches_have_it_is_cut() -> None:
+    step = ForwardPass(1, 2, mask=torch.tensor([[0, 1, 0, 0, 0]]))
+    assert step.positions.tolist() == [[-1, 0]]
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive", "dictionary"])
+def test_padding_is_read_from_masks_that_were_prepared_for_attention(kind: str) -> None:
+    causal = torch.ones(3, 3, dtype=torch.bool).tril()
+    mask: Any = torch.tensor([[0, 1, 1], [1, 1, 1]], dtype=torch.bool)[:, None, None, :] & causal
+    if kind == "additive":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    if kind == "dictionary":
+        mask = {"sliding_attention": torch.ones_like(mask), "full_attention": mask}
+    step = StepReader(tiny_model()).read((), {"input_ids": IDS, "attention_mask": mask})
+    assert step.positions.tolist() == [[-1, 0, 1], [0, 1, 2]]
+
+
+def test_embeddings_are_read_as_tokens_without_numbers() -> None:
+    step = StepReader(tiny_model()).read((), {"inputs_embeds": torch.zeros(2, 5, 32)})
+    assert (step.batch, step.tokens, step.token_ids) == (2, 5, None)
+
+
+def test_each_thread_reads_its_own_step() -> None:
+    reader = StepReader(tiny_model())
+    reader.read((), {"input_ids": IDS})
+    thread = Thread(target=lambda: reader.read((), {"input_ids": IDS, "attention_mask": torch.zeros(2, 3)}))
+    thread.start()
+    thread.join()
+    assert reader.current(2, 3, torch.device("cpu")).real.all()
+
+
+def test_a_batch_of_another_shape_than_the_decoder_saw_gets_a_plain_step() -> None:
+    reader = StepReader(tiny_model())
+    mask: Tensor = torch.tensor([[0, 1, 1], [0, 1, 1]])
+    reader.read((), {"input_ids": IDS, "attention_mask": mask})
+    assert reader.current(2, 3, torch.device("cpu")).positions[0, 0] == -1
+    assert reader.current(4, 3, torch.device("cpu")).positions[0, 0] == 0
+
+
+def test_positions_are_right_when_the_decoder_is_called_with_positional_arguments() -> None:
+    decoder = tiny_model("gpt2").transformer
+    reader = StepReader(decoder)
+    ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
+    cache = decoder(ids, use_cache=True).past_key_values
+    step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
+    assert (step.past, step.positions.tolist()) == (3, [[3, 4, 5]])
+    assert reader.read((ids,), {"attention_mask": mask}).positions.tolist() == [[-1, 0, 1]]
+
+
+def passes(model: Any, lengths: list[int], prompt_tokens: Tensor | None = None) -> list[ForwardPass]:
+    """Run passes of these many tokens over one cache, as a reader of steps sees them."""
+    reader, past = StepReader(model, prompt_tokens), 0
+    steps = []
+    for length in lengths:
+        cache = type("Cache", (), {"get_seq_length": lambda _self, past=past: past})()
+        steps.append(reader.read((), {"input_ids": torch.zeros(2, length), "past_key_values": cache}))
+        past += length
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prompt"), [([4, 1, 1], 4), ([3, 3, 1, 1], 6), ([4], 4), ([4, 1, 3, 1], 4), ([1, 1, 1], 1)]
+)
+def test_the_prompt_ends_before_the_first_pass_of_one_token_over_a_cache(lengths: list[int], prompt: int) -> None:
+    steps = passes(tiny_model(), lengths)
+    found = torch.cat([step.prompt for step in steps], dim=1)
+    assert found.tolist() == [[place < prompt for place in range(sum(lengths))]] * 2
+    assert steps[-1].prompt_lengths.tolist() == [prompt] * 2
+
+
+def test_where_the_user_says_it_the_prompt_is_as_long_as_said_for_every_row_and_in_whatever_pieces() -> None:
+    said = torch.tensor([2, 5])
+    for lengths in ([6], [1] * 6, [4, 2]):
+        found = torch.cat([step.prompt for step in passes(tiny_model(), lengths, said)], dim=1)
+        assert found.sum(1).tolist() == [2, 5]
+    with pytest.raises(OptionError, match="3 prompt lengths were given but the batch has 2 rows"):
+        _ = passes(tiny_model(), [6], torch.tensor([1, 2, 3]))[0].prompt
+
+
+def test_padding_is_no_part_of_a_prompt() -> None:
+    step = ForwardPass(2, 3, mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    assert step.prompt.tolist() == [[False, True, True], [True, True, True]]
+    assert step.prompt_lengths.tolist() == [2, 3]
+
+
+def test_what_a_regulator_remembers_is_of_one_site_and_ends_with_the_rows_it_is_about() -> None:
+    reader, model_ids = StepReader(tiny_model()), {"input_ids": IDS}
+    first = reader.read((), model_ids)
+    first.memory["seen"] = 1
+    first.site = 1
+    assert first.memory == {}
+    cache = type("Cache", (), {"get_seq_length": lambda _self: 3})()
+    later = reader.read((), {**model_ids, "past_key_values": cache})
+    assert later.memory == {"seen": 1}
+    assert reader.read((), model_ids).memory == {}

@@ -1,0 +1,81 @@
+"""Identity: the model a Steering was fitted on, a relative of it, and any other."""
+
+import copy
+
+import pytest
+import torch
+from makers import logits_of, random_steering
+from torch import nn
+
+import dsas
+from dsas.errors import DsasWarning, ModelMismatchError
+from dsas.model.identity import ModelIdentity, fingerprint
+from dsas.testing import FAMILIES, tiny_model
+from dsas.testing.models import LAYERS, WIDTH
+
+IDS = torch.tensor([[1, 2, 3]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_width_and_depth_of_every_family_are_known(family: str) -> None:
+    model = tiny_model(family)
+    identity = ModelIdentity.of(model)
+    assert (identity.model_class, identity.width, identity.depth) == (type(model).__name__, WIDTH, LAYERS)
+
+
+def test_a_module_without_a_config_has_a_class_and_a_fingerprint() -> None:
+    identity = ModelIdentity.of(nn.Linear(2, 3))
+    assert (identity.model_class, identity.width, identity.depth) == ("Linear", 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_weights_in_float32_or_bfloat16_are_exactly_the_model(dtype: torch.dtype) -> None:
+    model = tiny_model()
+    steering, twin = random_steering(model), copy.deepcopy(model).to(dtype)
+    assert steering.model.compare(twin) == "exact"
+    with steering.apply(twin):  # and no warning
+        logits_of(twin, IDS)
+
+
+def test_other_weights_of_the_same_shapes_are_steered_with_a_warning() -> None:
+    steering, other = random_steering(tiny_model()), tiny_model(seed=1)
+    assert steering.model.compare(other) == "compatible"
+    with pytest.warns(DsasWarning, match="weights of this LlamaForCausalLM are not those"):
+        applied = steering.apply(other)
+    plain = logits_of(other, IDS)
+    with applied:
+        assert not torch.equal(logits_of(other, IDS), plain)
+
+
+def test_one_changed_layer_is_enough_to_be_another_model() -> None:
+    model = tiny_model()
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1.1)  # type: ignore
+    assert fingerprint(model) != before
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"family": "gpt2"}, "model_class 'LlamaForCausalLM' here, 'GPT2LMHeadModel' in the model given"),
+        ({"hidden_size": 64}, "width 32 here, 64 in the model given"),
+        ({"layers": 2}, "depth 3 here, 2 in the model given"),
+        ({"layers": 4, "hidden_size": 16}, "width 32 here, 16 in the model given; depth 3 here, 4 in"),
+    ],
+)
+def test_another_kind_of_model_is_refused_and_everything_that_differs_is_said(other: dict, message: str) -> None:
+    with pytest.raises(ModelMismatchError, match=message):
+        random_steering(tiny_model()).apply(tiny_model(**other))
+
+
+def test_a_model_that_lacks_a_site_is_refused_with_the_closest_name() -> None:
+    model = tiny_model()
+    rule = dsas.Rule(dsas.Site("model.layers.0.mpl"), dsas.Addition(torch.ones(WIDTH)), dsas.Constant())
+    with pytest.raises(ModelMismatchError, match=r"no module 'model.layers.0.mpl' \(1 sites are missing\); .*0.mlp'"):
+        dsas.Steering([rule], ModelIdentity.of(model)).apply(model)
+
+
+def test_an_identity_is_rebuilt_by_its_own_values() -> None:
+    identity = ModelIdentity.of(tiny_model())
+    assert ModelIdentity(**identity.as_dict()) == identity

@@ -1,0 +1,74 @@
+"""Loading: a model and its tokenizer from a folder, and what happens when there is none."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from makers import logits_of, unchecked
+
+from dsas.errors import MissingExtraError, OptionError
+from dsas.model.loading import find_device, load_model
+from dsas.testing import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model: Any = tiny_model(layers=1)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_model_in_a_folder_is_loaded_with_its_tokenizer_in_evaluation_mode(folder: Path) -> None:
+    loaded = load_model(str(folder), device="cpu")
+    ids = torch.tensor([loaded.tokenizer("hello")["input_ids"]])
+    assert not loaded.model.training
+    assert loaded.model.dtype == torch.float32
+    assert torch.equal(logits_of(loaded.model, ids), logits_of(tiny_model(layers=1), ids))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+def test_the_precision_asked_for_is_that_of_every_parameter(folder: Path, precision: Any) -> None:
+    model = load_model(str(folder), device="cpu", precision=precision).model
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, precision)}
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "/no/such/file.gguf"])
+def test_what_is_no_model_is_refused_by_name_and_says_what_is_expected(name: str) -> None:
+    with pytest.raises(OptionError, match=rf"no model could be loaded from '{name}' \(expected a folder with"):
+        load_model(name, device="cpu")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no model could be loaded from"):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_an_unknown_precision_is_refused_with_those_there_are(folder: Path) -> None:
+    with pytest.raises(OptionError, match=r"precision must be one of \('auto', 'float32'.*, got 'int8'"):
+        unchecked(load_model)(str(folder), precision="int8")
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")])
+def test_of_the_processes_of_torchrun_each_has_a_gpu_of_its_own(
+    rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda _, device: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert find_device("auto") == torch.device(expected)
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_a_gguf_file_without_its_readers_says_which_extra_brings_them(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gguf", "accelerate"):
+        monkeypatch.setitem(__import__("sys").modules, name, None if name == package else torch)
+    with pytest.raises(MissingExtraError, match=rf"'{package}' is not installed.*pip install 'dsas\[gguf\]'"):
+        load_model("model.gguf", device="cpu")

@@ -1,0 +1,252 @@
+"""Sites: shorthands of every family, globs, regular expressions, order, and errors that show the closest names."""
+
+import ast
+import re
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dsas
+from dsas.errors import ActivationError, SiteError
+from dsas.model.sites import SHORTHANDS, STREAMS
+from dsas.testing import FAMILIES, tiny_model
+from dsas.testing.models import HEADS, LAYERS
+
+# Where each family keeps layer {0, 1, 2}, its second norm, attention and feed-forward: read off transformers' sources.
+PARTS = {
+    "gemma2": ("model.layers.{}", "post_feedforward_layernorm", "self_attn", "mlp"),
+    "gemma3": ("model.layers.{}", "post_feedforward_layernorm", "self_attn", "mlp"),
+    "gpt2": ("transformer.h.{}", "ln_2", "attn", "mlp"),
+    "gpt_neox": ("gpt_neox.layers.{}", "post_attention_layernorm", "attention", "mlp"),
+    "llama": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "mistral": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "mixtral": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "olmo2": ("model.layers.{}", "post_feedforward_layernorm", "self_attn", "mlp"),
+    "opt": ("model.decoder.layers.{}", None, "self_attn", None),
+    "phi3": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "qwen2": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+    "qwen3": ("model.layers.{}", "post_attention_layernorm", "self_attn", "mlp"),
+}
+
+
+def paths(model: nn.Module, patterns: Any) -> list[str]:
+    return [site.path for site in dsas.find_sites(model, patterns)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_shorthand_names_one_site_a_layer_in_order_in_every_family(family: str) -> None:
+    model, (layer, *parts) = tiny_model(family), PARTS[family]
+    layers = [layer.format(number) for number in range(LAYERS)]
+    assert paths(model, "residual") == layers
+    for shorthand, part in zip(SHORTHANDS[1:-1], parts, strict=True):
+        if part is None:
+            with pytest.raises(SiteError, match=f"{shorthand!r} is not known for OPTForCausalLM"):
+                dsas.find_sites(model, shorthand)
+        else:
+            assert paths(model, shorthand) == [f"{path}.{part}" for path in layers]
+
+
+OUTPUT_PROJECTIONS = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense", "opt": "self_attn.out_proj"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_are_equal_slices_of_what_the_output_projection_takes_in_every_family(family: str) -> None:
+    model = tiny_model(family)
+    path = f"{PARTS[family][0].format(1)}.{OUTPUT_PROJECTIONS.get(family, 'self_attn.o_proj')}"
+    heads = dsas.find_sites(model, "heads")
+    assert len(heads) == LAYERS * HEADS
+    assert heads[HEADS : 2 * HEADS] == [dsas.Site(path, side="input", part=head, parts=HEADS) for head in range(HEADS)]
+
+
+def test_the_input_of_a_module_is_named_with_at_input() -> None:
+    model = tiny_model()
+    (site,) = dsas.find_sites(model, "*.1.mlp@input")
+    assert (str(site), site.side) == ("model.layers.1.mlp@input", "input")
+    with pytest.raises(SiteError, match="what follows @ must be 'input', 'output', 'image' or 'text', got 'inside'"):
+        dsas.find_sites(model, "*.mlp@inside")
+
+
+def test_a_part_is_read_and_written_without_touching_the_others() -> None:
+    whole = torch.randn(2, 3, 8)
+    site, given = dsas.Site("x", part=1, parts=4), whole.clone()
+    assert torch.equal(site.read(given), whole[..., 2:4])
+    written = site.write(given, torch.zeros(2, 3, 2))
+    assert torch.equal(given, whole)
+    assert torch.equal(written, torch.cat([whole[..., :2], torch.zeros(2, 3, 2), whole[..., 4:]], -1))
+    with pytest.raises(ActivationError, match="a width of 8 has no 3 equal parts"):
+        dsas.Site("x", part=0, parts=3).read(whole)
+    with pytest.raises(SiteError, match="0 <= part < parts"):
+        dsas.Site("x", part=4, parts=4)
+
+
+def test_ten_layers_and_more_are_in_the_order_of_the_model_and_not_of_the_alphabet() -> None:
+    model = tiny_model(layers=12)
+    assert paths(model, "residual") == [f"model.layers.{number}" for number in range(12)]
+    assert paths(model, ["model.layers.11", "model.layers.2"]) == ["model.layers.2", "model.layers.11"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("layers.*", ["model.layers.0", "model.layers.1", "model.layers.2"]),
+        ("*.1", ["model.layers.1"]),
+        ("model.layers.?.mlp", ["model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp"]),
+        ("layers.0.*_proj", []),
+        ("layers.0.**o_proj", ["model.layers.0.self_attn.o_proj"]),
+        ("model.norm", ["model.norm"]),
+        ("odel.norm", []),
+        ("modelXnorm", []),
+        (r"re:model\.layers\.[02]", ["model.layers.0", "model.layers.2"]),
+        (r"re:layers\.0", []),
+        ("layers.1.self_attn.[qk]_proj", []),
+    ],
+)
+def test_globs_stay_inside_a_segment_and_regular_expressions_match_whole_paths(
+    pattern: str, expected: list[str]
+) -> None:
+    model = tiny_model()
+    if expected:
+        assert paths(model, pattern) == expected
+    else:
+        with pytest.raises(SiteError, match="matches no module of LlamaForCausalLM"):
+            dsas.find_sites(model, pattern)
+
+
+def test_patterns_that_overlap_give_each_site_once_and_two_tensors_of_one_module_are_two_sites() -> None:
+    model, second = tiny_model(), dsas.Site("model.layers.1", index=1)
+    found = dsas.find_sites(model, ["layers.1", second, "residual", dsas.Site("model.layers.0")])
+    expected = ["model.layers.0", "model.layers.1", "model.layers.1[1]", "model.layers.2"]
+    assert list(map(str, found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("model.layers.0.mpl", "matches no module.*closest: 'model.layers.0.mlp'.*shorthands: residual, norm"),
+        ("re:model.layer.1", "matches no module.*closest: .*'model.layers.1'"),
+        ("layerz.*", "matches no module of LlamaForCausalLM; closest: 'model.layers"),
+        (dsas.Site("model.layers.9"), "no module 'model.layers.9' in LlamaForCausalLM; closest: 'model.layers"),
+        ("re:model.(", r"is not a regular expression: .*unterminated|missing \)"),
+        ([], "expected at least one site pattern, got none; try 'residual'"),
+        (["residual", "nothing.here"], "'nothing.here' matches no module"),
+        ("", "matches no module"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_with_the_closest_names(pattern: Any, message: str) -> None:
+    with pytest.raises(SiteError, match=message):
+        dsas.find_sites(tiny_model(), pattern)
+
+
+def test_a_shorthand_of_an_unknown_model_says_what_can_be_named_instead() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(SiteError, match=re.escape("not known for Sequential; name the modules by path or glob")):
+        dsas.find_sites(model, "mlp")
+
+
+def test_a_site_reads_and_writes_its_own_tensor_of_whatever_a_module_gives() -> None:
+    pair = namedtuple("pair", ["image", "text"])
+    one, two, new = (torch.full((1, 2, 3), float(number)) for number in range(3))
+    for output in ((one, two), [one, two], pair(one, two)):
+        site = dsas.Site("block", index=1)
+        assert site.read(output) is two
+        written = site.write(output, new)
+        assert type(written) is type(output)
+        assert written[0] is one
+        assert written[1] is new
+        assert output[1] is two
+    assert dsas.Site("block").write(one, new) is new
+
+
+@pytest.mark.parametrize(
+    ("output", "came"), [(torch.zeros(2, 3), r"shape \(2, 3\)"), ((None, 1), "NoneType"), ({"x": 1}, "dict")]
+)
+def test_an_output_without_a_tensor_of_tokens_is_refused_by_site_and_shape(output: Any, came: str) -> None:
+    with pytest.raises(ActivationError, match=rf"site block: expected a tensor \(batch, token, dim\), got {came}"):
+        dsas.Site("block").read(output)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_picture_is_read_as_tokens_and_written_back_in_its_own_format(memory: torch.memory_format) -> None:
+    picture = torch.randn(2, 5, 3, 4).contiguous(memory_format=memory)
+    site, before = dsas.Site("block", layout="picture"), picture.clone()
+    tokens = site.read((picture,))
+    assert torch.equal(tokens[1, 1 * 4 + 2], picture[1, :, 1, 2])
+    (written,) = site.write((picture,), 2 * tokens)
+    assert torch.equal(written, 2 * picture)
+    assert written.stride() == picture.stride()
+    assert torch.equal(picture, before)
+    assert (site.grid(picture), site.grid(torch.randn(2, 6, 5))) == ((3, 4), None)
+
+
+def test_a_part_of_a_picture_is_a_part_of_its_channels() -> None:
+    picture = torch.randn(2, 6, 3, 4)
+    site = dsas.Site("block", layout="picture", part=1, parts=3)
+    written = site.write(picture, torch.zeros_like(site.read(picture)))
+    assert not written[:, 2:4].any()
+    assert torch.equal(written[:, [0, 1, 4, 5]], picture[:, [0, 1, 4, 5]])
+
+
+def test_a_layout_says_where_the_width_of_three_dimensions_is() -> None:
+    given = torch.randn(2, 5, 7)
+    assert dsas.Site("norm", layout="channels").read(given).shape == (2, 7, 5)
+    assert torch.equal(dsas.Site("norm", layout="channels").write(given, given.transpose(1, 2) + 1), given + 1)
+    assert dsas.Site("block", layout="picture").read(given).shape == (2, 5, 7)
+    with pytest.raises(ActivationError, match=r"got shape \(2, 5, 3, 4\); if it is a picture .* layout='picture'"):
+        dsas.Site("block").read(torch.randn(2, 5, 3, 4))
+    with pytest.raises(SiteError, match="the layout of a site is one of"):
+        unchecked_site(layout="image")
+
+
+def unchecked_site(**options: Any) -> dsas.Site:
+    site = object.__new__(dsas.Site)
+    for name, value in {"path": "x", "index": 0, "side": "output", "part": 0, "parts": 1, **options}.items():
+        object.__setattr__(site, name, value)
+    dsas.Site.__post_init__(site)
+    return site
+
+
+def test_the_layout_follows_from_the_module() -> None:
+    model = nn.Module()
+    model.conv, model.group, model.linear = nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4)
+    model.block = nn.Sequential(nn.GroupNorm(2, 4))
+    found = {site.path: site.layout for site in dsas.find_sites(model, ["conv", "group", "linear", "block"])}
+    assert found == {"conv": "channels", "group": "channels", "linear": "tokens", "block": "picture"}
+    (given,) = dsas.find_sites(model, "conv@input")
+    assert given == dsas.Site("conv", side="input", layout="channels")
+
+
+def test_the_order_of_a_blocks_streams_is_the_one_that_diffusers_returns() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    folder = Path(diffusers.__file__).parent / "models"
+    found = {}
+    for file in [folder / "attention.py", *sorted((folder / "transformers").glob("*.py"))]:
+        for kind in [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]:
+            for line in ast.walk(kind):
+                given = line.value.elts if isinstance(line, ast.Return) and isinstance(line.value, ast.Tuple) else []
+                names = {"hidden_states": "image", "encoder_hidden_states": "text"}
+                order = tuple(names.get(ast.unparse(element), "") for element in given)
+                if set(order) == {"image", "text"} and kind.name.endswith("TransformerBlock"):
+                    found[kind.name] = order
+    videos = ("HunyuanVideo", "Mochi", "MotifVideo")
+    expected = {name: order for name, order in found.items() if not name.startswith(videos)}
+    assert expected == STREAMS
+
+
+def test_a_block_of_two_streams_is_named_with_the_one_that_is_meant() -> None:
+    pytest.importorskip("diffusers")
+    from dsas.model.image_pipeline import module_of
+    from dsas.testing.pipelines import tiny_pipeline
+
+    model = module_of(tiny_pipeline("flux"))
+    block = "transformer.transformer_blocks.1"
+    named = {which: dsas.find_sites(model, block + which)[0] for which in ("", "@image", "@text", "@input")}
+    assert [named[which].index for which in named] == [1, 1, 0, 0]
+    assert str(named["@text"]) == block
+    assert model.reads_text(named["@text"])
+    assert not model.reads_text(named[""])
+    with pytest.raises(SiteError, match="is no block of two streams, so it has no @text"):
+        dsas.find_sites(model, "transformer.norm_out@text")

@@ -1,0 +1,81 @@
+"""Jobs over workers, some of which die."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dsas.errors import DsasWarning, OptionError, WorkerError
+from dsas.parallel.workers import Spread, workers_of
+
+
+class Squares:
+    """Squares numbers; whoever gets the `fatal` one dies, if nobody did before or `always`."""
+
+    def __init__(self, notes: Path, fatal: int = -1, always: bool = False) -> None:
+        self._notes, self._fatal, self._always = notes, fatal, always
+
+    def run(self, job: int) -> int:
+        died = self._notes / "died"
+        if job == self._fatal and (self._always or not died.exists()):
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job**2
+
+
+def by_value() -> None:
+    """Let Ray send what is defined here, where its workers could not import it."""
+    pytest.importorskip("ray").cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def run(spread: Spread, *given, **options) -> list[tuple[int, int]]:
+    with workers_of(partial(Squares, *given, **options), spread) as workers:
+        return [*workers.run(range(8)), *workers.run(range(8, 10))]
+
+
+@pytest.mark.parametrize("spread", [Spread(), Spread(workers=2), Spread(ray="auto")], ids=["here", "processes", "ray"])
+def test_every_job_is_done_once_and_the_workers_stay_for_the_next_ones(tmp_path, spread):
+    if spread.ray:
+        by_value()
+    found = run(spread, tmp_path)
+    assert sorted(found[:8]) == [(n, n**2) for n in range(8)]
+    assert sorted(found[8:]) == [(n - 8, n**2) for n in (8, 9)]
+
+
+@pytest.mark.parametrize("ray", [False, True], ids=["processes", "ray"])
+def test_a_worker_that_is_killed_takes_only_its_job_with_it(tmp_path, ray):
+    if ray:
+        by_value()
+        found = run(Spread(ray="auto"), tmp_path, fatal=3)
+    else:
+        with pytest.warns(DsasWarning, match="a worker died"):
+            found = run(Spread(workers=2), tmp_path, fatal=3)
+    assert (tmp_path / "died").exists()
+    assert sorted(found[:8]) == [(n, n**2) for n in range(8)]
+
+
+def test_a_job_that_kills_every_worker_ends_with_an_error_and_leaves_no_process(tmp_path):
+    with pytest.warns(DsasWarning), pytest.raises(WorkerError, match="workers died 3 times"):
+        run(Spread(workers=2), tmp_path, fatal=3, always=True)
+    assert multiprocessing.active_children() == []
+
+
+def test_who_stops_listening_leaves_no_process(tmp_path):
+    with workers_of(partial(Squares, tmp_path), Spread(workers=2)) as workers:
+        next(workers.run(range(8)))
+    assert multiprocessing.active_children() == []
+
+
+def test_less_than_one_worker_and_a_cluster_that_is_not_there_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="at least one worker, got 0"):
+        run(Spread(workers=0), tmp_path)
+
+
+def test_workers_share_the_threads_of_this_process_and_never_get_none(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    spreads = (Spread(), Spread(workers=3), Spread(workers=9), Spread(ray="auto"))
+    assert [spread.threads for spread in spreads] == [8, 2, 1, 1]

@@ -1,0 +1,98 @@
+"""Code made by torch.compile: steered, plain again, and never wrong in silence."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from makers import Position, logits_of, random_steering
+from torch import Tensor
+
+import dsas
+from dsas.model.identity import ModelIdentity
+from dsas.testing import tiny_model
+from dsas.testing.passes import padded
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("form", ["module", "method", "function", "layer"])
+def test_compiled_code_of_every_form_is_steered_and_is_plain_again(form: str) -> None:
+    model, ids = tiny_model("llama", layers=2), torch.tensor([[1, 2, 3, 4]])
+    steering, plain = random_steering(model), logits_of(model, ids)
+    with steering.apply(model):
+        steered = logits_of(model, ids)
+    torch.compiler.reset()
+    run: Callable[[], Tensor] = lambda: logits_of(model, ids)  # noqa: E731
+    if form == "module":
+        compiled = torch.compile(model, backend="eager")
+        run = lambda: logits_of(compiled, ids)  # noqa: E731
+    elif form == "method":
+        model.compile(backend="eager")
+    elif form == "layer":
+        model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    else:
+        function = torch.compile(lambda tokens: model(tokens, use_cache=False).logits * 1.0, backend="eager")
+        run = lambda: function(ids).detach()  # noqa: E731
+    torch.testing.assert_close(run(), plain)
+    with steering.apply(model, record=False):
+        torch.testing.assert_close(run(), steered)
+    torch.testing.assert_close(run(), plain)
+    torch.compiler.reset()
+    with steering.apply(model):
+        torch.testing.assert_close(run(), steered)
+    torch.testing.assert_close(run(), plain)
+
+
+@pytest.mark.compile
+def test_a_compiled_model_has_the_identity_of_the_model_and_is_steered_through_its_wrapper() -> None:
+    model, ids = tiny_model("llama", layers=1), torch.tensor([[1, 2, 3]])
+    steering, before = random_steering(model), ModelIdentity.of(model)
+    with steering.apply(model):
+        steered = logits_of(model, ids)
+    compiled: Any = torch.compile(model, backend="eager")
+    with steering.apply(compiled):
+        torch.testing.assert_close(logits_of(compiled, ids), steered)
+    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+    assert ModelIdentity.of(model) == before
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("skip_sinks", [True, False], ids=["sinks", "regulator"])
+@pytest.mark.parametrize("form", ["module", "layer"])
+def test_where_token_positions_are_needed_compiled_code_gives_way_and_is_not_wrong(form: str, skip_sinks: bool) -> None:
+    model, inputs = tiny_model("llama", layers=2), padded([torch.arange(5), torch.arange(7, 9)], "left", 0)
+    steering = random_steering(model, regulator=dsas.Constant() if skip_sinks else Position())
+    real = inputs.pop("attention_mask")
+    with steering.apply(model, 0.1, skip_sinks=skip_sinks):
+        expected = logits_of(model, inputs["input_ids"], attention_mask=real)[real.bool()]
+    compiled: Any = model
+    if form == "module":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        model.model.layers[1] = torch.compile(model.model.layers[1], backend="eager")
+    with steering.apply(model, 0.1, skip_sinks=skip_sinks):
+        steered = logits_of(compiled, inputs["input_ids"], attention_mask=real)[real.bool()]
+    torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.compile
+def test_a_compiled_denoiser_is_steered_at_each_step_as_an_uncompiled_one() -> None:
+    pytest.importorskip("diffusers")
+    from pictures import close, drawn, steered_at
+
+    from dsas.testing.pipelines import tiny_pipeline
+
+    pipeline = tiny_pipeline("sd3")
+    each = dsas.PerStep([dsas.Constant(0.2), dsas.Constant(0.0), dsas.Constant(1.0)])
+    steering, options = steered_at(pipeline, "sd3", regulator=each), {"num_inference_steps": 3}
+    plain = drawn(pipeline, "sd3", **options)
+    with steering.apply(pipeline, [0.5, 1.0]):
+        steered = drawn(pipeline, "sd3", **options)
+    torch.compiler.reset()
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+    assert close(drawn(pipeline, "sd3", **options), plain)
+    with steering.apply(pipeline, [0.5, 1.0]) as applied:
+        for _ in range(2):
+            assert close(drawn(pipeline, "sd3", **options), steered)
+    assert applied.maps().strengths[0].mean((0, 2, 3)).tolist() == pytest.approx([0.15, 0.0, 0.75])
+    assert close(drawn(pipeline, "sd3", **options), plain)

@@ -1,0 +1,166 @@
+"""Storage: what is not intact is refused by name, and what cannot be written leaves what was there."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import random_steering
+from safetensors.torch import load, save
+
+import dsas
+from dsas.errors import ArtifactError
+from dsas.files import atomic
+from dsas.steering import artifact as storage
+from dsas.steering.artifact import CARD, CONFIG, TENSORS
+from dsas.testing import tiny_model
+
+CALIBRATION = dsas.Calibration(0.5, (), (), None, {}, {}, None, "0" * 16, "0" * 16, "0.1").as_dict()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random_steering(tiny_model(), weight=0.5).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any], *, tensors: bytes | None = None) -> None:
+    """Change a config, and the tensors if given, and give both fresh digests, as somebody who knows dsas would."""
+    config = json.loads((folder / CONFIG).read_text())
+    if tensors is not None:
+        (folder / TENSORS).write_bytes(tensors)
+        config["tensors_sha256"] = hashlib.sha256(tensors).hexdigest()
+    change(config)
+    config["config_sha256"] = storage._digest(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+def refuse(folder: Path, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        dsas.Steering.from_pretrained(folder)
+
+
+def test_a_round_trip_keeps_every_bit_and_every_field(folder: Path) -> None:
+    steering, again = random_steering(tiny_model(), weight=0.5), dsas.Steering.from_pretrained(folder)
+    assert repr(again) == repr(steering)
+    assert again.model == steering.model
+    assert [rule.weight for rule in again.rules] == [0.5] * 3
+    for one, other in zip(steering.rules, again.rules, strict=True):
+        assert torch.equal(one.transform.get_buffer("vector"), other.transform.get_buffer("vector"))
+        assert torch.equal(one.regulator.get_buffer("theta"), other.regulator.get_buffer("theta"))
+    assert sorted(file.name for file in folder.iterdir()) == sorted([CARD, CONFIG, TENSORS])
+
+
+def test_a_config_without_a_calibration_as_older_ones_are_has_no_strength(folder: Path) -> None:
+    assert "calibration" not in json.loads((folder / CONFIG).read_text())
+    steering = dsas.Steering.from_pretrained(folder)
+    assert (steering.strength, steering.calibration, steering.default_strength) == (None, None, 1.0)
+
+
+@pytest.mark.parametrize("name", [CONFIG, TENSORS])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    refuse(folder, f"is not a stored Steering: {name} not found")
+
+
+@pytest.mark.parametrize("left", [0, 10, -1])
+def test_a_truncated_config_is_refused(folder: Path, left: int) -> None:
+    (folder / CONFIG).write_bytes((folder / CONFIG).read_bytes()[:left])
+    refuse(folder, f"{CONFIG} is truncated or not JSON")
+
+
+@pytest.mark.parametrize("left", [0, 10, -1])
+def test_truncated_tensors_are_refused(folder: Path, left: int) -> None:
+    (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:left])
+    refuse(folder, f"{TENSORS} does not match its digest: truncated or tampered with")
+
+
+def test_one_changed_bit_of_the_tensors_is_refused(folder: Path) -> None:
+    data = bytearray((folder / TENSORS).read_bytes())
+    data[-1] ^= 1
+    (folder / TENSORS).write_bytes(bytes(data))
+    refuse(folder, f"{TENSORS} does not match its digest")
+
+
+def test_an_edited_config_is_refused(folder: Path) -> None:
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace('"weight": 0.5', '"weight": 5.0', 1))
+    refuse(folder, f"{CONFIG} does not match its digest: it was edited")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_by_tensor_even_under_a_right_digest(folder: Path, value: float) -> None:
+    tensors = load((folder / TENSORS).read_bytes())
+    tensors["1.transform.vector"][3] = value
+    rewrite(folder, lambda config: None, tensors=save(tensors))
+    refuse(folder, rf"{TENSORS}: 1\.transform\.vector hold values that are not finite")
+
+
+def test_bytes_that_are_no_safetensors_are_refused_even_under_a_right_digest(folder: Path) -> None:
+    rewrite(folder, lambda config: None, tensors=b"not tensors")
+    refuse(folder, f"{TENSORS} is not a safetensors file")
+
+
+def test_a_newer_schema_is_refused_and_says_what_to_do(folder: Path) -> None:
+    rewrite(folder, lambda config: config.update(schema=storage.SCHEMA + 1, dsas_version="9.9"))
+    refuse(folder, "has schema 2, this dsas reads up to 1: it was written by dsas 9.9; upgrade dsas to read it")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"schema": "1"}', '{"model_type": "llama"}'])
+def test_json_that_is_no_config_of_a_steering_is_refused(folder: Path, content: str) -> None:
+    (folder / CONFIG).write_text(content)
+    refuse(folder, "is not the config of a Steering: it has no schema number")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["rules"][0]["transform"].update(name="cab"), "unknown method 'cab'; closest: 'caa'"),
+        (lambda c: c["rules"][0]["transform"].update(arguments={"vectro": 1}), r"'caa' is stored with .*'vectro'"),
+        (lambda c: c["rules"][0].pop("weight"), f"{CONFIG} lacks or misnames a field: 'weight'"),
+        (lambda c: c["rules"][0]["site"].update(module="x"), f"{CONFIG} lacks or misnames a field: .*'module'"),
+        (lambda c: c.pop("rules"), f"{CONFIG} lacks or misnames a field: 'rules'"),
+        (lambda c: c.update(rules=[]), "at least one rule"),
+        (lambda c: c.update(calibration={"strength": 1.0}), f"{CONFIG} lacks or misnames a field: 'budgets'"),
+        (lambda c: c.update(calibration={**CALIBRATION, "strength": 0.0}), "must be finite and > 0, got 0"),
+        (lambda c: c.update(calibration={**CALIBRATION, "strength": "1"}), "must be finite and > 0, got '1'"),
+    ],
+    ids=["method", "argument", "weight", "site", "rules", "none", "evidence", "no strength", "no number"],
+)
+def test_a_config_that_names_what_is_not_there_is_refused(folder: Path, change: Any, message: str) -> None:
+    rewrite(folder, change)
+    refuse(folder, message)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_full_disk_while_saving_leaves_the_old_steering_readable_and_no_file_of_the_new(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    full, calls = OSError(errno.ENOSPC, "No space left on device"), []
+
+    def fail_late(*_arguments: Any) -> None:
+        calls.append(1)
+        if call == "replace" or len(calls) == 2:  # so one file has been written already
+            raise full
+
+    if call == "write":
+        monkeypatch.setattr(atomic, "open", lambda *given: fail_late() or open(*given), raising=False)  # noqa: SIM115
+    else:
+        monkeypatch.setattr(os, call, fail_late)
+    with pytest.raises(OSError, match="No space left"):
+        random_steering(tiny_model(), seed=1).save_pretrained(folder)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    dsas.Steering.from_pretrained(folder)
+
+
+def test_saving_over_an_old_steering_replaces_it(folder: Path) -> None:
+    other = random_steering(tiny_model(), seed=1)
+    other.save_pretrained(folder)
+    assert dsas.Steering.from_pretrained(folder).digest() == other.digest()
