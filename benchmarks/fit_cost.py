@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
 from dsas.demo.models import real_model
-from dsas.model.examples import batches, pad_token, tokenize
+from dsas.model.token_batches import batches, pad_token, tokenize
 
 
 def sets(texts: int) -> dict[str, list[str]]:
@@ -48,7 +48,7 @@ def bare_forward(model, tokenizer, texts: list[str]) -> float:
 
 def timed_fit(model, tokenizer, of_set: dict[str, list[str]], *, incremental: bool = False) -> float:
     start = time.perf_counter()
-    dsas.fit(model, tokenizer, **of_set, incremental=incremental, progress=False)
+    dsas.fit(model, tokenizer, **of_set, reading=dsas.Reading(incremental=incremental), progress=False)
     return time.perf_counter() - start
 
 

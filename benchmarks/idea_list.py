@@ -240,8 +240,8 @@ IDEAS: dict[str, Change | Learn] = {
     "least of two, one a half of the control": given(regulator=Guarded.fit),
     # sites
     "smooth weights": given(selection="smooth"),
-    "threshold 0.85": given(threshold=0.85),
-    "10 best sites": given(selection="top", top=10),
+    "threshold 0.85": given(selection=dsas.Threshold(0.85)),
+    "10 best sites": given(selection=dsas.Top(10)),
     "first third of the layers": layers(0, 1 / 3),
     "second third": layers(1 / 3, 2 / 3),
     "last third": layers(2 / 3, 1),

@@ -30,8 +30,7 @@ from dsas.demo.scenes import (
     without,
 )
 from dsas.files.atomic import replace_files
-from dsas.model.identity import fingerprint
-from dsas.model.image_pipeline import module_of
+from dsas.model.subject import subject_of
 from dsas.reports.pictures import everywhere
 
 CONCEPTS = {"red": "blue", "square": "triangle", "night": "sand"}
@@ -88,7 +87,7 @@ class Lab:
 
     def __init__(self, out: Path, sites: str = SITES) -> None:
         self.pipeline, self.out, self.sites = scene_pipeline(), out, sites
-        self.identity = fingerprint(module_of(self.pipeline))
+        self.identity = subject_of(self.pipeline).identity.fingerprint
         (out / "painted").mkdir(parents=True, exist_ok=True)
 
     def painted(

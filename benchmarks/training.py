@@ -29,9 +29,9 @@ from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
 from dsas.files.atomic import replace_files
 from dsas.files.results import remembered
-from dsas.fitting.collect import inputs_of, read_batches
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
+from dsas.model.token_batches import inputs_of, read_batches
 from dsas.training.objectives import drift
 from dsas.training.passes import Passes, Work
 

@@ -24,10 +24,10 @@ import torch
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts
 from dsas.demo.models import real_model
-from dsas.fitting.activations import pooler
-from dsas.fitting.collect import inputs_of, read_batches
+from dsas.model.activations import pooler
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.loading import LoadedModel, load_model
+from dsas.model.token_batches import inputs_of, read_batches
 from dsas.training.learning import identity_rule, learnable, scratch
 from dsas.training.passes import Work
 from dsas.training.plan import HeldOut, Objective, Plan

@@ -7,8 +7,7 @@ from torch import Tensor
 
 import dsas
 from dsas.model.hooks import Hooks
-from dsas.model.identity import ModelIdentity
-from dsas.model.image_pipeline import module_of
+from dsas.model.subject import subject_of
 
 PROMPTS = ["a red dog", "the sky, late"]
 SIZE: dict[str, Any] = {"height": 16, "width": 16}
@@ -38,7 +37,7 @@ def drawn(pipeline: Any, family: str, prompts: list[str] | None = None, *, seeds
 
 def widths(pipeline: Any, family: str, sites: Any) -> dict[dsas.Site, int]:
     """Return the width of every site that fires while pictures are drawn."""
-    module, found = module_of(pipeline), {}
+    module, found = subject_of(pipeline).module, {}
     with Hooks() as hooks:
         for site in dsas.find_sites(module, sites):
             hooks.at_site(module, site, lambda given, site=site: found.update({site: site.read(given).shape[-1]}))
@@ -57,7 +56,7 @@ def steered_at(
         rules.append(
             dsas.Rule(site, dsas.Addition(scale * vector), regulator or dsas.Logistic(theta, torch.tensor(0.0)))
         )
-    return dsas.Steering(rules, ModelIdentity.of(module_of(pipeline)))
+    return dsas.Steering(rules, subject_of(pipeline).identity)
 
 
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-3) -> bool:

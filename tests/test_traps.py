@@ -210,7 +210,7 @@ def test_a_larger_strength_moves_further_and_a_higher_threshold_steers_fewer_sit
     steered = []
     for threshold in (0.0, 0.6, 0.9, 1.0):
         fitted = dsas.fit(
-            model, tokenizer, source=source, control=control, target=control, threshold=threshold,
+            model, tokenizer, source=source, control=control, target=control, selection=dsas.Threshold(threshold),
             sites=["residual", "norm", "mlp"], progress=False,
         )  # fmt: skip
         steered.append(sum(rule.weight > 0 for rule in fitted.rules))

@@ -9,7 +9,9 @@ from dsas.calibration import Budget, calibrate
 from dsas.errors import DsasError, DsasWarning
 from dsas.explaining.explanation import explain
 from dsas.fitting.closed_form import fit
+from dsas.fitting.selection import All, Selection, Smooth, Threshold, Top
 from dsas.model.drawing import Drawing
+from dsas.model.examples import Example
 from dsas.model.image_trace import Maps
 from dsas.model.reading import Reading
 from dsas.model.sites import Site, find_sites
@@ -56,6 +58,7 @@ __all__ = [
     "TRANSFORMS",
     "Ablation",
     "Addition",
+    "All",
     "Applied",
     "Budget",
     "Calibration",
@@ -67,6 +70,7 @@ __all__ = [
     "Drawing",
     "DsasError",
     "DsasWarning",
+    "Example",
     "GaussianTransport",
     "HalfSpace",
     "HeldOut",
@@ -87,9 +91,13 @@ __all__ = [
     "Rotation",
     "Rule",
     "Schedule",
+    "Selection",
     "Site",
+    "Smooth",
     "Spread",
     "Steering",
+    "Threshold",
+    "Top",
     "Trace",
     "Transform",
     "__version__",

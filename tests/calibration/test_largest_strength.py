@@ -218,7 +218,7 @@ def test_per_site_needs_damage_to_tell_sites_apart() -> None:
     [
         ({"held_out": {"x": [*OTHERS["plain"], "plain 2", "odd 3"]}}, TextsError, "2 held-out texts are tuning texts"),
         ({"tune": ["plain 1", "plain 2", "plain 3"]}, TextsError, r"tune\['texts'\] must hold at least 4 texts, got 3"),
-        ({"tune": "plain 1"}, TextsError, "one string"),
+        ({"tune": "plain 1"}, TextsError, "got one text"),
         ({"tune": {}}, TextsError, "at least one kind"),
         ({"held_out": {"q": [[1], [2]]}}, TextsError, r"held_out\['q'\] must hold at least 4 texts, got 2"),
         ({"per": "head"}, OptionError, "per 'all' or 'site'"),
@@ -274,7 +274,7 @@ def test_a_calibrated_steering_is_stored_with_its_evidence_and_applied_at_its_st
         with one.apply(model) as applied:
             assert torch.equal(logits_of(model, ids), expected)
         assert applied.strength == torch.tensor(found.strength)
-        installed = one.install(model)
+        installed = one.apply(model).install()
         assert torch.equal(logits_of(model, ids), expected)
         installed.remove()
     assert dsas.explain(model, tiny_tokenizer(), again, "Hi").strength == torch.tensor([found.strength])
@@ -294,7 +294,7 @@ def test_the_digest_is_that_of_the_steering_without_a_strength(
 
 def test_a_calibration_goes_with_the_steering_it_was_made_of(real: tuple[Any, dsas.Steering, dsas.Calibration]) -> None:
     model, _, found = real
-    with pytest.raises(OptionError, match="that of another Steering"):
+    with pytest.raises(OptionError, match="computed for another Steering"):
         random_steering(model, seed=1).calibrated(found)
 
 

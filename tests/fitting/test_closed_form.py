@@ -29,6 +29,10 @@ def fit(model: Any = None, **options: Any) -> dsas.Steering:
     return dsas.fit(model, tiny_tokenizer(), **{**sets, "progress": False, **options})
 
 
+def marked(span: tuple[int, int]) -> list[dsas.Example]:
+    return [dsas.Example(text, (span,)) for text in SOURCE]
+
+
 def words(letters: str, count: int, seed: int) -> list[str]:
     random = np.random.default_rng(seed)
     return ["".join(random.choice(list(letters), size=12)) for _ in range(count)]
@@ -95,10 +99,19 @@ def test_the_settings_say_how_it_was_made() -> None:
         "fitted": "at once",
         "labels": "texts",
     }
-    assert fit(threshold=0.6).settings["selection"] == "threshold 0.6"
-    product = fit(regulator="logistic * posterior", selection="top", top=2, incremental=True).settings
+    assert fit(selection=dsas.Threshold(0.6)).settings["selection"] == "threshold 0.6"
+    incremental = dsas.Reading(incremental=True)
+    product = fit(regulator="logistic * posterior", selection=dsas.Top(2), reading=incremental).settings
     assert (product["regulator"], product["selection"]) == ("logistic*posterior", "top 2")
     assert product["fitted"] == "incrementally"
+
+
+@pytest.mark.parametrize("least", [75.0, -0.1, float("nan")])
+def test_selections_of_impossible_values_are_refused(least: float) -> None:
+    with pytest.raises(OptionError, match="a threshold is an accuracy from 0 to 1, got"):
+        dsas.Threshold(least)
+    with pytest.raises(OptionError, match="Top needs a count of at least 1, got 0"):
+        dsas.Top(0)
 
 
 def test_without_a_target_the_control_texts_are_the_target_and_that_is_said() -> None:
@@ -128,10 +141,7 @@ def test_a_set_that_is_too_small_or_holds_an_empty_text_is_refused_by_name(name:
     [
         ({"transform": "cca"}, "unknown transform 'cca'; closest: 'caa'"),
         ({"regulator": "logistics"}, "unknown regulator 'logistics'; closest: 'logistic'"),
-        ({"selection": "best"}, r"selection must be one of \('threshold', .*'all'\).* got 'best', 0.75"),
-        ({"threshold": 75.0}, "threshold from 0 to 1 and top >= 1, got 'threshold', 75.0"),
-        ({"threshold": float("nan")}, "threshold from 0 to 1 and top >= 1, got 'threshold', nan"),
-        ({"top": 0}, "top >= 1, got 'threshold', 0.75, 0"),
+        ({"selection": "tpo"}, "unknown selection 'tpo'; closest: 'top'"),
         ({"regulator": "logistic*nothing"}, "unknown regulator 'nothing'; closest: "),
         ({"regulator": "product"}, "write a product as the names of its factors"),
         ({"transform": torch.nn.ReLU()}, r"a ReLU is no transform yet: give dsas.Custom\(module\)"),
@@ -180,7 +190,9 @@ def test_the_weight_of_a_site_follows_from_its_held_out_accuracy(
 
 @pytest.mark.parametrize(("accuracy", "selection"), [(0.7499, "threshold"), (0.5, "smooth"), (0.3, "smooth")])
 def test_when_no_site_is_selected_a_warning_says_so_and_nothing_is_steered(accuracy: float, selection: Any) -> None:
-    with pytest.warns(DsasWarning, match=r"best held-out accuracy 0\.\d\d, threshold 0.75\): nothing will be steered"):
+    with pytest.warns(
+        DsasWarning, match=r"best held-out accuracy 0\.\d\d, selection '\w+( 0.75)?'\): nothing will be steered"
+    ):
         steering = fit(regulator=of_accuracy(accuracy), selection=selection)
     assert [rule.weight for rule in steering.rules] == [0.0] * 3
 
@@ -197,7 +209,7 @@ def test_a_fit_goes_on_from_a_checkpoint_and_gives_the_same_steering(tmp_path: A
 
 def test_the_best_sites_are_steered_and_their_accuracy_is_measured_if_the_regulator_learns_nothing() -> None:
     for regulator in ("logistic", "constant"):
-        rules = fit(regulator=regulator, selection="top", top=1, sites=["residual", "mlp"]).rules
+        rules = fit(regulator=regulator, selection=dsas.Top(1), sites=["residual", "mlp"]).rules
         (chosen,) = [rule for rule in rules if rule.weight > 0]
         assert chosen.accuracy == max(rule.accuracy or 0.0 for rule in rules)
         assert len(rules) == 6
@@ -258,8 +270,8 @@ def test_an_incremental_fit_is_that_of_one_site_after_another_in_one_pass(transf
     model = tiny_model()
     expected, passes = by_hand(model, transform, regulator), []
     model.model.register_forward_pre_hook(lambda *_: passes.append(1))
-    reading = dsas.Reading(batch_size=4)
-    steering = fit(model, transform=transform, regulator=regulator, incremental=True, selection="all", reading=reading)
+    reading = dsas.Reading(batch_size=4, incremental=True)
+    steering = fit(model, transform=transform, regulator=regulator, selection="all", reading=reading)
     assert len(passes) == 3 + 2  # source and control in three batches, target in two, each once
     at_once = fit(tiny_model(), transform=transform, regulator=regulator, selection="all")
     for rule, by_definition, other in zip(steering.rules, expected, at_once.rules, strict=True):
@@ -278,7 +290,7 @@ def test_an_interrupted_incremental_fit_leaves_no_hook_and_no_thread() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(model, transform=interrupt, incremental=True, reading=dsas.Reading(batch_size=2))
+        fit(model, transform=interrupt, reading=dsas.Reading(batch_size=2, incremental=True))
     assert (threading.active_count(), hooks_on(model), model.training) == (threads, hooks, False)
 
 
@@ -291,7 +303,7 @@ def test_an_error_inside_the_model_ends_an_incremental_fit_with_that_error() -> 
 
     model.model.layers[2].register_forward_pre_hook(fail)
     with pytest.raises(ZeroDivisionError):
-        fit(model, incremental=True, sites=["model.layers.0", "model.layers.2"])
+        fit(model, reading=dsas.Reading(incremental=True), sites=["model.layers.0", "model.layers.2"])
     assert hooks_on(model) == 1
 
 
@@ -299,10 +311,9 @@ def test_with_spans_the_regulator_learns_from_tokens_and_finds_those_that_texts_
     """Every source text is half plain; labels of whole texts would have the plain half count as unwanted, too."""
     model, tokenizer, site = tiny_model(), tiny_tokenizer(), dsas.Site("model.embed_tokens")
     plain, loud = words("abcdefghij", 24, 0), words("ABCDEFGHIJ", 24, 1)
-    source = [one + two for one, two in zip(plain, loud, strict=True)]
-    spans = [[(12, 24)]] * 24
+    source = [dsas.Example(one + two, ((12, 24),)) for one, two in zip(plain, loud, strict=True)]
     sets = {"source": source, "control": words("abcdefghij", 24, 2), "target": words("abcdefghij", 24, 3)}
-    rule = fit(model, **sets, sites=site, spans=spans, regulator=partial(dsas.Logistic.fit, components=20)).rules[0]
+    rule = fit(model, **sets, sites=site, regulator=partial(dsas.Logistic.fit, components=20)).rules[0]
     assert (rule.accuracy or 0.0) > 0.95
     table = model.model.embed_tokens(torch.arange(257)[None])
     answers = rule.regulator(table, ForwardPass(1, 257))[0, :, 0].detach()
@@ -313,11 +324,19 @@ def test_with_spans_the_regulator_learns_from_tokens_and_finds_those_that_texts_
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"spans": [[(0, 2)]] * 5}, TextsError, "one list for each of the 6 source texts, got 5"),
-        ({"spans": [[(0, 2)]] * 5 + [[(3, 99)]]}, TextsError, r"spans\[5\]: expected 0 <= start < stop <= 9"),
-        ({"spans": [[]] * 6}, TextsError, "spans must cover some of the source texts"),
-        ({"spans": [[(0, 2)]] * 6, "incremental": True}, OptionError, "spans and incremental cannot be combined"),
-        ({"spans": [[(0, 2)]] * 6, "regulator": "cast"}, OptionError, "cannot learn from spans.*use 'logistic'"),
+        ({"source": marked((3, 99))}, TextsError, r"source\[0\]: expected spans with 0 <= start < stop <= the length"),
+        ({"source": marked((3, 3))}, TextsError, r"source\[0\]: expected spans .* got \(3, 3\)"),
+        (
+            {"control": marked((0, 2))},
+            TextsError,
+            "a source text shows the behaviour; control has some, too",
+        ),
+        (
+            {"source": marked((0, 2)), "reading": dsas.Reading(incremental=True)},
+            OptionError,
+            "without incremental=True",
+        ),
+        ({"source": marked((0, 2)), "regulator": "cast"}, OptionError, "cannot learn from spans.*use 'logistic'"),
     ],
 )
 def test_spans_that_cannot_be_used_are_refused(options: Any, error: Any, message: str) -> None:

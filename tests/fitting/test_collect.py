@@ -12,6 +12,7 @@ from dsas.errors import DsasWarning, OptionError
 from dsas.fitting import collect as collection
 from dsas.fitting.collect import collect
 from dsas.model.reading import Reading
+from dsas.model.subject import subject_of
 from dsas.testing import tiny_model, tiny_tokenizer
 
 TEXTS = [f"{'a long text ' * (number % 3)}number {number}" for number in range(10)]
@@ -34,7 +35,9 @@ class Counted:
 
     def collect(self, folder: Path | None, texts: list[str] = TEXTS, **options: Any) -> dict[dsas.Site, torch.Tensor]:
         options = {"sites": self.sites, "reading": READING, **options}
-        return collect(self.model, tiny_tokenizer(), texts, checkpoint=folder, progress=False, **options)
+        examples = subject_of(self.model, tiny_tokenizer()).examples(options["reading"])
+        texts = options.get("texts", texts)
+        return collect(examples, texts, range(len(texts)), options["sites"], checkpoint=folder, progress=False)
 
 
 @pytest.fixture
@@ -86,7 +89,8 @@ def test_a_checkpoint_of_anything_else_is_not_used(counted: Counted, tmp_path: P
         "reading": {"reading": READING._replace(skip_sinks=False)},
     }.get(what, {})
     if what == "weights":
-        counted.model.lm_head.weight.data[0, 0] += 1.0
+        with torch.no_grad():
+            counted.model.lm_head.weight[0, 0] += 1.0
     if what == "precision":
         counted.model.bfloat16()
     counted.collect(tmp_path, **other)

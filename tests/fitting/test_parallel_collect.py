@@ -6,8 +6,9 @@ import torch
 import dsas
 from dsas.errors import ModelMismatchError, OptionError
 from dsas.fitting.collect import collect
-from dsas.fitting.parallel_collect import _Reader, pooled_by_name
+from dsas.fitting.parallel_collect import _Reader, source_of
 from dsas.model.loading import load_model
+from dsas.model.subject import subject_of
 from dsas.testing import tiny_model, tiny_tokenizer
 
 TEXTS = [f"{'the door ' * (1 + n % 7)}{n}" for n in range(40)]
@@ -27,34 +28,34 @@ def test_a_steering_fitted_over_workers_is_the_one_that_one_process_fits(loaded,
         pytest.importorskip("ray")
     sets = {"source": TEXTS[:15], "control": TEXTS[15:30], "target": TEXTS[25:40]}
     alone = dsas.fit(*loaded, **sets, selection="all", reading=READING, progress=False)
-    spread_out = dsas.fit(*loaded, **sets, selection="all", reading=READING, spread=spread, progress=False)
+    spread_out = dsas.fit(*loaded, **sets, selection="all", reading=READING._replace(spread=spread), progress=False)
     assert spread_out.digest() == alone.digest()
 
 
 def test_what_was_collected_before_is_not_collected_again(loaded, tmp_path, monkeypatch):
-    sites = dsas.find_sites(loaded.model, "residual")
-    where = {"reading": READING, "checkpoint": tmp_path / "kept", "progress": False}
-    first = collect(*loaded, TEXTS, sites, **where)
+    subject, places = subject_of(*loaded), range(len(TEXTS))
+    sites, where = subject.sites("residual"), {"checkpoint": tmp_path / "kept", "progress": False}
+    first = collect(subject.examples(READING), TEXTS, places, sites, **where)
 
-    def nothing(_how, batches, _spread):
+    def nothing(_examples, batches, _sites):
         assert batches == []
         return iter(())
 
-    monkeypatch.setattr("dsas.fitting.collect.pooled_shards", nothing)
-    again = collect(*loaded, TEXTS, sites, **where, spread=dsas.Spread(workers=2))
+    monkeypatch.setattr("dsas.fitting.collect.vectors_by_workers", nothing)
+    over_workers = subject.examples(READING._replace(spread=dsas.Spread(workers=2)))
+    again = collect(over_workers, TEXTS, places, sites, **where)
     assert all(torch.equal(first[site], again[site]) for site in sites)
 
 
 def test_workers_refuse_another_model_than_the_one_at_hand(loaded):
     with torch.no_grad():
         loaded.model.lm_head.weight.add_(1.0)
-    how = pooled_by_name(loaded.model, dsas.find_sites(loaded.model, "residual"), pooling="mean", skip_sinks=True)
+    source = source_of(loaded.model, dsas.find_sites(loaded.model, "residual"), READING)
     with pytest.raises(ModelMismatchError, match="not those of the model at hand"):
-        _Reader(how)
+        _Reader(source)
 
 
-def test_a_model_that_nothing_was_loaded_from_and_a_fit_in_one_process_are_refused():
+def test_workers_refuse_a_model_that_was_loaded_from_nowhere():
     sets = {"source": TEXTS[:15], "control": TEXTS[15:30], "target": TEXTS[15:30]}
-    for options, message in (({}, "loaded from neither"), ({"incremental": True}, "leave spread out")):
-        with pytest.raises(OptionError, match=message):
-            dsas.fit(tiny_model(), tiny_tokenizer(), **sets, **options, spread=dsas.Spread(workers=2), progress=False)
+    with pytest.raises(OptionError, match="loaded from neither"):
+        dsas.fit(tiny_model(), tiny_tokenizer(), **sets, reading=dsas.Reading(spread=dsas.Spread(2)), progress=False)

@@ -13,9 +13,9 @@ import dsas
 from dsas.errors import MissingExtraError, OptionError
 from dsas.evaluation.perplexity import perplexity
 from dsas.model.device_map import device_of, stored
-from dsas.model.forward_pass import StepReader
 from dsas.model.identity import fingerprint
 from dsas.model.loading import find_device, load_model, load_pipeline
+from dsas.model.token_passes import TokenPasses
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 
@@ -63,7 +63,10 @@ def test_a_model_on_disk_is_the_model_that_it_is_in_memory(spread: Any) -> None:
 
 @pytest.mark.parametrize("incremental", [False, True])
 def test_a_model_on_disk_is_fitted_to_the_same_bits(spread: Any, incremental: bool) -> None:
-    plain, other = (dsas.fit(m, tiny_tokenizer(), **SETS, incremental=incremental) for m in (tiny_model(), spread))
+    plain, other = (
+        dsas.fit(m, tiny_tokenizer(), **SETS, reading=dsas.Reading(incremental=incremental))
+        for m in (tiny_model(), spread)
+    )
     assert other.digest() == plain.digest()
     assert other.model == plain.model
 
@@ -103,7 +106,7 @@ def test_a_model_on_disk_is_trained_to_the_same_bits_and_left_as_it_was(spread: 
 def test_workers_do_not_load_a_model_that_one_device_may_not_hold(spread: Any) -> None:
     spread.config._name_or_path = "here"
     with pytest.raises(OptionError, match="workers load the model whole, each on one device, and this one is spread"):
-        dsas.fit(spread, tiny_tokenizer(), **SETS, spread=dsas.Spread(workers=2))
+        dsas.fit(spread, tiny_tokenizer(), **SETS, reading=dsas.Reading(spread=dsas.Spread(workers=2)))
 
 
 class Halves(nn.Module):
@@ -135,7 +138,7 @@ def test_every_rule_computes_where_its_sites_activation_is(
 
 
 def test_positions_are_those_of_the_pass_on_whatever_device_they_are_asked_for() -> None:
-    reader = StepReader(tiny_model())
+    reader = TokenPasses(tiny_model())
     step = reader.read((), {"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 3)})
     there = reader.current(1, 3, META)
     assert reader.current(1, 3, META) is there

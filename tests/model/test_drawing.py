@@ -14,10 +14,10 @@ import diffusers
 
 import dsas
 from dsas.errors import ActivationError, OptionError, SiteError, TextsError
-from dsas.fitting.collect import collect_drawn
-from dsas.fitting.picture_activations import chosen_positions, drawn_activations
+from dsas.fitting.collect import collect
 from dsas.model.drawing import Prompts, draw
-from dsas.model.image_pipeline import module_of
+from dsas.model.picture_activations import chosen_positions, drawn_activations
+from dsas.model.subject import subject_of
 from dsas.testing.pipelines import PIPELINES, tiny_pipeline
 
 SETS = {
@@ -42,7 +42,7 @@ def read_by_hand(pipeline: Any, site: dsas.Site, prompt: str, seed: int) -> np.n
         ].double()  # the conditional row is the last
         seen.append((t.flatten(1).mean(1) if t.ndim == 3 else t.mean(0)).numpy())
 
-    handle = module_of(pipeline).get_submodule(site.path).register_forward_hook(hook)
+    handle = subject_of(pipeline).module.get_submodule(site.path).register_forward_hook(hook)
     drawn(pipeline, "sd", [prompt], seeds=[seed])
     handle.remove()
     return np.stack(seen)
@@ -83,10 +83,10 @@ def test_a_fitted_steering_is_applied_stored_and_the_same_again(family: str, tmp
 
 def activations(pipeline: Any, site: str, **options: Any) -> Tensor:
     """Return (prompt, step, sample, dim) of the source prompts at one site."""
-    parts, drawing = module_of(pipeline), dsas.Drawing(steps=2, options=OPTIONS["sd"], **options)
-    (found,) = dsas.find_sites(parts, site)
-    places = list(range(len(SETS["source"])))
-    return collect_drawn(parts, SETS["source"], places, [found], drawing=drawing, progress=False)[found]
+    subject = subject_of(pipeline)
+    examples = subject.examples(dsas.Drawing(steps=2, options=OPTIONS["sd"], **options))
+    (found,) = subject.sites(site)
+    return collect(examples, SETS["source"], range(5), [found], progress=False)[found]
 
 
 def test_what_is_read_of_a_picture_depends_neither_on_its_batch_nor_on_the_pictures_beside_it() -> None:
@@ -129,9 +129,9 @@ def test_a_second_order_scheduler_gives_one_vector_a_step() -> None:
 def test_each_step_has_the_regulator_that_its_own_samples_give() -> None:
     pipeline = tiny_pipeline("sd")
     (rule,) = fit(pipeline, sites="unet.conv_norm_out", drawing={"per_step": True}).rules
-    parts, drawing = module_of(pipeline), dsas.Drawing(steps=2, options=OPTIONS["sd"])
+    examples = subject_of(pipeline).examples(dsas.Drawing(steps=2, options=OPTIONS["sd"]))
     read = {
-        name: collect_drawn(parts, members, range(5), [rule.site], drawing=drawing, progress=False)[rule.site]
+        name: collect(examples, members, range(5), [rule.site], progress=False)[rule.site]
         for name, members in SETS.items()
     }
     assert isinstance(rule.regulator, dsas.PerStep)
@@ -233,7 +233,7 @@ def test_a_site_that_does_not_fire_in_the_branch_is_named() -> None:
 def test_an_activation_that_is_not_finite_names_its_site() -> None:
     pipeline = tiny_pipeline("sd")
     nn.init.constant_(pipeline.unet.conv_in.bias, float("nan"))
-    parts, drawing = module_of(pipeline), dsas.Drawing(steps=2, options=OPTIONS["sd"])
+    parts, drawing = subject_of(pipeline).module, dsas.Drawing(steps=2, options=OPTIONS["sd"])
     reading = drawn_activations(parts, [Prompts([0], ["a"], [0])], dsas.find_sites(parts, "unet.conv_in"), drawing)
     with pytest.raises(ActivationError, match=r"site unet.conv_in: 2 of 2"):
         next(reading)
@@ -244,9 +244,9 @@ def test_an_activation_that_is_not_finite_names_its_site() -> None:
     [
         ({"drawing": {"positions": 0}}, OptionError, "needs steps, images, batch_size, positions >= 1"),
         ({"reading": dsas.Drawing(options={"generator": 1})}, OptionError, r"options must not hold \['generator'\]"),
-        ({"reading": dsas.Reading()}, OptionError, "a pipeline has its own tokenizers and is read by a dsas.Drawing"),
+        ({"reading": dsas.Reading()}, OptionError, "a pipeline is read by a dsas.Drawing, got a Reading"),
         ({"tokenizer": object()}, OptionError, "a pipeline has its own tokenizers"),
-        ({"incremental": True}, OptionError, "incremental and spans are for language models"),
+        ({"source": [dsas.Example("a dog", ((2, 5),))] * 4}, OptionError, "a pipeline is fitted on whole prompts"),
         ({"source": ["one"]}, TextsError, "at least 4"),
         (
             {"sites": "unet.conv_im"},
@@ -264,11 +264,10 @@ def test_what_cannot_be_fitted_is_refused(options: dict[str, Any], error: type[E
 def test_a_language_model_goes_with_a_tokenizer_and_a_reading() -> None:
     from dsas.testing import tiny_model, tiny_tokenizer
 
-    for tokenizer, reading in ((None, None), (tiny_tokenizer(), dsas.Drawing())):
-        with pytest.raises(
-            OptionError, match=r"a language model goes with its tokenizer, and is read by a dsas.Reading"
-        ):
-            dsas.fit(tiny_model(), tokenizer, **SETS, reading=reading)
+    with pytest.raises(OptionError, match="a language model is read with its tokenizer: pass tokenizer="):
+        dsas.fit(tiny_model(), **SETS)
+    with pytest.raises(OptionError, match=r"a language model is read by a dsas\.Reading, got a Drawing"):
+        dsas.fit(tiny_model(), tiny_tokenizer(), **SETS, reading=dsas.Drawing())
 
 
 def test_pictures_are_drawn_by_the_pipelines_own_call() -> None:

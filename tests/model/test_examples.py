@@ -10,7 +10,8 @@ from makers import unchecked
 from tokenizers.processors import TemplateProcessing
 
 from dsas.errors import OptionError, TextsError
-from dsas.model.examples import batches, chat_prompts, check_texts, pad_token, token_spans, tokenize
+from dsas.model.examples import check_texts
+from dsas.model.token_batches import batches, chat_prompts, pad_token, token_spans, tokenize
 from dsas.testing import tiny_tokenizer
 
 
@@ -21,7 +22,7 @@ from dsas.testing import tiny_tokenizer
         ([], "source must hold at least 4 texts, got 0"),
         (["a", "b", "  \n", "d"], r"source\[2\] must be a text that is not empty, got '  \\n'"),
         (["a", None, "c", "d"], r"source\[1\] must be a text that is not empty, got None"),
-        ("a bare string", "source must be a list of texts, got one string; put it into a list"),
+        ("a bare string", "source must be a list of texts, got one text; put it into a list"),
     ],
 )
 def test_a_set_of_texts_that_cannot_be_used_is_named(texts: Any, message: str) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.model.forward_pass import ForwardPass, StepReader
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.token_passes import TokenPasses
 from dsas.testing import tiny_model
 
 IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -44,17 +45,17 @@ def test_padding_is_read_from_masks_that_were_prepared_for_attention(kind: str) 
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     if kind == "dictionary":
         mask = {"sliding_attention": torch.ones_like(mask), "full_attention": mask}
-    step = StepReader(tiny_model()).read((), {"input_ids": IDS, "attention_mask": mask})
+    step = TokenPasses(tiny_model()).read((), {"input_ids": IDS, "attention_mask": mask})
     assert step.positions.tolist() == [[-1, 0, 1], [0, 1, 2]]
 
 
 def test_embeddings_are_read_as_tokens_without_numbers() -> None:
-    step = StepReader(tiny_model()).read((), {"inputs_embeds": torch.zeros(2, 5, 32)})
+    step = TokenPasses(tiny_model()).read((), {"inputs_embeds": torch.zeros(2, 5, 32)})
     assert (step.batch, step.tokens, step.token_ids) == (2, 5, None)
 
 
 def test_each_thread_reads_its_own_step() -> None:
-    reader = StepReader(tiny_model())
+    reader = TokenPasses(tiny_model())
     reader.read((), {"input_ids": IDS})
     thread = Thread(target=lambda: reader.read((), {"input_ids": IDS, "attention_mask": torch.zeros(2, 3)}))
     thread.start()
@@ -63,7 +64,7 @@ def test_each_thread_reads_its_own_step() -> None:
 
 
 def test_a_batch_of_another_shape_than_the_decoder_saw_gets_a_plain_step() -> None:
-    reader = StepReader(tiny_model())
+    reader = TokenPasses(tiny_model())
     mask: Tensor = torch.tensor([[0, 1, 1], [0, 1, 1]])
     reader.read((), {"input_ids": IDS, "attention_mask": mask})
     assert reader.current(2, 3, torch.device("cpu")).positions[0, 0] == -1
@@ -72,7 +73,7 @@ def test_a_batch_of_another_shape_than_the_decoder_saw_gets_a_plain_step() -> No
 
 def test_positions_are_right_when_the_decoder_is_called_with_positional_arguments() -> None:
     decoder = tiny_model("gpt2").transformer
-    reader = StepReader(decoder)
+    reader = TokenPasses(decoder)
     ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
     cache = decoder(ids, use_cache=True).past_key_values
     step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
@@ -82,7 +83,7 @@ def test_positions_are_right_when_the_decoder_is_called_with_positional_argument
 
 def passes(model: Any, lengths: list[int], prompt_tokens: Tensor | None = None) -> list[ForwardPass]:
     """Run passes of these many tokens over one cache, as a reader of steps sees them."""
-    reader, past = StepReader(model, prompt_tokens), 0
+    reader, past = TokenPasses(model, prompt_tokens), 0
     steps = []
     for length in lengths:
         cache = type("Cache", (), {"get_seq_length": lambda _self, past=past: past})()
@@ -117,7 +118,7 @@ def test_padding_is_no_part_of_a_prompt() -> None:
 
 
 def test_what_a_regulator_remembers_is_of_one_site_and_ends_with_the_rows_it_is_about() -> None:
-    reader, model_ids = StepReader(tiny_model()), {"input_ids": IDS}
+    reader, model_ids = TokenPasses(tiny_model()), {"input_ids": IDS}
     first = reader.read((), model_ids)
     first.memory["seen"] = 1
     first.site = 1

@@ -32,14 +32,14 @@ def test_a_module_without_a_config_has_a_class_and_a_fingerprint() -> None:
 def test_the_same_weights_in_float32_or_bfloat16_are_exactly_the_model(dtype: torch.dtype) -> None:
     model = tiny_model()
     steering, twin = random_steering(model), copy.deepcopy(model).to(dtype)
-    assert steering.model.compare(twin) == "exact"
+    assert steering.model.compare(ModelIdentity.of(twin)) == "exact"
     with steering.apply(twin):  # and no warning
         logits_of(twin, IDS)
 
 
 def test_other_weights_of_the_same_shapes_are_steered_with_a_warning() -> None:
     steering, other = random_steering(tiny_model()), tiny_model(seed=1)
-    assert steering.model.compare(other) == "compatible"
+    assert steering.model.compare(ModelIdentity.of(other)) == "compatible"
     with pytest.warns(DsasWarning, match="weights of this LlamaForCausalLM are not those"):
         applied = steering.apply(other)
     plain = logits_of(other, IDS)

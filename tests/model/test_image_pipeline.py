@@ -16,8 +16,9 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 
 import dsas
 from dsas.errors import DsasWarning, ModelMismatchError, OptionError, StateError
-from dsas.model.identity import ModelIdentity
-from dsas.model.image_pipeline import Parts, PassReader, denoising_of, module_of
+from dsas.model.picture_passes import PicturePasses, denoising_of
+from dsas.model.pipeline_modules import PipelineModules
+from dsas.model.subject import subject_of
 from dsas.testing.passes import state_of
 from dsas.testing.pipelines import PIPELINES, tiny_pipeline
 
@@ -57,7 +58,7 @@ def test_strength_zero_changes_no_bit_and_puts_nothing_on_the_pipeline(family: s
 
 def added(pipeline: Any, family: str, rule: dsas.Rule, rows: Any, **options: Any) -> Tensor:
     """Draw with the rule's vector added by a hook written here, to the rows that `rows(call, batch)` names."""
-    module, calls = module_of(pipeline).get_submodule(rule.site.path), []
+    module, calls = subject_of(pipeline).module.get_submodule(rule.site.path), []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         streams = list(output) if isinstance(output, tuple) else [output]
@@ -293,7 +294,7 @@ def test_two_steerings_at_once_come_off_in_either_order() -> None:
     with (first | second).apply(pipeline, branch="both") as both:
         drawn(pipeline, "sd")
     assert [len(one.maps().sites) for one in both] == [len(first.rules), len(second.rules)]
-    one, two = first.install(pipeline), second.install(pipeline)
+    one, two = first.apply(pipeline).install(), second.apply(pipeline).install()
     drawn(pipeline, "sd")
     one.remove()
     drawn(pipeline, "sd")
@@ -304,11 +305,11 @@ def test_two_steerings_at_once_come_off_in_either_order() -> None:
 
 def test_a_schedule_is_told_the_same_in_every_process_and_another_is_not() -> None:
     pipeline = tiny_pipeline("sd")
-    told, notes = module_of(pipeline).schedule, pipeline.scheduler.config["_use_default_values"]
+    told, notes = subject_of(pipeline).module.schedule, pipeline.scheduler.config["_use_default_values"]
     notes.reverse()  # diffusers makes this list of a set of words
-    assert module_of(pipeline).schedule == told
+    assert subject_of(pipeline).module.schedule == told
     pipeline.scheduler.register_to_config(clip_sample=True)
-    assert module_of(pipeline).schedule != told
+    assert subject_of(pipeline).module.schedule != told
 
 
 def test_what_is_stored_is_applied_as_it_was_and_to_no_other_pipeline(tmp_path: Any) -> None:
@@ -342,9 +343,9 @@ def test_a_site_that_never_fires_is_reported() -> None:
 def test_report_tells_what_the_latest_run_did() -> None:
     pipeline = tiny_pipeline("sd")
     steering = steered_at(pipeline, "sd", ["unet.mid_block.attentions.0", "text"], regulator=dsas.Constant(0.75))
-    with steering.apply(pipeline, [0.0, 2.0]):
+    with steering.apply(pipeline, [0.0, 2.0]) as applied:
         drawn(pipeline, "sd", num_images_per_prompt=2, num_inference_steps=3)
-    lines = {line.site: line for line in steering.report()}
+    lines = {line.site: line for line in applied.report()}
     middle, text = lines["unet.mid_block.attentions.0"], lines["text_encoder.encoder.layers.0"]
     assert middle.mean_strength == pytest.approx(0.75)
     assert middle.hits == 2 * 3 * 16
@@ -352,15 +353,15 @@ def test_report_tells_what_the_latest_run_did() -> None:
 
 
 def test_rows_that_cannot_be_told_apart_are_refused() -> None:
-    parts = Parts(tiny_pipeline("sd"))
-    reader = PassReader(parts)
+    parts = PipelineModules(tiny_pipeline("sd"))
+    reader = PicturePasses(parts)
     reader.begin(torch.zeros(2, 4, 8, 8))
     module, read = reader.calls[-1]
     assert module is parts.denoiser
     for rows in (3, 6):
         with pytest.raises(StateError, match=f"got {rows} rows for 2 pictures.*branch='both'"):
             read((torch.zeros(rows, 4, 8, 8), 1, None), {})
-    both = PassReader(parts, "both")
+    both = PicturePasses(parts, "both")
     both.begin(torch.zeros(2, 4, 8, 8))
     made = both.calls[-1][1]((torch.zeros(6, 4, 8, 8), 1, None), {})
     assert made is not None
@@ -368,10 +369,10 @@ def test_rows_that_cannot_be_told_apart_are_refused() -> None:
 
 
 def test_a_site_with_other_rows_than_its_denoiser_is_refused_but_in_both_branches() -> None:
-    parts = Parts(tiny_pipeline("sd"))
+    parts = PipelineModules(tiny_pipeline("sd"))
     (site,) = dsas.find_sites(parts, "unet.conv_in")
     given = torch.zeros(8, 8, 2, 2)
-    readers = {branch: PassReader(parts, branch) for branch in ("conditional", "both")}
+    readers = {branch: PicturePasses(parts, branch) for branch in ("conditional", "both")}
     for reader in readers.values():
         reader.begin(torch.zeros(2, 4, 8, 8))
         reader.calls[-1][1]((torch.zeros(4, 4, 8, 8), 1, None), {})
@@ -396,10 +397,10 @@ class Other:
 
 
 def test_a_family_that_nobody_has_checked_is_steered_in_both_branches_or_not_at_all() -> None:
-    parts = Parts(Other())
+    parts = PipelineModules(Other())
     with pytest.raises(OptionError, match=r"which rows of a Unknown are conditional is known for.*branch='both'"):
-        PassReader(parts)
-    assert len(PassReader(parts, "both").calls) == 1
+        PicturePasses(parts)
+    assert len(PicturePasses(parts, "both").calls) == 1
     with pytest.raises(dsas.errors.SiteError, match="'residual' is not known for this pipeline; it has 'text'"):
         dsas.find_sites(parts, "residual")
 
@@ -411,20 +412,20 @@ def test_options_of_texts_and_unknown_branches_are_refused() -> None:
         with pytest.raises(OptionError, match="are for the tokens of texts"):
             steering.apply(pipeline, **options)
     with pytest.raises(OptionError, match="branch must be one of"):
-        unchecked(PassReader.__init__)(object.__new__(PassReader), Parts(pipeline), "neither")
+        unchecked(PicturePasses.__init__)(object.__new__(PicturePasses), PipelineModules(pipeline), "neither")
     with pytest.raises(OptionError, match="expected a torch module or a diffusers pipeline, got int"):
         steering.apply(3)
     with pytest.raises(OptionError, match="has no part named unet or transformer"):
-        Parts(type("Empty", (), {"components": {}})())
+        PipelineModules(type("Empty", (), {"components": {}})())
 
 
 def test_the_identity_of_a_pipeline_is_that_of_what_draws_and_not_of_what_decodes() -> None:
     pipeline, other = tiny_pipeline("sd"), tiny_pipeline("sd")
     nn.init.zeros_(other.vae.decoder.conv_out.weight)
-    assert ModelIdentity.of(module_of(pipeline)) == ModelIdentity.of(module_of(other))
+    assert subject_of(pipeline).identity == subject_of(other).identity
     nn.init.zeros_(other.text_encoder.get_submodule("encoder.layers.0.mlp.fc1").weight)
-    assert ModelIdentity.of(module_of(pipeline)) != ModelIdentity.of(module_of(other))
-    sizes = {family: ModelIdentity.of(module_of(tiny_pipeline(family))) for family in ("sd", "flux")}
+    assert subject_of(pipeline).identity != subject_of(other).identity
+    sizes = {family: subject_of(tiny_pipeline(family)).identity for family in ("sd", "flux")}
     assert [(one.width, one.depth) for one in sizes.values()] == [(16, 2), (32, 2)]
 
 

@@ -13,7 +13,7 @@ import diffusers
 import dsas
 from dsas.errors import OptionError, StateError
 from dsas.model.hooks import Hooks
-from dsas.model.image_pipeline import module_of
+from dsas.model.subject import subject_of
 from dsas.testing import tiny_model
 from dsas.testing.pipelines import tiny_pipeline
 
@@ -21,7 +21,7 @@ from dsas.testing.pipelines import tiny_pipeline
 def test_a_map_is_the_regulator_at_every_position_of_the_conditional_branch() -> None:
     pipeline = tiny_pipeline("sd")
     steering = steered_at(pipeline, "sd", ["unet.down_blocks.0.resnets.0"], scale=0.0)
-    module, (rule,), seen = module_of(pipeline), steering.rules, []
+    module, (rule,), seen = subject_of(pipeline).module, steering.rules, []
     with steering.apply(pipeline, [0.5, 2.0]) as applied, Hooks() as hooks:
         hooks.at_site(module, rule.site, lambda given: seen.append(rule.site.read(given).clone()) and None)
         drawn(pipeline, "sd")

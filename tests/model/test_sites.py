@@ -238,10 +238,10 @@ def test_the_order_of_a_blocks_streams_is_the_one_that_diffusers_returns() -> No
 
 def test_a_block_of_two_streams_is_named_with_the_one_that_is_meant() -> None:
     pytest.importorskip("diffusers")
-    from dsas.model.image_pipeline import module_of
+    from dsas.model.subject import subject_of
     from dsas.testing.pipelines import tiny_pipeline
 
-    model = module_of(tiny_pipeline("flux"))
+    model = subject_of(tiny_pipeline("flux")).module
     block = "transformer.transformer_blocks.1"
     named = {which: dsas.find_sites(model, block + which)[0] for which in ("", "@image", "@text", "@input")}
     assert [named[which].index for which in named] == [1, 1, 0, 0]

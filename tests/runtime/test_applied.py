@@ -29,11 +29,11 @@ def tokenizer() -> Any:
 
 def test_a_site_that_never_fires_is_reported_when_steering_ends() -> None:
     model = Idle()
-    applied = random_steering(model, ["used", "idle"]).install(model)
+    applied = random_steering(model, ["used", "idle"]).apply(model).install()
     model(inputs_embeds=torch.randn(1, 2, WIDTH))
     with pytest.warns(dsas.DsasWarning, match=r"never fired.*\['idle'\]"):
         applied.remove()
-    random_steering(model, ["used", "idle"]).install(model).remove()  # the model never ran: nothing to report
+    random_steering(model, ["used", "idle"]).apply(model).install().remove()  # the model never ran: nothing to report
 
 
 def test_an_exception_inside_the_block_comes_out_as_it_is_without_a_warning_about_sites_it_cut_off() -> None:

@@ -111,7 +111,7 @@ def test_each_keeps_a_trace_and_a_report_of_its_own(model: Any) -> None:
         logits_of(model, IDS)
     assert torch.equal(applied[0].trace().strengths, torch.ones(1, 3, 5))
     assert applied[1].trace().strengths.shape == (3, 3, 5)
-    assert [line.mean_strength for line in first.report()] == [1.0]
+    assert [line.mean_strength for line in applied[0].report()] == [1.0]
 
 
 def test_prompt_lengths_sinks_and_recording_reach_every_member(model: Any) -> None:
@@ -266,7 +266,7 @@ def test_installed_steerings_stay_until_they_are_removed_and_removing_twice_is_h
     plain = logits_of(model, IDS)
     with both.apply(model, (1.0, 0.5)):
         expected = logits_of(model, IDS)
-    applied = both.install(model, (1.0, 0.5))
+    applied = both.apply(model, (1.0, 0.5)).install()
     assert torch.equal(logits_of(model, IDS), expected)
     applied.remove()
     applied.remove()

@@ -43,13 +43,13 @@ def test_the_report_counts_tokens_whose_regulator_is_above_one_half_whatever_the
     handle = model.get_submodule(site).register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
     logits_of(model, inputs["input_ids"], attention_mask=inputs["attention_mask"])
     handle.remove()
-    with steering.apply(model, strengths):
+    with steering.apply(model, strengths) as applied:
         logits_of(model, inputs["input_ids"], attention_mask=inputs["attention_mask"])
 
     regulator, real = steering.rules[0].regulator, inputs["attention_mask"].bool().numpy()
     theta, bias = (regulator.get_buffer(name).double().numpy() for name in ("theta", "bias"))
     gate = 1 / (1 + np.exp(-(seen[0].double().numpy() @ theta + bias))) * real
-    (line,) = steering.report()
+    (line,) = applied.report()
     assert line.hits == int((gate[[0, 2]] > 0.5).sum()) > 0
     expected = (gate * np.array(strengths)[:, None]).sum() * weight / real.sum()
     assert line.mean_strength == pytest.approx(expected, rel=1e-4)
@@ -58,13 +58,18 @@ def test_the_report_counts_tokens_whose_regulator_is_above_one_half_whatever_the
 def test_the_report_says_of_every_site_whether_it_is_steered_and_why_not(model: Any) -> None:
     rules = [rule("model.layers.0", 1.0, 0.9), rule("model.layers.1", 0.0, 0.62), rule("model.layers.2", 0.0)]
     steering = dsas.Steering(rules, ModelIdentity.of(model))
-    before = steering.report()
-    with steering.apply(model, 2.0):
+    statuses = [
+        "steered",
+        "not steered: not selected, with a held-out accuracy of 0.62",
+        "not steered: its weight is 0",
+    ]
+    with steering.apply(model, 2.0) as applied:
+        before = applied.report()
         logits_of(model, torch.tensor([[1, 2, 3]]))
-    after = steering.report()
-    statuses = ["steered", "not steered: held-out accuracy 0.62 is too low", "not steered: its weight is 0"]
-    assert [line.status for line in before] == [line.status for line in after] == statuses
-    assert [line.accuracy for line in after] == [0.9, 0.62, None]
+    fitted, after = steering.report(), applied.report()
+    assert [(line.accuracy, line.status) for line in fitted] == list(zip([0.9, 0.62, None], statuses, strict=True))
+    assert [line.status for line in before] == ["nothing was recorded yet", *statuses[1:]]
+    assert [line.status for line in after] == statuses
     assert [(line.mean_strength, line.hits) for line in before] == [(None, None)] * 3
     assert [(line.mean_strength, line.hits) for line in after] == [(2.0, 3), (None, None), (None, None)]
 
@@ -73,7 +78,7 @@ def test_after_strength_0_the_report_has_nothing_to_report(model: Any) -> None:
     steering = random_steering(model)
     with steering.apply(model, 0.0) as applied:
         logits_of(model, torch.tensor([[1, 2, 3]]))
-    assert all(line.hits is None for line in steering.report())
+    assert all(line.hits is None for line in applied.report())
     with pytest.raises(StateError, match="nothing was recorded"):
         applied.trace()
     with steering.apply(model, record=False) as applied:
@@ -138,7 +143,7 @@ def test_strengths_that_do_not_divide_the_batch_are_refused_when_the_model_runs(
 
 
 def test_installing_twice_is_refused_and_removing_twice_is_harmless(model: Any) -> None:
-    applied = random_steering(model).install(model)
+    applied = random_steering(model).apply(model).install()
     with pytest.raises(StateError, match="already installed"):
         applied.install()
     applied.remove()

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 
 import dsas
 from dsas.errors import OptionError
-from dsas.model.image_pipeline import module_of
+from dsas.model.subject import subject_of
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import learnable
 from dsas.training.plan import Objective, Plan
@@ -36,7 +36,7 @@ def rules_of(widths: dict[str, int], dtype: torch.dtype) -> list[dsas.Rule]:
     draw, rules = torch.Generator().manual_seed(0), []
     for path, dim in widths.items():
         slope, offset, theta = (0.2 * torch.randn(dim, generator=draw, dtype=dtype) for _ in range(3))
-        (site,) = dsas.find_sites(module_of(tiny_pipeline("sd")), path)
+        (site,) = dsas.find_sites(subject_of(tiny_pipeline("sd")).module, path)
         rule = dsas.Rule(site, dsas.Lineas(1 + slope, offset), dsas.Logistic(theta, torch.tensor(0.1, dtype=dtype)))
         rules.append(learnable(rule, torch.device("cpu"), regulator=True))
     return rules
@@ -45,7 +45,7 @@ def rules_of(widths: dict[str, int], dtype: torch.dtype) -> list[dsas.Rule]:
 def trainer_on(pipeline: Any, *, batch_size: int, steps: int, branch: Any = "conditional") -> Trainer:
     rules = rules_of({SITES[0]: 8, SITES[1]: 16}, torch.float64)
     drawing = dsas.Drawing(steps=steps, options=OPTIONS["sd"], batch_size=batch_size, branch=branch)
-    run = Run(module_of(pipeline), None, [rule.site for rule in rules], drawing, TEXTS, None, False)
+    run = Run(subject_of(pipeline).module, None, [rule.site for rule in rules], drawing, TEXTS, None, False)
     target = run.collect(TEXTS["target"])
     data = Data(
         run.batches(TEXTS["source"]), run.batches(TEXTS["control"]), [target[rule.site].double() for rule in rules]
@@ -67,7 +67,7 @@ def test_gradients_through_all_denoising_steps_are_those_of_finite_differences(s
     trainer = trainer_on(pipeline, batch_size=5, steps=steps, branch=branch)
     check_gradient(trainer, step=1e-5, rel=2e-3, absolute=1e-6, every=10**9)
     trainer.close()
-    assert not any(parameter.grad is not None for parameter in module_of(pipeline).parameters())
+    assert not any(parameter.grad is not None for parameter in subject_of(pipeline).module.parameters())
 
 
 def test_micro_batches_of_prompts_give_the_gradient_of_all_of_them() -> None:
@@ -85,11 +85,11 @@ def test_micro_batches_of_prompts_give_the_gradient_of_all_of_them() -> None:
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_lineas_moves_the_pictures_and_the_model_learns_nothing(family: str) -> None:
     pipeline = tiny_pipeline(family)
-    weights = {name: value.clone() for name, value in module_of(pipeline).state_dict().items()}
+    weights = {name: value.clone() for name, value in subject_of(pipeline).module.state_dict().items()}
     plain = drawn(pipeline, family)
     held, rate = dsas.HeldOut(share=0.0), dsas.Optimiser(rate=0.05)
     steering = train(pipeline, family, sites="residual", steps=3, optimiser=rate, held_out=held)
-    assert all(torch.equal(value, weights[name]) for name, value in module_of(pipeline).state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in subject_of(pipeline).module.state_dict().items())
     assert torch.equal(drawn(pipeline, family), plain)
     with steering.apply(pipeline):
         assert not close(drawn(pipeline, family), plain)
@@ -100,7 +100,7 @@ def transport_after(steering: dsas.Steering, pipeline: Any) -> float:
     """Return the squared distance of sorted pooled activations, steered source against target, summed over sites."""
     from dsas.fitting.collect import collect_drawn
 
-    parts, drawing = module_of(pipeline), dsas.Drawing(steps=2, options=OPTIONS["sd"])
+    parts, drawing = subject_of(pipeline).module, dsas.Drawing(steps=2, options=OPTIONS["sd"])
     sites, places = [rule.site for rule in steering.rules], range(5)
 
     def read(name: str) -> dict[dsas.Site, Tensor]:

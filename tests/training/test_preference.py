@@ -215,7 +215,7 @@ def test_a_pipeline_says_nothing_that_could_be_preferred() -> None:
 def test_vectors_that_were_fitted_are_learned_on_from_where_they_are() -> None:
     model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
     sets = {"source": SOURCE, "control": CONTROL, "target": TARGET}
-    fitted = 0.1 * dsas.fit(model, tokenizer, **sets, sites="residual", threshold=0.0, progress=False)
+    fitted = 0.1 * dsas.fit(model, tokenizer, **sets, sites="residual", selection="all", progress=False)
     steering = train(model, start=fitted, steps=5)
     check_steering(steering, model, tokenizer)
     assert [rule.site for rule in steering.rules] == [rule.site for rule in fitted.rules]

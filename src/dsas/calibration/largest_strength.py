@@ -30,8 +30,9 @@ from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
 from dsas.evaluation.intervals import bootstrap_groups
 from dsas.files.results import remembered
 from dsas.model.examples import MINIMUM_TEXTS, check_texts
-from dsas.model.hooks import uncompiled
 from dsas.model.identity import fingerprint
+from dsas.model.sites import labels
+from dsas.model.subject import subject_of
 from dsas.parallel.progress import progress_bar
 from dsas.runtime.rule import Rule
 from dsas.steering.calibration_record import Calibration, Spent
@@ -73,10 +74,10 @@ def calibrate(
         raise OptionError(f"expected per 'all' or 'site' and 0 < start <= limit, got {per!r}, {start} and {limit}")
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
-    model = uncompiled(model)
+    module = subject_of(model, tokenizer).module
     with progress_bar(progress) as bar:
         task = bar.add_task("calibrating", total=None)
-        meter = _Meter(model, tokenizer, checkpoint, lambda: bar.advance(task))
+        meter = _Meter(module, tokenizer, checkpoint, lambda: bar.advance(task))
         search = _Search(meter, budgets, tuning, float(start), float(limit), {})
         found, chosen = search.largest(steering), steering
         if per == "site":
@@ -91,9 +92,11 @@ def calibrate(
         broken=found.broken,
         tune={kind: len(texts) for kind, texts in tuning.items()},
         held_out={kind: len(texts) for kind, texts in others.items()},
-        weights={str(rule.site): rule.weight for rule in chosen.rules} if per == "site" else None,
+        weights=dict(zip(labels([r.site for r in chosen.rules]), (r.weight for r in chosen.rules), strict=True))
+        if per == "site"
+        else None,
         steering=chosen.digest(),
-        model=fingerprint(model),
+        model=fingerprint(module),
         dsas_version=VERSION,
     )
     _warn(calibration)

@@ -22,8 +22,8 @@ from dsas.cli.options import (
 )
 from dsas.explaining.explanation import write_explanation
 from dsas.files.text_files import DEFAULT_FIELD
-from dsas.model.examples import chat_prompts
 from dsas.model.loading import load_model
+from dsas.model.token_batches import chat_prompts
 
 
 @app.command(epilog='Example: `dsas explain ./model "You are a fool." --steering detox --strength 0.1`')

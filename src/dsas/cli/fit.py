@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.table import Table
 import dsas
 from dsas.cli.options import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, show
 from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
+from dsas.fitting.selection import selection_of
 from dsas.model.loading import load_model
 from dsas.model.reading import Reading
 
@@ -43,7 +44,12 @@ def fit(
 ) -> None:
     """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
     hide_foreign_bars()
-    texts = {"source": read_texts(source, field=field), "control": read_texts(control, field=field)}
+    texts: dict[str, list[Any]] = {
+        "source": read_texts(source, field=field),
+        "control": read_texts(control, field=field),
+    }
+    if spans:
+        texts["source"] = list(map(dsas.Example, texts["source"], read_spans(source)))
     goal = read_texts(target, field=field) if target else None
     loaded = load_model(model, device=device, precision=precision)
     collected = out.with_name(f".{out.name}.collected")
@@ -55,19 +61,20 @@ def fit(
         transform=transform,
         regulator=regulator,
         sites=sites,
-        selection=selection,  # pyright: ignore[reportArgumentType]
-        threshold=threshold,
-        top=top,
-        spans=read_spans(source) if spans else None,
-        incremental=incremental,
-        reading=Reading(pooling, batch_size=batch_size, max_tokens=max_tokens),  # pyright: ignore[reportArgumentType]
+        selection=_selection(selection, threshold, top),
+        reading=Reading(pooling, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray)),  # pyright: ignore[reportArgumentType]
         checkpoint=collected,
-        spread=dsas.Spread(workers, ray),
         progress=not as_json,
     )
     steering.save_pretrained(out)
     shutil.rmtree(collected, ignore_errors=True)
     show(steering, as_json, saved=str(out))
+
+
+def _selection(name: str, threshold: float, top: int) -> dsas.Selection:
+    """Return the selection of that name with the option that belongs to it."""
+    given = {"threshold": dsas.Threshold(threshold), "top": dsas.Top(top)}
+    return given[name] if name in given else selection_of(name)
 
 
 @app.command(epilog="Example: `dsas info detox --json`")

@@ -26,8 +26,8 @@ from dsas.errors import OptionError
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.explaining.token_stream import TokenStream
 from dsas.files.text_files import DEFAULT_FIELD
-from dsas.model.examples import chat_prompts
 from dsas.model.loading import LoadedModel, load_model
+from dsas.model.token_batches import chat_prompts
 from dsas.parallel.progress import progress_bar
 from dsas.views.terminal import styled
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dsas.model.examples import batches, pad_token, tokenize
+from dsas.model.token_batches import batches, pad_token, tokenize
 from dsas.reports.heat import TokenHeat
 from dsas.steering.steering import Steering
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dsas.errors import MissingExtraError, OptionError
 from dsas.explaining.explanation import explain
-from dsas.model.examples import chat_prompts
+from dsas.model.token_batches import chat_prompts
 from dsas.steering.steering import Steering
 from dsas.views.explanation import framed
 

@@ -25,7 +25,7 @@ from torch.nn.functional import kl_div
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import Batch, batches, pad_token, tokenize
+from dsas.model.token_batches import Batch, batches, pad_token, tokenize
 
 
 class DivergenceResult(NamedTuple):

@@ -27,7 +27,7 @@ from transformers import (
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import Batch, batches, pad_token, tokenize
+from dsas.model.token_batches import Batch, batches, pad_token, tokenize
 
 
 class Sampling(NamedTuple):

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import log_probabilities, rows_after
-from dsas.model.examples import pad_token
+from dsas.model.token_batches import pad_token
 
 
 class JudgedResult(NamedTuple):

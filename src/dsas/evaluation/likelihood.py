@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import Batch, batches
+from dsas.model.token_batches import Batch, batches
 
 Straddling = Literal["given", "judged"]
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dsas.errors import OptionError, TextsError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import batches, pad_token, tokenize
+from dsas.model.token_batches import batches, pad_token, tokenize
 
 
 class PerplexityResult(NamedTuple):

@@ -25,7 +25,9 @@ from dsas.errors import OptionError, StrengthError
 from dsas.files.atomic import replace_files
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import check_texts, pad_token, tokenize
+from dsas.model.examples import check_texts
+from dsas.model.subject import subject_of
+from dsas.model.token_batches import pad_token, tokenize
 from dsas.model.token_text import pieces
 from dsas.model.token_trace import Trace
 from dsas.steering.steering import Steering
@@ -64,6 +66,7 @@ def explain(
         raise StrengthError(f"expected a strength > 0, got {strength}: at 0 no token is steered")
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
+    subject_of(model, tokenizer).examples().pad_token()  # refuses a subject without tokens
     given = text if prompt is None else prompt
     texts = [given] if isinstance(given, str) else given
     rows = tokenize(tokenizer, check_texts("text", texts or [], minimum=1), special_tokens=special_tokens)

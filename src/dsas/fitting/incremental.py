@@ -8,23 +8,24 @@ x width numbers, where fitting at once holds one batch.
 
 One thread runs at a time, in the order of the batches, so the result is the same every time.
 
-Source: incremental estimation of AcT (arXiv 2410.23054, section 3.2). Left out: resuming in the middle.
+Source: incremental estimation of AcT (arXiv 2410.23054, section 3.2). Limitations: it cannot
+resume in the middle.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsas.errors import SiteError
-from dsas.fitting.activations import finite
-from dsas.model.evaluation_mode import evaluation_mode, on_device
-from dsas.model.forward_pass import StepReader
+from dsas.model.activations import finite
+from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.sites import Site
+from dsas.model.subject import Examples, Subject
 from dsas.runtime.edit import General
 from dsas.runtime.rule import Rule
 
@@ -42,18 +43,12 @@ class PausedPasses:
     for held in passes: make a rule from `held.vectors`, then give it to `passes.steer`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Sequence[Mapping[str, Tensor]],
-        sites: Sequence[Site],
-        pool: Callable[[Tensor, Tensor], Tensor],
-    ) -> None:
-        """Prepare passes of batches with `input_ids` and `attention_mask` (row, token); `pool` gives (row, dim)."""
-        self._model, self._sites, self._pool = model, list(sites), pool
-        self._reader = StepReader(model)
-        self._hooks, self._mode = Hooks(), evaluation_mode(model)
-        self._passes = [_Pass(model, batch) for batch in batches]
+    def __init__(self, subject: Subject, examples: Examples, batches: Sequence[Any], sites: Sequence[Site]) -> None:
+        """Prepare passes of the examples' batches through the subject."""
+        self._model, self._sites, self._examples = subject.module, list(sites), examples
+        self._reader = subject.passes(branch="both", prompt_tokens=None, skip_sinks=False)
+        self._hooks, self._mode = Hooks(), evaluation_mode(self._model)
+        self._passes = [_Pass(examples, batch) for batch in batches]
         self._way: General | None = None
 
     def steer(self, rule: Rule) -> None:
@@ -63,7 +58,8 @@ class PausedPasses:
 
     def __enter__(self) -> "PausedPasses":
         self._mode.__enter__()
-        self._hooks.on_call(self._reader.module, self._reader.read)
+        for module, read in self._reader.calls:
+            self._hooks.on_call(module, read)
         for number, site in enumerate(self._sites):
             self._hooks.at_site(self._model, site, self._holder(number, site))
         for one in self._passes:
@@ -94,10 +90,10 @@ class PausedPasses:
             if not isinstance(one, _Pass):
                 return None
             t = site.read(given)
-            one.pause(site, self._pool(t, one.real))
+            one.pause(site, self._examples.pool(t, one.real))
             if self._way is None:
                 return None
-            step = self._reader.current(*t.shape[:2], device=t.device)
+            step = self._reader.at(site, t, given)
             step.site = number
             return site.write(given, self._way(t, step).t)
 
@@ -107,10 +103,10 @@ class PausedPasses:
 class _Pass(threading.Thread):
     """One batch on its way through the model, which runs only between `advance` and the next `pause`."""
 
-    def __init__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    def __init__(self, examples: Examples, batch: Any) -> None:
         super().__init__(daemon=True)
-        self.real = batch["attention_mask"].bool()
-        self._model, self._batch = model, batch
+        self.real = examples.real(batch)
+        self._examples, self._batch = examples, batch
         self._go, self._wait = threading.Semaphore(0), threading.Semaphore(0)
         self._place: tuple[Site, Tensor] | None = None
         self._error: BaseException | None = None
@@ -146,7 +142,7 @@ class _Pass(threading.Thread):
         try:
             if not self._given_up:
                 with torch.no_grad():
-                    self._model(**on_device(self._model, self._batch), use_cache=False)
+                    self._examples.run(self._batch)
         except StopForward:
             pass
         except BaseException as error:  # handed to the thread that waits for this one

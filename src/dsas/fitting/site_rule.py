@@ -1,70 +1,26 @@
-"""Recipe: how what was read at one site becomes its rule, and which sites are steered.
+"""Site rule: how what was read at one site becomes its rule.
 
-Of pictures there may be more to read than one vector a prompt: one a denoising step, from which each step gets a
-regulator of its own; and single positions, from which the transform learns, and regulators whose fit takes groups.
+A pipeline gives more to read than one vector per prompt: one per denoising step, from which each step gets a regulator
+of its own; and single positions, from which the transform learns, and regulators whose fit takes groups.
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, OptionError
-from dsas.fitting.collect import LabelledTokens
 from dsas.fitting.method_names import FitRegulator, FitTransform
+from dsas.fitting.selection import Selection
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
+from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.sites import Site
 from dsas.regulators import FittedRegulator, PerStep, Product
 from dsas.runtime.rule import Rule
-
-Selection = Literal["threshold", "smooth", "top", "all"]
-
-
-class Choice(NamedTuple):
-    """Which sites are steered."""
-
-    selection: Selection
-    threshold: float
-    top: int
-
-    def check(self) -> None:
-        """Raise OptionError for a value out of range."""
-        if self.selection not in get_args(Selection) or not 0 <= self.threshold <= 1 or self.top < 1:
-            raise OptionError(
-                f"selection must be one of {get_args(Selection)}, threshold from 0 to 1 and top >= 1, "
-                f"got {self.selection!r}, {self.threshold}, {self.top}"
-            )
-
-    def said(self) -> str:
-        """Return how a Steering's settings tell it."""
-        value = {"threshold": f" {self.threshold}", "top": f" {self.top}"}
-        return self.selection + value.get(self.selection, "")
-
-    def weight(self, accuracy: float | None) -> float:
-        """Return the weight of a site by its held-out accuracy, as far as it depends on this site alone."""
-        if accuracy is None or self.selection in ("all", "top"):
-            return 1.0
-        if self.selection == "smooth":
-            return max(0.0, 2 * accuracy - 1)
-        return 1.0 if accuracy >= self.threshold else 0.0
-
-    def of(self, rules: list[Rule]) -> list[Rule]:
-        """Return the rules with the weights that need all of them to be known; warn when nothing is left."""
-        if self.selection == "top":
-            best = sorted(range(len(rules)), key=lambda number: -(rules[number].accuracy or 0.0))[: self.top]
-            rules = [rule._replace(weight=float(number in best)) for number, rule in enumerate(rules)]
-        if not any(rule.weight for rule in rules):
-            best = max(rule.accuracy or 0.0 for rule in rules)
-            warnings.warn(
-                f"no site tells source from control well enough (best held-out accuracy {best:.2f}, threshold "
-                f"{self.threshold}): nothing will be steered; give more texts, other sites, or selection='smooth'",
-                DsasWarning,
-                stacklevel=3,
-            )
-        return rules
 
 
 class SiteData(NamedTuple):
@@ -84,21 +40,21 @@ class SiteData(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How one site becomes a rule."""
+    """How one site becomes a rule; its weight is what the selection gives it as far as this site alone tells."""
 
     transform: FitTransform
     regulator: FitRegulator
-    choice: Choice
+    selection: Selection
 
     def rule(self, data: SiteData) -> Rule:
         """Fit regulator and transform at one site."""
         each = [self._regulated(one) for one in data.steps or (data,)]
         fitted = PerStep.joined(each) if data.steps else each[0]
         accuracy = fitted.accuracy
-        if accuracy is None and self.choice.selection == "top":
+        if accuracy is None and self.selection.needs_accuracy:
             draw = partial(separate, components=5)
             accuracy = held_out_accuracy(Labelled.of(data.source, data.control), draw)
-        weight = self.choice.weight(accuracy)
+        (weight,) = self.selection.weights([accuracy])
         moved = self.transform(*(data.samples or (data.source, data.target)))
         return Rule(data.site, moved, fitted.regulator, weight, accuracy)
 
@@ -120,9 +76,23 @@ class Recipe(NamedTuple):
             ) from error
 
 
-def said(regulator: nn.Module) -> str:
+def select(rules: Sequence[Rule], selection: Selection) -> list[Rule]:
+    """Return the rules with the weights that a selection gives them; warn when nothing is left to steer."""
+    weights = selection.weights([rule.accuracy for rule in rules])
+    if not any(weights):
+        best = max(rule.accuracy or 0.0 for rule in rules)
+        warnings.warn(
+            f"no site tells source from control well enough (best held-out accuracy {best:.2f}, selection "
+            f"{selection.describe()!r}): nothing will be steered; give more texts, other sites, or selection='smooth'",
+            DsasWarning,
+            stacklevel=3,
+        )
+    return [rule._replace(weight=weight) for rule, weight in zip(rules, weights, strict=True)]
+
+
+def describe(regulator: nn.Module) -> str:
     """Return what a regulator is called: its name, or those of its factors."""
     if isinstance(regulator, PerStep):
-        return f"{said(regulator.regulators[0])} a step"
+        return f"{describe(regulator.regulators[0])} a step"
     factors = list(regulator.factors) if isinstance(regulator, Product) else [regulator]
     return "*".join(str(getattr(factor, "name", type(factor).__name__)) for factor in factors)

@@ -28,9 +28,9 @@ from jaxtyping import Float
 from dsas.errors import OptionError
 from dsas.fitting.collect import collect
 from dsas.model.examples import check_texts
-from dsas.model.hooks import uncompiled
 from dsas.model.reading import Reading
-from dsas.model.sites import DEFAULT_SITES, SitePatterns, find_sites
+from dsas.model.sites import DEFAULT_SITES, SitePatterns
+from dsas.model.subject import subject_of
 from dsas.regulators import Logistic
 
 MATCHED = ("source", "control")  # a target may well differ: it says where to go and not when
@@ -119,12 +119,13 @@ def separability(
     progress: bool = True,
 ) -> list[SiteAccuracy]:
     """Return, in the order of the model, how well each site tells source from control, as `fit` would measure it."""
-    model = uncompiled(model)
+    subject = subject_of(model, tokenizer)
     source, control = check_texts("source", source), check_texts("control", control)
     texts = [*source, *control]
-    pooled = collect(model, tokenizer, texts, find_sites(model, sites), reading=reading, progress=progress)
+    found = collect(subject.examples(reading), texts, range(len(texts)), subject.sites(sites), progress=progress)
     lines = []
-    for site, vectors in pooled.items():
+    for site, value in found.items():
+        vectors = value.mean((1, 2))
         unwanted, neutral = vectors[: len(source)], vectors[len(source) :]
         fitted = Logistic.fit(unwanted, neutral, neutral)
         assert fitted.accuracy is not None

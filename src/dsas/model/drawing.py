@@ -19,7 +19,8 @@ import torch
 
 from dsas.errors import OptionError
 from dsas.model.hooks import Hooks, StopForward
-from dsas.model.image_pipeline import Branch, Parts, PassReader
+from dsas.model.picture_passes import PicturePasses
+from dsas.model.pipeline_modules import Branch, PipelineModules
 from dsas.model.sites import Site
 
 PicturePooling = Literal["mean", "position"]
@@ -78,15 +79,6 @@ def prompt_batches(prompts: Sequence[str], places: Sequence[int], size: int) -> 
     return [Prompts(list(span), [prompts[i] for i in span], [places[i] for i in span]) for span in spans]
 
 
-def places_of(sets: Mapping[str, Sequence[str]], prompts: Sequence[str]) -> list[int]:
-    """Return where each prompt stands in the set that it is in; the first place where it is in several."""
-    places: dict[str, int] = {}
-    for members in sets.values():
-        for place, prompt in enumerate(members):
-            places[prompt] = min(place, places.get(prompt, place))
-    return [places[prompt] for prompt in prompts]
-
-
 def draw(
     pipeline: Any,
     batch: Prompts,
@@ -112,14 +104,17 @@ def draw(
         return (pipeline(**arguments) if call is None else call(pipeline, **arguments)).images
 
 
-def watch(hooks: Hooks, reader: PassReader, parts: Parts, sites: Sequence[Site]) -> None:
+def watch(hooks: Hooks, reader: PicturePasses, parts: PipelineModules, sites: Sequence[Site]) -> None:
     """Let a reader see the passes of a pipeline; a run raises StopForward before it denoises when no site is there."""
     for module, read in reader.calls:
         hooks.on_call(module, read)
-    if reader.watches_latents:
-        hooks.on_result(parts.pipeline, "prepare_latents", reader.begin)
+    reader.watch_runs(hooks, _ignore)
     if all(site.path.partition(".")[0] in parts.encoders for site in sites):
         hooks.on_call(parts.denoiser, _stop)
+
+
+def _ignore() -> None:
+    """Do nothing when a run begins."""
 
 
 def _stop(*_arguments: object) -> None:

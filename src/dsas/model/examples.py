@@ -1,35 +1,88 @@
-"""Text: the transformers end; sets of texts checked, tokenised, and put into batches.
+"""Examples: what a set is made of, and the one check of source, control and target.
 
-Batches are padded here, on the side asked for, with a mask: a tokenizer without a padding token is as good as any, and
-none is changed. Rows are sorted by length, so that little is padded, and carry the number of their text.
+An example is a text, or a text with the spans in which it shows the behaviour. Limitations: conversations are rendered
+by the caller.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-
-from dsas.errors import OptionError, TextsError
+from dsas.errors import DsasWarning, TextsError
 
 MINIMUM_TEXTS = 4
 Spans = Sequence[tuple[int, int]]
 
 
-class Batch(NamedTuple):
-    """Padded rows: `rows` says which row each one was; `mask` is True on real tokens."""
+class Example(NamedTuple):
+    """A text, and where it shows the behaviour: spans (start, stop) in characters, or none when all of it does.
 
-    rows: list[int]
-    tokens: Int[Tensor, "batch token"]
-    mask: Bool[Tensor, "batch token"]
+    With spans in some source examples a regulator learns from single tokens, those in spans against all others.
+    """
+
+    text: str
+    spans: Spans = ()
 
 
-def check_texts(name: str, texts: Sequence[str], *, minimum: int = MINIMUM_TEXTS) -> list[str]:
-    """Return the texts as a list. Raises TextsError, naming the set, for too few, an empty one, or no text at all."""
-    if isinstance(texts, str):
-        raise TextsError(f"{name} must be a list of texts, got one string; put it into a list")
-    texts = list(texts)
+class ExampleSets(NamedTuple):
+    """The three sets, checked; control may be empty where nothing reads it. spans: one entry per source text.
+
+    spans is None when no source example has any.
+    """
+
+    source: list[str]
+    control: list[str]
+    target: list[str]
+    spans: list[Spans] | None = None
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Return the texts of each set by name."""
+        return {"source": self.source, "control": self.control, "target": self.target}
+
+
+def check_sets(
+    source: Sequence[str | Example],
+    control: Sequence[str | Example],
+    target: Sequence[str | Example] | None,
+    *,
+    control_needed: bool = True,
+    paired: bool = False,
+) -> ExampleSets:
+    """Return the three sets, at least 4 examples in each; the target is the control set, with a warning, when None.
+
+    control_needed: whether an empty control set is an error. paired: whether source[i] goes with target[i].
+    Raises TextsError for too few or empty texts, sets that hold the same texts, spans outside their text or in another
+    set than the source, and pairs that do not match. Warns of texts that are in source and in another set.
+    """
+    if target is None:
+        warnings.warn("no target texts were given: the control texts are the target", DsasWarning, stacklevel=3)
+        target = control
+    if control_needed and len(control) == 0:
+        raise TextsError("control texts are needed to learn a regulator: pass control=")
+    given = {"source": source, "control": control, "target": target}
+    texts = {
+        name: check_texts(name, members) if len(members) or name != "control" else [] for name, members in given.items()
+    }
+    if paired:
+        _check_pairs(texts["source"], texts["target"])
+    for name in ("control", "target"):
+        shared = set(texts["source"]) & set(texts[name])
+        if shared and shared == set(texts["source"]) | set(texts[name]):
+            raise TextsError(f"source and {name} hold the same texts: there is nothing to tell apart")
+        if shared:
+            warnings.warn(
+                f"{len(shared)} texts are both in source and in {name}, for example {min(shared)!r:.60}",
+                DsasWarning,
+                stacklevel=3,
+            )
+    return ExampleSets(**texts, spans=_spans(given))
+
+
+def check_texts(name: str, examples: Sequence[str | Example], *, minimum: int = MINIMUM_TEXTS) -> list[str]:
+    """Return the texts of a set. Raises TextsError, naming the set, for too few, an empty one, or no text at all."""
+    if isinstance(examples, str | Example):
+        raise TextsError(f"{name} must be a list of texts, got one text; put it into a list")
+    texts = [example.text if isinstance(example, Example) else example for example in examples]
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise TextsError(f"{name}[{number}] must be a text that is not empty, got {text!r:.60}")
@@ -38,82 +91,31 @@ def check_texts(name: str, texts: Sequence[str], *, minimum: int = MINIMUM_TEXTS
     return texts
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
-    """Return the token numbers of each text, by default with the special tokens that the tokenizer adds.
-
-    Raises TextsError when there is no text, when one text came instead of a list, or when a text has no tokens.
-    """
-    if isinstance(texts, str):
-        raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
-    if not texts:
-        raise TextsError("expected at least one text, got none")
-    found = tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False)
-    rows = [list(row) for row in found["input_ids"]]
-    empty = [index for index, row in enumerate(rows) if not row]
-    if empty:
-        raise TextsError(f"expected texts with at least one token; these have none: {empty[:10]}")
-    return rows
+def _check_pairs(source: list[str], target: list[str]) -> None:
+    if len(source) != len(target):
+        raise TextsError(
+            "preference takes pairs, source[i] with target[i]: expected as many of both, got "
+            f"{len(source)} and {len(target)}"
+        )
+    same = [number for number, (one, other) in enumerate(zip(source, target, strict=True)) if one == other]
+    if same:
+        raise TextsError(f"source[{same[0]}] and target[{same[0]}] are the same text: nothing is to be preferred")
 
 
-def check_spans(texts: Sequence[str], spans: Sequence[Spans]) -> None:
-    """Raise TextsError unless there is a list of spans for every text and each lies within it."""
-    if len(spans) != len(texts):
-        raise TextsError(f"spans must hold one list for each of the {len(texts)} source texts, got {len(spans)}")
-    for number, (text, of_text) in enumerate(zip(texts, spans, strict=True)):
-        for start, stop in of_text:
-            if not 0 <= start < stop <= len(text):
-                raise TextsError(
-                    f"spans[{number}]: expected 0 <= start < stop <= {len(text)} (characters), got ({start}, {stop})"
-                )
-    if not any(spans):
-        raise TextsError("spans must cover some of the source texts, got none: leave spans out to use whole texts")
-
-
-def token_spans(tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans]) -> list[list[bool | None]]:
-    """Return for each token of each text whether a span covers a character of it; None for special tokens.
-
-    Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise OptionError("spans need a fast tokenizer, which tells where in the text each token stands")
-    found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-    return [
-        [any(a < stop and b > start for start, stop in of_text) if b > a else None for a, b in offsets]
-        for offsets, of_text in zip(found["offset_mapping"], spans, strict=True)
-    ]
-
-
-def batches(rows: Sequence[Sequence[int]], size: int, *, pad: int, side: Literal["left", "right"]) -> Iterator[Batch]:
-    """Give `rows` in batches of at most `size`, the longest rows first, filled with the token `pad` on one side."""
-    if size < 1:
-        raise OptionError(f"expected a batch size of at least 1, got {size}")
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-    for start in range(0, len(order), size):
-        index = order[start : start + size]
-        width = len(rows[index[0]])
-        tokens = torch.full((len(index), width), pad, dtype=torch.long)
-        mask = torch.zeros(len(index), width, dtype=torch.bool)
-        for place, row in enumerate(index):
-            where = slice(width - len(rows[row]), width) if side == "left" else slice(0, len(rows[row]))
-            tokens[place, where] = torch.tensor(rows[row])
-            mask[place, where] = True
-        yield Batch(index, tokens, mask)
-
-
-def pad_token(tokenizer: Any) -> int:
-    """Return a token number to fill rows with; the mask hides it, so any will do where the tokenizer has none."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return token
-    return 0
-
-
-def chat_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Return each prompt as the user's turn of the model's chat template, ready for the answer; special tokens are in.
-
-    Raises OptionError when the tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise OptionError("this model's tokenizer has no chat template: continue the prompts as plain text")
-    turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+def _spans(given: dict[str, Sequence[str | Example]]) -> list[Spans] | None:
+    """Return the spans of each source text, None when there are none."""
+    found: dict[str, list[Spans]] = {}
+    for name, members in given.items():
+        found[name] = [one.spans if isinstance(one, Example) else () for one in members]
+        for number, (one, spans) in enumerate(zip(members, found[name], strict=True)):
+            for start, stop in spans:
+                if not 0 <= start < stop <= len(one.text if isinstance(one, Example) else one):
+                    raise TextsError(
+                        f"{name}[{number}]: expected spans with 0 <= start < stop <= the length of the text "
+                        f"(characters), got ({start}, {stop})"
+                    )
+        if name != "source" and any(found[name]):
+            raise TextsError(
+                f"spans mark where a source text shows the behaviour; {name} has some, too: leave them out"
+            )
+    return found["source"] if any(found["source"]) else None

@@ -1,28 +1,23 @@
 """ForwardPass: what a regulator may know about one forward pass besides the activations.
 
 Positions count a row's real tokens absolutely: the first real token of every row is 0, whatever the padding side, and
-counting goes on over the key-value cache. A `StepReader` works this out from the arguments of the decoder's own
-call, once a pass and only when somebody asks, and keeps it per thread, so that two threads never share a pass.
+counting goes on over the key-value cache.
 
 A row's prompt is as long as the user says (`prompt_tokens`). Where nobody says it, the prompt is all that comes before
 the first pass of a single token that goes on from a cache: so `generate()` runs, a chunked prefill too unless its last
 chunk is of one token.
 
-In a pipeline that draws pictures a token is a spatial position, all are real, and a pass knows its denoising step; who
-reads it there is `dsas.model.image_pipeline`.
+In a pipeline that draws pictures a token is a spatial position, all are real, and a pass knows its denoising step. Who
+reads a pass from what runs: `dsas.model.token_passes` and `dsas.model.picture_passes`.
 """
 
-import inspect
-import threading
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsas.errors import OptionError
-from dsas.model.sites import Site, decoder_of
 from dsas.model.strength import per_row
 
 
@@ -153,64 +148,3 @@ class ForwardPass:
     def prompt(self) -> Bool[Tensor, "batch token"]:
         """Which tokens of this pass are real and belong to the prompt."""
         return self.real & (self.positions < self.prompt_lengths.unsqueeze(-1))
-
-
-class StepReader:
-    """Keeps the calling thread's current `ForwardPass`, read from the arguments with which the decoder is called."""
-
-    def __init__(self, model: nn.Module, prompt_tokens: Tensor | None = None) -> None:
-        """Read the decoder of `model`; `module` is where to hook `read`; prompt_tokens as in `History`."""
-        self._prompt_tokens = prompt_tokens
-        self.module = decoder_of(model)
-        self.calls = [(self.module, self.read)]
-        self._names = tuple(inspect.signature(self.module.forward).parameters)
-        self._local = threading.local()
-
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
-        """Read the step of a decoder call from its arguments and remember it for this thread."""
-        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        ids = given.get("input_ids")
-        tokens = ids if ids is not None else given.get("inputs_embeds")
-        if not isinstance(tokens, Tensor):
-            raise OptionError(
-                f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering reads"
-            )
-        mask = given.get("attention_mask")
-        padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else _padding_from(mask)
-        past = _length(given.get("past_key_values"))
-        batch, count = tokens.shape[:2]
-        before: ForwardPass | None = getattr(self._local, "step", None)
-        if before is None or past == 0 or before.batch != batch:
-            self._local.history = History(self._prompt_tokens)
-        history: History = self._local.history
-        history.note(past, count)
-        self._local.step = ForwardPass(
-            batch, count, past=past, mask=padding, token_ids=ids, device=tokens.device, history=history
-        )
-        return self._local.step
-
-    def at(self, _site: Site, t: Tensor, _given: Any) -> ForwardPass:
-        """Return this thread's step at a site whose activation is `t`."""
-        return self.current(*t.shape[:2], device=t.device)
-
-    def current(self, batch: int, tokens: int, device: torch.device) -> ForwardPass:
-        """Return this thread's step there, or a plain one (all tokens real, no past) if the decoder was not called."""
-        step = getattr(self._local, "step", None)
-        if step is None or (step.batch, step.tokens) != (batch, tokens):
-            return ForwardPass(batch, tokens, device=device)
-        return step.on(device)
-
-
-def _length(cache: Any) -> int:
-    length = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
-    return int(length)
-
-
-def _padding_from(mask: Any) -> Tensor | None:
-    """Recover which keys are real from a prepared attention mask: what the last query of each row may see."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values()), None))
-    if not isinstance(mask, Tensor) or mask.ndim != 4:
-        return None
-    last = mask[:, 0, -1]
-    return last if last.dtype == torch.bool else last == 0

@@ -5,21 +5,29 @@
     refused     anything else, with a message that says what differs
 
 The fingerprint hashes a few values of every parameter, rounded to bfloat16, so that loading the same weights as
-float32 or bfloat16 gives the same one, in milliseconds. Weights kept outside the model (`device_map`) are read there.
+float32 or bfloat16 gives the same one. It is computed once per model object, and again when a parameter was replaced or
+written into, or when one of some 50 of them has another value in its middle. Weights kept outside the model
+(`device_map`) are read where they are.
+
+Limitations: once a model was fingerprinted, a write through `parameter.data` that spares those values is not noticed;
+merging an adapter into every layer, or quantising, does not spare them.
 """
 
 import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError
 from dsas.model.device_map import stored
-from dsas.model.image_pipeline import Parts
 
 SAMPLES_PER_PARAMETER = 64
+PROBED = 50  # parameters whose middle value tells whether the model is still the one that was hashed
+Version = tuple[tuple[tuple[int, int], ...], tuple[float, ...]]  # of the parameters, and their middle values
+_KNOWN: "WeakKeyDictionary[nn.Module, tuple[Version, str]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,7 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelIdentity":
-        """Read the identity of a transformers model or a pipeline (or of any module: width and depth are then 0)."""
-        if isinstance(model, Parts):
-            width, depth = _sizes(model.denoiser)
-            return cls(type(model.denoiser).__name__, width, depth, fingerprint(model.drawing()))
+        """Read the identity of a transformers model (or of any module: width and depth are then 0)."""
         config = getattr(model, "config", None)
         get_text = getattr(config, "get_text_config", None)
         text = get_text() if callable(get_text) else config
@@ -54,9 +59,8 @@ class ModelIdentity:
         """Return the identity as JSON-ready values."""
         return asdict(self)
 
-    def compare(self, model: nn.Module) -> Literal["exact", "compatible"]:
-        """Return how well `model` matches. Raises ModelMismatchError, naming every difference, when it does not."""
-        other = ModelIdentity.of(model)
+    def compare(self, other: "ModelIdentity") -> Literal["exact", "compatible"]:
+        """Return how well another model matches. Raises ModelMismatchError, naming every difference, if it does not."""
         differences = [
             f"{field} {getattr(self, field)!r} here, {getattr(other, field)!r} in the model given"
             for field in ("model_class", "width", "depth")
@@ -67,18 +71,23 @@ class ModelIdentity:
         return "exact" if self.fingerprint == other.fingerprint else "compatible"
 
 
-def _sizes(denoiser: nn.Module) -> tuple[int, int]:
-    """Return width and depth of a denoiser by its config: of a U-Net those of its narrow end and its levels."""
-    config: Any = getattr(denoiser, "config", {})
-    levels = config.get("block_out_channels")
-    if levels:
-        return int(levels[-1]), len(levels)
-    heads, width = config.get("num_attention_heads") or 0, config.get("attention_head_dim") or 0
-    return int(heads * width), int(config.get("num_layers") or 0)
+def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
+    """Return 16 hexadecimal digits over names, shapes and sampled values of the parameters.
+
+    owner: the module that lives as long as the weights, where `model` is only made to look at them.
+    """
+    parameters = list(model.parameters())
+    version = (
+        tuple((one.data_ptr(), _writes(one)) for one in parameters),
+        _middles(parameters[:: max(1, len(parameters) // PROBED)]),
+    )
+    known = _KNOWN.get(owner or model)
+    if known is None or known[0] != version:
+        known = _KNOWN[owner or model] = version, _hashed(model)
+    return known[1]
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits over names, shapes and sampled values of the parameters."""
+def _hashed(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         plain = name.replace("_orig_mod.", "")  # which torch.compile puts into names
@@ -90,3 +99,18 @@ def fingerprint(model: nn.Module) -> str:
         picked = flat[:: max(1, len(flat) // SAMPLES_PER_PARAMETER)][:SAMPLES_PER_PARAMETER]
         digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _middles(parameters: list[nn.Parameter]) -> tuple[float, ...]:
+    """Return the value in the middle of each parameter that has values here, with one copy per device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.is_floating_point() and not parameter.is_meta and parameter.numel():
+            middle = parameter.detach()[tuple(size // 2 for size in parameter.shape)]
+            by_device.setdefault(parameter.device, []).append(middle.to(torch.float32))
+    return tuple(value for middles in by_device.values() for value in torch.stack(middles).tolist())
+
+
+def _writes(parameter: Tensor) -> int:
+    """Return how often autograd saw a write into the parameter; tensors made in inference mode do not count writes."""
+    return 0 if parameter.is_inference() else parameter._version

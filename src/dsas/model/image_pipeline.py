@@ -1,270 +1,142 @@
-"""Pipeline: a diffusers pipeline as one tree of modules, and what its passes are.
-
-`Parts` puts the modules of a pipeline under their names, so a site is "unet.down_blocks.0.resnets.0.norm1" or
-"transformer.transformer_blocks.3". A `PassReader` says of each pass which rows are steered, and which denoising step it
-is; neither is told by the model's arguments alone:
-
-    guidance   With classifier-free guidance the denoiser runs each picture twice, with and without the prompt. U-Nets,
-               SD3 and PixArt stack both in one batch, unconditional rows first; FLUX runs the conditional batch, then
-               the other. How many pictures there are is what `prepare_latents` of the pipeline returns.
-    step       The scheduler's own index, over its order: a second-order one runs the model twice a step. Schedulers
-               without an index have no timestep twice, but for the warm-up of PNDM, which belongs to the step it warms.
-
-Source: classifier-free guidance, arXiv 2207.12598. Left out: more than two branches (perturbed attention, editing by
-instruction), and families whose order of branches nobody has checked; `branch="both"` steers those.
-"""
+"""Image pipeline: a diffusers pipeline that draws pictures from prompts, as one kind of subject."""
 
 import inspect
-import threading
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, final
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dsas.errors import OptionError, StateError, closest
-from dsas.model.forward_pass import Denoising, ForwardPass
-from dsas.model.hooks import uncompiled
-from dsas.model.sites import STREAMS, Site
-
-Branch = Literal["conditional", "unconditional", "both"]
-DENOISERS = ("unet", "transformer")
-
-
-class PipelineFamily(NamedTuple):
-    """Globs of the sites of one kind of denoiser, and how its pipelines run guidance.
-
-    guidance: both branches in one batch, the unconditional rows first ("stacked"), or one batch after the other, the
-    conditional first ("apart").
-    """
-
-    residual: tuple[str, ...]
-    norm: tuple[str, ...]
-    attention: tuple[str, ...]
-    mlp: tuple[str, ...]
-    guidance: Literal["stacked", "apart"]
+from dsas.errors import OptionError
+from dsas.model.drawing import Drawing, Prompts, draw, prompt_batches, watch
+from dsas.model.examples import Spans
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.hooks import Hooks
+from dsas.model.identity import ModelIdentity, fingerprint
+from dsas.model.image_trace import PictureRecorder
+from dsas.model.labelled_tokens import LabelledTokens
+from dsas.model.picture_activations import drawn_activations
+from dsas.model.picture_passes import PicturePasses
+from dsas.model.pipeline_modules import Branch, PipelineModules
+from dsas.model.sites import Site, SitePatterns, find_sites
+from dsas.model.strength import PromptTokens
+from dsas.parallel.workers import Spread
 
 
-_BLOCKS = "transformer.transformer_blocks.*"
-_JOINT = ((f"{_BLOCKS}.norm1", f"{_BLOCKS}.norm2"), (f"{_BLOCKS}.attn",), (f"{_BLOCKS}.ff",))
+@final
+class ImagePipeline:
+    """A pipeline of text encoders and a denoiser."""
 
-# By the class of the denoiser. FLUX's single blocks run both streams as one, so only what they give has an image part.
-FAMILIES: dict[str, PipelineFamily] = {
-    "UNet2DConditionModel": PipelineFamily(
-        ("unet.**.resnets.*", "unet.**.attentions.*"),
-        ("unet.**norm*",),
-        ("unet.**.attn1", "unet.**.attn2"),
-        ("unet.**.ff",),
-        "stacked",
-    ),
-    "SD3Transformer2DModel": PipelineFamily((_BLOCKS,), *_JOINT, "stacked"),
-    "FluxTransformer2DModel": PipelineFamily((_BLOCKS, "transformer.single_transformer_blocks.*"), *_JOINT, "apart"),
-    "PixArtTransformer2DModel": PipelineFamily(
-        (_BLOCKS,), _JOINT[0], (f"{_BLOCKS}.attn1", f"{_BLOCKS}.attn2"), (f"{_BLOCKS}.ff",), "stacked"
-    ),
-}
-TEXT_SITES = ("text_encoder*.**layers.*", "text_encoder*.**encoder.block.*")  # of CLIP, of T5
-
-
-class Parts(nn.Module):
-    """The modules of a pipeline in the order in which they run: text encoders, denoiser, then the others.
-
-    shorthands: the globs that each shorthand stands for here; "text" is the layers of the text encoders.
-    """
-
-    def __init__(self, pipeline: Any) -> None:
-        """Put the modules of `pipeline` together; they stay its own. Raises OptionError without a denoiser."""
-        super().__init__()
-        self.pipeline = pipeline
-        found = {name: uncompiled(part) for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-        self.denoisers = [name for name in DENOISERS if name in found]
-        if not self.denoisers:
-            raise OptionError(f"a {type(pipeline).__name__} has no part named {' or '.join(DENOISERS)} to steer")
-        self.encoders = sorted(name for name in found if name.startswith("text_encoder"))
-        first = [*self.encoders, *self.denoisers]
-        for name in [*first, *(name for name in found if name not in first)]:
-            self.add_module(name, found[name])
-        family = self.family
-        shorthands = {} if family is None else {key: getattr(family, key) for key in family._fields[:4]}
-        self.shorthands: dict[str, tuple[str, ...]] = {**shorthands, "text": TEXT_SITES}
+    def __init__(self, module: PipelineModules) -> None:
+        """Keep the modules of the pipeline, which know it."""
+        self.module = module
 
     @property
-    def denoiser(self) -> nn.Module:
-        """The module that each denoising step runs."""
-        return self.get_submodule(self.denoisers[0])
+    def identity(self) -> ModelIdentity:
+        """Which denoiser this is, with the fingerprint of text encoders and denoiser together."""
+        denoiser = self.module.denoiser
+        return ModelIdentity(
+            type(denoiser).__name__, *_sizes(denoiser), fingerprint(self.module.drawing(), owner=denoiser)
+        )
 
-    @property
-    def family(self) -> PipelineFamily | None:
-        """The row of `FAMILIES` that holds here, or None."""
-        return FAMILIES.get(type(self.denoiser).__name__)
+    def sites(self, patterns: SitePatterns) -> list[Site]:
+        """Return the sites that `patterns` name; see `find_sites`."""
+        return find_sites(self.module, patterns)
 
-    @property
-    def schedule(self) -> str:
-        """The scheduler's class and options, without diffusers' own notes on them: one is a set, in no fixed order."""
-        scheduler = self.pipeline.scheduler
-        options = sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
-        return f"{type(scheduler).__name__} {options}"
+    def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool) -> PicturePasses:
+        """Return the reader of the pipeline's passes. Raises OptionError for what only tokens of texts have."""
+        if skip_sinks or prompt_tokens is not None:
+            raise OptionError("skip_sinks and prompt_tokens are for the tokens of texts, not for pipelines")
+        return PicturePasses(self.module, branch)
 
-    def drawing(self) -> nn.ModuleDict:
-        """Return what a picture depends on before it is decoded: text encoders and denoiser."""
-        return nn.ModuleDict({name: self.get_submodule(name) for name in (*self.encoders, *self.denoisers)})
+    def recorder(self, sites: Sequence[str]) -> PictureRecorder:
+        """Return what records applied strengths by picture, step and position."""
+        return PictureRecorder(sites)
 
-    def reads_text(self, site: Site) -> bool:
-        """Whether the tokens of a site are those of the prompt."""
-        if site.path.partition(".")[0] in self.encoders:
-            return True
-        streams = STREAMS.get(type(self.get_submodule(site.path)).__name__, ())
-        return site.side == "output" and site.index < len(streams) and streams[site.index] == "text"
-
-
-def module_of(model: Any) -> nn.Module:
-    """Return the module that a user means: a module itself, without torch.compile's wrapper, or a pipeline's `Parts`.
-
-    Raises OptionError for anything else.
-    """
-    if isinstance(model, nn.Module):
-        return uncompiled(model)
-    if isinstance(getattr(model, "components", None), dict) and callable(model):
-        return Parts(model)
-    raise OptionError(f"expected a torch module or a diffusers pipeline, got {type(model).__name__}")
-
-
-def denoising_of(scheduler: Any, timestep: Any) -> Denoising:
-    """Return which denoising step of the schedule a call of the denoiser with this timestep is."""
-    levels = torch.as_tensor(scheduler.timesteps).double().cpu()
-    order = int(getattr(scheduler, "order", 1))
-    place = getattr(scheduler, "step_index", None)
-    place = getattr(scheduler, "begin_index", None) if place is None else place
-    if place is not None and 0 <= place < len(levels):
-        return Denoising(place // order, -(-len(levels) // order), place)
-    if not hasattr(scheduler, "step_index"):
-        levels, order = torch.unique_consecutive(levels), 1
-    now = torch.as_tensor(timestep).double().cpu().reshape(-1)[0]
-    place = int((levels - now).abs().argmin())
-    return Denoising(place // order, -(-len(levels) // order), place)
-
-
-class _State(threading.local):
-    """What is known of the run of this thread; None before it is."""
-
-    def __init__(self) -> None:
-        self.images: int | None = None
-        self.place: int | None = None
-        self.size: tuple[int, int] | None = None
-        self.encoded: dict[str, int] = {}
-        self.passes: dict[str, ForwardPass] = {}
-
-
-class PassReader:
-    """Keeps the current pass of each part of a pipeline, for the calling thread."""
-
-    def __init__(self, parts: Parts, branch: Branch = "conditional") -> None:
-        """Read the parts; `calls` are the modules to hook and how. Raises OptionError when branches cannot be told."""
-        if branch not in get_args(Branch):
-            raise OptionError(f"branch must be one of {get_args(Branch)}, got {branch!r}")
-        self._parts, self._branch, self._state = parts, branch, _State()
-        self._guidance = parts.family.guidance if parts.family else None
-        self.pipeline = parts.pipeline
-        self.watches_latents = hasattr(self.pipeline, "prepare_latents")
-        if branch != "both" and (self._guidance is None or not self.watches_latents):
-            kind = type(parts.denoiser).__name__
+    def examples(self, reading: Any = None, *, training: bool = False) -> "PictureExamples":
+        """Return how prompts are read. Raises OptionError for a reading of another kind, or what training cannot do."""
+        drawing = reading or (Drawing(steps=1) if training else Drawing())
+        if not isinstance(drawing, Drawing):
+            raise OptionError(f"a pipeline is read by a dsas.Drawing, got a {type(drawing).__name__}")
+        drawing.check()
+        if training and (
+            drawing.per_step or drawing.images > 1 or drawing.pooling != "mean" or drawing.branch == "both"
+        ):
             raise OptionError(
-                f"which rows of a {kind} are conditional is known for {closest(kind, FAMILIES, 4)} only, in pipelines "
-                "that prepare latents; branch='both' steers all rows"
+                "training on a pipeline needs a Drawing of one image per prompt, one regulator for all steps, pooling "
+                f"'mean' and one branch; got {drawing}"
             )
-        names = [*parts.encoders, *parts.denoisers]
-        readers = [partial(self._encode, name) for name in parts.encoders]
-        readers += [partial(self._denoise, name) for name in parts.denoisers]
-        self.calls = [(parts.get_submodule(name), read) for name, read in zip(names, readers, strict=True)]
-
-    def begin(self, prepared: Any) -> None:
-        """Take note of a run that begins, by what the pipeline's `prepare_latents` returned."""
-        latents = prepared[0] if isinstance(prepared, (tuple, list)) else prepared
-        self._state.images, self._state.place = len(latents), None
-
-    def at(self, site: Site, t: Tensor, given: Any) -> ForwardPass:
-        """Return the step at a site that reads `t` in what its module gave: which rows to steer there, and when.
-
-        Raises StateError when the rows of the site are not those of its part.
-        """
-        made = self._state.passes.get(site.path.partition(".")[0])
-        step = ForwardPass(len(t), t.shape[1], device=t.device)
-        if made is not None and made.rows is not None:
-            if made.batch != len(t) and self._branch != "both":
-                raise StateError(
-                    f"site {site} has {len(t)} rows in a pass of {made.batch}: which are conditional cannot be told; "
-                    "apply with branch='both'"
-                )
-            rows = made.rows if made.batch == len(t) else slice(0, len(t))
-            step = ForwardPass(rows.stop - rows.start, t.shape[1], device=t.device)
-            step.rows, step.copies, step.denoising = rows, made.copies, made.denoising
-        step.grid = site.grid(given)
-        if step.grid is None and not self._parts.reads_text(site):
-            step.grid = _grid(t.shape[1], self._state.size)
-        return step
-
-    def _encode(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read a call of a text encoder: the first before a run is of the prompts, the next of the negative ones."""
-        tokens = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
-        count = self._state.encoded.get(name, 0)
-        self._state.encoded[name] = count + 1
-        if isinstance(tokens, Tensor):
-            wanted = self._branch == "both" or (count == 0) == (self._branch == "conditional")
-            made = ForwardPass(len(tokens), tokens.shape[-1])
-            made.rows = slice(0, len(tokens) if wanted else 0)
-            self._state.passes[name] = made
-
-    def _denoise(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
-        """Read a call of the denoiser and return its step."""
-        names = tuple(inspect.signature(self._parts.get_submodule(name).forward).parameters)
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        sample, timestep = given[names[0]], given.get("timestep")
-        if not isinstance(sample, Tensor):
-            raise OptionError(f"the {name} ran without {names[0]!r} (got {sorted(given)}), which steering reads")
-        self._state.encoded = {}
-        self._state.size = _size(sample, given.get("img_ids"))
-        denoising = denoising_of(self.pipeline.scheduler, timestep)
-        made = ForwardPass(len(sample), sample.shape[1], device=sample.device)
-        made.denoising = denoising
-        made.rows, made.copies = self._rows(len(sample), denoising.place)
-        self._state.place = denoising.place
-        self._state.passes[name] = made
-        return made
-
-    def _rows(self, rows: int, place: int) -> tuple[slice, int]:
-        """Return which of the rows that the denoiser gets are steered, and how often each picture is among them."""
-        images = self._state.images or rows
-        runs, left = divmod(rows, images)
-        if self._branch == "both":
-            return slice(0, rows), 1 if left else runs
-        if left or runs > 2 or getattr(self.pipeline, "do_perturbed_attention_guidance", False):
-            raise StateError(
-                f"the denoiser got {rows} rows for {images} pictures: which are conditional cannot be told; apply "
-                "with branch='both'"
-            )
-        conditional = self._branch == "conditional"
-        if runs == 2:
-            return (slice(images, rows) if conditional else slice(0, images)), 1
-        again = self._state.images is not None and self._guidance == "apart" and place == self._state.place
-        return slice(0, rows if conditional != again else 0), 1
+        return PictureExamples(self.module, drawing)
 
 
-def _size(sample: Tensor, ids: Any) -> tuple[int, int] | None:
-    """Return height and width of what the denoiser gets; FLUX packs them and says where each token stands."""
-    if sample.ndim == 4:
-        return sample.shape[2], sample.shape[3]
-    if isinstance(ids, Tensor) and ids.shape[-1] == 3:
-        height, width = (ids.reshape(-1, 3).amax(0)[1:] + 1).tolist()
-        return int(height), int(width)
-    return None
+@final
+class PictureExamples:
+    """Prompts as a pipeline reads them: pictures that are drawn, and what the sites did meanwhile."""
+
+    def __init__(self, module: PipelineModules, reading: Drawing) -> None:
+        """Read by a drawing whose values were checked."""
+        self.module, self.reading, self.batch_size = module, reading, reading.batch_size
+        self.incremental, self.spread = False, Spread()
+        self.by_position, self.per_step = reading.pooling == "position", reading.per_step
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return how prompts are read, JSON-ready."""
+        return self.reading.as_dict()
+
+    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Any]:
+        """Return what the vectors depend on besides the model, JSON-ready."""
+        return ["prompts", list(texts), list(places), self.as_dict(), self.module.schedule]
+
+    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Prompts]:
+        """Return the prompts in batches of at most `size`; a prompt's place in its set decides its noise."""
+        return prompt_batches(texts, places, size)
+
+    def vectors(
+        self, batches: Sequence[Prompts], sites: Sequence[Site]
+    ) -> Iterator[dict[Site, Float[Tensor, "row step sample dim"]]]:
+        """Yield what every site did while each batch was drawn, float32 on the CPU."""
+        return drawn_activations(self.module, batches, sites, self.reading)
+
+    def labelled_tokens(
+        self, texts: Sequence[str], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
+    ) -> LabelledTokens:
+        """Raise OptionError: the positions of a picture are not the characters of its prompt."""
+        raise OptionError("spans mark tokens of texts: a pipeline is fitted on whole prompts, so leave them out")
+
+    def token_rows(self, texts: Sequence[str]) -> NoReturn:
+        """Raise OptionError: a pipeline says nothing."""
+        raise OptionError("this asks what a language model would say, and a pipeline says nothing")
+
+    def pad_token(self) -> NoReturn:
+        """Raise OptionError: a pipeline says nothing."""
+        self.token_rows(())
+
+    def run(self, batch: Prompts) -> Any:
+        """Draw a batch to the latents, with gradients where the caller records them."""
+        call = inspect.unwrap(type(self.module.pipeline).__call__)  # torch.no_grad() is wrapped around it
+        return draw(self.module.pipeline, batch, self.reading, call=call)
+
+    def real(self, batch: Prompts) -> Bool[Tensor, "row 1"]:
+        """Return that every position counts."""
+        return torch.ones(len(batch.prompts), 1, dtype=torch.bool)
+
+    def pool(self, t: Float[Tensor, "row token dim"], real: Bool[Tensor, "row token"]) -> Float[Tensor, "row dim"]:
+        """Return the mean over the positions of each picture; gradients pass."""
+        return t.to(torch.promote_types(t.dtype, torch.float32)).mean(1)
+
+    def follow(self, hooks: Hooks, sites: Sequence[Site]) -> Callable[[Site, Tensor, Any], ForwardPass]:
+        """Let the passes of a run be seen, and return what says which rows of a site's activation are read."""
+        reader = PicturePasses(self.module, self.reading.branch)
+        watch(hooks, reader, self.module, sites)
+        return reader.at
 
 
-def _grid(tokens: int, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return height and width of so many positions: those of the latents over a power of two."""
-    if size is None:
-        return None
-    for scale in (1, 2, 4, 8, 16, 32, 64):
-        height, width = (-(-side // scale) for side in size)
-        if height * width == tokens:
-            return height, width
-    return None
+def _sizes(denoiser: nn.Module) -> tuple[int, int]:
+    """Return width and depth of a denoiser by its config: of a U-Net those of its narrow end and its levels."""
+    config: Any = getattr(denoiser, "config", {})
+    levels = config.get("block_out_channels")
+    if levels:
+        return int(levels[-1]), len(levels)
+    heads, width = config.get("num_attention_heads") or 0, config.get("attention_head_dim") or 0
+    return int(heads * width), int(config.get("num_layers") or 0)

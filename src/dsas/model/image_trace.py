@@ -9,7 +9,7 @@ Left out: how a map is drawn (`dsas.views`).
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsas.errors import OptionError, StateError, closest
 from dsas.model.forward_pass import ForwardPass
+from dsas.model.site_summary import NOT_RECORDED, SiteSummary
 from dsas.model.strength import per_row
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Maps(NamedTuple):
         return self.strengths[self.sites.index(site)]
 
 
-class MapRecorder:
+class PictureRecorder:
     """Collects what is applied in a run of a pipeline, apart for each thread."""
 
     def __init__(self, sites: Sequence[str]) -> None:
@@ -136,6 +137,10 @@ class MapRecorder:
         else:
             self._local.found.setdefault((site, number), []).append(maps)
 
+    def add_gain(self, site: int, factor: float, gain: Tensor | None) -> NoReturn:
+        """Raise StateError: in a pipeline a gain says nothing without its pass, so `add` is called."""
+        raise StateError("a pipeline's gains are recorded with their pass")
+
     def maps(self, strength: Float[Tensor, " row"]) -> Maps:
         """Return what this thread recorded; `strength` as asked for. Raises StateError when that is nothing."""
         if not self.has_passes:
@@ -158,3 +163,17 @@ class MapRecorder:
             return torch.zeros(0, 0, 0, 0)
         each = [torch.stack([maps[kind] for maps in found[key]]).mean(0).cpu() for key in keys]
         return torch.stack(each, dim=1)
+
+    def trace(self, strength: Float[Tensor, " row"], *, start: int = 0) -> NoReturn:
+        """Raise StateError: there are no tokens here."""
+        raise StateError("a pipeline draws pictures and has no tokens: use maps() instead of trace()")
+
+    def summaries(self, strength: Float[Tensor, " row"], weights: Sequence[float]) -> list[SiteSummary]:
+        """Return what happened at each site in this thread's last run; weights: each site's own."""
+        maps = self.maps(strength)
+        means = maps.mean()
+        hits = [maps.hits(0.5 * weight * maps.strength)[site] for site, weight in enumerate(weights)]
+        return [
+            SiteSummary(float(means[site]), int(hits[site])) if maps.strengths[site].numel() else NOT_RECORDED
+            for site in range(len(weights))
+        ]

@@ -127,6 +127,12 @@ class Site:
         return slice(self.part * width, (self.part + 1) * width)
 
 
+def labels(sites: Sequence[Site]) -> list[str]:
+    """Return a name for each site by which reports tell them apart: its path, and its layout where paths repeat."""
+    names = [str(site) for site in sites]
+    return [f"{name}:{site.layout}" if names.count(name) > 1 else name for name, site in zip(names, sites, strict=True)]
+
+
 class Family(NamedTuple):
     """Where one family of models keeps its parts: globs below a decoder layer, first match wins.
 

@@ -3,8 +3,8 @@
     applied strength = strength * weight * regulator(t)
     relative dose    = |applied strength * (transform(t) - t)| / |t|          (Euclidean norms, in float32)
 
-A `Recorder` keeps, per thread, the passes since the row's beginning: a pass with an empty cache starts anew, a pass
-that goes back in the cache (speculative decoding) overwrites what it redoes. Only small tensors (batch, token) are
+A `TokenRecorder` keeps, per thread, the passes since the row's beginning: a pass with an empty cache starts anew, a
+pass that goes back in the cache (speculative decoding) overwrites what it redoes. Only small tensors (batch, token) are
 kept, and nothing is moved off the device before `trace` is asked for.
 
 Left out: how a trace is drawn (`dsas.views`), and how the text of its tokens is found (`dsas.explain`).
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from dsas.errors import OptionError, StateError
 from dsas.model.forward_pass import ForwardPass
+from dsas.model.image_trace import Maps
+from dsas.model.site_summary import NOT_RECORDED, SiteSummary
+from dsas.model.strength import per_row
 from dsas.views.explained import Comparison, Explained, NextTokens
 
 if TYPE_CHECKING:
@@ -124,7 +127,7 @@ class Trace(NamedTuple):
         return coloured(self.rows())
 
 
-class Recorder:
+class TokenRecorder:
     """Collects applied strengths pass by pass, apart for each thread."""
 
     def __init__(self, sites: Sequence[str]) -> None:
@@ -144,7 +147,11 @@ class Recorder:
             passes = self._local.passes = []
         passes.append((step, [(1.0, ())] * len(self._sites)))
 
-    def add(self, site: int, _step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
+    def restart(self) -> None:
+        """Forget what was recorded, since a new run begins."""
+        self._local.passes = []
+
+    def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
         """Record what site number `site` did in the open pass: what it applied, and then, if kept, regulator and dose.
 
         Without an open pass nothing is kept.
@@ -161,10 +168,10 @@ class Recorder:
             gain = ONE if gain is None else gain.detach() if gain.requires_grad else gain
             passes[-1][1][site] = factor, (gain,)
 
-    def trace(self, *, start: int = 0) -> Trace:
+    def trace(self, strength: Float[Tensor, " row"], *, start: int = 0) -> Trace:
         """Return what this thread recorded, from the pass that begins at cache position `start` on.
 
-        Raises StateError when that is nothing.
+        strength: as asked for, one or one per row. Raises StateError when nothing was recorded.
         """
         passes = [made for made in getattr(self._local, "passes", None) or () if made[0].past >= start]
         if not passes:
@@ -189,4 +196,20 @@ class Recorder:
                     measured[kind, site, :, span] = factor * value.float().mean(-1)[:, :count].cpu()
         strengths, regulators, doses = measured * real
         detail = (regulators, doses) if kept == 3 else (None, None)
-        return Trace(self._sites, strengths, real, ids, None, *detail)
+        return Trace(self._sites, strengths, real, ids, per_row(strength, last.batch), *detail)
+
+    def maps(self, strength: Float[Tensor, " row"]) -> Maps:
+        """Raise StateError: there are no pictures here."""
+        raise StateError("a model of texts draws no pictures: use trace() instead of maps()")
+
+    def summaries(self, strength: Float[Tensor, " row"], weights: Sequence[float]) -> list[SiteSummary]:
+        """Return what happened at each site in this thread's last sequence; weights: each site's own."""
+        trace = self.trace(strength)
+        assert trace.strength is not None
+        fired = {site for _, found in self._local.passes for site, (_, values) in enumerate(found) if values}
+        means = trace.mean()
+        hits = [trace.hits(0.5 * weight * trace.strength)[site] for site, weight in enumerate(weights)]
+        return [
+            SiteSummary(float(means[site]), int(hits[site])) if site in fired else NOT_RECORDED
+            for site in range(len(weights))
+        ]

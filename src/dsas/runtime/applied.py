@@ -15,62 +15,52 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsas.errors import DsasWarning, OptionError, StateError
-from dsas.model.forward_pass import ForwardPass, StepReader
+from dsas.errors import DsasWarning, StateError
+from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
-from dsas.model.image_pipeline import Branch, Parts, PassReader
-from dsas.model.image_trace import MapRecorder, Maps
-from dsas.model.sites import Site
-from dsas.model.strength import PromptTokens, Strength, per_row, read_prompt_tokens, read_strength
-from dsas.model.token_trace import Recorder, Trace
+from dsas.model.image_trace import Maps
+from dsas.model.pipeline_modules import Branch
+from dsas.model.site_summary import NOT_RECORDED, SiteSummary
+from dsas.model.sites import Site, labels
+from dsas.model.strength import PromptTokens, Strength, read_strength
+from dsas.model.subject import Subject
+from dsas.model.token_trace import Trace
 from dsas.runtime.edit import Fused, General, edit_with, shortened, way_of
 from dsas.runtime.rule import Rule
+from dsas.runtime.site_report import AppliedSite, applied_report
 
 Record = bool | Literal["doses"]
 
 
-class SiteSummary(NamedTuple):
-    """What happened at a site in the last sequence or run; hits: tokens or positions whose regulator was above 1/2."""
+class ApplyOptions(NamedTuple):
+    """How a Steering is applied; see `Steering.apply`."""
 
-    mean_strength: float
-    hits: int
+    record: Record = True
+    skip_sinks: bool = False
+    prompt_tokens: PromptTokens = None
+    branch: Branch = "conditional"
 
 
 class Applied:
     """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
 
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        model: nn.Module,
-        strength: Strength,
-        *,
-        record: Record,
-        skip_sinks: bool,
-        prompt_tokens: PromptTokens = None,
-        branch: Branch = "conditional",
-    ) -> None:
+    def __init__(self, rules: Sequence[Rule], subject: Subject, strength: Strength, options: ApplyOptions) -> None:
         """Prepare, without touching the model; see `Steering.apply` for the arguments."""
         self.strength = read_strength(strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
-        self._model = model
+        self._all_rules = tuple(rules)
+        self._model = subject.module
         self._hooks = Hooks()
-        self._reader: StepReader | PassReader
-        if isinstance(model, Parts):
-            self._reader = PassReader(model, branch)
-            if skip_sinks or prompt_tokens is not None:
-                raise OptionError("skip_sinks and prompt_tokens are for the tokens of texts, not for pipelines")
-        else:
-            self._reader = StepReader(model, read_prompt_tokens(prompt_tokens))
-        self._recorder = None
-        if record:
-            self._recorder = (MapRecorder if isinstance(model, Parts) else Recorder)([str(r.site) for r in self.rules])
-        self._keep_doses = record == "doses"
-        self._skip_sinks = skip_sinks
-        asked = skip_sinks or any(rule.regulator.reads_step for rule in self.rules)
-        self._needs_step = asked or isinstance(model, Parts)
+        self._passes = subject.passes(
+            branch=options.branch, prompt_tokens=options.prompt_tokens, skip_sinks=options.skip_sinks
+        )
+        self._recorder = subject.recorder(labels([rule.site for rule in self.rules])) if options.record else None
+        self._keep_doses = options.record == "doses"
+        self._skip_sinks = options.skip_sinks
+        asked = options.skip_sinks or any(rule.regulator.reads_step for rule in self.rules)
+        self._needs_step = asked or self._passes.always
         self._fired = [False] * len(self.rules)
         self._called = False
         self._lock = threading.Lock()
@@ -83,10 +73,9 @@ class Applied:
             if float(self.strength.detach().max()) == 0.0 and not self.strength.requires_grad:
                 return self
             try:
-                for module, read in self._reader.calls:
+                for module, read in self._passes.calls:
                     self._hooks.on_call(module, partial(self._begin, read))
-                if isinstance(self._reader, PassReader) and self._reader.watches_latents:
-                    self._hooks.on_result(self._reader.pipeline, "prepare_latents", self._restart)
+                self._passes.watch_runs(self._hooks, self._restart)
                 for number, rule in enumerate(self.rules):
                     self._hook(number, rule)
             except BaseException:
@@ -105,7 +94,7 @@ class Applied:
 
     @property
     def has_trace(self) -> bool:
-        """Whether this thread has recorded anything that `trace` could return."""
+        """Whether this thread has recorded anything that `trace` or `maps` could return."""
         return self._recorder is not None and self._recorder.has_passes
 
     def trace(self, *, start: int = 0) -> Trace:
@@ -115,34 +104,25 @@ class Applied:
         Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False; or when the
         model is a pipeline, which has `maps`.
         """
-        if isinstance(self._recorder, MapRecorder):
-            raise StateError("a pipeline draws pictures and has no tokens: use maps() instead of trace()")
-        if self._recorder is None:
-            raise StateError("recording is off: apply the steering with record=True")
-        trace = self._recorder.trace(start=start)
-        return trace._replace(strength=per_row(self.strength.detach().cpu().reshape(-1), len(trace.real)))
+        return self._recording.trace(self._asked, start=start)
 
     def maps(self) -> Maps:
         """Return the strengths applied in this thread's last run of a pipeline, per site, picture, step and position.
 
         Raises StateError when nothing was recorded, as `trace`, or when the model is no pipeline.
         """
-        if self._recorder is None:
-            raise StateError("recording is off: apply the steering with record=True")
-        if not isinstance(self._recorder, MapRecorder):
-            raise StateError("a model of texts draws no pictures: use trace() instead of maps()")
-        return self._recorder.maps(self.strength.detach().cpu().reshape(-1))
+        return self._recording.maps(self._asked)
 
-    def summary(self) -> dict[str, SiteSummary]:
-        """Return of each site the mean applied strength, and at how many tokens its regulator was above one half.
+    def report(self) -> list[AppliedSite]:
+        """Return one line per site of the Steering: what happened there in this thread's last sequence or run.
 
-        Raises StateError as `trace` and `maps`.
+        A site that was not selected is reported with the reason. Where nothing is known, because recording is off,
+        nothing ran yet, or the site never fired, `mean_strength` and `hits` are None and `status` says why.
         """
-        record = self.maps() if isinstance(self._recorder, MapRecorder) else self.trace()
-        assert record.strength is not None
-        means, sites = record.mean(), range(len(self.rules))
-        hits = [record.hits(0.5 * rule.weight * record.strength)[site] for site, rule in enumerate(self.rules)]
-        return {record.sites[site]: SiteSummary(float(means[site]), int(hits[site])) for site in sites}
+        found: list[SiteSummary] = [NOT_RECORDED] * len(self.rules)
+        if self._recorder is not None and self._recorder.has_passes:
+            found = self._recorder.summaries(self._asked, [rule.weight for rule in self.rules])
+        return applied_report(self._all_rules, found, recording=self._recorder is not None, ran=self.has_trace)
 
     def __enter__(self) -> "Applied":
         return self.install()
@@ -152,6 +132,17 @@ class Applied:
             self.remove()
         else:
             self._take_off()  # a pass that was cut short says nothing about its later sites
+
+    @property
+    def _asked(self) -> Tensor:
+        """The strength as asked for, (row,), on the CPU."""
+        return self.strength.detach().cpu().reshape(-1)
+
+    @property
+    def _recording(self) -> Any:
+        if self._recorder is None:
+            raise StateError("recording is off: apply the steering with record=True")
+        return self._recorder
 
     def _take_off(self) -> list[str]:
         """Take the hooks off and return the sites that never fired, if the model ran and anybody could tell."""
@@ -177,25 +168,22 @@ class Applied:
         if self._recorder is not None:
             self._recorder.begin(step)
 
-    def _restart(self, prepared: Any) -> None:
-        """Take note that a pipeline begins a run."""
-        if isinstance(self._reader, PassReader):
-            self._reader.begin(prepared)
-        if isinstance(self._recorder, MapRecorder):
+    def _restart(self) -> None:
+        """Forget what was recorded, since a new run begins."""
+        if self._recorder is not None:
             self._recorder.restart()
 
     def _hook(self, number: int, rule: Rule) -> None:
         """Put the hook of one rule on, by which its site does equation (1)."""
         strengths, doses = self.strength * rule.weight, self._keep_doses
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
-        needs_step = rule.regulator.reads_step or self._skip_sinks or isinstance(self._reader, PassReader)
+        needs_step = rule.regulator.reads_step or self._skip_sinks or self._passes.always
         edit = self._editor(number, rule.site, way, needs_step)
         plain = rule.site.is_plain and rule.site.side == "output" and not needs_step
         if not (plain and isinstance(way, Fused) and way.same_for_all_rows):
             self._hooks.at_site(self._model, rule.site, edit)
             return
-        recorder = self._recorder
-        record = partial(recorder.add_gain, number, way.factor) if isinstance(recorder, Recorder) else None
+        record = partial(self._recorder.add_gain, number, way.factor) if self._recorder is not None else None
         self._hooks.on_output(self._model.get_submodule(rule.site.path), shortened(way, edit, record))
 
     def _editor(self, number: int, site: Site, way: Fused | General, needs_step: bool) -> Callable[[Any], Any]:
@@ -221,7 +209,7 @@ class Applied:
     def _step(self, site: Site, t: Tensor, given: Any, number: int) -> ForwardPass:
         if torch.compiler.is_compiling():
             raise _unknown_positions()
-        step = self._reader.at(site, t, given)
+        step = self._passes.at(site, t, given)
         step.site = number
         return step
 

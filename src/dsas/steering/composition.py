@@ -21,7 +21,7 @@ from torch import nn
 
 from dsas.errors import DsasWarning, OptionError
 from dsas.methods.base import same
-from dsas.model.image_pipeline import Branch
+from dsas.model.pipeline_modules import Branch
 from dsas.model.strength import PromptTokens, Strength
 from dsas.runtime.applied import Applied, Record
 from dsas.runtime.rule import Rule
@@ -116,6 +116,8 @@ class Composition:
     ) -> AppliedTogether:
         """Return a context manager inside which all act on `model`; its items are the Applied of each, in order.
 
+        `apply(...).install()` steers until `.remove()` is called on what it returns.
+
         strength: one number for all, or one entry for each Steering, of which each is a number or one a row; None is
         the default of each, as in `Steering.apply`: strengths calibrated apart, so that together they may do more
         damage than each was allowed. Other arguments and errors as there. Warns where two pull in opposite directions.
@@ -137,10 +139,6 @@ class Composition:
             steering.apply(model, one, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens, branch=branch)
             for steering, one in zip(self.steerings, each, strict=True)
         )
-
-    def install(self, model: Any, strength: Strength | Sequence[Strength | None] | None = None) -> AppliedTogether:
-        """Steer `model` until `.remove()` is called on what this returns."""
-        return self.apply(model, strength, record=False).install()
 
     def conflicts(self) -> list[Conflict]:
         """Return every site at which two of the Steerings act, in the order of the first one's sites."""

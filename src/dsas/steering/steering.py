@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
 from dsas.model.identity import ModelIdentity
-from dsas.model.image_pipeline import Branch, module_of
-from dsas.model.sites import Site
+from dsas.model.pipeline_modules import Branch
+from dsas.model.sites import Site, labels
 from dsas.model.strength import PromptTokens, Strength
+from dsas.model.subject import Subject, subject_of
 from dsas.regulators import REGULATORS
-from dsas.runtime.applied import Applied, Record
+from dsas.runtime.applied import Applied, ApplyOptions, Record
 from dsas.runtime.fuse import Fusion
 from dsas.runtime.rule import Rule
+from dsas.runtime.site_report import FittedSite, fitted_report
 from dsas.steering.artifact import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
 from dsas.steering.calibration_record import Calibration
 from dsas.steering.composition import Composition, compose, scaled, summed
 from dsas.steering.serialization import pack, unpack
-from dsas.steering.site_report import SiteReport, site_reports
 from dsas.transforms import TRANSFORMS
 from dsas.version import VERSION
 
@@ -49,7 +50,6 @@ class Steering(ModelHubMixin):
         self.model = model
         self.settings = dict(settings or {})
         self.calibration = calibration
-        self._latest: Applied | None = None
         sites = [rule.site for rule in self.rules]
         if not sites or len(set(sites)) < len(sites):
             raise OptionError(
@@ -72,10 +72,13 @@ class Steering(ModelHubMixin):
         Raises OptionError when they were found for another one.
         """
         weights = calibration.weights or {}
-        rules = [rule._replace(weight=weights.get(str(rule.site), rule.weight)) for rule in self.rules]
+        names = labels([rule.site for rule in self.rules])
+        rules = [
+            rule._replace(weight=weights.get(name, rule.weight)) for name, rule in zip(names, self.rules, strict=True)
+        ]
         steering = Steering(rules, self.model, self.settings, calibration)
         if steering.digest() != calibration.steering:
-            raise OptionError("this calibration is that of another Steering: calibrate the one that is to carry it")
+            raise OptionError("this calibration was computed for another Steering: run dsas.calibrate on this one")
         return steering
 
     def apply(
@@ -90,11 +93,14 @@ class Steering(ModelHubMixin):
     ) -> Applied:
         """Return a context manager inside which `model`, a torch module or a diffusers pipeline, is steered.
 
+        `apply(...).install()` steers until `.remove()` is called on what it returns. The Steering itself never changes.
+
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
         generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed. When not
         given, the calibrated strength, or 1 without one.
-        record: keep the applied strengths of the last sequence for `trace` and `report` (small tensors only); "doses"
-        keeps the regulator alone and the relative dose as well, which takes the norms of every activation.
+        record: keep the applied strengths of the last sequence for the `trace` and `report` of what is returned (small
+        tensors only); "doses" keeps the regulator alone and the relative dose as well, which takes the norms of every
+        activation.
         skip_sinks: leave the first real token of each row alone.
         prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask; when not
         given, the prompt is what comes before the first pass of one token over a cache, as `generate()` runs.
@@ -102,30 +108,10 @@ class Steering(ModelHubMixin):
         "unconditional" (the negative prompt's) or "both"; in a run without guidance all is conditional.
         Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
         """
-        module = module_of(model)
-        self._check(module)
-        self._latest = Applied(
-            self.rules,
-            module,
-            self.default_strength if strength is None else strength,
-            record=record,
-            skip_sinks=skip_sinks,
-            prompt_tokens=prompt_tokens,
-            branch=branch,
-        )
-        return self._latest
-
-    def install(
-        self,
-        model: Any,
-        strength: Strength | None = None,
-        *,
-        record: Record = False,
-        skip_sinks: bool = False,
-        branch: Branch = "conditional",
-    ) -> Applied:
-        """Steer `model` until `.remove()` is called on what this returns; arguments and errors as in `apply`."""
-        return self.apply(model, strength, record=record, skip_sinks=skip_sinks, branch=branch).install()
+        subject = subject_of(model)
+        self._check(subject)
+        options = ApplyOptions(record, skip_sinks, prompt_tokens, branch)
+        return Applied(self.rules, subject, self.default_strength if strength is None else strength, options)
 
     def fuse(self, model: nn.Module, strength: Strength | None = None) -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
@@ -137,9 +123,9 @@ class Steering(ModelHubMixin):
         Raises StrengthError unless given one number, OptionError for regulators that read token positions, and as
         `apply`.
         """
-        module = module_of(model)
-        self._check(module)
-        return Fusion(self.rules, module, self.default_strength if strength is None else strength)
+        subject = subject_of(model)
+        self._check(subject)
+        return Fusion(self.rules, subject.module, self.default_strength if strength is None else strength)
 
     def __or__(self, other: "Steering | Composition") -> Composition:
         """Return both as one composition that acts in this order, each with its own strength."""
@@ -157,9 +143,12 @@ class Steering(ModelHubMixin):
 
     __rmul__ = __mul__
 
-    def report(self) -> list[SiteReport]:
-        """Return one line per site: accuracy, whether it is steered and why not, and what the latest apply did."""
-        return site_reports(self.rules, self._latest)
+    def report(self) -> list[FittedSite]:
+        """Return one line per site: accuracy, weight, whether it is steered and why not. It never changes.
+
+        What happened while the Steering was applied is `Applied.report`.
+        """
+        return fitted_report(self.rules)
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **hub_options: Any
@@ -214,10 +203,6 @@ class Steering(ModelHubMixin):
             f"{facts}\n\n```\n{self!r}\n```\n"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or pickle keeps: everything but the latest apply, which belongs to one model."""
-        return {**self.__dict__, "_latest": None}
-
     def __repr__(self) -> str:
         steered = [rule for rule in self.rules if rule.weight > 0]
         head = f"Steering for {self.model.model_class}: {len(steered)} of {len(self.rules)} sites steered"
@@ -230,10 +215,10 @@ class Steering(ModelHubMixin):
             lines.append(f"  {span} -> {said}")
         return "\n".join([head, *lines])
 
-    def _check(self, model: nn.Module) -> None:
-        paths = dict(model.named_modules())
+    def _check(self, subject: Subject) -> None:
+        paths = dict(subject.module.named_modules())
         missing = [rule.site.path for rule in self.rules if rule.site.path not in paths]
-        if self.model.compare(model) == "compatible":
+        if self.model.compare(subject.identity) == "compatible":
             warnings.warn(
                 f"the weights of this {self.model.model_class} are not those the Steering was fitted on: it fits by "
                 "shape, but its strength and selectivity were not measured here",

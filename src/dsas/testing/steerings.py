@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from dsas.errors import DsasError
-from dsas.fitting.activations import read_sites
 from dsas.methods.base import Fitted
-from dsas.model.examples import pad_token
+from dsas.model.activations import read_sites
 from dsas.model.forward_pass import ForwardPass
+from dsas.model.sites import labels
+from dsas.model.token_batches import pad_token
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
@@ -162,11 +163,11 @@ def check_storage(steering: Steering, model: nn.Module, ids: Tensor, alone: Pass
 
 def check_effect(steering: Steering, model: nn.Module, ids: Tensor, alone: Pass) -> None:
     """Law 6: every rule is reported, and a strength that was applied has changed the logits."""
-    with steering.apply(model):
+    with steering.apply(model) as applied:
         logits_of(model, ids[None])
-    lines = steering.report()
+    lines = applied.report()
     require(
-        6, [line.site for line in lines] == [str(rule.site) for rule in steering.rules], "report() leaves out sites"
+        6, [line.site for line in lines] == labels([rule.site for rule in steering.rules]), "report() leaves out sites"
     )
     silent = [line.site for line in lines if line.weight > 0 and line.mean_strength is None]
     require(6, not silent, f"report() has no strength for {silent}")

@@ -23,10 +23,10 @@ from dsas.errors import DsasWarning, OptionError
 from dsas.fitting.method_names import regulator_fit
 from dsas.model.device_map import device_of
 from dsas.model.drawing import Drawing
-from dsas.model.identity import ModelIdentity
-from dsas.model.image_pipeline import module_of
+from dsas.model.identity import fingerprint
 from dsas.model.reading import Reading
-from dsas.model.sites import Site, SitePatterns, find_sites
+from dsas.model.sites import Site, SitePatterns
+from dsas.model.subject import Examples, subject_of
 from dsas.regulators import Constant, FittedRegulator
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
@@ -36,7 +36,7 @@ from dsas.training.loop import Learned, learn
 from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
 from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
-from dsas.training.run import Run, training_reading
+from dsas.training.run import Run
 from dsas.training.sets import checked, held_apart
 from dsas.transforms import Lineas
 
@@ -106,19 +106,22 @@ def train(
     wanted = Objective(weight, sparsity, beta, per_step)
     options = _Options(objective, gate, wanted, steps, start, regulator, threshold, optimiser, held_out, seed)
     options.check()
-    module = module_of(model)
+    subject = subject_of(model, tokenizer)
+    module = subject.module
     paired = objective == "preference"
-    reading = training_reading(module, tokenizer, reading, checkpointing=checkpointing, logits=paired)
+    examples = subject.examples(reading, training=True)
+    if paired:
+        examples.pad_token()  # refuses a subject that says nothing
     texts = checked(source, target, control, needed=options.together or regulator != "constant", paired=paired)
     if isinstance(start, Steering):
-        start.model.compare(module)
-    found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else find_sites(module, sites)
+        start.model.compare(subject.identity)
+    found = [r.site for r in start.rules if r.weight > 0] if isinstance(start, Steering) else subject.sites(sites)
     folder = Path(checkpoint) if checkpoint is not None else None
     if tensorboard and folder is None:
         raise OptionError("tensorboard writes into the checkpoint folder: give checkpoint as well")
     split = held_apart(texts, held_out.share, seed, paired=paired)
     with ranks_here(module, distributed=distributed) as ranks:
-        run = Run(module, tokenizer, found, reading, texts, folder, progress and ranks.first, ranks)
+        run = Run(examples, found, texts, folder, progress and ranks.first, ranks)
         identity = options.id(run, texts)
         ranks.check_same(identity)
         pooled = {name: run.collect(split[name]) for name in ("source", "control", "target") if split[name]}
@@ -129,7 +132,7 @@ def train(
         learned = _learn(make(work, rules, goals, split, options.plan()), run, identity, log)
     _warn(learned, rules)
     rules = options.finish(settled(rules, learned.values), pooled)
-    return Steering(rules, ModelIdentity.of(module), options.said(rules, learned, split, reading))
+    return Steering(rules, subject.identity, options.said(rules, learned, split, examples))
 
 
 class _Options(NamedTuple):
@@ -183,7 +186,7 @@ class _Options(NamedTuple):
         preferring = self.objective == "preference"
         always = preferring and all(isinstance(rule.regulator, Constant) for rule in rules)
         given: dict[str, bool] = {"regulator": self.together and not always, "vectors": preferring}
-        found = [learnable(rule, device_of(run.model, rule.site.path), **given) for rule in rules]
+        found = [learnable(rule, device_of(run.examples.module, rule.site.path), **given) for rule in rules]
         if self.wanted.sparsity > 0 and not all(isinstance(rule.transform, Lineas) for rule in found):
             raise OptionError("sparsity makes 'lineas' transforms sparse; start from those, or give sparsity=0")
         return found
@@ -217,20 +220,20 @@ class _Options(NamedTuple):
     def id(self, run: Run, texts: dict[str, list[str]]) -> str:
         """Return a digest of everything that training depends on."""
         start = self.start.digest() if isinstance(self.start, Steering) else self.start
-        dtype = str(next(run.model.parameters()).dtype)
-        what = [ModelIdentity.of(run.model).as_dict(), dtype, list(map(str, run.sites)), texts, run.read()]
+        dtype = str(next(run.examples.module.parameters()).dtype)
+        what = [fingerprint(run.examples.module), dtype, list(map(repr, run.sites)), texts, run.read()]
         own = self._replace(start=start)
         return hashlib.sha256(json.dumps([what, own]).encode()).hexdigest()[:16]
 
     def said(
-        self, rules: list[Rule], learned: Learned, split: dict[str, list[str]], reading: Reading | Drawing
+        self, rules: list[Rule], learned: Learned, split: dict[str, list[str]], examples: Examples
     ) -> dict[str, Any]:
         looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
         return {
             "transform": rules[0].transform.name,
             "regulator": rules[0].regulator.name,
             "texts": {name: len(members) for name, members in split.items()},
-            "reading": reading.as_dict() if isinstance(reading, Drawing) else reading._asdict(),
+            "reading": examples.as_dict(),
             "fitted": f"end to end: {self.objective}",
             "training": {
                 **self.plan().objective.as_dict(paired=self.objective == "preference"),

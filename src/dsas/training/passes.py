@@ -30,14 +30,18 @@ from dsas.runtime.rule import Rule
 from dsas.transforms import steer
 
 
+def _all_rows(_hooks: Hooks, _sites: Sequence[Site]) -> None:
+    """Return None: every site fires once per batch, and all its rows are read."""
+
+
 class Work(NamedTuple):
     """A model and how to run it.
 
     run: runs the model on one batch. real: which tokens of a batch are real, Bool (batch, token). pool: makes of
     activations (batch, token, dim) and that mask one vector a row (batch, dim), each from its own row alone; must pass
-    gradients. checkpointing: compute activations again in the backward pass instead of keeping them; of models that
-    offer it, as those of transformers do. watch, step: of a pipeline, what lets its passes be seen, and the step at a
-    site that reads an activation in what its module gave; there all tokens of a site are real.
+    gradients. checkpointing: compute activations again in the backward pass instead of keeping them; for models that
+    offer it, as those of transformers do. follow: as `Examples.follow`; where it says which rows are read, all tokens
+    of a site are real and a site may fire several times per batch.
     """
 
     model: nn.Module
@@ -45,8 +49,7 @@ class Work(NamedTuple):
     real: Callable[[Any], Bool[Tensor, "batch token"]]
     pool: Callable[[Tensor, Tensor], Tensor]
     checkpointing: bool = False
-    watch: Callable[[Hooks], object] | None = None
-    step: Callable[[Site, Tensor, Any], ForwardPass] | None = None
+    follow: Callable[[Hooks, Sequence[Site]], Callable[[Site, Tensor, Any], ForwardPass] | None] = _all_rows
 
 
 class Seen(NamedTuple):
@@ -84,6 +87,7 @@ class Passes:
         self._seen: dict[int, list[Seen]] = {}
         self._steering, self._looking, self._to_the_end = True, False, False
         self._given: Any = None
+        self._at: Callable[[Site, Tensor, Any], ForwardPass] | None = None
 
     def pooled(self, batch: Any) -> list[Seen]:
         """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
@@ -111,8 +115,7 @@ class Passes:
         self._left.enter_context(_frozen(self._work.model))
         self._left.enter_context(evaluation_mode(self._work.model))
         try:
-            if self._work.watch is not None:
-                self._work.watch(self._hooks)
+            self._at = self._work.follow(self._hooks, [rule.site for rule in self._rules])
             for number, rule in enumerate(self._rules):
                 self._hooks.at_site(self._work.model, rule.site, self._editor(number, rule))
             if self._work.checkpointing:
@@ -147,7 +150,7 @@ class Passes:
 
     def _mask(self, t: Tensor) -> Tensor:
         """Return which tokens of an activation are real."""
-        if self._work.step is None:
+        if self._at is None:
             return self._real.to(t.device)
         return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
 
@@ -155,17 +158,17 @@ class Passes:
         def edit(given: Any) -> Any:
             whole = rule.site.read(given)
             step = ForwardPass(*whole.shape[:2], device=whole.device)
-            if self._work.step is not None:
-                step = self._work.step(rule.site, whole, given)
+            if self._at is not None:
+                step = self._at(rule.site, whole, given)
             t = step.take(whole)
             if len(t) == 0:  # another branch of guidance
                 return None
             # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
             gain, steered = cheaply(_steered, rule, t, step) if self._steering else (t.new_zeros(*t.shape[:2], 1), t)
             value = self._read(number, steered) if self._read is not None else steered
-            if self._looking and (self._work.step is not None or number not in self._seen):
+            if self._looking and (self._at is not None or number not in self._seen):
                 self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._mask(t))))
-                ends_here = not (self._to_the_end or self._work.checkpointing or self._work.step is not None)
+                ends_here = not (self._to_the_end or self._work.checkpointing or self._at is not None)
                 if len(self._seen) == len(self._rules) and ends_here:
                     raise StopForward
             return rule.site.write(given, step.put(whole, steered))

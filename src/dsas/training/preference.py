@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, softplus
 
 from dsas.errors import TextsError
-from dsas.model.examples import Batch, batches
+from dsas.model.token_batches import Batch, batches
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Gradient, Learner
 from dsas.training.passes import Seen, Work, cheaply

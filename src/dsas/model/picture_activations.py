@@ -16,16 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import SiteError, closest
-from dsas.fitting.activations import finite
+from dsas.model.activations import finite
 from dsas.model.drawing import Drawing, Prompts, draw, watch
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.hooks import Hooks, StopForward
-from dsas.model.image_pipeline import Parts, PassReader
+from dsas.model.picture_passes import PicturePasses
+from dsas.model.pipeline_modules import PipelineModules
 from dsas.model.sites import Site
 
 
 def drawn_activations(
-    parts: Parts, batches: Sequence[Prompts], sites: Sequence[Site], drawing: Drawing
+    parts: PipelineModules, batches: Sequence[Prompts], sites: Sequence[Site], drawing: Drawing
 ) -> Iterator[dict[Site, Float[Tensor, "prompt step sample dim"]]]:
     """Yield, for each batch of prompts, what every site did while their pictures were drawn, float32, on the CPU.
 
@@ -35,7 +36,7 @@ def drawn_activations(
     drawing.check()
     for batch in batches:
         found: dict[Site, dict[int, list[Tensor]]] = {site: {} for site in sites}
-        reader = PassReader(parts, drawing.branch)
+        reader = PicturePasses(parts, drawing.branch)
         with evaluation_mode(parts), Hooks() as hooks:
             watch(hooks, reader, parts, sites)
             for site in sites:
@@ -58,7 +59,9 @@ def chosen_positions(tokens: int, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def _looker(site: Site, reader: PassReader, drawing: Drawing, found: dict[int, list[Tensor]]) -> Callable[[Any], None]:
+def _looker(
+    site: Site, reader: PicturePasses, drawing: Drawing, found: dict[int, list[Tensor]]
+) -> Callable[[Any], None]:
     def look(given: Any) -> None:
         t = site.read(given)
         step = reader.at(site, t, given)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.errors import ActivationError, OptionError, SiteError
-from dsas.fitting.activations import SINK_RATIO, pooled_activations, pooler, sinks
+from dsas.model.activations import SINK_RATIO, pooled_activations, pooler, sinks
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.testing import tiny_model
 from dsas.testing.passes import padded

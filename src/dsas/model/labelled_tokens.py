@@ -1,0 +1,75 @@
+"""Labelled tokens: the activations of single tokens, and which of them show the behaviour."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dsas.model.activations import token_activations
+from dsas.model.examples import Spans
+from dsas.model.reading import Reading
+from dsas.model.sites import Site
+from dsas.model.token_batches import inputs_of, read_batches, token_spans
+
+
+class LabelledTokens(NamedTuple):
+    """Single tokens of many texts.
+
+    vectors: for each site (token, dim), float32 on the CPU. shown: Bool (token,), True where a span covers the token.
+    texts: Int (token,), the number of the text that each token belongs to.
+    """
+
+    vectors: dict[Site, Float[Tensor, "token dim"]]
+    shown: Bool[Tensor, " token"]
+    texts: Int[Tensor, " token"]
+
+
+class _Chosen(NamedTuple):
+    """The tokens of one batch that count: its inputs, a mask (row, token), and label and text of each of them."""
+
+    inputs: Mapping[str, Tensor]
+    counted: Bool[Tensor, "row token"]
+    shown: list[bool]
+    owners: list[int]
+
+
+def labelled_tokens(
+    module: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    spans: Sequence[Spans],
+    sites: Sequence[Site],
+    *,
+    reading: Reading,
+    advance: Callable[[], None],
+) -> LabelledTokens:
+    """Return all tokens of `texts` but special ones and, with `reading.skip_sinks`, the first of each text.
+
+    spans: for each text, where (start, stop) in characters it shows the behaviour; a token counts as covered when it
+    shares a character with a span. advance: called after every batch.
+    """
+    chosen = list(_chosen(tokenizer, texts, spans, reading))
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for vectors in token_activations(module, ((one.inputs, one.counted) for one in chosen), sites):
+        for site, value in vectors.items():
+            found[site].append(value)
+        advance()
+    every = {site: torch.cat(pieces) for site, pieces in found.items()}
+    shown = torch.tensor([mark for one in chosen for mark in one.shown], dtype=torch.bool)
+    return LabelledTokens(every, shown, torch.tensor([owner for one in chosen for owner in one.owners]))
+
+
+def _chosen(tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans], reading: Reading) -> Iterator[_Chosen]:
+    covered = token_spans(tokenizer, texts, spans)
+    for batch in read_batches(tokenizer, texts, reading):
+        counted, shown, owners = batch.mask.clone(), [], []
+        for place, row in enumerate(batch.rows):
+            marks = covered[row][: int(batch.mask[place].sum())]
+            counted[place, : len(marks)] &= torch.tensor([mark is not None for mark in marks])
+            counted[place, 0] &= not reading.skip_sinks
+            keep = counted[place, : len(marks)].tolist()
+            shown += [bool(mark) for mark, kept in zip(marks, keep, strict=True) if kept]
+            owners += [row] * sum(keep)
+        yield _Chosen(inputs_of(batch), counted, shown, owners)

@@ -1,0 +1,222 @@
+"""Subject: what is steered. One small protocol, one final class for each kind, and the function that makes it.
+
+| kind | class | made from |
+|---|---|---|
+| language model | `dsas.model.language_model.LanguageModel` | a torch module, with its tokenizer where texts are read |
+| image pipeline | `dsas.model.image_pipeline.ImagePipeline` | a diffusers pipeline |
+
+Nothing above `dsas.model` asks which kind it holds: what differs between kinds is a method here. Another kind of
+subject is one file with two classes, and one line in `subject_of`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dsas.errors import OptionError
+from dsas.model.examples import Spans
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.hooks import Hooks, uncompiled
+from dsas.model.identity import ModelIdentity
+from dsas.model.image_pipeline import ImagePipeline
+from dsas.model.image_trace import Maps
+from dsas.model.labelled_tokens import LabelledTokens
+from dsas.model.language_model import LanguageModel
+from dsas.model.pipeline_modules import Branch, PipelineModules
+from dsas.model.site_summary import SiteSummary
+from dsas.model.sites import Site, SitePatterns
+from dsas.model.strength import PromptTokens
+from dsas.model.token_trace import Trace
+from dsas.parallel.workers import Spread
+
+
+@runtime_checkable
+class Passes(Protocol):
+    """Reads what each forward pass is, per thread, from the calls that the model makes."""
+
+    @property
+    def always(self) -> bool:
+        """Whether every site must know its pass, because only some rows of it are steered."""
+        ...
+
+    @property
+    def calls(self) -> Sequence[tuple[nn.Module, Callable[..., ForwardPass | None]]]:
+        """The modules to hook before they run, and what reads their arguments: None for a part before the model."""
+        ...
+
+    def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
+        """Hook whatever tells that a new run begins, and call `restarted` then."""
+        ...
+
+    def at(self, site: Site, t: Tensor, given: Any) -> ForwardPass:
+        """Return the pass at a site that reads the activation `t` in what its module gave or took."""
+        ...
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Keeps what was applied at numbered sites, per thread."""
+
+    @property
+    def has_passes(self) -> bool:
+        """Whether this thread has recorded anything."""
+        ...
+
+    def begin(self, step: ForwardPass) -> None:
+        """Open the record of one pass."""
+        ...
+
+    def restart(self) -> None:
+        """Forget what was recorded, since a new run begins."""
+        ...
+
+    def add(self, site: int, step: ForwardPass | None, *values: Tensor) -> None:
+        """Record what a site applied to each token, and then, if kept, its regulator and its relative dose."""
+        ...
+
+    def add_gain(self, site: int, factor: float, gain: Tensor | None) -> None:
+        """Record, as `add` would, that a site applied factor x gain, where None is 1 for every token."""
+        ...
+
+    def trace(self, strength: Tensor, *, start: int = 0) -> Trace:
+        """Return the record by token. Raises StateError for a subject without tokens, or when nothing was recorded."""
+        ...
+
+    def maps(self, strength: Tensor) -> Maps:
+        """Return the record by picture. Raises StateError for a subject that draws none, or when there is none."""
+        ...
+
+    def summaries(self, strength: Tensor, weights: Sequence[float]) -> list[SiteSummary]:
+        """Return for each site what happened there in the last sequence or run."""
+        ...
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """How examples run through one subject: in batches, and as vectors.
+
+    reading: the options it was made with. batch_size: examples per batch. incremental: whether each site is read with
+    the earlier ones already steered. spread: over which workers. by_position: whether samples are single positions to
+    learn from, per_step: whether each denoising step gets a regulator of its own.
+    """
+
+    reading: Any
+    batch_size: int
+    incremental: bool
+    spread: Spread
+    by_position: bool
+    per_step: bool
+
+    @property
+    def module(self) -> nn.Module:
+        """The subject's module."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return how examples are read, JSON-ready."""
+        ...
+
+    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Any]:
+        """Return what the vectors depend on besides the model, JSON-ready."""
+        ...
+
+    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Any]:
+        """Return batches of at most `size`; `batch.rows` says which example each row is.
+
+        places: where each example stands in its set, from which a pipeline takes its noise.
+        """
+        ...
+
+    def vectors(
+        self, batches: Sequence[Any], sites: Sequence[Site]
+    ) -> Iterator[dict[Site, Float[Tensor, "row step sample dim"]]]:
+        """Yield each batch's activations of the unsteered subject, float32 on the CPU; a text has one step and sample.
+
+        Raises ActivationError for a value that is not finite, SiteError for a site that never fires.
+        """
+        ...
+
+    def labelled_tokens(
+        self, texts: Sequence[str], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
+    ) -> LabelledTokens:
+        """Return single tokens, labelled by spans of characters. Raises OptionError where examples have no tokens.
+
+        advance: called after every batch.
+        """
+        ...
+
+    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text, cut to the longest that is read. Raises OptionError where there are none."""
+        ...
+
+    def pad_token(self) -> int:
+        """Return a token to fill rows with. Raises OptionError where there are no tokens."""
+        ...
+
+    def run(self, batch: Any) -> Any:
+        """Run a batch, with gradients where the caller records them."""
+        ...
+
+    def real(self, batch: Any) -> Bool[Tensor, "row token"]:
+        """Return which tokens of a batch are real."""
+        ...
+
+    def pool(self, t: Float[Tensor, "row token dim"], real: Bool[Tensor, "row token"]) -> Float[Tensor, "row dim"]:
+        """Return one vector per row, float32 or better; gradients pass."""
+        ...
+
+    def follow(self, hooks: Hooks, sites: Sequence[Site]) -> Callable[[Site, Tensor, Any], ForwardPass] | None:
+        """Let the passes of a run be seen, and return what says which rows of a site's activation are read.
+
+        None where every site fires once per batch and all its rows are read.
+        """
+        ...
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """What is steered."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The tree of modules whose paths are the sites' paths."""
+        ...
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, to compare a Steering's with."""
+        ...
+
+    def sites(self, patterns: SitePatterns) -> list[Site]:
+        """Return the sites that `patterns` name, in the order of the model. Raises SiteError."""
+        ...
+
+    def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool) -> Passes:
+        """Return the reader of its passes. Raises OptionError for options that this kind does not have."""
+        ...
+
+    def recorder(self, sites: Sequence[str]) -> Recorder:
+        """Return what records applied strengths at the named sites."""
+        ...
+
+    def examples(self, reading: Any = None, *, training: bool = False) -> Examples:
+        """Return how examples are read; the kind's own default when `reading` is None. Raises OptionError."""
+        ...
+
+
+def subject_of(model: Any, tokenizer: Any = None) -> Subject:
+    """Return what a user means by a model: a torch module with its tokenizer, or a diffusers pipeline.
+
+    torch.compile's wrapper is taken off. Raises OptionError for anything else, or a tokenizer beside a pipeline.
+    """
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "components", None), dict) and callable(model):
+        model = PipelineModules(model)
+    if isinstance(model, PipelineModules):
+        if tokenizer is not None:
+            raise OptionError("a pipeline has its own tokenizers: leave tokenizer out")
+        return ImagePipeline(model)
+    if isinstance(model, nn.Module):
+        return LanguageModel(uncompiled(model), tokenizer)
+    raise OptionError(f"expected a torch module or a diffusers pipeline, got {type(model).__name__}")

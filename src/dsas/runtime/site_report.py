@@ -1,0 +1,63 @@
+"""Site report: what was fitted at each site of a Steering, and what happened there when it was applied."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dsas.model.site_summary import SiteSummary
+from dsas.model.sites import labels
+from dsas.runtime.rule import Rule
+
+
+class FittedSite(NamedTuple):
+    """One line of `Steering.report`: accuracy and weight as in `Rule`; status: "steered", or why it is not."""
+
+    site: str
+    accuracy: float | None
+    weight: float
+    status: str
+
+
+class AppliedSite(NamedTuple):
+    """One line of `Applied.report`.
+
+    status: "steered", or why nothing is known or done. mean_strength: mean applied strength over real tokens or
+    positions of the last sequence or run. hits: how many of them had a regulator above one half. Both are None where
+    nothing was recorded.
+    """
+
+    site: str
+    weight: float
+    status: str
+    mean_strength: float | None
+    hits: int | None
+
+
+def fitted_report(rules: Sequence[Rule]) -> list[FittedSite]:
+    """Return a line per rule."""
+    names = labels([rule.site for rule in rules])
+    return [
+        FittedSite(name, rule.accuracy, rule.weight, _selected(rule)) for name, rule in zip(names, rules, strict=True)
+    ]
+
+
+def applied_report(
+    rules: Sequence[Rule], found: Sequence[SiteSummary], *, recording: bool, ran: bool
+) -> list[AppliedSite]:
+    """Return a line per rule; found: what was recorded at those with a weight, in their order."""
+    unknown = "never fired" if ran else "nothing was recorded yet" if recording else "not known: recording is off"
+    recorded, lines = iter(found), []
+    for name, rule in zip(labels([rule.site for rule in rules]), rules, strict=True):
+        if rule.weight == 0:
+            lines.append(AppliedSite(name, 0.0, _selected(rule), None, None))
+            continue
+        mean, hits = next(recorded)
+        lines.append(AppliedSite(name, rule.weight, "steered" if mean is not None else unknown, mean, hits))
+    return lines
+
+
+def _selected(rule: Rule) -> str:
+    if rule.weight > 0:
+        return "steered"
+    if rule.accuracy is None:
+        return "not steered: its weight is 0"
+    return f"not steered: not selected, with a held-out accuracy of {rule.accuracy:.2f}"
