@@ -10,7 +10,7 @@ from makers import random_steering, unchecked
 
 import dsas
 from dsas.calibration.budget import Budget
-from dsas.steering.artifact import CONFIG
+from dsas.steering.folder import CONFIG
 from dsas.testing import tiny_model, tiny_tokenizer
 
 Run = Callable[..., Any]

@@ -16,7 +16,7 @@ import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.identity import ModelIdentity
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 

@@ -12,7 +12,7 @@ from dsas.errors import ArtifactError, OptionError
 from dsas.methods.base import Fitted, same
 from dsas.methods.registry import Registry
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.steering.serialization import pack, unpack
 
 DIM = 6

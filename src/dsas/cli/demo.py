@@ -6,19 +6,28 @@ from typing import Annotated
 
 import typer
 
-from dsas.cli.options import AsJson, Device, app, console, hide_foreign_bars
+from dsas.cli.app import app
+from dsas.cli.checks import check_out
+from dsas.cli.choices import DemoModel
+from dsas.cli.models import hide_foreign_bars
+from dsas.cli.options import MODEL, OUTPUT, TEXTS, AsJson, Device
 
 
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for report, Steering and measurements.")] = Path("out/demo"),
-    model: Annotated[str, typer.Option(help="smollm2 or gemma3, taken from registry packages.")] = "smollm2",
-    prompts: Annotated[int, typer.Option(min=1, max=303, help="Held-out prompts to continue.")] = 100,
-    seeds: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="Folder for report, Steering and measurements.", rich_help_panel=OUTPUT)
+    ] = Path("out/demo"),
+    model: Annotated[DemoModel, typer.Option(help="Taken from registry packages.", rich_help_panel=MODEL)] = "smollm2",
+    prompts: Annotated[
+        int, typer.Option(min=1, max=303, help="Held-out prompts to continue.", rich_help_panel=TEXTS)
+    ] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Continuations per prompt.", rich_help_panel=TEXTS)] = 1,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Fit, steer and measure a real language model end to end, and write a report; a second run reuses the first."""
+    check_out(out)
     from dsas.demo.report import summary, write_report
     from dsas.demo.run import run_demo
 
@@ -29,6 +38,5 @@ def demo(
     if as_json:
         print(json.dumps(result.as_dict()))
         return
-    for line in summary(result):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    for line in [*summary(result), f"report: {out / 'report.html'}"]:
+        print(line)

@@ -31,10 +31,10 @@ from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, Site, SitePatterns, find_sites
 from dsas.parallel.progress import progress_bar
 from dsas.parallel.workers import Spread
-from dsas.regulators import Regulator
+from dsas.regulators.base import Regulator
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
-from dsas.transforms import Transform
+from dsas.transforms.base import Transform
 
 Sets = Mapping[str, list[str]]
 SETS = ("source", "control", "target")

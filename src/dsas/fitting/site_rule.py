@@ -17,7 +17,9 @@ from dsas.fitting.collect import LabelledTokens
 from dsas.fitting.method_names import FitRegulator, FitTransform
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.model.sites import Site
-from dsas.regulators import FittedRegulator, PerStep, Product
+from dsas.regulators.base import FittedRegulator
+from dsas.regulators.perstep import PerStep
+from dsas.regulators.product import Product
 from dsas.runtime.rule import Rule
 
 Selection = Literal["threshold", "smooth", "top", "all"]

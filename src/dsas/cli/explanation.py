@@ -5,8 +5,14 @@ from typing import Annotated
 
 import typer
 
-import dsas
+from dsas.cli.app import app
+from dsas.cli.checks import check_model, check_out_file, check_strength, prompts_of
+from dsas.cli.models import loaded_model
 from dsas.cli.options import (
+    METHOD,
+    OUTPUT,
+    STEERING,
+    TEXTS,
     AsJson,
     Chat,
     Device,
@@ -15,28 +21,31 @@ from dsas.cli.options import (
     Model,
     Precision,
     Strength,
-    app,
-    console,
-    hide_foreign_bars,
-    prompts_of,
 )
-from dsas.explaining.explanation import write_explanation
 from dsas.files.text_files import DEFAULT_FIELD
-from dsas.model.examples import chat_prompts
-from dsas.model.loading import load_model
+from dsas.steering.folder import steering_folder
 
 
 @app.command(epilog='Example: `dsas explain ./model "You are a fool." --steering detox --strength 0.1`')
 def explain(
     model: Model,
-    steering: Annotated[str, typer.Option(help="Folder or hub id of a Steering.")],
+    steering: Annotated[str, typer.Option(help=STEERING, rich_help_panel=METHOD)],
     text: Annotated[str | None, typer.Argument(help="One text; or give --file.")] = None,
     file: File = None,
     strength: Strength = None,
-    generate: Annotated[int, typer.Option(min=0, help="Continue the texts by so many tokens, steered and not.")] = 0,
-    next_tokens: Annotated[int, typer.Option(min=0, help="Compare so many of the likeliest next tokens.")] = 0,
-    skip_sinks: Annotated[bool, typer.Option(help="Leave the first token of each text alone.")] = False,
-    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("explain.html"),
+    generate: Annotated[
+        int, typer.Option(min=0, help="Generate N tokens with and without steering.", rich_help_panel=TEXTS)
+    ] = 0,
+    next_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Compare the N likeliest next tokens with and without steering.", rich_help_panel=TEXTS
+        ),
+    ] = 0,
+    skip_sinks: Annotated[
+        bool, typer.Option(help="Do not steer the first token of each text.", rich_help_panel=METHOD)
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Page to write.", rich_help_panel=OUTPUT)] = Path("explain.html"),
     chat: Chat = False,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
@@ -45,9 +54,16 @@ def explain(
 ) -> None:
     """Write a page that shows which tokens were steered, at which sites, and by how much; --json prints it instead."""
     texts = prompts_of(text, file, field)
-    hide_foreign_bars()
-    loaded = load_model(model, device=device, precision=precision)
-    chosen = dsas.Steering.from_pretrained(steering)
+    check_strength(strength)
+    folder = steering_folder(steering)
+    check_out_file(out)
+    check_model(model)
+    import dsas
+    from dsas.explaining.explanation import write_explanation
+    from dsas.model.examples import chat_prompts
+
+    chosen = dsas.Steering.from_pretrained(folder)
+    loaded = loaded_model(model, device, precision)
     given = chat_prompts(loaded.tokenizer, texts) if chat else texts
     trace = dsas.explain(
         *loaded,
@@ -65,4 +81,4 @@ def explain(
         return
     used = chosen.default_strength if strength is None else strength
     write_explanation(out, trace, title=f"What {Path(steering).name} steered at strength {used:g}")
-    console.print(f"page: {out}", markup=False, highlight=False, soft_wrap=True)
+    print(f"page: {out}")
