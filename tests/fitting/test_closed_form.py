@@ -134,7 +134,7 @@ def test_a_set_that_is_too_small_or_holds_an_empty_text_is_refused_by_name(name:
         ({"top": 0}, "top >= 1, got 'threshold', 0.75, 0"),
         ({"regulator": "logistic*nothing"}, "unknown regulator 'nothing'; closest: "),
         ({"regulator": "product"}, "write a product as the names of its factors"),
-        ({"transform": torch.nn.ReLU()}, r"a ReLU is no transform yet: give dsas.Custom\(module\)"),
+        ({"transform": torch.nn.ReLU()}, r"got a bare ReLU; wrap it as dsas.Custom\(module\)"),
         ({"regulator": torch.nn.ReLU()}, "a ReLU is no regulator: make it a subclass of dsas.Regulator"),
     ],
 )

@@ -36,7 +36,8 @@ class Softened(dsas.Regulator):
         return self.of(t, step) ** self.power + self.offset  # type: ignore
 
 
-KINDS = Registry("dsas.regulators", dsas.Regulator, [*dsas.REGULATORS.values(), Softened])
+HERE = {name: f"{kind.__module__}:{kind.__name__}" for name, kind in dsas.REGULATORS.items()}
+KINDS = Registry("dsas.regulators", "dsas:Regulator", {**HERE, "softened": "test_serialization:Softened"})
 
 
 def through_json(method: Fitted, registry: Any, path: str = "0.part") -> Fitted:

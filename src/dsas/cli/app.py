@@ -22,7 +22,8 @@ class _Commands(TyperGroup):
             raise _ended(f"error: {error}", 2) from error
         except UsageError as error:
             command = error.ctx.command_path if error.ctx else "dsas"
-            raise _ended(f"error: {error.format_message()} (see {command} --help)", 2) from error
+            said = error.format_message().replace("Value error, ", "")  # what pydantic puts before the reason
+            raise _ended(f"error: {said} (see {command} --help)", 2) from error
         except KeyboardInterrupt as interrupt:
             raise _ended("Interrupted; rerun the same command to resume.", 130) from interrupt
 

@@ -12,7 +12,7 @@ from dsas.files.text_files import read_texts
 from dsas.regulators import factors_of
 from dsas.transforms import TRANSFORMS
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def check_methods(transforms: Iterable[str], regulators: Iterable[str]) -> None:
