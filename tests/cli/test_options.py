@@ -100,4 +100,4 @@ def test_every_option_has_a_help_text_in_whole_words() -> None:
     for command in (explanation.explain, fitting.fit, training.train, pareto.pareto, calibration.calibrate):
         for name, parameter in inspect.signature(command).parameters.items():
             (about,) = parameter.annotation.__metadata__
-            assert (about.help or "").strip().endswith(".") or name == "optimiser", name
+            assert (about.help or "").strip().endswith("."), name

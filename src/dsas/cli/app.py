@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from dsas.errors import DsasError, DsasWarning
 
-UsageError = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer bring themselves
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer bring themselves
 
 
 class _Commands(TyperGroup):

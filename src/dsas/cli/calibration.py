@@ -12,16 +12,16 @@ from dsas.cli.checks import check_model, check_out, kinds_of
 from dsas.cli.choices import DAMAGES, PerSite, offering
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
-    METHOD,
-    OUTPUT,
     REPEATABLE,
     STEERING,
-    TEXTS,
     AsJson,
     Device,
     Field,
     Model,
     Precision,
+    in_method,
+    in_output,
+    in_texts,
 )
 from dsas.cli.output import show_table
 from dsas.errors import OptionError, closest
@@ -36,39 +36,22 @@ if TYPE_CHECKING:
 def calibrate(
     model: Model,
     steering: Annotated[str, typer.Argument(help=STEERING)],
-    tune: Annotated[
-        list[str],
-        typer.Option(
-            help=f"Neutral texts used to choose the strength: [KIND=]FILE. {REPEATABLE}", rich_help_panel=TEXTS
-        ),
-    ],
+    tune: Annotated[list[str], in_texts(help=f"Neutral texts used to choose the strength: [KIND=]FILE. {REPEATABLE}")],
     held_out: Annotated[
-        list[str],
-        typer.Option(
-            help=f"Other neutral texts, used to check the strength: [KIND=]FILE. {REPEATABLE}", rich_help_panel=TEXTS
-        ),
+        list[str], in_texts(help=f"Other neutral texts, used to check the strength: [KIND=]FILE. {REPEATABLE}")
     ],
     budget: Annotated[
         list[str],
-        typer.Option(
+        in_method(
             help=f"Damage that is allowed: perplexity=RATIO or kl=NATS; all of them must hold. {REPEATABLE}",
             autocompletion=offering(["perplexity=", "kl="]),
-            rich_help_panel=METHOD,
         ),
     ] = ["perplexity=1.05"],  # noqa: B006
-    worst: Annotated[
-        bool,
-        typer.Option(help="Keep the budget for the worst kind of text, not for the mean.", rich_help_panel=METHOD),
-    ] = False,
-    per: Annotated[
-        PerSite,
-        typer.Option(help="all: one strength; site: choose the weight of each site as well.", rich_help_panel=METHOD),
-    ] = "all",
-    start: Annotated[float, typer.Option(help="Smallest strength to try.", rich_help_panel=METHOD)] = 0.005,
-    limit: Annotated[float, typer.Option(help="Largest strength to try.", rich_help_panel=METHOD)] = 16.0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to; default: the Steering's own.", rich_help_panel=OUTPUT)
-    ] = None,
+    worst: Annotated[bool, in_method(help="Keep the budget for the worst kind of text, not for the mean.")] = False,
+    per: Annotated[PerSite, in_method(help="all: one strength; site: choose the weight of each site as well.")] = "all",
+    start: Annotated[float, in_method(help="Smallest strength to try.")] = 0.005,
+    limit: Annotated[float, in_method(help="Largest strength to try.")] = 16.0,
+    out: Annotated[Path | None, in_output(help="Folder to write to; default: the Steering's own.")] = None,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",

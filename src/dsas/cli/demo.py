@@ -4,25 +4,19 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from dsas.cli.app import app
 from dsas.cli.checks import check_out
 from dsas.cli.choices import DemoModel
 from dsas.cli.models import hide_foreign_bars
-from dsas.cli.options import MODEL, OUTPUT, TEXTS, AsJson, Device
+from dsas.cli.options import AsJson, Device, in_model, in_output, in_texts
 
 
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder for report, Steering and measurements.", rich_help_panel=OUTPUT)
-    ] = Path("out/demo"),
-    model: Annotated[DemoModel, typer.Option(help="Taken from registry packages.", rich_help_panel=MODEL)] = "smollm2",
-    prompts: Annotated[
-        int, typer.Option(min=1, max=303, help="Held-out prompts to continue.", rich_help_panel=TEXTS)
-    ] = 100,
-    seeds: Annotated[int, typer.Option(min=1, help="Continuations per prompt.", rich_help_panel=TEXTS)] = 1,
+    out: Annotated[Path, in_output(help="Folder for report, Steering and measurements.")] = Path("out/demo"),
+    model: Annotated[DemoModel, in_model(help="Taken from registry packages.")] = "smollm2",
+    prompts: Annotated[int, in_texts(min=1, max=303, help="Held-out prompts to continue.")] = 100,
+    seeds: Annotated[int, in_texts(min=1, help="Continuations per prompt.")] = 1,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:

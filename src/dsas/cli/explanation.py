@@ -9,10 +9,7 @@ from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_out_file, check_strength, prompts_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
-    METHOD,
-    OUTPUT,
     STEERING,
-    TEXTS,
     AsJson,
     Chat,
     Device,
@@ -21,6 +18,9 @@ from dsas.cli.options import (
     Model,
     Precision,
     Strength,
+    in_method,
+    in_output,
+    in_texts,
 )
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
@@ -29,23 +29,16 @@ from dsas.steering.folder import steering_folder
 @app.command(epilog='Example: `dsas explain ./model "You are a fool." --steering detox --strength 0.1`')
 def explain(
     model: Model,
-    steering: Annotated[str, typer.Option(help=STEERING, rich_help_panel=METHOD)],
+    steering: Annotated[str, in_method(help=STEERING)],
     text: Annotated[str | None, typer.Argument(help="One text; or give --file.")] = None,
     file: File = None,
     strength: Strength = None,
-    generate: Annotated[
-        int, typer.Option(min=0, help="Generate N tokens with and without steering.", rich_help_panel=TEXTS)
-    ] = 0,
+    generate: Annotated[int, in_texts(min=0, help="Generate N tokens with and without steering.")] = 0,
     next_tokens: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Compare the N likeliest next tokens with and without steering.", rich_help_panel=TEXTS
-        ),
+        int, in_texts(min=0, help="Compare the N likeliest next tokens with and without steering.")
     ] = 0,
-    skip_sinks: Annotated[
-        bool, typer.Option(help="Do not steer the first token of each text.", rich_help_panel=METHOD)
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Page to write.", rich_help_panel=OUTPUT)] = Path("explain.html"),
+    skip_sinks: Annotated[bool, in_method(help="Do not steer the first token of each text.")] = False,
+    out: Annotated[Path, in_output(help="Page to write.")] = Path("explain.html"),
     chat: Chat = False,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",

@@ -11,9 +11,7 @@ from dsas.cli.checks import check_apart, check_methods, check_model, check_out
 from dsas.cli.choices import Selection
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
-    METHOD,
     STEERING,
-    TEXTS,
     AsJson,
     Control,
     Device,
@@ -28,6 +26,8 @@ from dsas.cli.options import (
     Target,
     Transform,
     Workers,
+    in_method,
+    in_texts,
 )
 from dsas.cli.output import show, show_table
 from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
@@ -47,29 +47,16 @@ def fit(
     transform: Transform = "caa",
     regulator: Regulator = "logistic",
     sites: Sites = ["residual"],  # noqa: B006
-    selection: Annotated[
-        Selection, typer.Option(help="Which sites are steered, by held-out accuracy.", rich_help_panel=METHOD)
-    ] = "threshold",
+    selection: Annotated[Selection, in_method(help="Which sites are steered, by held-out accuracy.")] = "threshold",
     threshold: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="With --selection threshold: least accuracy of a steered site.", rich_help_panel=METHOD
-        ),
+        float, in_method(min=0, max=1, help="With --selection threshold: least accuracy of a steered site.")
     ] = 0.75,
-    top: Annotated[
-        int, typer.Option(min=1, help="With --selection top: how many sites are steered.", rich_help_panel=METHOD)
-    ] = 48,
-    incremental: Annotated[
-        bool, typer.Option(help="Fit each site with the earlier ones already steered.", rich_help_panel=METHOD)
-    ] = False,
-    spans: Annotated[
-        bool, typer.Option(help="Learn from single tokens: the source .jsonl has 'spans'.", rich_help_panel=METHOD)
-    ] = False,
-    pooling: Annotated[
-        Pooling, typer.Option(help="A text's vector: the mean of its tokens, or the last.", rich_help_panel=METHOD)
-    ] = "mean",
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.", rich_help_panel=TEXTS)] = 16,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longer texts are cut.", rich_help_panel=TEXTS)] = 512,
+    top: Annotated[int, in_method(min=1, help="With --selection top: how many sites are steered.")] = 48,
+    incremental: Annotated[bool, in_method(help="Fit each site with the earlier ones already steered.")] = False,
+    spans: Annotated[bool, in_method(help="Learn from single tokens: the source .jsonl has 'spans'.")] = False,
+    pooling: Annotated[Pooling, in_method(help="A text's vector: the mean of its tokens, or the last.")] = "mean",
+    batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
+    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
     workers: Workers = 1,
     ray: Ray = "",
     field: Field = DEFAULT_FIELD,

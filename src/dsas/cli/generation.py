@@ -10,9 +10,6 @@ from dsas.cli.app import app
 from dsas.cli.checks import check_model, prompts_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
-    METHOD,
-    OUTPUT,
-    TEXTS,
     AsJson,
     Chat,
     Device,
@@ -22,6 +19,9 @@ from dsas.cli.options import (
     NewTokens,
     Precision,
     Strength,
+    in_method,
+    in_output,
+    in_texts,
 )
 from dsas.cli.output import show_table
 from dsas.errors import OptionError
@@ -38,29 +38,18 @@ if TYPE_CHECKING:
 def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.")] = None,
-    steering: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a Steering; none: unsteered.", rich_help_panel=METHOD)
-    ] = None,
+    steering: Annotated[str | None, in_method(help="Folder or hub id of a Steering; none: unsteered.")] = None,
     strength: Strength = None,
     file: File = None,
     chat: Chat = False,
-    compare: Annotated[
-        bool, typer.Option(help="Show the unsteered text beside the steered one.", rich_help_panel=OUTPUT)
-    ] = False,
-    explain: Annotated[
-        bool, typer.Option(help="Write token by token, coloured by applied strength.", rich_help_panel=OUTPUT)
-    ] = False,
+    compare: Annotated[bool, in_output(help="Show the unsteered text beside the steered one.")] = False,
+    explain: Annotated[bool, in_output(help="Write token by token, coloured by applied strength.")] = False,
     new_tokens: NewTokens = 64,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.", rich_help_panel=TEXTS)
-    ] = 0.0,
+    temperature: Annotated[float, in_texts(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     top_p: Annotated[
-        float,
-        typer.Option(
-            min=0.0, max=1.0, help="Sample from the likeliest tokens of this total probability.", rich_help_panel=TEXTS
-        ),
+        float, in_texts(min=0.0, max=1.0, help="Sample from the likeliest tokens of this total probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=TEXTS)] = 0,
+    seed: Annotated[int, in_texts(help="Seed of the sampling.")] = 0,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",

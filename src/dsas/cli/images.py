@@ -1,6 +1,7 @@
 """Images: a page of a pipeline's pictures over strengths, with and without regulators, and where they were steered."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,37 +11,25 @@ from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_out
 from dsas.cli.choices import Branch
 from dsas.cli.models import hide_foreign_bars
-from dsas.cli.options import METHOD, OUTPUT, REPEATABLE, STEERING, AsJson, Device, Precision
+from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Precision, in_method, in_output
 from dsas.errors import OptionError
 from dsas.steering.folder import steering_folder
 
-PICTURES = "Pictures"
+in_pictures = partial(typer.Option, rich_help_panel="Pictures")
 
 
 @app.command(epilog='Example: `dsas images ./scenes ./no-red --prompt "a red circle" --strength 0 --strength 1`')
 def images(
     pipeline: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline.")],
     steering: Annotated[str, typer.Argument(help=STEERING)],
-    prompt: Annotated[list[str], typer.Option(help=f"What to draw. {REPEATABLE}", rich_help_panel=PICTURES)],
-    strength: Annotated[
-        list[float] | None, typer.Option(min=0.0, help=f"0 is unsteered. {REPEATABLE}", rich_help_panel=METHOD)
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the first prompt; prompt i has SEED + i.", rich_help_panel=PICTURES)
-    ] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.", rich_help_panel=PICTURES)] = 20,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; default: the pipeline's own.", rich_help_panel=PICTURES)
-    ] = None,
-    branch: Annotated[
-        Branch, typer.Option(help="Which branch of guidance is steered.", rich_help_panel=METHOD)
-    ] = "conditional",
-    options: Annotated[
-        str, typer.Option(help="JSON object of further arguments of the pipeline's call.", rich_help_panel=PICTURES)
-    ] = "{}",
-    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.", rich_help_panel=OUTPUT)] = Path(
-        "out/images"
-    ),
+    prompt: Annotated[list[str], in_pictures(help=f"What to draw. {REPEATABLE}")],
+    strength: Annotated[list[float] | None, in_method(min=0.0, help=f"0 is unsteered. {REPEATABLE}")] = None,
+    seed: Annotated[int, in_pictures(help="Seed of the first prompt; prompt i has SEED + i.")] = 0,
+    steps: Annotated[int, in_pictures(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float | None, in_pictures(help="Guidance scale; default: the pipeline's own.")] = None,
+    branch: Annotated[Branch, in_method(help="Which branch of guidance is steered.")] = "conditional",
+    options: Annotated[str, in_pictures(help="JSON object of further arguments of the pipeline's call.")] = "{}",
+    out: Annotated[Path, in_output(help="Folder for the page and its figures.")] = Path("out/images"),
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,

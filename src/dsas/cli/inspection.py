@@ -9,7 +9,7 @@ import typer
 from dsas.cli.app import app
 from dsas.cli.checks import check_model
 from dsas.cli.models import loaded_model
-from dsas.cli.options import MODEL, TEXTS, AsJson, Control, Device, Field, Precision, Sites, Source
+from dsas.cli.options import AsJson, Control, Device, Field, Precision, Sites, Source, in_model, in_texts
 from dsas.cli.output import show_table
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 
@@ -21,19 +21,11 @@ if TYPE_CHECKING:
 def inspect_data(
     source: Source,
     control: Control,
-    target: Annotated[
-        Path | None, typer.Option(help="Texts with the desired behaviour.", rich_help_panel=TEXTS)
-    ] = None,
-    held_out: Annotated[
-        Path | None,
-        typer.Option(help="Texts to evaluate on, which must not be in the sets.", rich_help_panel=TEXTS),
-    ] = None,
+    target: Annotated[Path | None, in_texts(help="Texts with the desired behaviour.")] = None,
+    held_out: Annotated[Path | None, in_texts(help="Texts to evaluate on, which must not be in the sets.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Folder, hub id or .gguf file: adds how well each site separates source from control.",
-            rich_help_panel=MODEL,
-        ),
+        in_model(help="Folder, hub id or .gguf file: adds how well each site separates source from control."),
     ] = None,
     sites: Sites = ["residual"],  # noqa: B006
     field: Field = DEFAULT_FIELD,

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +15,8 @@ from dsas.cli.checks import check_methods, check_model, check_out, check_scorers
 from dsas.cli.choices import SCORERS, offering, regulators, transforms
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
-    METHOD,
-    OUTPUT,
     REPEATABLE,
     STEERING,
-    TEXTS,
     AsJson,
     Device,
     Field,
@@ -29,6 +27,9 @@ from dsas.cli.options import (
     Sites,
     Target,
     Workers,
+    in_method,
+    in_output,
+    in_texts,
 )
 from dsas.errors import OptionError, TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 KL_TEXTS = 25
 STRENGTHS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
-MEASURES = "Measures"
+in_measures = partial(typer.Option, rich_help_panel="Measures")
 
 
 @app.command(
@@ -51,82 +52,41 @@ MEASURES = "Measures"
 )
 def pareto(
     model: Model,
-    prompts: Annotated[
-        Path, typer.Option(help="Prompts to continue, none of them used for fitting.", rich_help_panel=TEXTS)
-    ],
-    tune: Annotated[
-        list[str],
-        typer.Option(
-            help=f"Neutral texts used to choose the strengths: [KIND=]FILE. {REPEATABLE}", rich_help_panel=TEXTS
-        ),
-    ],
-    neutral: Annotated[
-        list[str],
-        typer.Option(help=f"Other neutral texts, to report on: [KIND=]FILE. {REPEATABLE}", rich_help_panel=TEXTS),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for samples and report.", rich_help_panel=OUTPUT)],
-    source: Annotated[
-        Path | None, typer.Option(help="Texts with the undesired behaviour, to fit on.", rich_help_panel=TEXTS)
-    ] = None,
-    control: Annotated[
-        Path | None, typer.Option(help="Neutral texts that must stay as they are, to fit on.", rich_help_panel=TEXTS)
-    ] = None,
+    prompts: Annotated[Path, in_texts(help="Prompts to continue, none of them used for fitting.")],
+    tune: Annotated[list[str], in_texts(help=f"Neutral texts used to choose the strengths: [KIND=]FILE. {REPEATABLE}")],
+    neutral: Annotated[list[str], in_texts(help=f"Other neutral texts, to report on: [KIND=]FILE. {REPEATABLE}")],
+    out: Annotated[Path, in_output(help="Folder for samples and report.")],
+    source: Annotated[Path | None, in_texts(help="Texts with the undesired behaviour, to fit on.")] = None,
+    control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are, to fit on.")] = None,
     target: Target = None,
     transform: Annotated[
-        list[str],
-        typer.Option(
-            help=f"Each is fitted with every --regulator. {REPEATABLE}",
-            autocompletion=transforms,
-            rich_help_panel=METHOD,
-        ),
+        list[str], in_method(help=f"Each is fitted with every --regulator. {REPEATABLE}", autocompletion=transforms)
     ] = ["caa"],  # noqa: B006
     regulator: Annotated[
-        list[str],
-        typer.Option(
-            help=f"A name, or a product of names, a*b. {REPEATABLE}", autocompletion=regulators, rich_help_panel=METHOD
-        ),
+        list[str], in_method(help=f"A name, or a product of names, a*b. {REPEATABLE}", autocompletion=regulators)
     ] = ["constant", "logistic"],  # noqa: B006
-    steering: Annotated[
-        list[Path], typer.Option(help=f"{STEERING} It is swept as well. {REPEATABLE}", rich_help_panel=METHOD)
-    ] = [],  # noqa: B006
+    steering: Annotated[list[Path], in_method(help=f"{STEERING} It is swept as well. {REPEATABLE}")] = [],  # noqa: B006
     sites: Sites = ["residual"],  # noqa: B006
-    strength: Annotated[
-        list[float], typer.Option(help=f"The same grid for all methods. {REPEATABLE}", rich_help_panel=METHOD)
-    ] = STRENGTHS,
-    seeds: Annotated[int, typer.Option(min=1, help="Continuations per prompt.", rich_help_panel=MEASURES)] = 3,
+    strength: Annotated[list[float], in_method(help=f"The same grid for all methods. {REPEATABLE}")] = STRENGTHS,
+    seeds: Annotated[int, in_measures(min=1, help="Continuations per prompt.")] = 3,
     budget: Annotated[
-        float,
-        typer.Option(help="Largest perplexity ratio (steered/unsteered) on --tune allowed.", rich_help_panel=MEASURES),
+        float, in_measures(help="Largest perplexity ratio (steered/unsteered) on --tune allowed.")
     ] = 1.05,
-    limit: Annotated[
-        float, typer.Option(help="Skip strengths whose perplexity ratio exceeds this.", rich_help_panel=MEASURES)
-    ] = 1.6,
+    limit: Annotated[float, in_measures(help="Skip strengths whose perplexity ratio exceeds this.")] = 1.6,
     scorer: Annotated[
         list[str],
-        typer.Option(
-            help=f"A packaged scorer, or a classifier as ID[@LABEL]. {REPEATABLE}",
-            autocompletion=offering(SCORERS),
-            rich_help_panel=MEASURES,
+        in_measures(
+            help=f"A packaged scorer, or a classifier as ID[@LABEL]. {REPEATABLE}", autocompletion=offering(SCORERS)
         ),
     ] = list(SCORERS),  # noqa: B006
-    judge: Annotated[
-        str, typer.Option(help="Another language model that judges the continuations.", rich_help_panel=MEASURES)
-    ] = "",
+    judge: Annotated[str, in_measures(help="Another language model that judges the continuations.")] = "",
     questions: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help=".jsonl with prompt, choices and answer (a number).",
-            rich_help_panel=MEASURES,
-        ),
+        Path | None, in_measures(exists=True, dir_okay=False, help=".jsonl with prompt, choices and answer (a number).")
     ] = None,
     new_tokens: NewTokens = 32,
     workers: Workers = 1,
     ray: Ray = "",
-    show_words: Annotated[
-        bool, typer.Option(help="Do not mask toxic words in the report.", rich_help_panel=OUTPUT)
-    ] = False,
+    show_words: Annotated[bool, in_output(help="Do not mask toxic words in the report.")] = False,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",

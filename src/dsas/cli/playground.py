@@ -3,24 +3,19 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_strength
 from dsas.cli.models import loaded_model
-from dsas.cli.options import METHOD, MODEL, REPEATABLE, STEERING, Device, Model, Precision, Strength
+from dsas.cli.options import REPEATABLE, STEERING, Device, Model, Precision, Strength, in_method, in_model
 from dsas.steering.folder import steering_folder
 
 
 @app.command(epilog="Example: `dsas playground ./model --steering detox --steering calm --strength 0.1`")
 def playground(
     model: Model,
-    steering: Annotated[list[str], typer.Option(help=f"{STEERING} {REPEATABLE}", rich_help_panel=METHOD)],
+    steering: Annotated[list[str], in_method(help=f"{STEERING} {REPEATABLE}")],
     strength: Strength = None,
-    port: Annotated[
-        int,
-        typer.Option(min=1, max=65535, help="Port on 127.0.0.1; no other machine can reach it.", rich_help_panel=MODEL),
-    ] = 7860,
+    port: Annotated[int, in_model(min=1, max=65535, help="Port on 127.0.0.1; no other machine can reach it.")] = 7860,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:

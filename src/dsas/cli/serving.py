@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dsas.cli.app import app
-from dsas.cli.options import METHOD, REPEATABLE
+from dsas.cli.options import REPEATABLE, in_method
 from dsas.errors import OptionError
 from dsas.steering.folder import steering_folder
 
@@ -18,19 +18,10 @@ def serve(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model that vLLM serves; before vLLM's options.")],
     options: Annotated[list[str] | None, typer.Argument(help="Options of `vllm serve`, in any place.")] = None,
     *,
-    steering: Annotated[
-        list[str],
-        typer.Option(help=f"Folder or hub id of a Steering, or NAME=FOLDER. {REPEATABLE}", rich_help_panel=METHOD),
-    ],
-    together: Annotated[
-        int, typer.Option(min=1, help="How many Steerings one request may combine.", rich_help_panel=METHOD)
-    ] = 1,
-    spare: Annotated[
-        int, typer.Option(min=0, help="How many more may be loaded while the server runs.", rich_help_panel=METHOD)
-    ] = 0,
-    reports: Annotated[
-        bool, typer.Option(help="Let requests ask how strongly they were steered.", rich_help_panel=METHOD)
-    ] = False,
+    steering: Annotated[list[str], in_method(help=f"Folder or hub id of a Steering, or NAME=FOLDER. {REPEATABLE}")],
+    together: Annotated[int, in_method(min=1, help="How many Steerings one request may combine.")] = 1,
+    spare: Annotated[int, in_method(min=0, help="How many more may be loaded while the server runs.")] = 0,
+    reports: Annotated[bool, in_method(help="Let requests ask how strongly they were steered.")] = False,
 ) -> None:
     """Serve a model with vLLM; requests choose Steerings by name. All other options are those of `vllm serve`."""
     if model.startswith("-"):

@@ -1,5 +1,6 @@
 """Train: make a Steering from texts by gradients through the model."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,10 +11,6 @@ from dsas.cli.checks import check_methods, check_model, check_out
 from dsas.cli.choices import STARTS, Gate, Objective, OptimiserName, offering, regulators
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
-    METHOD,
-    MODEL,
-    OUTPUT,
-    TEXTS,
     AsJson,
     Device,
     Field,
@@ -21,6 +18,10 @@ from dsas.cli.options import (
     Precision,
     Sites,
     Source,
+    in_method,
+    in_model,
+    in_output,
+    in_texts,
 )
 from dsas.cli.output import show
 from dsas.errors import ArtifactError, OptionError
@@ -30,7 +31,7 @@ from dsas.steering.folder import steering_folder
 if TYPE_CHECKING:
     from dsas.training.gradients import Start
 
-TRAINING = "Training"
+in_training = partial(typer.Option, rich_help_panel="Training")
 
 
 @app.command(
@@ -42,93 +43,50 @@ def train(
     source: Source,
     target: Annotated[
         Path,
-        typer.Option(
-            help="Texts with the desired behaviour; for preference, line i is preferred to line i of --source.",
-            rich_help_panel=TEXTS,
-        ),
+        in_texts(help="Texts with the desired behaviour; for preference, line i is preferred to line i of --source."),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder to write the Steering to; log and state go to OUT/training.", rich_help_panel=OUTPUT),
-    ],
-    control: Annotated[
-        Path | None, typer.Option(help="Neutral texts that must stay as they are.", rich_help_panel=TEXTS)
-    ] = None,
+    out: Annotated[Path, in_output(help="Folder to write the Steering to; log and state go to OUT/training.")],
+    control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are.")] = None,
     objective: Annotated[
-        Objective,
-        typer.Option(help="lineas learns how to steer, e2e-dsas and preference also when.", rich_help_panel=METHOD),
+        Objective, in_method(help="lineas learns how to steer, e2e-dsas and preference also when.")
     ] = "lineas",
-    gate: Annotated[
-        Gate, typer.Option(help="Form of the regulators that are learned.", rich_help_panel=METHOD)
-    ] = "sigmoid",
+    gate: Annotated[Gate, in_method(help="Form of the regulators that are learned.")] = "sigmoid",
     gamma: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            help="Weight of keeping control texts as they are; default: 0.3, or 3 for preference.",
-            rich_help_panel=METHOD,
-        ),
+        in_method(min=0, help="Weight of keeping control texts as they are; default: 0.3, or 3 for preference."),
     ] = None,
-    sparsity: Annotated[
-        float, typer.Option(min=0, help="Weight of the sparse group lasso; 0 is dense.", rich_help_panel=METHOD)
-    ] = 0.0,
-    beta: Annotated[
-        float, typer.Option(help="DPO beta (1/nats); larger saturates earlier.", rich_help_panel=METHOD)
-    ] = 0.1,
-    per_step: Annotated[
-        int, typer.Option(min=1, help="Pairs, and control texts, per step of preference.", rich_help_panel=TRAINING)
-    ] = 16,
+    sparsity: Annotated[float, in_method(min=0, help="Weight of the sparse group lasso; 0 is dense.")] = 0.0,
+    beta: Annotated[float, in_method(help="DPO beta (1/nats); larger saturates earlier.")] = 0.1,
+    per_step: Annotated[int, in_training(min=1, help="Pairs, and control texts, per step of preference.")] = 16,
     steps: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Optimizer steps: full batch, or --per-step pairs for preference.", rich_help_panel=TRAINING
-        ),
+        int, in_training(min=1, help="Optimizer steps: full batch, or --per-step pairs for preference.")
     ] = 50,
     start: Annotated[
         str,
-        typer.Option(
+        in_method(
             help="Where regulators start: fitted or scratch; or a Steering to train further.",
             autocompletion=offering(STARTS),
-            rich_help_panel=METHOD,
         ),
     ] = "fitted",
     start_strength: Annotated[
-        float,
-        typer.Option(
-            help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave.", rich_help_panel=METHOD
-        ),
+        float, in_method(help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave.")
     ] = 1.0,
     regulator: Annotated[
-        str,
-        typer.Option(
-            help="Put this fitted regulator before lineas's transforms.",
-            autocompletion=regulators,
-            rich_help_panel=METHOD,
-        ),
+        str, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
     ] = "constant",
     sites: Sites = ["norm"],  # noqa: B006
-    optimiser: Annotated[OptimiserName, typer.Option(rich_help_panel=TRAINING)] = "adam",
-    rate: Annotated[float, typer.Option(help="Learning rate of the transforms.", rich_help_panel=TRAINING)] = 0.003,
-    regulator_rate: Annotated[
-        float, typer.Option(help="Learning rate of the regulators.", rich_help_panel=TRAINING)
-    ] = 0.003,
+    optimiser: Annotated[OptimiserName, in_training(help="Optimizer.")] = "adam",
+    rate: Annotated[float, in_training(help="Learning rate of the transforms.")] = 0.003,
+    regulator_rate: Annotated[float, in_training(help="Learning rate of the regulators.")] = 0.003,
     held_out: Annotated[
-        float,
-        typer.Option(
-            min=0, max=0.5, help="Share of the texts held out to decide when to stop.", rich_help_panel=TRAINING
-        ),
+        float, in_training(min=0, max=0.5, help="Share of the texts held out to decide when to stop.")
     ] = 0.2,
     batch_size: Annotated[
-        int,
-        typer.Option(min=1, help="Texts per forward pass; gradients accumulate over all texts.", rich_help_panel=MODEL),
+        int, in_model(min=1, help="Texts per forward pass; gradients accumulate over all texts.")
     ] = 32,
-    checkpointing: Annotated[
-        bool, typer.Option(help="Less memory for one more forward pass per step.", rich_help_panel=MODEL)
-    ] = False,
-    tensorboard: Annotated[bool, typer.Option(help="Also write TensorBoard events.", rich_help_panel=OUTPUT)] = False,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the train/held-out split and the pair order.", rich_help_panel=TRAINING)
-    ] = 0,
+    checkpointing: Annotated[bool, in_model(help="Less memory for one more forward pass per step.")] = False,
+    tensorboard: Annotated[bool, in_output(help="Also write TensorBoard events.")] = False,
+    seed: Annotated[int, in_training(help="Seed of the train/held-out split and the pair order.")] = 0,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -139,7 +97,7 @@ def train(
     Under `torchrun -m dsas.cli train ...` its processes share the work.
     """
     folder = _start_folder(start, start_strength)
-    texts = {"source": read_texts(source, field=field), "target": read_texts(target, field=field)}
+    unwanted, wanted = read_texts(source, field=field), read_texts(target, field=field)
     neutral = read_texts(control, field=field) if control else []
     check_out(out)
     check_methods([], [regulator])
@@ -151,7 +109,8 @@ def train(
     loaded = loaded_model(model, device, precision)
     steering = dsas.train(
         *loaded,
-        **texts,
+        source=unwanted,
+        target=wanted,
         control=neutral,
         objective=objective,
         gate=gate,

@@ -37,7 +37,7 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
     def __getitem__(self, name: str) -> type[Method]:
         if name not in self._known:
             self._complete_from_packages()
-        method = self._known[name]
+        method: Any = self._known[name]
         if isinstance(method, str):
             self._known[name] = method = self._load(method)
         return method
