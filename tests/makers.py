@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dsas
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.identity import ModelIdentity
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.testing.models import WIDTH
 
 PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")

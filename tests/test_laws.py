@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import dsas
 from dsas.fitting.method_names import regulator_fit, transform_fit
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.testing import (
     FAMILIES,
     LawBroken,

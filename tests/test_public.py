@@ -1,20 +1,27 @@
 """The public surface: the names, the first minute of a user, and what `import dsas` does not load."""
 
+import inspect
+import pickle
+import pkgutil
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import dsas
+from dsas import errors
 from dsas.testing import tiny_model, tiny_tokenizer
 
 NAMES = [
-    "REGULATORS",
-    "TRANSFORMS",
     "Ablation",
+    "ActivationError",
     "Addition",
+    "All",
     "Applied",
+    "ArtifactError",
     "Budget",
     "Calibration",
     "Cast",
@@ -25,6 +32,10 @@ NAMES = [
     "Drawing",
     "DsasError",
     "DsasWarning",
+    "Example",
+    "Facts",
+    "FittedRegulator",
+    "ForwardPass",
     "GaussianTransport",
     "HalfSpace",
     "HeldOut",
@@ -34,27 +45,43 @@ NAMES = [
     "Maps",
     "MeanTransport",
     "Mera",
+    "MissingExtraError",
+    "ModelMismatchError",
     "Optimiser",
+    "OptionError",
     "PerStep",
     "Posterior",
     "PrincipalAddition",
     "Product",
+    "REGULATORS",
     "Reading",
     "Rectified",
     "Regulator",
     "Rotation",
     "Rule",
     "Schedule",
+    "Selection",
     "Site",
+    "SiteError",
+    "Smooth",
     "Spread",
+    "StateError",
     "Steering",
+    "StrengthError",
+    "TRANSFORMS",
+    "TextsError",
+    "Threshold",
+    "Top",
     "Trace",
     "Transform",
+    "Translation",
+    "WorkerError",
     "__version__",
     "calibrate",
     "explain",
     "find_sites",
     "fit",
+    "load_model",
     "train",
 ]
 
@@ -82,8 +109,54 @@ def test_the_first_minute_of_a_user_works_as_design_md_writes_it(tmp_path: Path)
     assert again.digest() == steering.digest()
 
 
-def test_importing_dsas_loads_nothing_heavier_than_torch() -> None:
-    program = "import sys, dsas; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+def loaded_by(program: str) -> set[str]:
+    """Return the packages that a Python process has imported at the end of a program."""
+    program += "; import sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    heavy = {"diffusers", "sklearn", "scipy", "pandas", "matplotlib", "transformers", "typer", "tokenizers", "pygments"}
-    assert heavy & set(done.stdout.split()) == set()
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"diffusers", "sklearn", "scipy", "pandas", "matplotlib", "transformers", "typer", "tokenizers", "pygments"}
+
+
+def test_importing_dsas_loads_no_torch_and_using_it_loads_nothing_heavier() -> None:
+    assert not {"torch", "numpy", *HEAVY} & loaded_by("import dsas")
+    used = loaded_by("import dsas; dsas.fit")
+    assert "torch" in used
+    assert not HEAVY & used
+
+
+def test_a_public_name_is_the_same_object_however_it_is_imported() -> None:
+    everything: dict[str, object] = {}
+    exec("from dsas import *", everything)
+    assert {name: everything[name] for name in NAMES} == {name: getattr(dsas, name) for name in NAMES}
+    assert set(NAMES) <= set(dir(dsas))
+    assert pickle.loads(pickle.dumps(dsas.Steering)) is dsas.Steering
+
+
+def test_the_first_use_may_be_a_star_import_or_a_room_of_the_package() -> None:
+    assert "torch" in loaded_by("from dsas import *; fit, Steering, OptionError")
+    assert "torch" in loaded_by("import dsas; dsas.errors.OptionError; dsas.fitting")
+
+
+def test_help_describes_the_public_functions() -> None:
+    assert "Fit a Steering for `model`" in pydoc.plain(pydoc.render_doc(dsas))
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'dsas' has no attribute 'fitt'"):
+        _ = dsas.fitt  # type: ignore
+
+
+def test_every_error_is_public() -> None:
+    kinds = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__module__ == "dsas.errors"}
+    assert len(kinds) > 10
+    assert kinds <= set(dsas.__all__)
+
+
+def test_no_public_function_shares_its_name_with_a_module() -> None:
+    modules = {module.name for module in pkgutil.walk_packages(dsas.__path__, "dsas.", onerror=lambda _: None)}
+    assert "dsas.cli.fitting" in modules
+    functions = {name for name in dsas.__all__ if inspect.isfunction(getattr(dsas, name))}
+    assert {"fit", "train", "explain", "calibrate"} <= functions
+    assert [module for module in modules if module.rpartition(".")[2] in functions] == []

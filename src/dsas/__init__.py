@@ -3,107 +3,33 @@
 steering = dsas.fit(model, tokenizer, source=unwanted, control=neutral, target=wanted)
 with steering.apply(model, strength=1.0):
     model.generate(...)
+
+What is public is in `dsas.public`. It is imported on first use, so that the command line can show its help and complete
+its options without waiting for torch.
 """
 
-from dsas.calibration import Budget, calibrate
-from dsas.errors import DsasError, DsasWarning
-from dsas.explaining.explanation import explain
-from dsas.fitting.closed_form import fit
-from dsas.fitting.selection import All, Selection, Smooth, Threshold, Top
-from dsas.model.drawing import Drawing
-from dsas.model.examples import Example
-from dsas.model.image_trace import Maps
-from dsas.model.reading import Reading
-from dsas.model.sites import Site, find_sites
-from dsas.model.token_trace import Trace
-from dsas.parallel.workers import Spread
-from dsas.regulators import (
-    REGULATORS,
-    Cast,
-    Constant,
-    HalfSpace,
-    Logistic,
-    Mera,
-    PerStep,
-    Posterior,
-    Product,
-    Rectified,
-    Regulator,
-    Schedule,
-)
-from dsas.runtime.applied import Applied
-from dsas.runtime.rule import Rule
-from dsas.steering.calibration_record import Calibration
-from dsas.steering.composition import Composition
-from dsas.steering.steering import Steering
-from dsas.training import HeldOut, Optimiser, train
-from dsas.transforms import (
-    TRANSFORMS,
-    Ablation,
-    Addition,
-    ClassifierAddition,
-    Custom,
-    GaussianTransport,
-    LinearTransport,
-    Lineas,
-    MeanTransport,
-    PrincipalAddition,
-    Rotation,
-    Transform,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dsas.version import VERSION as __version__
 
-__all__ = [
-    "REGULATORS",
-    "TRANSFORMS",
-    "Ablation",
-    "Addition",
-    "All",
-    "Applied",
-    "Budget",
-    "Calibration",
-    "Cast",
-    "ClassifierAddition",
-    "Composition",
-    "Constant",
-    "Custom",
-    "Drawing",
-    "DsasError",
-    "DsasWarning",
-    "Example",
-    "GaussianTransport",
-    "HalfSpace",
-    "HeldOut",
-    "LinearTransport",
-    "Lineas",
-    "Logistic",
-    "Maps",
-    "MeanTransport",
-    "Mera",
-    "Optimiser",
-    "PerStep",
-    "Posterior",
-    "PrincipalAddition",
-    "Product",
-    "Reading",
-    "Rectified",
-    "Regulator",
-    "Rotation",
-    "Rule",
-    "Schedule",
-    "Selection",
-    "Site",
-    "Smooth",
-    "Spread",
-    "Steering",
-    "Threshold",
-    "Top",
-    "Trace",
-    "Transform",
-    "__version__",
-    "calibrate",
-    "explain",
-    "find_sites",
-    "fit",
-    "train",
-]
+if TYPE_CHECKING:
+    from dsas import public
+    from dsas.public import *  # noqa: F403 - all that is in __all__
+
+    __all__ = ["__version__"]
+    __all__ += public.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Take the public names from `dsas.public`, all of them when the first is asked for."""
+    offered = import_module("dsas.public")
+    globals().update({known: getattr(offered, known) for known in offered.__all__})
+    globals()["__all__"] = sorted([*offered.__all__, "__version__"])
+    if name not in globals():
+        raise AttributeError(f"module 'dsas' has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -53,7 +53,7 @@ class ArtifactError(DsasError, ValueError):
 
 
 class StateError(DsasError, RuntimeError):
-    """A call came at a moment at which it has no meaning."""
+    """The method is not valid in the current state."""
 
 
 class WorkerError(DsasError, RuntimeError):
@@ -68,7 +68,7 @@ class MissingExtraError(DsasError, ImportError):
 
 
 class DsasWarning(UserWarning):
-    """Something was done otherwise than asked, and the message says what."""
+    """dsas did something different from what was requested, and the message says what."""
 
 
 def closest(name: str, choices: Iterable[str], n: int = 3) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dsas
 from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
 from dsas.model.identity import ModelIdentity
-from dsas.steering.artifact import CARD
+from dsas.steering.folder import CARD
 from dsas.testing import tiny_model, tiny_tokenizer
 
 TUNE = {"plain": [f"plain {n}" for n in range(1, 7)], "odd": [f"odd {n}" for n in range(1, 5)]}

@@ -10,7 +10,7 @@ from makers import random_steering, unchecked
 
 import dsas
 from dsas.calibration.budget import Budget
-from dsas.steering.artifact import CONFIG
+from dsas.steering.folder import CONFIG
 from dsas.testing import tiny_model, tiny_tokenizer
 
 Run = Callable[..., Any]
@@ -105,7 +105,7 @@ def test_an_interrupted_calibration_keeps_what_it_measured_and_writes_no_steerin
     before = (folder / "detox" / CONFIG).read_bytes()
     monkeypatch.setattr(Budget, "values", interrupted)
     status, _, err = run(*simple(folder))
-    assert (status, "go on from here" in err) == (130, True)
+    assert (status, "rerun the same command to resume" in err) == (130, True)
     assert (folder / "detox" / CONFIG).read_bytes() == before
     assert len(list((folder / ".detox.calibrated").iterdir())) == 4
     assert run(*simple(folder))[0] == 0
@@ -126,7 +126,7 @@ def test_an_interrupted_calibration_keeps_what_it_measured_and_writes_no_steerin
         (["--tune", "plain={}/neutrl.txt"], "closest in its folder: 'neutral.txt'"),
         (["--start", "2", "--limit", "1"], "0 < start <= limit"),
         (["--start", "4"], "no strength from 4 up keeps the budget"),
-        (["--per", "head"], "expected per 'all' or 'site'"),
+        (["--per", "head"], "Invalid value for '--per': 'head' is not one of 'all', 'site'"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_writes_nothing(

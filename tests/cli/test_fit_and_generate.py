@@ -184,7 +184,7 @@ def test_an_interrupted_fit_says_so_and_goes_on_where_it_was(
     monkeypatch.setattr(_Store, "put", interrupted)
     stopped = run(*fit_arguments(folder), "--batch-size", 4)
     assert (stopped.status, (folder / "kind").exists()) == (130, False)
-    assert "go on from here" in stopped.err
+    assert "rerun the same command to resume" in stopped.err
     assert run(*fit_arguments(folder), "--batch-size", 4).status == 0
     assert sorted(seen) == list(range(24))  # every text once
 
@@ -199,11 +199,14 @@ def test_an_interrupted_fit_says_so_and_goes_on_where_it_was(
         (["generate", "{}/model"], "either one prompt or --file"),
         (["generate", "{}/model", "hello", "--compare"], "--compare needs --steering"),
         (["generate", "{}/model", "hello", "--chat"], "no chat template"),
-        (["generate", "{}/model", "hello", "--precision", "half"], "precision must be one of"),
+        (
+            ["generate", "{}/model", "hello", "--precision", "half"],
+            "Invalid value for '--precision': 'half' is not one of 'auto', 'float32', 'bfloat16', 'float16'",
+        ),
         (["generate", "{}/model", "hello", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["info", "{}/nothing"], "nothing"),
         (["fit", "{}/model", "--out", "{}/x"], "--source"),
-        (["demo", "--model", "gpt5"], "closest: 'smollm2', 'gemma3'"),
+        (["demo", "--model", "gpt5"], "'gpt5' is not one of 'smollm2', 'gemma3'"),
         (["demo", "--prompts", "0"], "--prompts"),
     ],
 )

@@ -16,7 +16,7 @@ import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.identity import ModelIdentity
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 
@@ -144,7 +144,7 @@ def test_a_set_that_is_too_small_or_holds_an_empty_text_is_refused_by_name(name:
         ({"selection": "tpo"}, "unknown selection 'tpo'; closest: 'top'"),
         ({"regulator": "logistic*nothing"}, "unknown regulator 'nothing'; closest: "),
         ({"regulator": "product"}, "write a product as the names of its factors"),
-        ({"transform": torch.nn.ReLU()}, r"a ReLU is no transform yet: give dsas.Custom\(module\)"),
+        ({"transform": torch.nn.ReLU()}, r"got a bare ReLU; wrap it as dsas.Custom\(module\)"),
         ({"regulator": torch.nn.ReLU()}, "a ReLU is no regulator: make it a subclass of dsas.Regulator"),
     ],
 )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import dsas
 from dsas.methods.base import Facts
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.model.forward_pass import ForwardPass
 
 

@@ -1,5 +1,7 @@
 """Registry: methods of other packages by name; a package that is broken is told of and does no harm."""
 
+import subprocess
+import sys
 import warnings
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
@@ -78,8 +80,26 @@ def test_others_are_listed_after_those_that_are_here_and_offered_when_a_name_is_
         methods.transform_fit("shrnk")
 
 
+@pytest.mark.parametrize("registry", [dsas.TRANSFORMS, dsas.REGULATORS])
+def test_every_method_is_known_by_the_name_that_its_class_has(registry: Registry[Any]) -> None:
+    assert {name: method.name for name, method in registry.items()} == {name: name for name in registry}
+
+
+def test_listing_and_checking_names_imports_neither_methods_nor_torch() -> None:
+    program = """
+import sys
+from dsas.regulators import REGULATORS, factors_of
+from dsas.transforms import TRANSFORMS
+assert list(TRANSFORMS)[0] == "caa" and "logistic" in REGULATORS and "logitsic" not in REGULATORS
+TRANSFORMS.check("caa"), factors_of("logistic*cast")
+assert "torch" not in sys.modules and "dsas.transforms.addition" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def registry(*methods: Any) -> Registry[dsas.Transform]:
-    return Registry(GROUP, dsas.Transform, methods)
+    here = {method.name: f"{method.__module__}:{method.__name__}" for method in methods}
+    return Registry(GROUP, "dsas.transforms.base:Transform", here)
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *values: str) -> list[str]:

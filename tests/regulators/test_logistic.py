@@ -13,7 +13,7 @@ from torch import Tensor
 import dsas
 from dsas.errors import OptionError
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 
 
 def fitted_on(source: Tensor, control: Tensor, **options: Any) -> FittedRegulator:

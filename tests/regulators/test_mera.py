@@ -11,8 +11,8 @@ import dsas
 from dsas.errors import OptionError
 from dsas.methods.linear_boundary import Labelled, separate
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators import FittedRegulator
-from dsas.transforms import steer
+from dsas.regulators.base import FittedRegulator
+from dsas.transforms.affine import steer
 
 DIM = 8
 

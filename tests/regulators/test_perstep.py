@@ -6,7 +6,7 @@ import torch
 import dsas
 from dsas.errors import OptionError, StateError
 from dsas.model.forward_pass import Denoising, ForwardPass
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 
 
 def at(number: int, total: int, batch: int = 1) -> ForwardPass:

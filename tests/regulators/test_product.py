@@ -11,7 +11,7 @@ import dsas
 from dsas.errors import OptionError
 from dsas.fitting.method_names import regulator_fit
 from dsas.model.forward_pass import ForwardPass, History
-from dsas.regulators import Regulator
+from dsas.regulators.base import Regulator
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 

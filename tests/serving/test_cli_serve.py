@@ -1,17 +1,20 @@
 """`dsas serve` takes its own options and hands all others on to vLLM, untouched and in their order."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import random_steering
 
 from dsas import cli
+from dsas.testing import tiny_model
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
-    monkeypatch.setattr("dsas.cli.serve.run", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr("dsas.serving.server.serve", lambda *args, **options: calls.append((args, options)))
     return calls
 
 
@@ -22,7 +25,10 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_options_of_vllm_are_handed_on(monkeypatch: pytest.MonkeyPatch, served: list[Any]) -> None:
+def test_options_of_vllm_are_handed_on(monkeypatch: pytest.MonkeyPatch, served: list[Any], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("detox", "topic"):
+        random_steering(tiny_model()).save_pretrained(name)
     theirs = ["--port", "8000", "-tp", "2", "-cc.mode=none", "--enforce-eager", "--hf-overrides", '{"a": 1}']
     ours = ["--steering", "detox/", "--steering", "b=topic", "--together", "2", "--spare", "3", "--reports"]
     assert command(monkeypatch, "./model", *theirs[:4], *ours, *theirs[4:]) == 0
@@ -34,3 +40,11 @@ def test_a_mistake_ends_with_status_2_and_one_line(
 ) -> None:
     assert command(monkeypatch, "--port", "8000", "./model", "--steering", "detox/") == 2
     assert "the model comes first" in capsys.readouterr().err
+
+
+def test_a_steering_that_is_not_there_is_told_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: list[Any], tmp_path: Path
+) -> None:
+    assert command(monkeypatch, "./model", "--steering", f"a={tmp_path / 'detox'}") == 2
+    assert "neither a local folder nor a readable hub id" in capsys.readouterr().err
+    assert served == []

@@ -17,7 +17,7 @@ import dsas
 from dsas.errors import ArtifactError
 from dsas.files import atomic
 from dsas.steering import artifact as storage
-from dsas.steering.artifact import CARD, CONFIG, TENSORS
+from dsas.steering.folder import CARD, CONFIG, TENSORS
 from dsas.testing import tiny_model
 
 CALIBRATION = dsas.Calibration(0.5, (), (), None, {}, {}, None, "0" * 16, "0" * 16, "0.1").as_dict()

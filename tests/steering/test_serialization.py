@@ -12,7 +12,7 @@ from dsas.errors import ArtifactError, OptionError
 from dsas.methods.base import Fitted, same
 from dsas.methods.registry import Registry
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.steering.serialization import pack, unpack
 
 DIM = 6
@@ -36,7 +36,8 @@ class Softened(dsas.Regulator):
         return self.of(t, step) ** self.power + self.offset  # type: ignore
 
 
-KINDS = Registry("dsas.regulators", dsas.Regulator, [*dsas.REGULATORS.values(), Softened])
+HERE = {name: f"{kind.__module__}:{kind.__name__}" for name, kind in dsas.REGULATORS.items()}
+KINDS = Registry("dsas.regulators", "dsas:Regulator", {**HERE, "softened": "test_serialization:Softened"})
 
 
 def through_json(method: Fitted, registry: Any, path: str = "0.part") -> Fitted:

@@ -14,7 +14,7 @@ import dsas
 from dsas.errors import ArtifactError, OptionError, StateError, StrengthError
 from dsas.model.identity import ModelIdentity
 from dsas.model.strength import per_row, read_strength
-from dsas.steering.artifact import CARD, CONFIG, TENSORS
+from dsas.steering.folder import CARD, CONFIG, TENSORS
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
 from dsas.testing.passes import padded
@@ -192,7 +192,7 @@ def test_what_is_pushed_to_the_hub_is_what_is_saved_and_can_be_loaded_by_its_id(
         asked.append((name, options))
         return str(tmp_path / "detox")
 
-    monkeypatch.setattr("dsas.steering.steering.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     again = dsas.Steering.from_pretrained("someone/detox", revision="v1", token="secret")
     assert again.digest() == steering.digest()
     wanted = {"revision": "v1", "allow_patterns": [CONFIG, TENSORS, CARD], "token": "secret"}

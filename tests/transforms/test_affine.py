@@ -7,7 +7,7 @@ import torch
 
 import dsas
 from dsas.errors import OptionError
-from dsas.transforms import AffineTransform, steer
+from dsas.transforms.affine import AffineTransform, steer
 
 DIM = 16
 

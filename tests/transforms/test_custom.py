@@ -100,5 +100,5 @@ def test_it_is_not_in_the_registry_and_cannot_be_fitted_by_name() -> None:
 
 
 def test_a_bare_module_is_refused_with_what_to_write() -> None:
-    with pytest.raises(OptionError, match=r"a Halve is no transform yet: give dsas.Custom\(module\)"):
+    with pytest.raises(OptionError, match=r"got a bare Halve; wrap it as dsas.Custom\(module\)"):
         fit(tiny_model(), Halve())

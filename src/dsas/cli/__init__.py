@@ -1,14 +1,23 @@
-"""The command line: parse, call one function, print. Errors that are the user's to mend end with exit status 2.
+"""The command line: parse, check, call one function, print. A user's mistakes end with exit status 2.
 
-One group of commands a file; importing the file puts its commands into `app`.
+One group of commands a file; importing the file puts its commands into `app`. What takes long to import (torch, and
+with it `dsas`) is imported by a command when it runs, after its files, folders and names were checked (`checks`), so
+that help, shell completion and mistakes cost no such wait.
 """
 
 import warnings
+from importlib import import_module
 
-from dsas.cli import calibrate, demo, explain, fit, generate, images, inspect, pareto, playground, serve, train  # noqa: F401 - each puts its commands into `app`
-from dsas.cli.options import app, show_warning
+from dsas.cli.app import app, show_warning
 
 __all__ = ["app", "main"]
+
+COMMANDS = (
+    *("fitting", "training", "calibration", "generation", "explanation", "images"),
+    *("inspection", "pareto", "playground", "serving", "demo"),
+)
+for group in COMMANDS:  # in the order in which help lists them
+    import_module(f"dsas.cli.{group}")
 
 
 def main() -> None:

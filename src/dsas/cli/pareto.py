@@ -1,28 +1,49 @@
 """Pareto: toxicity against damage, for several methods over the same strengths, prompts and texts."""
 
-import itertools
 import json
 import shlex
 import sys
+from functools import partial
+from itertools import combinations, product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import dsas
-from dsas.cli.options import AsJson, Device, Field, Model, Precision, app, console, hide_foreign_bars, kinds_of
+from dsas.cli.app import app
+from dsas.cli.checks import check_methods, check_model, check_out, check_scorers, kinds_of
+from dsas.cli.choices import SCORERS, offering, regulators, transforms
+from dsas.cli.models import loaded_model
+from dsas.cli.options import (
+    REPEATABLE,
+    STEERING,
+    AsJson,
+    Device,
+    Field,
+    Model,
+    NewTokens,
+    Precision,
+    Ray,
+    Sites,
+    Target,
+    Workers,
+    in_method,
+    in_output,
+    in_texts,
+)
 from dsas.errors import OptionError, TextsError
-from dsas.evaluation.choice import Question, read_questions
-from dsas.evaluation.generations import Sampling
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
-from dsas.model.identity import fingerprint
-from dsas.model.loading import LoadedModel, load_model
-from dsas.parallel.workers import Spread
-from dsas.sweep.jobs import PACKAGED, Part, Setup, scorer_of
-from dsas.sweep.run import STRENGTHS, Grid, Series, run_sweep
+from dsas.steering.folder import steering_folder
+
+if TYPE_CHECKING:
+    from dsas.evaluation.choice import Question
+    from dsas.model.loading import LoadedModel
+    from dsas.sweep.jobs import Part
+    from dsas.sweep.run import Series
 
 KL_TEXTS = 25
-SCORERS = list(PACKAGED)
+STRENGTHS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
+in_measures = partial(typer.Option, rich_help_panel="Measures")
 
 
 @app.command(
@@ -31,49 +52,74 @@ SCORERS = list(PACKAGED)
 )
 def pareto(
     model: Model,
-    prompts: Annotated[Path, typer.Option(help="Prompts to continue, none of them fitted on.")],
-    tune: Annotated[list[str], typer.Option(help="Neutral texts that choose strengths, [kind=]file; repeatable.")],
-    neutral: Annotated[list[str], typer.Option(help="Other neutral texts to report on, [kind=]file; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder for samples and report.")],
-    source: Annotated[Path | None, typer.Option(help="Texts to fit on, as in dsas fit.")] = None,
-    control: Annotated[Path | None, typer.Option(help="Neutral texts that must stay as they are.")] = None,
-    target: Annotated[Path | None, typer.Option(help="Texts with the desired behaviour; default: control.")] = None,
-    transform: Annotated[list[str], typer.Option(help="Each is fitted with every --regulator; repeatable.")] = ["caa"],  # noqa: B006
-    regulator: Annotated[list[str], typer.Option(help="Repeatable; a product is a*b.")] = ["constant", "logistic"],  # noqa: B006
-    steering: Annotated[list[Path], typer.Option(help="Folder of a Steering to sweep as well; repeatable.")] = [],  # noqa: B006
-    sites: Annotated[list[str], typer.Option(help="Shorthand, path, glob or re:...; repeatable.")] = ["residual"],  # noqa: B006
-    strength: Annotated[list[float], typer.Option(help="Repeatable; the grid of every series.")] = list(STRENGTHS),  # noqa: B006
-    seeds: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 3,
-    budget: Annotated[float, typer.Option(help="Tuning perplexity, over unsteered, of a chosen strength.")] = 1.05,
-    limit: Annotated[float, typer.Option(help="The same, above which nothing is measured.")] = 1.6,
-    scorer: Annotated[list[str], typer.Option(help="Packaged, or a classifier's id[@label]; repeatable.")] = SCORERS,
-    judge: Annotated[str, typer.Option(help="Another language model, to judge the continuations.")] = "",
-    questions: Annotated[Path | None, typer.Option(help=".jsonl with prompt, choices and answer (a number).")] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a continuation.")] = 32,
-    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
-    ray: Annotated[str, typer.Option(help="Address of a Ray cluster, or auto.")] = "",
-    show_words: Annotated[bool, typer.Option(help="Do not mask toxic words in the report.")] = False,
+    prompts: Annotated[Path, in_texts(help="Prompts to continue, none of them used for fitting.")],
+    tune: Annotated[list[str], in_texts(help=f"Neutral texts used to choose the strengths: [KIND=]FILE. {REPEATABLE}")],
+    neutral: Annotated[list[str], in_texts(help=f"Other neutral texts, to report on: [KIND=]FILE. {REPEATABLE}")],
+    out: Annotated[Path, in_output(help="Folder for samples and report.")],
+    source: Annotated[Path | None, in_texts(help="Texts with the undesired behaviour, to fit on.")] = None,
+    control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are, to fit on.")] = None,
+    target: Target = None,
+    transform: Annotated[
+        list[str], in_method(help=f"Each is fitted with every --regulator. {REPEATABLE}", autocompletion=transforms)
+    ] = ["caa"],  # noqa: B006
+    regulator: Annotated[
+        list[str], in_method(help=f"A name, or a product of names, a*b. {REPEATABLE}", autocompletion=regulators)
+    ] = ["constant", "logistic"],  # noqa: B006
+    steering: Annotated[list[Path], in_method(help=f"{STEERING} It is swept as well. {REPEATABLE}")] = [],  # noqa: B006
+    sites: Sites = ["residual"],  # noqa: B006
+    strength: Annotated[list[float], in_method(help=f"The same grid for all methods. {REPEATABLE}")] = STRENGTHS,
+    seeds: Annotated[int, in_measures(min=1, help="Continuations per prompt.")] = 3,
+    budget: Annotated[
+        float, in_measures(help="Largest perplexity ratio (steered/unsteered) on --tune allowed.")
+    ] = 1.05,
+    limit: Annotated[float, in_measures(help="Skip strengths whose perplexity ratio exceeds this.")] = 1.6,
+    scorer: Annotated[
+        list[str],
+        in_measures(
+            help=f"A packaged scorer, or a classifier as ID[@LABEL]. {REPEATABLE}", autocompletion=offering(SCORERS)
+        ),
+    ] = list(SCORERS),  # noqa: B006
+    judge: Annotated[str, in_measures(help="Another language model that judges the continuations.")] = "",
+    questions: Annotated[
+        Path | None, in_measures(exists=True, dir_okay=False, help=".jsonl with prompt, choices and answer (a number).")
+    ] = None,
+    new_tokens: NewTokens = 32,
+    workers: Workers = 1,
+    ray: Ray = "",
+    show_words: Annotated[bool, in_output(help="Do not mask toxic words in the report.")] = False,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Sweep methods over strengths and seeds, and report toxicity against damage; run again, it goes on."""
-    from dsas.reports.pareto import write_pareto_report
-
-    sets = {name: read_texts(file, field=field) for name, file in _given(source, control, target).items()}
+    """Sweep methods over strengths and seeds, and report toxicity against damage; a rerun resumes."""
+    files = _given(source, control, target, steering)
+    sets = {name: read_texts(file, field=field) for name, file in files.items()}
     texts = {"tune": kinds_of(tune, field), "report": kinds_of(neutral, field)}
     asked = read_texts(prompts, field=field)
     _check_apart(sets, texts, asked)
+    folders = {folder.name: steering_folder(folder) for folder in steering}
+    check_methods(transform, regulator)
+    check_scorers(scorer)
+    check_out(out)
+    for name in (model, judge) if judge else (model,):
+        check_model(name)
+    import dsas
+    from dsas.evaluation.choice import read_questions
+    from dsas.evaluation.generations import Sampling
+    from dsas.model.identity import fingerprint
+    from dsas.reports.pareto import write_pareto_report
+    from dsas.sweep.jobs import Setup, scorer_of
+    from dsas.sweep.run import Grid, Series, run_sweep
+
     quiz = {questions.stem: read_questions(questions)} if questions else {}
+    stored = [Series(name, dsas.Steering.from_pretrained(folders[name]), "stored", "stored") for name in folders]
     for name in scorer:
         scorer_of(name, device=device)
-    hide_foreign_bars()
-    loaded = load_model(model, device=device, precision=precision)
-    pairs = list(itertools.product(transform, regulator)) if sets else []
+    loaded = loaded_model(model, device, precision)
+    pairs = list(product(transform, regulator)) if sets else []
     series = [_fitted(loaded, sets, pair, sites=sites, out=out, progress=not as_json) for pair in pairs]
-    series += [Series(folder.name, dsas.Steering.from_pretrained(folder), "stored", "stored") for folder in steering]
-    spread = Spread(workers, ray)
+    spread = dsas.Spread(workers, ray)
     setup = Setup(
         model=model,
         fingerprint=fingerprint(loaded.model),
@@ -89,7 +135,7 @@ def pareto(
     chosen = run_sweep(
         out,
         setup,
-        [one._replace(strengths=tuple(strength)) for one in series],
+        [one._replace(strengths=tuple(strength)) for one in [*series, *stored]],
         grid=Grid(tuple(range(seeds)), budget, limit),
         spread=spread,
         command=shlex.join(["dsas", *sys.argv[1:]]),
@@ -101,15 +147,15 @@ def pareto(
         return
     for name, found in chosen.items():
         said = "no strength of the grid keeps the budget" if found.strength is None else f"strength {found.strength:g}"
-        console.print(f"{name}: {said}", markup=False, highlight=False)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+        print(f"{name}: {said}")
+    print(f"report: {out / 'report.html'}")
 
 
-def _given(source: Path | None, control: Path | None, target: Path | None) -> dict[str, Path]:
-    """Return the files to fit on. Raises OptionError unless there are both source and control, or none of the three."""
+def _given(source: Path | None, control: Path | None, target: Path | None, steering: list[Path]) -> dict[str, Path]:
+    """Return the files to fit on. Raises OptionError for a part of them, or none and no Steering either."""
     files = {"source": source, "control": control, "target": target or control}
     given = {name: file for name, file in files.items() if file is not None}
-    if given and len(given) < len(files):
+    if len(given) < len(files) and (given or not steering):
         raise OptionError("give --source and --control to fit on, or --steering with what is fitted already")
     return given
 
@@ -121,7 +167,7 @@ def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str
         **{f"--{name}": {text for some in texts[part].values() for text in some} for part, name in _PARTS.items()},
         "--prompts": set(prompts),
     }
-    for (one, first), (other, second) in itertools.combinations(parts.items(), 2):
+    for (one, first), (other, second) in combinations(parts.items(), 2):
         if shared := first & second:
             raise TextsError(f"{len(shared)} texts are in both {one} and {other}: what is reported must be held out")
 
@@ -129,22 +175,27 @@ def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str
 _PARTS = {"tune": "tune", "report": "neutral"}
 
 
-def _parts(texts: dict[str, dict[str, list[str]]], quiz: dict[str, tuple[Question, ...]]) -> dict[str, Part]:
+def _parts(texts: dict[str, dict[str, list[str]]], quiz: "dict[str, tuple[Question, ...]]") -> "dict[str, Part]":
     """Return what is read to choose strengths, and what to report: KL, of two passes, on the first texts of a kind."""
+    from dsas.sweep.jobs import Part
+
     tune, report = ({kind: tuple(some) for kind, some in texts[part].items()} for part in _PARTS)
     return {"tune": Part(tune), "report": Part(report, {kind: some[:KL_TEXTS] for kind, some in report.items()}, quiz)}
 
 
 def _fitted(
-    loaded: LoadedModel,
+    loaded: "LoadedModel",
     sets: dict[str, list[str]],
     pair: tuple[str, str],
     *,
     sites: list[str],
     out: Path,
     progress: bool,
-) -> Series:
+) -> "Series":
     """Return the series of a transform and a regulator; activations are collected once for all pairs."""
+    import dsas
+    from dsas.sweep.run import Series
+
     (how, when), (source, control, target) = pair, (sets[name] for name in ("source", "control", "target"))
     steering = dsas.fit(
         *loaded, source=source, control=control, target=target, transform=how, regulator=when, sites=sites,

@@ -3,28 +3,31 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-import dsas
-from dsas.cli.options import Device, Model, Precision, Strength, app, console, hide_foreign_bars
-from dsas.demo.playground import HOST, serve
-from dsas.demo.playground import playground as build
-from dsas.model.loading import load_model
+from dsas.cli.app import app
+from dsas.cli.checks import check_model, check_strength
+from dsas.cli.models import loaded_model
+from dsas.cli.options import REPEATABLE, STEERING, Device, Model, Precision, Strength, in_method, in_model
+from dsas.steering.folder import steering_folder
 
 
 @app.command(epilog="Example: `dsas playground ./model --steering detox --steering calm --strength 0.1`")
 def playground(
     model: Model,
-    steering: Annotated[list[str], typer.Option(help="Folder or hub id of a Steering; repeatable.")],
+    steering: Annotated[list[str], in_method(help=f"{STEERING} {REPEATABLE}")],
     strength: Strength = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1; nobody else can reach it.")] = 7860,
+    port: Annotated[int, in_model(min=1, max=65535, help="Port on 127.0.0.1; no other machine can reach it.")] = 7860,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Serve a page on this machine to type prompts, move the strength and switch Steerings; Ctrl-C ends it."""
-    hide_foreign_bars()
-    loaded = load_model(model, device=device, precision=precision)
-    steerings = {Path(name).name: dsas.Steering.from_pretrained(name) for name in steering}
-    page = build(*loaded, steerings, strength=strength)
-    console.print(f"playground: http://{HOST}:{port} (Ctrl-C ends it)", markup=False, highlight=False)
+    check_strength(strength)
+    folders = {Path(name).name: steering_folder(name) for name in steering}
+    check_model(model)
+    import dsas
+    from dsas.demo.playground import HOST, serve
+    from dsas.demo.playground import playground as build
+
+    steerings = {name: dsas.Steering.from_pretrained(folder) for name, folder in folders.items()}
+    page = build(*loaded_model(model, device, precision), steerings, strength=strength)
+    print(f"playground: http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
     serve(page, port=port)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from rich.progress import Progress
 
 from dsas.demo.cells import Bench, Cell
-from dsas.demo.explain import token_heats
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, demo_texts
+from dsas.demo.token_heats import token_heats
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers

@@ -25,10 +25,10 @@ from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import subject_of
 from dsas.parallel.progress import progress_bar
-from dsas.regulators import Regulator
+from dsas.regulators.base import Regulator
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
-from dsas.transforms import Transform
+from dsas.transforms.base import Transform
 
 
 def fit(

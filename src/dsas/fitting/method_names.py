@@ -6,15 +6,17 @@ dsas.Custom(function), dsas.Constant(0.5)    an object, used as it is at every s
 functools.partial(dsas.Logistic.fit, ...)    any function with the signature of `fit`
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
-from dsas.errors import OptionError, closest
-from dsas.regulators import REGULATORS, FittedRegulator, PerStep, Product, Regulator
-from dsas.transforms import TRANSFORMS, Transform
+from dsas.errors import OptionError
+from dsas.regulators import REGULATORS, factors_of
+from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.regulators.product import Product
+from dsas.transforms import TRANSFORMS
+from dsas.transforms.base import Transform
 
 FitTransform = Callable[[Tensor, Tensor], Transform]
 FitRegulator = Callable[..., FittedRegulator]
@@ -25,8 +27,11 @@ def transform_fit(transform: str | Transform | FitTransform) -> FitTransform:
     if isinstance(transform, Transform):
         return lambda _source, _target: transform
     if isinstance(transform, nn.Module):
-        raise OptionError(f"a {type(transform).__name__} is no transform yet: give dsas.Custom(module)")
-    return transform if callable(transform) else _named(transform, TRANSFORMS, "transform").fit
+        raise OptionError(f"got a bare {type(transform).__name__}; wrap it as dsas.Custom(module)")
+    if callable(transform):
+        return transform
+    TRANSFORMS.check(transform)
+    return TRANSFORMS[transform].fit
 
 
 def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
@@ -37,19 +42,8 @@ def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
         raise OptionError(f"a {type(regulator).__name__} is no regulator: make it a subclass of dsas.Regulator")
     if callable(regulator):
         return regulator
-    names = [name.strip() for name in regulator.split("*")]
-    kinds = [_named(name, REGULATORS, "regulator") for name in names]
-    if Product in kinds:
-        raise OptionError("write a product as the names of its factors, such as 'logistic*posterior'")
-    if PerStep in kinds:
-        raise OptionError("regulators a denoising step are asked for by dsas.Drawing(per_step=True), of any name")
+    kinds = [REGULATORS[name] for name in factors_of(regulator)]
     return kinds[0].fit if len(kinds) == 1 else partial(Product.fit, of=kinds)
-
-
-def _named(name: str, registry: Mapping[str, Any], kind: str) -> Any:
-    if name not in registry:
-        raise OptionError(f"unknown {kind} {name!r}; closest: {closest(name, registry)}")
-    return registry[name]
 
 
 def methods_table() -> str:

@@ -19,7 +19,9 @@ from dsas.fitting.selection import Selection
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.sites import Site
-from dsas.regulators import FittedRegulator, PerStep, Product
+from dsas.regulators.base import FittedRegulator
+from dsas.regulators.perstep import PerStep
+from dsas.regulators.product import Product
 from dsas.runtime.rule import Rule
 
 

@@ -31,7 +31,7 @@ from dsas.model.examples import check_texts
 from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import subject_of
-from dsas.regulators import Logistic
+from dsas.regulators.logistic import Logistic
 
 MATCHED = ("source", "control")  # a target may well differ: it says where to go and not when
 NEAR = 0.8  # cosine from which two texts are near duplicates

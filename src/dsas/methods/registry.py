@@ -1,6 +1,8 @@
 """Registry: methods by name, those here and those of other packages.
 
-Another package adds its methods by entry points, in the groups "dsas.transforms" and "dsas.regulators":
+A method is named by where its class is, "module:Class", and imported when it is asked for, so that listing and checking
+names imports nothing. Another package adds its methods by entry points, in the groups "dsas.transforms" and
+"dsas.regulators":
 
     [project.entry-points."dsas.transforms"]
     shrink = "their_package.shrink:Shrink"
@@ -10,30 +12,40 @@ The name that counts is the class's own `name`.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
-from typing import Generic, TypeVar, final
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, final
 
-from dsas.errors import DsasWarning
-from dsas.methods.base import Fitted
+from dsas.errors import DsasWarning, OptionError, closest
 
-Method = TypeVar("Method", bound=Fitted)
+Method = TypeVar("Method")
 
 
 @final
 class Registry(Mapping[str, type[Method]], Generic[Method]):
     """Classes of one kind by name, in the order in which they are given; others from entry points come after them."""
 
-    def __init__(self, group: str, kind: type[Method], methods: Sequence[type[Method]]) -> None:
-        """Hold `methods`, subclasses of `kind`, and whatever packages declare in the entry-point group `group`."""
+    def __init__(self, group: str, kind: str, methods: Mapping[str, str]) -> None:
+        """Hold `methods` by name, subclasses of `kind`, and whatever packages declare in the entry-point group `group`.
+
+        kind and the values of `methods` are written as "module:Class".
+        """
         self._group, self._kind = group, kind
-        self._known: dict[str, type[Method]] = {method.name: method for method in methods}
+        self._known: dict[str, str | type[Method]] = dict(methods)
         self._complete = False
 
     def __getitem__(self, name: str) -> type[Method]:
         if name not in self._known:
             self._complete_from_packages()
-        return self._known[name]
+        method: Any = self._known[name]
+        if isinstance(method, str):
+            self._known[name] = method = self._load(method)
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._known:
+            self._complete_from_packages()
+        return name in self._known
 
     def __iter__(self) -> Iterator[str]:
         self._complete_from_packages()
@@ -43,6 +55,15 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
         self._complete_from_packages()
         return len(self._known)
 
+    def check(self, name: str) -> None:
+        """Raise OptionError for a name that is not there. Imports no method of dsas."""
+        if name not in self:
+            kind = self._kind.rpartition(":")[2].lower()
+            raise OptionError(f"unknown {kind} {name!r}; closest: {closest(name, self)}")
+
+    def _load(self, value: str) -> Any:
+        return EntryPoint("", value, self._group).load()
+
     def _complete_from_packages(self) -> None:
         if self._complete:
             return
@@ -50,11 +71,11 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
         problems = []
         for entry in entry_points(group=self._group):
             try:
-                method = entry.load()
-                right = isinstance(method, type) and issubclass(method, self._kind)
-                problem = None if right else f"it is no subclass of dsas.{self._kind.__name__}"
+                kind, method = self._load(self._kind), entry.load()
+                right = isinstance(method, type) and issubclass(method, kind)
+                problem = None if right else f"it is no subclass of dsas.{kind.__name__}"
                 if right and method.name in self._known:
-                    problem = f"the name {method.name!r} is taken by {self._known[method.name].__name__}"
+                    problem = f"the name {method.name!r} is taken by {self[method.name].__name__}"
             except Exception as error:  # whatever a foreign package does must not keep dsas from working
                 method, problem = None, f"{type(error).__name__}: {error}"
             if problem is not None:

@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 SPREADS = ("balanced", "sequential")  # what transformers takes as `device_map` and `device` means here, too
@@ -16,8 +18,8 @@ SPREADS = ("balanced", "sequential")  # what transformers takes as `device_map` 
 class LoadedModel(NamedTuple):
     """A model in evaluation mode and the tokenizer that belongs to it."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
 
 
 def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
@@ -29,6 +31,8 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     Raises OptionError when nothing can be loaded from `name` or the device is not there, MissingExtraError for a GGUF
     file or a spread without what they need.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # which `import dsas` must not load
+
     place = _checked(device, precision)
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)

@@ -1,36 +1,41 @@
 """WHEN: one regulator a file. `REGULATORS` is the registry that fit, storage, the CLI and the laws read."""
 
-from dsas.methods.registry import Registry
-from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.regulators.cast import Cast
-from dsas.regulators.constant import Constant
-from dsas.regulators.halfspace import HalfSpace
-from dsas.regulators.logistic import Logistic
-from dsas.regulators.mera import Mera
-from dsas.regulators.perstep import PerStep
-from dsas.regulators.posterior import Posterior
-from dsas.regulators.product import Product
-from dsas.regulators.rectified import Rectified
-from dsas.regulators.schedule import Schedule
+from typing import TYPE_CHECKING
 
-REGULATORS: Registry[Regulator] = Registry(
+from dsas.errors import OptionError
+from dsas.methods.registry import Registry
+
+if TYPE_CHECKING:
+    from dsas.regulators.base import Regulator
+
+REGULATORS: "Registry[Regulator]" = Registry(
     "dsas.regulators",
-    Regulator,
-    (Constant, Logistic, Rectified, Cast, Mera, HalfSpace, Posterior, Schedule, Product, PerStep),
+    "dsas.regulators.base:Regulator",
+    {
+        "constant": "dsas.regulators.constant:Constant",
+        "logistic": "dsas.regulators.logistic:Logistic",
+        "rectified": "dsas.regulators.rectified:Rectified",
+        "cast": "dsas.regulators.cast:Cast",
+        "mera": "dsas.regulators.mera:Mera",
+        "halfspace": "dsas.regulators.halfspace:HalfSpace",
+        "posterior": "dsas.regulators.posterior:Posterior",
+        "schedule": "dsas.regulators.schedule:Schedule",
+        "product": "dsas.regulators.product:Product",
+        "per-step": "dsas.regulators.perstep:PerStep",
+    },
 )
 
-__all__ = [
-    "REGULATORS",
-    "Cast",
-    "Constant",
-    "FittedRegulator",
-    "HalfSpace",
-    "Logistic",
-    "Mera",
-    "PerStep",
-    "Posterior",
-    "Product",
-    "Rectified",
-    "Regulator",
-    "Schedule",
-]
+
+def factors_of(regulator: str) -> list[str]:
+    """Return the names that a regulator written as a name or a product of names, "a*b", is made of.
+
+    Imports no regulator. Raises OptionError for an unknown name, and for the two that are not asked for by name.
+    """
+    names = [name.strip() for name in regulator.split("*")]
+    for name in names:
+        REGULATORS.check(name)
+    if "product" in names:
+        raise OptionError("write a product as the names of its factors, such as 'logistic*posterior'")
+    if "per-step" in names:
+        raise OptionError("one regulator per denoising step, of any name, is asked for by dsas.Drawing(per_step=True)")
+    return names

@@ -16,7 +16,7 @@ from dsas.errors import OptionError
 from dsas.files.atomic import replace_files
 from dsas.model.drawing import Drawing, draw, prompt_batches
 from dsas.model.image_trace import Maps
-from dsas.regulators import Constant
+from dsas.regulators.constant import Constant
 from dsas.reports.page import Page, write_page
 from dsas.steering.steering import Steering
 from dsas.views.pictures import grid_figure, heat_figure

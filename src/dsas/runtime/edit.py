@@ -21,8 +21,11 @@ from dsas.methods.kernels import Fold
 from dsas.methods.kernels.eager import Stepped, prepared, stepped
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.strength import per_row
-from dsas.regulators import Constant, Logistic, Regulator
-from dsas.transforms import AffineTransform, Transform, steer
+from dsas.regulators.base import Regulator
+from dsas.regulators.constant import Constant
+from dsas.regulators.logistic import Logistic
+from dsas.transforms.affine import AffineTransform, steer
+from dsas.transforms.base import Transform
 
 Method = TypeVar("Method", bound=nn.Module)
 

@@ -27,7 +27,7 @@ from dsas.methods.kernels import Fold
 from dsas.model.hooks import forget_compiled, uncompiled
 from dsas.model.linear_layers import Behind, behind, is_transposed
 from dsas.model.sites import Site
-from dsas.regulators import Constant
+from dsas.regulators.constant import Constant
 from dsas.runtime.applied import Strength, read_strength
 from dsas.runtime.edit import Fused, General, edit_with, fold_rule, way_of
 from dsas.runtime.rule import Rule

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from dsas.model.sites import Site
-from dsas.regulators import Regulator
-from dsas.transforms import Transform
+from dsas.regulators.base import Regulator
+from dsas.transforms.base import Transform
 
 
 class Rule(NamedTuple):

@@ -18,11 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError, OptionError
-from dsas.regulators import Constant, Logistic, Mera, Rectified
+from dsas.regulators.constant import Constant
+from dsas.regulators.logistic import Logistic
+from dsas.regulators.mera import Mera
+from dsas.regulators.rectified import Rectified
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
-from dsas.transforms import AffineTransform
-from dsas.transforms.affine import EVERYWHERE
+from dsas.transforms.affine import EVERYWHERE, AffineTransform
 
 # With theta = 0 this bias makes a sigmoid 1 to the bit: a row without regulator, in a table of regulators.
 ALWAYS = 100.0

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from dsas.errors import ArtifactError
 from dsas.files.atomic import replace_files
+from dsas.steering.folder import CARD, CONFIG, TENSORS, check_files
 
 SCHEMA = 1
-CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 class Artifact(NamedTuple):
@@ -50,9 +50,7 @@ def write_artifact(folder: str | Path, artifact: Artifact, *, card: str) -> None
 def read_artifact(folder: str | Path) -> Artifact:
     """Read an artifact back. Raises ArtifactError, saying which file and why, for anything that is not intact."""
     folder = Path(folder)
-    missing = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
-    if missing:
-        raise ArtifactError(f"{folder} is not a stored Steering: {', '.join(missing)} not found")
+    check_files(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

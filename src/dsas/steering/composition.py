@@ -25,7 +25,8 @@ from dsas.model.pipeline_modules import Branch
 from dsas.model.strength import PromptTokens, Strength
 from dsas.runtime.applied import Applied, Record
 from dsas.runtime.rule import Rule
-from dsas.transforms import Transform, Translation
+from dsas.transforms.affine import Translation
+from dsas.transforms.base import Transform
 
 OPPOSED_BELOW = -0.5
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
@@ -23,9 +23,10 @@ from dsas.runtime.applied import Applied, ApplyOptions, Record
 from dsas.runtime.fuse import Fusion
 from dsas.runtime.rule import Rule
 from dsas.runtime.site_report import FittedSite, fitted_report
-from dsas.steering.artifact import CARD, CONFIG, TENSORS, Artifact, read_artifact, write_artifact
+from dsas.steering.artifact import Artifact, read_artifact, write_artifact
 from dsas.steering.calibration_record import Calibration
 from dsas.steering.composition import Composition, compose, scaled, summed
+from dsas.steering.folder import CONFIG, steering_folder
 from dsas.steering.serialization import pack, unpack
 from dsas.transforms import TRANSFORMS
 from dsas.version import VERSION
@@ -171,14 +172,7 @@ class Steering(ModelHubMixin):
 
         Raises ArtifactError, saying which file and why, for anything that is not an intact Steering.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            wanted = [CONFIG, TENSORS, CARD]
-            name = str(pretrained_model_name_or_path)
-            try:
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, **hub_options))
-            except (OSError, ValueError) as error:
-                raise ArtifactError(f"{name!r} is neither a local folder nor a readable hub id: {error}") from error
+        folder = steering_folder(pretrained_model_name_or_path, revision=revision, hub_options=hub_options)
         return cls._from_artifact(read_artifact(folder), folder)
 
     def digest(self) -> str:

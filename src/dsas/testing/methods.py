@@ -15,9 +15,9 @@ from torch.func import functional_call
 
 from dsas.methods.base import Fitted
 from dsas.model.forward_pass import ForwardPass, History
-from dsas.regulators import FittedRegulator, Regulator
+from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.testing.laws import close, require, require_gradient, untouched
-from dsas.transforms import Transform
+from dsas.transforms.base import Transform
 
 ROWS, TOKENS = 3, 5
 

@@ -27,7 +27,8 @@ from dsas.model.identity import fingerprint
 from dsas.model.reading import Reading
 from dsas.model.sites import Site, SitePatterns
 from dsas.model.subject import Examples, subject_of
-from dsas.regulators import Constant, FittedRegulator
+from dsas.regulators.base import FittedRegulator
+from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
 from dsas.training.learner import Learner
@@ -38,7 +39,7 @@ from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
 from dsas.training.run import Run
 from dsas.training.sets import checked, held_apart
-from dsas.transforms import Lineas
+from dsas.transforms.lineas import Lineas
 
 Name = Literal["lineas", "e2e-dsas", "preference"]
 GAMMA: dict[str, float] = {"lineas": 0.0, "e2e-dsas": 0.3, "preference": 3.0}

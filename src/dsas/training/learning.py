@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.regulators import Constant, Logistic, Rectified, Regulator
+from dsas.regulators.base import Regulator
+from dsas.regulators.constant import Constant
+from dsas.regulators.logistic import Logistic
+from dsas.regulators.rectified import Rectified
 from dsas.runtime.rule import Rule
-from dsas.transforms import Lineas, Transform
 from dsas.transforms.affine import Translation
+from dsas.transforms.base import Transform
+from dsas.transforms.lineas import Lineas
 
 Gate = Literal["sigmoid", "relu"]
 GATES: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu": Rectified}

@@ -27,7 +27,7 @@ from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.sites import Site
 from dsas.runtime.rule import Rule
-from dsas.transforms import steer
+from dsas.transforms.affine import steer
 
 
 def _all_rows(_hooks: Hooks, _sites: Sequence[Site]) -> None:

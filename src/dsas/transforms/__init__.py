@@ -1,50 +1,24 @@
 """HOW: one transform a file. `TRANSFORMS` is the registry that fit, storage, the CLI and the laws read."""
 
+from typing import TYPE_CHECKING
+
 from dsas.methods.registry import Registry
-from dsas.transforms.ablation import Ablation
-from dsas.transforms.addition import Addition
-from dsas.transforms.affine import AffineTransform, Translation, Transport, steer
-from dsas.transforms.base import Transform
-from dsas.transforms.classifier import ClassifierAddition
-from dsas.transforms.custom import Custom
-from dsas.transforms.gaussian import GaussianTransport
-from dsas.transforms.linear import LinearTransport
-from dsas.transforms.lineas import Lineas
-from dsas.transforms.mean import MeanTransport
-from dsas.transforms.principal import PrincipalAddition
-from dsas.transforms.rotation import Rotation
 
-TRANSFORMS: Registry[Transform] = Registry(
+if TYPE_CHECKING:
+    from dsas.transforms.base import Transform
+
+TRANSFORMS: "Registry[Transform]" = Registry(
     "dsas.transforms",
-    Transform,
-    (
-        Addition,
-        PrincipalAddition,
-        ClassifierAddition,
-        MeanTransport,
-        GaussianTransport,
-        LinearTransport,
-        Lineas,
-        Ablation,
-        Rotation,
-    ),
+    "dsas.transforms.base:Transform",
+    {
+        "caa": "dsas.transforms.addition:Addition",
+        "caa-pca": "dsas.transforms.principal:PrincipalAddition",
+        "iti": "dsas.transforms.classifier:ClassifierAddition",
+        "mean-act": "dsas.transforms.mean:MeanTransport",
+        "gaussian-act": "dsas.transforms.gaussian:GaussianTransport",
+        "linear-act": "dsas.transforms.linear:LinearTransport",
+        "lineas": "dsas.transforms.lineas:Lineas",
+        "ablation": "dsas.transforms.ablation:Ablation",
+        "rotation": "dsas.transforms.rotation:Rotation",
+    },
 )
-
-__all__ = [
-    "TRANSFORMS",
-    "Ablation",
-    "Addition",
-    "AffineTransform",
-    "ClassifierAddition",
-    "Custom",
-    "GaussianTransport",
-    "LinearTransport",
-    "Lineas",
-    "MeanTransport",
-    "PrincipalAddition",
-    "Rotation",
-    "Transform",
-    "Translation",
-    "Transport",
-    "steer",
-]

@@ -2,12 +2,13 @@
 
 import json
 from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-import dsas
+from dsas.cli.app import app
+from dsas.cli.checks import check_model, prompts_of
+from dsas.cli.models import loaded_model
 from dsas.cli.options import (
     AsJson,
     Chat,
@@ -15,37 +16,40 @@ from dsas.cli.options import (
     Field,
     File,
     Model,
+    NewTokens,
     Precision,
     Strength,
-    app,
-    console,
-    hide_foreign_bars,
-    prompts_of,
+    in_method,
+    in_output,
+    in_texts,
 )
+from dsas.cli.output import show_table
 from dsas.errors import OptionError
-from dsas.evaluation.generations import Sampling, sample_continuations
-from dsas.explaining.token_stream import TokenStream
 from dsas.files.text_files import DEFAULT_FIELD
-from dsas.model.loading import LoadedModel, load_model
-from dsas.model.token_batches import chat_prompts
-from dsas.parallel.progress import progress_bar
-from dsas.views.terminal import styled
+from dsas.steering.folder import steering_folder
+
+if TYPE_CHECKING:
+    import dsas
+    from dsas.evaluation.generations import Sampling
+    from dsas.model.loading import LoadedModel
 
 
 @app.command(epilog='Example: `dsas generate ./model "The idea is" --steering detox --strength 0.1 --compare`')
 def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.")] = None,
-    steering: Annotated[str | None, typer.Option(help="Folder or hub id of a Steering; none: unsteered.")] = None,
+    steering: Annotated[str | None, in_method(help="Folder or hub id of a Steering; none: unsteered.")] = None,
     strength: Strength = None,
     file: File = None,
     chat: Chat = False,
-    compare: Annotated[bool, typer.Option(help="Show the unsteered text beside the steered one.")] = False,
-    explain: Annotated[bool, typer.Option(help="Write token by token, coloured by applied strength.")] = False,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    seed: int = 0,
+    compare: Annotated[bool, in_output(help="Show the unsteered text beside the steered one.")] = False,
+    explain: Annotated[bool, in_output(help="Write token by token, coloured by applied strength.")] = False,
+    new_tokens: NewTokens = 64,
+    temperature: Annotated[float, in_texts(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[
+        float, in_texts(min=0.0, max=1.0, help="Sample from the likeliest tokens of this total probability.")
+    ] = 1.0,
+    seed: Annotated[int, in_texts(help="Seed of the sampling.")] = 0,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -57,8 +61,17 @@ def generate(
         raise OptionError("--compare needs --steering: there is nothing to compare with")
     if explain and (steering is None or compare or as_json):
         raise OptionError("--explain needs --steering, and goes without --compare and --json; see also: dsas explain")
-    hide_foreign_bars()
-    loaded = load_model(model, device=device, precision=precision)
+    folder = steering_folder(steering) if steering else None
+    check_model(model)
+    import dsas
+    from dsas.evaluation.generations import Sampling, sample_continuations
+    from dsas.model.token_batches import chat_prompts
+    from dsas.parallel.progress import progress_bar
+
+    chosen = dsas.Steering.from_pretrained(folder) if folder else None
+    if chosen is not None and strength is None:
+        strength = chosen.default_strength
+    loaded = loaded_model(model, device, precision)
     sampling = Sampling(temperature=temperature, top_p=top_p, repetition_penalty=1.0, new_tokens=new_tokens)
     asked = chat_prompts(loaded.tokenizer, prompts) if chat else prompts
 
@@ -74,13 +87,10 @@ def generate(
                 progress=lambda done: bar.update(task, completed=done),
             )[0]
 
-    chosen = dsas.Steering.from_pretrained(steering) if steering else None
-    if chosen is not None and strength is None:
-        strength = chosen.default_strength
     if explain and chosen is not None:
         for text in asked:
             _write(loaded, chosen.apply(loaded.model, strength), text, sampling, seed=seed, special_tokens=not chat)
-        console.print(f"coloured by applied strength, mean over sites: 0 to {strength:g}", style="dim", highlight=False)
+        print(f"coloured by applied strength, mean over sites: 0 to {strength:g}")
         return
     texts = {"steered": run(chosen.apply(loaded.model, strength))} if chosen else {}
     if compare or chosen is None:
@@ -89,17 +99,20 @@ def generate(
     if as_json:
         print(json.dumps({"strength": strength if chosen else 0.0, "generations": rows}))
         return
-    table = Table(*rows[0], show_lines=True)
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+    show_table(list(rows[0]), [list(row.values()) for row in rows], ruled=True)
 
 
 def _write(
-    loaded: LoadedModel, applied: dsas.Applied, text: str, sampling: Sampling, *, seed: int, special_tokens: bool
+    loaded: "LoadedModel", applied: "dsas.Applied", text: str, sampling: "Sampling", *, seed: int, special_tokens: bool
 ) -> None:
     """Continue one text on the console; a token is written once the next one is known, for it is steered only then."""
-    peak = float(applied.strength)
+    from rich.console import Console
+
+    from dsas.evaluation.generations import sample_continuations
+    from dsas.explaining.token_stream import TokenStream
+    from dsas.views.terminal import styled
+
+    peak, console = float(applied.strength), Console()
 
     def show(piece: str, value: float | None) -> None:
         style = styled(value, peak) if value is not None else None

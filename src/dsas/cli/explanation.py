@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
-import dsas
+from dsas.cli.app import app
+from dsas.cli.checks import check_model, check_out_file, check_strength, prompts_of
+from dsas.cli.models import loaded_model
 from dsas.cli.options import (
+    STEERING,
     AsJson,
     Chat,
     Device,
@@ -15,28 +18,27 @@ from dsas.cli.options import (
     Model,
     Precision,
     Strength,
-    app,
-    console,
-    hide_foreign_bars,
-    prompts_of,
+    in_method,
+    in_output,
+    in_texts,
 )
-from dsas.explaining.explanation import write_explanation
 from dsas.files.text_files import DEFAULT_FIELD
-from dsas.model.loading import load_model
-from dsas.model.token_batches import chat_prompts
+from dsas.steering.folder import steering_folder
 
 
 @app.command(epilog='Example: `dsas explain ./model "You are a fool." --steering detox --strength 0.1`')
 def explain(
     model: Model,
-    steering: Annotated[str, typer.Option(help="Folder or hub id of a Steering.")],
+    steering: Annotated[str, in_method(help=STEERING)],
     text: Annotated[str | None, typer.Argument(help="One text; or give --file.")] = None,
     file: File = None,
     strength: Strength = None,
-    generate: Annotated[int, typer.Option(min=0, help="Continue the texts by so many tokens, steered and not.")] = 0,
-    next_tokens: Annotated[int, typer.Option(min=0, help="Compare so many of the likeliest next tokens.")] = 0,
-    skip_sinks: Annotated[bool, typer.Option(help="Leave the first token of each text alone.")] = False,
-    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("explain.html"),
+    generate: Annotated[int, in_texts(min=0, help="Generate N tokens with and without steering.")] = 0,
+    next_tokens: Annotated[
+        int, in_texts(min=0, help="Compare the N likeliest next tokens with and without steering.")
+    ] = 0,
+    skip_sinks: Annotated[bool, in_method(help="Do not steer the first token of each text.")] = False,
+    out: Annotated[Path, in_output(help="Page to write.")] = Path("explain.html"),
     chat: Chat = False,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
@@ -45,9 +47,16 @@ def explain(
 ) -> None:
     """Write a page that shows which tokens were steered, at which sites, and by how much; --json prints it instead."""
     texts = prompts_of(text, file, field)
-    hide_foreign_bars()
-    loaded = load_model(model, device=device, precision=precision)
-    chosen = dsas.Steering.from_pretrained(steering)
+    check_strength(strength)
+    folder = steering_folder(steering)
+    check_out_file(out)
+    check_model(model)
+    import dsas
+    from dsas.explaining.explanation import write_explanation
+    from dsas.model.token_batches import chat_prompts
+
+    chosen = dsas.Steering.from_pretrained(folder)
+    loaded = loaded_model(model, device, precision)
     given = chat_prompts(loaded.tokenizer, texts) if chat else texts
     trace = dsas.explain(
         *loaded,
@@ -65,4 +74,4 @@ def explain(
         return
     used = chosen.default_strength if strength is None else strength
     write_explanation(out, trace, title=f"What {Path(steering).name} steered at strength {used:g}")
-    console.print(f"page: {out}", markup=False, highlight=False, soft_wrap=True)
+    print(f"page: {out}")

@@ -1,0 +1,118 @@
+"""Fit, info and methods: make a Steering from texts, show what a stored one does, list what there is to choose."""
+
+import json
+import shutil
+from typing import Annotated, Any
+
+import typer
+
+from dsas.cli.app import app
+from dsas.cli.checks import check_apart, check_methods, check_model, check_out
+from dsas.cli.choices import Pooling, Selection
+from dsas.cli.models import loaded_model
+from dsas.cli.options import (
+    STEERING,
+    AsJson,
+    Control,
+    Device,
+    Field,
+    Model,
+    Out,
+    Precision,
+    Ray,
+    Regulator,
+    Sites,
+    Source,
+    Target,
+    Transform,
+    Workers,
+    in_method,
+    in_texts,
+)
+from dsas.cli.output import show, show_table
+from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
+from dsas.regulators import REGULATORS
+from dsas.steering.folder import steering_folder
+from dsas.transforms import TRANSFORMS
+
+
+@app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")
+def fit(
+    model: Model,
+    source: Source,
+    control: Control,
+    out: Out,
+    target: Target = None,
+    transform: Transform = "caa",
+    regulator: Regulator = "logistic",
+    sites: Sites = ["residual"],  # noqa: B006
+    selection: Annotated[Selection, in_method(help="Which sites are steered, by held-out accuracy.")] = "threshold",
+    threshold: Annotated[
+        float, in_method(min=0, max=1, help="With --selection threshold: least accuracy of a steered site.")
+    ] = 0.75,
+    top: Annotated[int, in_method(min=1, help="With --selection top: how many sites are steered.")] = 48,
+    incremental: Annotated[bool, in_method(help="Fit each site with the earlier ones already steered.")] = False,
+    spans: Annotated[bool, in_method(help="Learn from single tokens: the source .jsonl has 'spans'.")] = False,
+    pooling: Annotated[Pooling, in_method(help="A text's vector: the mean of its tokens, or the last.")] = "mean",
+    batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
+    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
+    workers: Workers = 1,
+    ray: Ray = "",
+    field: Field = DEFAULT_FIELD,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
+    check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
+    texts: dict[str, list[Any]] = {
+        "source": read_texts(source, field=field),
+        "control": read_texts(control, field=field),
+    }
+    goal = read_texts(target, field=field) if target else None
+    labels = read_spans(source) if spans else None
+    collected = out.with_name(f".{out.name}.collected")
+    for folder in (out, collected):
+        check_out(folder)
+    check_methods([transform], [regulator])
+    check_model(model)
+    import dsas
+
+    loaded = loaded_model(model, device, precision)
+    if labels is not None:
+        texts["source"] = list(map(dsas.Example, texts["source"], labels))
+    steering = dsas.fit(
+        *loaded,
+        **texts,
+        target=goal,
+        transform=transform,
+        regulator=regulator,
+        sites=sites,
+        selection={"threshold": dsas.Threshold(threshold), "top": dsas.Top(top)}.get(selection, selection),
+        reading=dsas.Reading(pooling, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray)),
+        checkpoint=collected,
+        progress=not as_json,
+    )
+    steering.save_pretrained(out)
+    shutil.rmtree(collected, ignore_errors=True)
+    show(steering, as_json, saved=str(out))
+
+
+@app.command(epilog="Example: `dsas info detox --json`")
+def info(steering: Annotated[str, typer.Argument(help=STEERING)], as_json: AsJson = False) -> None:
+    """Show what a stored Steering does, site by site."""
+    folder = steering_folder(steering)
+    import dsas
+
+    show(dsas.Steering.from_pretrained(folder), as_json)
+
+
+@app.command(epilog="Example: `dsas methods --json`")
+def methods(as_json: AsJson = False) -> None:
+    """List every transform and regulator: name, formula, paper, limitations, cost per token."""
+    kinds = {"transform": TRANSFORMS, "regulator": REGULATORS}
+    rows = [{"kind": kind, "name": name, **of[name].facts._asdict()} for kind, of in kinds.items() for name in of]
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        show_table(list(rows[0]), [list(row.values()) for row in rows])

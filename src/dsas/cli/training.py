@@ -1,0 +1,150 @@
+"""Train: make a Steering from texts by gradients through the model."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from dsas.cli.app import app
+from dsas.cli.checks import check_methods, check_model, check_out
+from dsas.cli.choices import STARTS, Gate, Objective, OptimiserName, offering, regulators
+from dsas.cli.models import loaded_model
+from dsas.cli.options import (
+    AsJson,
+    Device,
+    Field,
+    Model,
+    Precision,
+    Sites,
+    Source,
+    in_method,
+    in_model,
+    in_output,
+    in_texts,
+)
+from dsas.cli.output import show
+from dsas.errors import ArtifactError, OptionError
+from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.steering.folder import steering_folder
+
+if TYPE_CHECKING:
+    from dsas.training.gradients import Start
+
+in_training = partial(typer.Option, rich_help_panel="Training")
+
+
+@app.command(
+    epilog="Example: `dsas train ./model --source rude.txt --control plain.txt --target polite.txt --out detox "
+    "--objective e2e-dsas --gate relu`"
+)
+def train(
+    model: Model,
+    source: Source,
+    target: Annotated[
+        Path,
+        in_texts(help="Texts with the desired behaviour; for preference, line i is preferred to line i of --source."),
+    ],
+    out: Annotated[Path, in_output(help="Folder to write the Steering to; log and state go to OUT/training.")],
+    control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are.")] = None,
+    objective: Annotated[
+        Objective, in_method(help="lineas learns how to steer, e2e-dsas and preference also when.")
+    ] = "lineas",
+    gate: Annotated[Gate, in_method(help="Form of the regulators that are learned.")] = "sigmoid",
+    gamma: Annotated[
+        float | None,
+        in_method(min=0, help="Weight of keeping control texts as they are; default: 0.3, or 3 for preference."),
+    ] = None,
+    sparsity: Annotated[float, in_method(min=0, help="Weight of the sparse group lasso; 0 is dense.")] = 0.0,
+    beta: Annotated[float, in_method(help="DPO beta (1/nats); larger saturates earlier.")] = 0.1,
+    per_step: Annotated[int, in_training(min=1, help="Pairs, and control texts, per step of preference.")] = 16,
+    steps: Annotated[
+        int, in_training(min=1, help="Optimizer steps: full batch, or --per-step pairs for preference.")
+    ] = 50,
+    start: Annotated[
+        str,
+        in_method(
+            help="Where regulators start: fitted or scratch; or a Steering to train further.",
+            autocompletion=offering(STARTS),
+        ),
+    ] = "fitted",
+    start_strength: Annotated[
+        float, in_method(help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave.")
+    ] = 1.0,
+    regulator: Annotated[
+        str, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
+    ] = "constant",
+    sites: Sites = ["norm"],  # noqa: B006
+    optimiser: Annotated[OptimiserName, in_training(help="Optimizer.")] = "adam",
+    rate: Annotated[float, in_training(help="Learning rate of the transforms.")] = 0.003,
+    regulator_rate: Annotated[float, in_training(help="Learning rate of the regulators.")] = 0.003,
+    held_out: Annotated[
+        float, in_training(min=0, max=0.5, help="Share of the texts held out to decide when to stop.")
+    ] = 0.2,
+    batch_size: Annotated[
+        int, in_model(min=1, help="Texts per forward pass; gradients accumulate over all texts.")
+    ] = 32,
+    checkpointing: Annotated[bool, in_model(help="Less memory for one more forward pass per step.")] = False,
+    tensorboard: Annotated[bool, in_output(help="Also write TensorBoard events.")] = False,
+    seed: Annotated[int, in_training(help="Seed of the train/held-out split and the pair order.")] = 0,
+    field: Field = DEFAULT_FIELD,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Learn a Steering by gradients through the model; Ctrl-C keeps the best so far, and a rerun resumes.
+
+    Under `torchrun -m dsas.cli train ...` its processes share the work.
+    """
+    folder = _start_folder(start, start_strength)
+    unwanted, wanted = read_texts(source, field=field), read_texts(target, field=field)
+    neutral = read_texts(control, field=field) if control else []
+    check_out(out)
+    check_methods([], [regulator])
+    check_model(model)
+    import dsas
+    from dsas.training.ranks import is_first
+
+    begin = cast("Start", start) if folder is None else dsas.Steering.from_pretrained(folder)
+    loaded = loaded_model(model, device, precision)
+    steering = dsas.train(
+        *loaded,
+        source=unwanted,
+        target=wanted,
+        control=neutral,
+        objective=objective,
+        gate=gate,
+        gamma=gamma,
+        sparsity=sparsity,
+        beta=beta,
+        per_step=per_step,
+        steps=steps,
+        start=start_strength * begin if isinstance(begin, dsas.Steering) and start_strength != 1 else begin,
+        regulator=regulator,
+        sites=sites,
+        optimiser=dsas.Optimiser(optimiser, rate, regulator_rate),
+        held_out=dsas.HeldOut(held_out),
+        reading=dsas.Reading(batch_size=batch_size),
+        checkpointing=checkpointing,
+        checkpoint=out / "training",
+        tensorboard=tensorboard,
+        seed=seed,
+        progress=not as_json,
+    )
+    if is_first():
+        steering.save_pretrained(out)
+        show(steering, as_json, saved=str(out), log=str(out / "training" / "log.csv"))
+    if steering.settings["training"]["stopped"] == "interrupted":
+        raise typer.Exit(130)
+
+
+def _start_folder(start: str, strength: float) -> Path | None:
+    """Return the folder of the Steering to start from, None when none is named."""
+    if start in STARTS:
+        if strength != 1:
+            raise OptionError(f"--start-strength needs a Steering to start from, and --start is {start!r}")
+        return None
+    try:
+        return steering_folder(start)
+    except ArtifactError as error:
+        raise OptionError(f"--start must be fitted, scratch or a Steering: {error}") from error

@@ -1,0 +1,179 @@
+"""A command says what is wrong with its files, folders, names and options before it imports torch or loads a model."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from make_options import options
+from makers import random_steering
+
+from dsas.cli.checks import check_out
+from dsas.errors import OptionError
+from dsas.testing import tiny_model
+
+PROGRAM = """
+import contextlib, io, json, sys
+from dsas.cli import main
+ended = []
+for arguments in json.load(sys.stdin):
+    sys.argv, out, err = ["dsas", *arguments], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as status:
+            ended.append([status.code, out.getvalue(), err.getvalue()])
+heavy = {"torch", "transformers", "numpy", "sklearn"} & set(sys.modules)
+print(json.dumps({"ended": ended, "heavy": sorted(heavy)}))
+"""
+FIT = "fit someone/absent --source rude.txt --control plain.txt --out new"
+TRAIN = "train someone/absent --source rude.txt --target plain.txt --out new"
+CALIBRATE = "calibrate someone/absent detox --tune rude.txt --held-out plain.txt"
+EXPLAIN = "explain someone/absent hello --steering detox"
+IMAGES = "images someone/absent detox --prompt cat"
+PARETO = "pareto someone/absent --prompts ask.txt --tune rude.txt --neutral plain.txt --out new --steering detox"
+FITTED = "--source rude.txt --control kind.txt"
+NO_STEERING = "'gone' is neither a local folder nor a readable hub id"
+
+CASES = {
+    f"{FIT} --source rud.txt": "rud.txt: no such file; closest in its folder: 'rude.txt'",
+    f"{FIT} --source rows.jsonl": "rows.jsonl:1: no field 'text'; closest: 'words'",
+    f"{FIT} --transform ca": "unknown transform 'ca'; closest: 'caa'",
+    f"{FIT} --regulator logistic*cats": "unknown regulator 'cats'; closest: 'cast'",
+    f"{FIT} --out rude.txt": "cannot write to rude.txt: expected a folder, but",
+    f"{FIT} --out rude.txt/deeper/still": "rude.txt is a file",
+    f"{FIT} --spans --incremental": "--incremental and --spans cannot be combined",
+    f"{FIT} --incremental --workers 2": "--incremental and --workers cannot be combined",
+    f"{FIT} --spans": "spans are read from a file ending in .jsonl, got '.txt'",
+    f"{FIT} --selection best": "'best' is not one of 'threshold', 'smooth', 'top', 'all'",
+    f"{FIT} --threshold 2": "Invalid value for '--threshold'",
+    f"{FIT} --transfrom caa": "--transform",
+    FIT.replace("someone/absent", "./absent"): "no model could be loaded from './absent'",
+    FIT.replace("someone/absent", "absent.gguf"): "no model could be loaded from 'absent.gguf'",
+    f"{TRAIN} --source rud.txt": "rud.txt: no such file",
+    f"{TRAIN} --control gone.txt": "gone.txt: no such file",
+    f"{TRAIN} --regulator cats": "unknown regulator 'cats'; closest: 'cast'",
+    f"{TRAIN} --out rude.txt/x": "rude.txt is a file",
+    f"{TRAIN} --start gone": f"--start must be fitted, scratch or a Steering: {NO_STEERING}",
+    f"{TRAIN} --start-strength 0.1": "--start-strength needs a Steering to start from, and --start is 'fitted'",
+    f"{TRAIN} --objective e2e": "'e2e' is not one of 'lineas', 'e2e-dsas', 'preference'",
+    CALIBRATE.replace("detox", "gone --out new"): NO_STEERING,
+    CALIBRATE.replace("detox", "empty"): "empty is not a stored Steering: config.json, model.safetensors not found",
+    CALIBRATE.replace("detox", "someone/detox"): "--out must say where to write",
+    f"{CALIBRATE} --tune wiki=gone.txt": "gone.txt: no such file",
+    f"{CALIBRATE} --budget ppl=1.05": "unknown budget 'ppl'; closest: ",
+    f"{CALIBRATE} --start 2 --limit 1": "expected 0 < start <= limit, got --start 2.0 and --limit 1.0",
+    f"{CALIBRATE} --out rude.txt": "cannot write to rude.txt",
+    "generate someone/absent --file gone.txt": "gone.txt: no such file",
+    "generate someone/absent hello --steering gone": NO_STEERING,
+    "generate someone/absent hello --compare": "--compare needs --steering",
+    f"{EXPLAIN} --file rude.txt": "either one prompt or --file",
+    EXPLAIN.replace("hello", "--file gone.txt"): "gone.txt: no such file",
+    EXPLAIN.replace("detox", "gone"): NO_STEERING,
+    f"{EXPLAIN} --strength 0": "expected a strength > 0, got 0.0: at 0 no token is steered",
+    f"{EXPLAIN} --out empty": "cannot write empty: expected a file, but it is a folder",
+    f"{EXPLAIN} --out rude.txt/page.html": "rude.txt is a file",
+    IMAGES.replace("detox", "gone"): NO_STEERING,
+    f"{IMAGES} --options [1]": "--options must be a JSON object",
+    f"{IMAGES} --branch all": "'all' is not one of 'conditional', 'unconditional', 'both'",
+    f"{IMAGES} --out rude.txt": "cannot write to rude.txt",
+    IMAGES.replace("someone/absent", "./absent"): "expected a folder with a diffusers pipeline",
+    "inspect-data --source rude.txt --control gone.txt --model someone/absent": "gone.txt: no such file",
+    "inspect-data --source rude.txt --control plain.txt --model ./absent": "no model could be loaded from './absent'",
+    f"{PARETO} --prompts gone.txt": "gone.txt: no such file",
+    f"{PARETO} --neutral gone.txt": "gone.txt: no such file",
+    f"{PARETO} --questions gone.jsonl": "'gone.jsonl' does not exist",
+    f"{PARETO} --steering gone": NO_STEERING,
+    f"{PARETO} --transform ca": "unknown transform 'ca'",
+    f"{PARETO} --scorer toxblock": "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'",
+    f"{PARETO} --out rude.txt": "cannot write to rude.txt",
+    f"{PARETO} --judge ./absent": "no model could be loaded from './absent'",
+    f"{PARETO} --source kind.txt": "give --source and --control to fit on",
+    f"{PARETO} {FITTED}": "texts are in both the texts to fit on and --tune",
+    PARETO.replace("--steering detox", ""): "or --steering with what is fitted already",
+    "playground someone/absent --steering gone": NO_STEERING,
+    "playground someone/absent --steering detox --strength 0": "expected a strength > 0",
+    "serve someone/absent --steering other=gone": NO_STEERING,
+    "serve --port 8000 ./model --steering detox": "the model comes first",
+    "demo --out rude.txt": "cannot write to rude.txt",
+    "demo --model gpt5": "'gpt5' is not one of 'smollm2', 'gemma3'",
+    "info gone": NO_STEERING,
+    "methods --jsn": "--json",
+    "serv": "serve",
+}  # fmt: skip
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("checks")
+    for name in ("rude", "plain", "kind", "ask"):
+        (made / f"{name}.txt").write_text("\n".join(f"{name} {n}" for n in range(8)))
+    (made / "rows.jsonl").write_text('{"words": "one"}')
+    (made / "empty").mkdir()
+    random_steering(tiny_model()).save_pretrained(made / "detox")
+    return made
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> dict[str, Any]:
+    """Run all cases in one process, which must not import what computes."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=json.dumps([case.split() for case in CASES]),
+        capture_output=True, text=True, check=True, cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_ends_with_status_2_and_one_line_that_says_what_it_is(told: dict[str, Any], case: str) -> None:
+    status, out, err = told["ended"][list(CASES).index(case)]
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert CASES[case] in err
+
+
+def test_no_mistake_costs_the_time_of_importing_torch(told: dict[str, Any]) -> None:
+    assert told["heavy"] == []
+
+
+def test_every_command_has_a_mistake_that_is_told_early() -> None:
+    assert {case.split()[0] for case in CASES} >= set(options())
+
+
+def test_nothing_was_written(told: dict[str, Any], folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "rows.jsonl", "empty", "detox")
+    }
+
+
+def test_a_folder_without_permission_is_told_and_one_that_can_be_made_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_out(tmp_path / "new" / "deeper")
+    denied: Callable[[Any, int], bool] = lambda path, _mode: Path(path) != tmp_path  # noqa: E731
+    monkeypatch.setattr(os, "access", denied)
+    with pytest.raises(OptionError, match=rf"cannot write to .*deeper: no permission to write in {tmp_path}$"):
+        check_out(tmp_path / "new" / "deeper")
+
+
+def test_a_classifier_that_is_a_folder_is_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsas.cli.checks import check_scorers
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    check_scorers(["mine", "mine@toxic", "owner/name", "owner/name@toxic", "tox-block"])
+    with pytest.raises(OptionError, match="no scorer 'others@toxic'"):
+        check_scorers(["others@toxic"])
