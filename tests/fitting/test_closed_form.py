@@ -327,7 +327,7 @@ def test_with_spans_the_regulator_learns_from_tokens_and_finds_those_that_texts_
         ({"source": marked((3, 99))}, TextsError, r"source\[0\]: expected spans with 0 <= start < stop <= the length"),
         ({"source": marked((3, 3))}, TextsError, r"source\[0\]: expected spans .* got \(3, 3\)"),
         (
-            {"control": marked((0, 2))},
+            {"control": [dsas.Example("the door", ((0, 2),))] * 4},
             TextsError,
             "a source text shows the behaviour; control has some, too",
         ),
