@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Static
 from dsas import Addition, Constant, Logistic, Rule, Steering, find_sites
 from dsas.demo.models import real_model
 from dsas.model.identity import ModelIdentity
-from dsas.runtime.edit import fold_rule
+from dsas.runtime.edit import fused_edit
 
 PREFILL_TOKENS, PROMPT_TOKENS, NEW_TOKENS, STRENGTH = 512, 16, 8, 0.1
 Way = Callable[[Any], Any]
@@ -179,9 +179,9 @@ def kept(model: Any) -> float:
     """Return how many numbers an apply keeps at a site beside the Steering's own, in units of its width."""
     rule = random_steering(model).rules[0]
     own = {value.data_ptr() for method in (rule.transform, rule.regulator) for value in method.buffers()}
-    fold = fold_rule(rule.transform, rule.regulator, STRENGTH)
-    assert fold is not None
-    new = [value for value in fold if value is not None and value.data_ptr() not in own]
+    edit = fused_edit(rule.transform, rule.regulator, STRENGTH)
+    assert edit is not None
+    new = [value for value in edit if isinstance(value, torch.Tensor) and value.data_ptr() not in own]
     return sum(value.numel() for value in new) / model.config.hidden_size
 
 

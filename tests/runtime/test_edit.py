@@ -1,6 +1,8 @@
 """Editing: the fused way is taken where it may be, does what the general way does, and keeps little."""
 
+import gc
 import threading
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,9 +76,10 @@ def test_what_the_fused_way_does_not_know_goes_the_general_way() -> None:
     bounded = dsas.LinearTransport(torch.ones(WIDTH), torch.ones(WIDTH), *ends)
     learned = dsas.Addition(torch.randn(WIDTH).requires_grad_())
     learned_when = dsas.Logistic(torch.randn(WIDTH).requires_grad_(), torch.tensor(0.0))
+    plane = torch.ones(WIDTH), torch.tensor(0.0)
     for transform in (bounded, learned, Override(torch.ones(WIDTH)), dsas.Custom(lambda t: t)):
         assert isinstance(fused_way(transform, when, one), General)
-    for regulator in (learned_when, dsas.HalfSpace(torch.ones(WIDTH), torch.tensor(0.0)), dsas.Schedule("all")):
+    for regulator in (learned_when, dsas.Rectified(*plane), dsas.HalfSpace(*plane), dsas.Schedule("all")):
         assert isinstance(fused_way(how, regulator, one), General)
     assert isinstance(fused_way(how, when, one.clone().requires_grad_()), General)
     assert isinstance(fused_way(how, when, one, skip_sinks=True), General)
@@ -115,14 +118,29 @@ def test_a_site_takes_so_many_launches_and_no_more(how: str, when: str, dtype: A
     assert watch.seen == expected
 
 
+def tensors_in(root: object) -> list[Tensor]:
+    """Return the tensors that can be reached from an object, other than through modules and classes."""
+    found, left, seen = list[Tensor](), [root], set[int]()
+    while left:
+        one = left.pop()
+        if id(one) in seen or isinstance(one, (type, ModuleType)) or (isinstance(one, dict) and "__name__" in one):
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            found.append(one)
+        else:
+            left += gc.get_referents(one)
+    return found
+
+
 @pytest.mark.parametrize(("how", "kept"), [("addition", 1), ("affine", 2)])
 def test_an_apply_keeps_at_most_two_new_vectors_a_site(how: str, kept: int) -> None:
     way = fused_way(HOW[how], WHEN["logistic"], torch.tensor(0.7))
     way(torch.randn(2, 3, WIDTH), None)
     assert isinstance(way, Fused)
     given = {value.data_ptr() for method in (HOW[how], WHEN["logistic"]) for value in method.buffers()}
-    assert way._here is not None
-    held = {value.data_ptr(): value.numel() for value in (*way._fold, *way._here.fold) if value is not None}
+    held = {value.data_ptr(): value.numel() for value in tensors_in(way)}
+    assert held.keys() & given  # the regulator's own vector is held as it is
     assert sum(count for place, count in held.items() if place not in given) == kept * WIDTH
 
 

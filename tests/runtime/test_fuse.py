@@ -141,7 +141,7 @@ def test_a_fold_in_bfloat16_is_rounded_once() -> None:
     steering = constant_steering(model, "re:.*layers.0.mlp.down_proj", multiplied=True)
     rule, weight = steering.rules[0], model.model.layers[0].mlp.down_proj.weight.double()
     factor = torch.tensor(0.6) * 0.9 * 0.7
-    slope, offset = (factor * value for value in rule.transform.coefficients()[:2])
+    offset, slope = (factor * value for value in rule.transform.coefficients()[:2])
     with steering.fuse(model, 0.6):
         linear = model.model.layers[0].mlp.down_proj
         torch.testing.assert_close(linear.weight.double(), (1 + slope.double())[:, None] * weight, rtol=2**-8, atol=0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.errors import ModelMismatchError, OptionError
-from dsas.serving.tables import Parts, SiteTable, check_model, row_of, rows_of, union
+from dsas.serving.tables import Parts, SiteTable, check_model, row_of, rows_of
 from dsas.testing.models import WIDTH, tiny_model
 
 SITE = dsas.Site("block")
@@ -61,7 +61,7 @@ def steered_by_apply(rule: dsas.Rule, t: Tensor, strength: float) -> Tensor:
 
 def filled(rules: list[dsas.Rule]) -> SiteTable:
     rows = [row_of(rule) for rule in rules]
-    table = SiteTable(len(rows), WIDTH, union(rows))
+    table = SiteTable(len(rows), WIDTH, Parts.of(rows))
     for slot, row in enumerate(rows, 1):
         table.put(slot, row)
     return table
@@ -111,7 +111,7 @@ def test_a_constant_regulator_among_others_is_exact() -> None:
 
 def test_columns_are_made_only_where_a_row_needs_them() -> None:
     kinds = [("caa", "constant"), ("lineas", "constant"), ("linear-act", "constant"), ("caa", "logistic")]
-    parts = [row_of(rule_of(*kind)).parts() for kind in kinds]
+    parts = [Parts.of([row_of(rule_of(*kind))]) for kind in kinds]
     assert parts == [Parts(), Parts(slope=True), Parts(slope=True, support=True), Parts(gate=True)]
     assert [SiteTable(1, WIDTH, part).bytes_per_slot() for part in parts] == [
         4 * WIDTH + 4, 8 * WIDTH + 4, 16 * WIDTH + 4, 8 * WIDTH + 12,

@@ -139,7 +139,10 @@ def test_strengths_that_do_not_divide_the_batch_are_refused_when_the_model_runs(
     message = "2 strengths were given but the batch has 3 rows; give one, or 3"
     with pytest.raises(StrengthError, match=message), steering.apply(model, [1.0, 2.0]):
         logits_of(model, torch.ones(3, 4, dtype=torch.long))
-    assert per_row(torch.tensor([1.0, 2.0]), 6).flatten().tolist() == [1, 1, 1, 2, 2, 2]
+    assert per_row(torch.tensor([1.0, 2.0]), 6).tolist() == [1, 1, 1, 2, 2, 2]
+    assert per_row(torch.tensor([1.0, 2.0]), 8, copies=2).tolist() == [1, 1, 2, 2, 1, 1, 2, 2]
+    with pytest.raises(StrengthError, match="2 strengths were given but the batch has 3 rows"):
+        per_row(torch.tensor([1.0, 2.0]), 6, copies=2)
 
 
 def test_installing_twice_is_refused_and_removing_twice_is_harmless(model: Any) -> None:

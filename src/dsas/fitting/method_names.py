@@ -6,6 +6,7 @@ dsas.Custom(function), dsas.Constant(0.5)    an object, used as it is at every s
 functools.partial(dsas.Logistic.fit, ...)    any function with the signature of `fit`
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -44,6 +45,15 @@ def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
         return regulator
     kinds = [REGULATORS[name] for name in factors_of(regulator)]
     return kinds[0].fit if len(kinds) == 1 else partial(Product.fit, of=kinds)
+
+
+def takes_groups(fit: FitRegulator) -> bool:
+    """Whether a regulator can learn from single tokens or positions, told by `groups` which text each is of."""
+    try:
+        parameters = inspect.signature(fit).parameters.values()
+    except ValueError:  # written in C, without a signature
+        return False
+    return any(one.name == "groups" or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def methods_table() -> str:

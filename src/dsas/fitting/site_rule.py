@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, OptionError
-from dsas.fitting.method_names import FitRegulator, FitTransform
+from dsas.fitting.method_names import FitRegulator, FitTransform, takes_groups
 from dsas.fitting.selection import Selection
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.model.labelled_tokens import LabelledTokens
@@ -63,19 +63,13 @@ class Recipe(NamedTuple):
     def _regulated(self, data: SiteData) -> FittedRegulator:
         if data.tokens is None:
             return self.regulator(data.source, data.control, data.target)
-        vectors, shown, texts = data.tokens.vectors[data.site], data.tokens.shown, data.tokens.texts
-        try:
-            return self.regulator(
-                vectors[shown], vectors[~shown], data.target, groups=torch.cat([texts[shown], texts[~shown]])
-            )
-        except TypeError as error:
-            if "groups" not in str(error):
-                raise
+        if not takes_groups(self.regulator):
             if data.samples is not None:
                 return self.regulator(data.source, data.control, data.target)
-            raise OptionError(
-                "this regulator cannot learn from spans, since its fit takes no groups; use 'logistic'"
-            ) from error
+            raise OptionError("this regulator cannot learn from spans, since its fit takes no groups; use 'logistic'")
+        vectors, shown, texts = data.tokens.vectors[data.site], data.tokens.shown, data.tokens.texts
+        groups = torch.cat([texts[shown], texts[~shown]])
+        return self.regulator(vectors[shown], vectors[~shown], data.target, groups=groups)
 
 
 def select(rules: Sequence[Rule], selection: Selection) -> list[Rule]:

@@ -152,7 +152,7 @@ class PictureRecorder:
         rows, copies = next(iter(steps.values()), (len(strength), 1))
         kinds = max(len(maps) for values in self._local.found.values() for maps in values)
         grids = [tuple(self._grid(site, kind, steps) for site in range(len(self._sites))) for kind in range(kinds)]
-        asked = per_row(strength, rows // copies).repeat(copies)
+        asked = per_row(strength, rows, copies=copies)
         return Maps(self._sites, grids[0], tuple(steps), asked, *grids[1:])
 
     def _grid(self, site: int, kind: int, steps: dict[int, tuple[int, int]]) -> Grid:

@@ -14,15 +14,19 @@ Strength = float | Sequence[float] | Tensor
 PromptTokens = int | Sequence[int] | Tensor | None
 
 
-def per_row(values: Num[Tensor, " row"], rows: int, what: str = "strengths") -> Num[Tensor, " batch"]:
+def per_row(
+    values: Num[Tensor, " row"], rows: int, what: str = "strengths", *, copies: int = 1
+) -> Num[Tensor, " batch"]:
     """Spread values over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
 
+    copies: how often the rows are repeated as a whole, one copy after another, as branches of guidance are.
     Raises StrengthError (OptionError for anything but strengths) when the batch is no multiple of the values given.
     """
-    if rows % len(values):
+    own = rows // copies
+    if own % len(values):
         kind = StrengthError if what == "strengths" else OptionError
-        raise kind(f"{len(values)} {what} were given but the batch has {rows} rows; give one, or {rows}")
-    return values.repeat_interleave(rows // len(values))
+        raise kind(f"{len(values)} {what} were given but the batch has {own} rows; give one, or {own}")
+    return values.repeat_interleave(own // len(values)).repeat(copies)
 
 
 def read_strength(strength: Strength) -> Float[Tensor, "*row"]:

@@ -5,39 +5,33 @@ source says which of them show the behaviour (`dsas.fit(spans=...)`), and applie
 drawn is in `dsas.methods.linear_boundary`.
 
 Source: DSAS (arXiv 2512.03661, section 3.2; r = 5). The held-out accuracy decides whether a site is steered at all:
-without cross-validation it is always 1 when there are far fewer texts than dimensions. Left out: calibration of the
-probabilities.
+without cross-validation it is always 1 when there are far fewer texts than dimensions. Limitations: the
+probabilities are not calibrated.
 """
 
 from functools import partial
 from typing import ClassVar, final
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.methods.affine_edit import Form
 from dsas.methods.base import Facts
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
-from dsas.model.forward_pass import ForwardPass
-from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.regulators.base import FittedRegulator
+from dsas.regulators.linear import LinearRegulator
 
 
 @final
-class Logistic(Regulator):
+class Logistic(LinearRegulator):
     """A sigmoid of one projection: theta (dim,) in units of one over the activation, bias a scalar."""
 
     name: ClassVar[str] = "logistic"
     facts: ClassVar[Facts] = Facts(
         formula="sigmoid(theta . t + b)", paper="DSAS, arXiv 2512.03661", left_out="calibration", flops="2 d"
     )
-    theta: Tensor
-    bias: Tensor
-
-    def __init__(self, theta: Float[Tensor, " dim"], bias: Float[Tensor, ""]) -> None:
-        """Keep the projection and its offset."""
-        super().__init__()
-        self.keep(theta=theta, bias=bias)
+    form: ClassVar[Form] = "sigmoid"
 
     @classmethod
     def fit(
@@ -67,10 +61,4 @@ class Logistic(Regulator):
         draw = partial(separate, components=components, inverse_penalty=inverse_penalty, seed=seed)
         of_text = None if groups is None else groups.numpy()
         accuracy = held_out_accuracy(data, draw, folds=folds, seed=seed, groups=of_text)
-        boundary = draw(data)
-        theta = torch.from_numpy(boundary.theta).float()
-        return FittedRegulator(cls(theta, torch.tensor(boundary.bias, dtype=torch.float32)), accuracy)
-
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return sigmoid(theta . t + b), computed in float32."""
-        return torch.sigmoid(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)
+        return FittedRegulator(cls.beyond(draw(data)), accuracy)

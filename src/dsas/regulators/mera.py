@@ -7,8 +7,8 @@ moves the log-odds by -reach, as the difference of the means does, lands at stre
 alpha, and a token below it is not touched. Along w itself, T(t) = t - reach w / |w|^2, this is the least step that
 reaches the boundary, which is the method of the paper; here any transform may take it.
 
-Source: MERA (arXiv 2510.13290, section 3). Left out: choosing alpha by calibration (0.5 unless given); a linear probe
-of the error's size instead of its probability.
+Source: MERA (arXiv 2510.13290, section 3). Limitations: alpha is not chosen by calibration (it is 0.5
+unless given); no linear probe of the error's size instead of its probability.
 """
 
 import math
@@ -20,14 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.methods.affine_edit import Form
 from dsas.methods.base import Facts
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
-from dsas.model.forward_pass import ForwardPass
-from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.regulators.base import FittedRegulator
+from dsas.regulators.linear import LinearRegulator
 
 
 @final
-class Mera(Regulator):
+class Mera(LinearRegulator):
     """How far a token lies beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
 
     name: ClassVar[str] = "mera"
@@ -37,13 +38,7 @@ class Mera(Regulator):
         left_out="calibrating alpha",
         flops="2 d",
     )
-    theta: Tensor
-    bias: Tensor
-
-    def __init__(self, theta: Float[Tensor, " dim"], bias: Float[Tensor, ""]) -> None:
-        """Keep the plane, scaled so that the transform moves theta . t by -1."""
-        super().__init__()
-        self.keep(theta=theta, bias=bias)
+    form: ClassVar[Form] = "relu"
 
     @classmethod
     def fit(
@@ -69,11 +64,5 @@ class Mera(Regulator):
         reach = float(probe.theta @ (source.double().mean(0) - target.double().mean(0)).numpy())
         if reach <= 0:
             return FittedRegulator(cls(torch.zeros(data.x.shape[1]), torch.tensor(0.0)), accuracy=0.0)
-        beyond = probe.bias - math.log(alpha / (1 - alpha))
-        theta = torch.from_numpy(probe.theta / reach).float()
-        regulator = cls(theta, torch.tensor(beyond / reach, dtype=torch.float32))
-        return FittedRegulator(regulator, held_out_accuracy(data, draw, seed=seed))
-
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return max(0, theta . t + bias), computed in float32."""
-        return torch.relu(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)
+        sure = probe._replace(bias=probe.bias - math.log(alpha / (1 - alpha)))
+        return FittedRegulator(cls.beyond(sure, reach), held_out_accuracy(data, draw, seed=seed))

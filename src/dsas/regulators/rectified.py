@@ -7,7 +7,7 @@ scale makes the mean value on the pooled source 1. So this closed form is alive 
 theta = 0 and b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.train(gate="relu")` starts
 from it.
 
-Source: E2E-DSAS (arXiv 2512.03661, section on end-to-end training). Left out: leaky rectifiers.
+Source: E2E-DSAS (arXiv 2512.03661, section on end-to-end training). Limitations: no leaky rectifiers.
 """
 
 from functools import partial
@@ -18,14 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.methods.affine_edit import Form
 from dsas.methods.base import Facts
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
-from dsas.model.forward_pass import ForwardPass
-from dsas.regulators.base import FittedRegulator, Regulator
+from dsas.regulators.base import FittedRegulator
+from dsas.regulators.linear import LinearRegulator
 
 
 @final
-class Rectified(Regulator):
+class Rectified(LinearRegulator):
     """How far a token lies beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
 
     name: ClassVar[str] = "rectified"
@@ -33,13 +34,7 @@ class Rectified(Regulator):
         formula="max(0, theta . t + b), mean 1 on the source", paper="E2E-DSAS, arXiv 2512.03661",
         left_out="leaky rectifiers", flops="2 d",
     )  # fmt: skip
-    theta: Tensor
-    bias: Tensor
-
-    def __init__(self, theta: Float[Tensor, " dim"], bias: Float[Tensor, ""]) -> None:
-        """Keep the plane."""
-        super().__init__()
-        self.keep(theta=theta, bias=bias)
+    form: ClassVar[Form] = "relu"
 
     @classmethod
     def fit(
@@ -64,9 +59,4 @@ class Rectified(Regulator):
         accuracy = held_out_accuracy(data, draw, seed=seed)
         if scale <= 0:
             return FittedRegulator(cls(torch.zeros(data.x.shape[1]), torch.tensor(0.5)), accuracy)
-        theta = torch.from_numpy(boundary.theta / scale).float()
-        return FittedRegulator(cls(theta, torch.tensor(boundary.bias / scale, dtype=torch.float32)), accuracy)
-
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return max(0, theta . t + bias), computed in float32."""
-        return torch.relu(t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)
+        return FittedRegulator(cls.beyond(boundary, scale), accuracy)

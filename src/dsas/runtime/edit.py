@@ -1,11 +1,11 @@
 """Editing: what a rule does to one activation, by the shortest way that its methods allow.
 
-The affine family with a logistic or constant regulator goes the fused way (`dsas.methods.kernels`): strength and
+An affine transform with a constant or logistic regulator goes the fused way (`dsas.methods.affine_edit`): strength and
 constant are folded into the vectors once, so that a site takes three launches (one without a regulator; one more with a
 slope, two more in bfloat16) and keeps at most 2 dim new numbers. Everything else, and whatever is asked for gradients
 of its own numbers, goes the general way: regulator, transform, sum.
 
-Left out: supports, which the fused step does not know.
+Limitations: supports and rectified regulators go the general way, since folding the strength rounds differently.
 """
 
 import copy
@@ -17,13 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch import is_autocast_enabled as autocasts
 
-from dsas.methods.kernels import Fold
-from dsas.methods.kernels.eager import Stepped, prepared, stepped
+from dsas.methods.affine_edit import AffineEdit, Step, prepared
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.strength import per_row
 from dsas.regulators.base import Regulator
 from dsas.regulators.constant import Constant
-from dsas.regulators.logistic import Logistic
+from dsas.regulators.linear import LinearRegulator
 from dsas.transforms.affine import AffineTransform, steer
 from dsas.transforms.base import Transform
 
@@ -31,30 +30,40 @@ Method = TypeVar("Method", bound=nn.Module)
 
 
 class Edited(NamedTuple):
-    """What the general way gives: the steered activation, strength x regulator, and the regulator alone."""
+    """The steered activation, and what its edit was multiplied by; None is 1 everywhere.
+
+    regulated: the regulator alone, which only the general way works out.
+    """
 
     t: Float[Tensor, "batch token dim"]
-    gain: Float[Tensor, "batch token gain"]
-    regulated: Float[Tensor, "batch token gain"]
+    gain: Float[Tensor, "batch _ gain"] | None
+    regulated: Float[Tensor, "batch token gain"] | None = None
 
 
-def fold_rule(transform: Transform, regulator: Regulator, strength: float = 1.0) -> Fold | None:
-    """Return the numbers of the fused step, strength and constant folded in; None where only the general way does."""
-    if type(regulator) not in (Logistic, Constant) or not isinstance(transform, AffineTransform):
+def affine_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) -> AffineEdit | None:
+    """Return a rule as an affine edit, with `factor` and a constant regulator folded in; None where it is none."""
+    if not isinstance(transform, AffineTransform) or not isinstance(regulator, (Constant, LinearRegulator)):
         return None
-    slope, offset, low, high = transform.coefficients()
-    if low is not None or high is not None or type(transform).edit is not AffineTransform.edit:
-        return None
-    theta, bias, factor = None, None, strength
-    if isinstance(regulator, Logistic):
-        theta, bias = regulator.theta[None], regulator.bias.view(1)
-    elif isinstance(regulator, Constant):
-        factor = strength * regulator.value
-    if any(value is not None and value.requires_grad for value in (slope, offset, theta, bias)):
-        return None
+    edit = transform.coefficients()
+    if isinstance(regulator, LinearRegulator):
+        edit = edit._replace(theta=regulator.theta[None], bias=regulator.bias.view(1), form=regulator.form)
+    else:
+        factor *= regulator.value
     if factor != 1.0:
-        slope, offset = None if slope is None else slope * factor, offset * factor
-    return Fold(offset[None], None if slope is None else slope[None], theta, bias)
+        slope = None if edit.slope is None else edit.slope * factor
+        edit = edit._replace(slope=slope, offset=edit.offset * factor, factor=factor)
+    return edit
+
+
+def fused_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) -> AffineEdit | None:
+    """Return the affine edit that the fused way takes; None where only the general way does."""
+    edit = affine_edit(transform, regulator, factor)
+    if edit is None or edit.low is not None or edit.form != "sigmoid":
+        return None
+    if type(transform).edit is not AffineTransform.edit:
+        return None
+    learned = any(isinstance(value, Tensor) and value.requires_grad for value in edit)
+    return None if learned else edit
 
 
 def way_of(
@@ -64,16 +73,13 @@ def way_of(
     if not (skip_sinks or detail or strengths.requires_grad):
         alike = bool((strengths == strengths.flatten()[0]).all())
         shared = float(strengths.flatten()[0]) if alike else 1.0
-        fold = fold_rule(transform, regulator, shared)
-        if fold is not None:
-            factor = shared * (regulator.value if isinstance(regulator, Constant) else 1.0)
-            return Fused(fold, strengths if strengths.ndim else None, alike, factor)
+        edit = fused_edit(transform, regulator, shared)
+        if edit is not None:
+            return Fused(edit, strengths if strengths.ndim else None, alike)
     return General(transform, regulator, strengths, skip_sinks)
 
 
-def edit_with(
-    way: "Fused | General", t: Float[Tensor, "batch token dim"], step: ForwardPass | None
-) -> Stepped | Edited:
+def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], step: ForwardPass | None) -> Edited:
     """Return what a way does to `t`, in the precision that it asks for whatever autocast says."""
     kind = t.device.type
     if not autocasts(kind):
@@ -113,25 +119,25 @@ def shortened(
 
 
 class _Here(NamedTuple):
-    """A fold and a strength per row, as one kind of activation needs them; batch 0 is any."""
+    """What steers one kind of activation; batch 0 is any."""
 
     device: torch.device
     dtype: torch.dtype
     batch: int
     copies: int
-    fold: Fold
-    rows: Tensor | None
+    step: Step
 
 
 class Fused:
-    """The fused way. Strengths that differ from row to row are not in the fold."""
+    """The fused way. Strengths that differ from row to row are not in the edit."""
 
-    def __init__(self, fold: Fold, rows: Float[Tensor, " row"] | None, alike: bool, factor: float) -> None:
-        """Edit by a fold; rows: strengths, as given; alike: they are in the fold; factor: all that is folded in."""
-        self._fold, self._rows, self._alike, self.factor = fold, rows, alike, factor
+    def __init__(self, edit: AffineEdit, rows: Float[Tensor, " row"] | None, alike: bool) -> None:
+        """Edit by these numbers; rows: strengths, as given; alike: they are in the edit."""
+        self._edit, self._rows, self._alike = edit, rows, alike
+        self.factor = edit.factor
         self._here: _Here | None = None
 
-    def __call__(self, t: Float[Tensor, "batch token dim"], step: ForwardPass | None) -> Stepped:
+    def __call__(self, t: Float[Tensor, "batch token dim"], step: ForwardPass | None) -> Edited:
         """Return the steered activation; of the step only the copies of the rows count."""
         here, copies = self._here, 1 if step is None else step.copies  # read once: another thread may put another there
         if (
@@ -143,9 +149,9 @@ class Fused:
             or torch.compiler.is_compiling()
         ):
             here = self._placed(t, copies)
-        return stepped(t, here.fold, here.rows)
+        return Edited(*here.step(t))
 
-    def applied(self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited) -> Float[Tensor, "batch token 1"]:
+    def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
         """Return strength x regulator of every token."""
         gain = edited.gain
         every = t.new_full((1, 1, 1), self.factor, dtype=torch.float32) if gain is None else gain * self.factor
@@ -156,17 +162,17 @@ class Fused:
         """Whether it was given one strength, for batches of any size."""
         return self._rows is None
 
-    def prepared(self, t: Float[Tensor, "batch token dim"]) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+    def prepared(self, t: Float[Tensor, "batch token dim"]) -> Step:
         """Return what this does to activations of the dtype and device of `t`, when it is the same for all rows."""
-        return prepared(self._placed(t, 1).fold, t.dtype)
+        return self._placed(t, 1).step
 
     def _placed(self, t: Tensor, copies: int) -> _Here:
-        wide = torch.promote_types(t.dtype, self._fold.offset.dtype)
-        fold, rows = self._fold.to(t.device, wide), None
+        wide, rows = torch.promote_types(t.dtype, self._edit.offset.dtype), None
         if self._rows is not None:
-            spread = _spread(self._rows, len(t), copies)
-            rows = None if self._alike else spread.to(t.device, wide)
-        here = _Here(t.device, t.dtype, 0 if self._rows is None else len(t), copies, fold, rows)
+            each = per_row(self._rows, len(t), copies=copies)
+            rows = None if self._alike else each.to(t.device, wide).view(-1, 1, 1)
+        step = prepared(self._edit.to(t.device, wide), t.dtype, rows)
+        here = _Here(t.device, t.dtype, 0 if self._rows is None else len(t), copies, step)
         if not torch.compiler.is_compiling():
             self._here = here
         return here
@@ -191,25 +197,23 @@ class General:
         regulated = regulator(t, step)
         by_row = self._shared
         if by_row is None:
-            by_row = _spread(self._strengths.reshape(-1), len(t), step.copies).view(-1, 1, 1).to(t.device)
+            by_row = per_row(self._strengths.reshape(-1), len(t), copies=step.copies).view(-1, 1, 1).to(t.device)
         gain = regulated * by_row
         if self._skip_sinks:
             gain = gain.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
         return Edited(steer(t, gain, transform), gain, regulated)
 
-    def applied(
-        self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited
-    ) -> Float[Tensor, "batch token gain"]:
+    def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token gain"]:
         """Return strength x regulator of every token."""
         assert edited.gain is not None  # this way always works it out
         return edited.gain
 
-    def detail(self, t: Float[Tensor, "batch token dim"], edited: Stepped | Edited) -> tuple[Tensor, Tensor]:
+    def detail(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> tuple[Tensor, Tensor]:
         """Return the regulator alone, and the norm of the edit over that of the activation, (batch, token, 1).
 
         The edit's own norm: of the difference of two activations, little may be left in their precision.
         """
-        assert isinstance(edited, Edited)  # what this way gives
+        assert edited.regulated is not None  # this way always works it out
         transform, _ = self._on(t.device)
         with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
             edit = torch.linalg.vector_norm(self.applied(t, edited) * transform.edit(t), dim=-1, keepdim=True)
@@ -221,11 +225,6 @@ class General:
             self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
             self._device = device
         return self._transform, self._regulator
-
-
-def _spread(strengths: Float[Tensor, " row"], rows: int, copies: int) -> Float[Tensor, " batch"]:
-    """Return a strength for each of `rows` rows, which are the user's `copies` times over."""
-    return per_row(strengths, rows // copies).repeat(copies)
 
 
 def _moved(method: Method, device: torch.device) -> Method:

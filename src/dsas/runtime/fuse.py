@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError, StrengthError
-from dsas.methods.kernels import Fold
+from dsas.methods.affine_edit import AffineEdit
 from dsas.model.hooks import forget_compiled, uncompiled
 from dsas.model.linear_layers import Behind, behind, is_transposed
 from dsas.model.sites import Site
 from dsas.regulators.constant import Constant
 from dsas.runtime.applied import Strength, read_strength
-from dsas.runtime.edit import Fused, General, edit_with, fold_rule, way_of
+from dsas.runtime.edit import Fused, General, edit_with, fused_edit, way_of
 from dsas.runtime.rule import Rule
 
 
@@ -111,10 +111,10 @@ class Fusion:
     def _fuse(self, rule: Rule) -> FusedSite:
         factor = self._strength * rule.weight
         known, why = self._foldable(rule)
-        fold = fold_rule(rule.transform, rule.regulator, factor)
-        if known is not None and fold is not None:
+        change = fused_edit(rule.transform, rule.regulator, factor)
+        if known is not None and change is not None:
             for path in known.linears:
-                self._fold(self._model.get_submodule(path), fold, known, rule.site)
+                self._fold(self._model.get_submodule(path), change, known, rule.site)
             return FusedSite(str(rule.site), "folded", known.linears, "")
         way = way_of(rule.transform, rule.regulator, torch.tensor(factor), skip_sinks=False, detail=False)
         module = uncompiled(self._model.get_submodule(rule.site.path))
@@ -127,13 +127,13 @@ class Fusion:
         """Return where a rule folds into, or why it does not."""
         if type(rule.regulator) is not Constant:
             return None, "its regulator looks at the token"
-        fold = fold_rule(rule.transform, rule.regulator)
-        if fold is None:
+        change = fused_edit(rule.transform, rule.regulator)
+        if change is None:
             return None, "its transform is not affine everywhere"
         known = behind(self._model, rule.site)
         if known is None:
             return None, "no linear layer is known to stand behind it"
-        if known.kind == "sum" and fold.slope is not None:
+        if known.kind == "sum" and change.slope is not None:
             return None, "it multiplies a sum of which the layer gives only a part"
         around = {*known.linears, *known.between}
         others = [
@@ -149,13 +149,13 @@ class Fusion:
             return None, "something hooks what stands between it and the layer"
         return known, ""
 
-    def _fold(self, linear: nn.Module, fold: Fold, known: Behind, site: Site) -> None:
+    def _fold(self, linear: nn.Module, change: AffineEdit, known: Behind, site: Site) -> None:
         """Give a linear layer new parameters, with the edit in them."""
         weight, bias = linear.get_parameter("weight"), linear._parameters["bias"]
         matrix = weight.detach().double()  # (out, in)
         matrix = matrix.T if is_transposed(linear) else matrix
-        scale = None if fold.slope is None else 1 + fold.slope[0].double().to(matrix.device)
-        shift = fold.offset[0].double().to(matrix.device)
+        scale = None if change.slope is None else 1 + change.slope.double().to(matrix.device)
+        shift = change.offset.double().to(matrix.device)
         moved = matrix.new_zeros(len(matrix)) if bias is None else bias.detach().double()
         if known.kind == "input":
             width = matrix.shape[1] // site.parts

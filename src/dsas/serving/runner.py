@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from dsas.errors import ModelMismatchError, OptionError, StateError
+from dsas.methods.affine_edit import AffineEdit
 from dsas.serving.config import ServingConfig, Source, load
 from dsas.serving.modules import steer_module, table_of
 from dsas.serving.reports import Reports, Wanted
 from dsas.serving.requests import REPORTED, RESOLVED, STEERING
-from dsas.serving.tables import Row, check_model, rows_of, union
+from dsas.serving.tables import Parts, check_model, rows_of
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.steering.steering import Steering
 
@@ -135,15 +136,15 @@ class SteeredRunner:
         if len(self._seen) > 2 * len(alive) + 64:
             self._seen = {request: known for request, known in self._seen.items() if request in alive}
 
-    def _rows(self, name: str, steering: Steering) -> dict[str, Row]:
+    def _rows(self, name: str, steering: Steering) -> dict[str, AffineEdit]:
         try:
             check_model(steering, *self._kind)
             return rows_of(steering)
         except (ModelMismatchError, OptionError) as error:
             raise type(error)(f"{name!r} cannot be served: {error}") from error
 
-    def _install(self, loaded: list[dict[str, Row]]) -> None:
-        at: dict[str, list[Row]] = {}
+    def _install(self, loaded: list[dict[str, AffineEdit]]) -> None:
+        at: dict[str, list[AffineEdit]] = {}
         for rows in loaded:
             for path, row in rows.items():
                 at.setdefault(path, []).append(row)
@@ -153,12 +154,12 @@ class SteeredRunner:
                 path,
                 slots=self._capacity,
                 width=self._kind.width,
-                parts=union(rows),
+                parts=Parts.of(rows),
                 tokens=self.tokens,
             )
         self._sites = tuple(at)
 
-    def _put(self, digest: str, rows: Mapping[str, Row]) -> None:
+    def _put(self, digest: str, rows: Mapping[str, AffineEdit]) -> None:
         slot = self._slots.setdefault(digest, len(self._slots) + 1)
         self._sites_of[digest] = len(rows)
         for path, row in rows.items():

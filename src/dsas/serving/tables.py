@@ -3,14 +3,15 @@
     edit(t)  =  strength * h(t) * (slope * t + offset)      with the row of the token's slot
     h(t)     =  sigmoid(theta . t + bias),  or max(0, theta . t + bias) in a rectified row
 
-Row 0 is all zeros, so slot 0 leaves a token as it is. A rule's weight and a constant regulator are folded into slope
-and offset. This is equation (1) of arXiv 2512.03661 in the form in which one graph of fixed shapes can compute it.
+A row is the `AffineEdit` of one rule, with the rule's weight folded in. Row 0 is all zeros, so slot 0 leaves a token as
+it is. This is equation (1) of arXiv 2512.03661 in the form in which one graph of fixed shapes can compute it.
 
-Left out, and refused by name when a Steering is loaded: transforms that are not affine, regulators that look at more
-than one projection of one token (those of a row, of a position, of single neurons, products), sites that are not a
-module's whole first output.
+Limitations, each refused by name when a Steering is loaded: transforms that are not affine, regulators that look at
+more than one projection of one token (those of a row, of a position, of single neurons, products), sites that are not
+a module's whole first output.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError, OptionError
-from dsas.regulators.constant import Constant
-from dsas.regulators.logistic import Logistic
-from dsas.regulators.mera import Mera
-from dsas.regulators.rectified import Rectified
+from dsas.methods.affine_edit import AffineEdit
+from dsas.runtime.edit import affine_edit
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
 from dsas.transforms.affine import EVERYWHERE, AffineTransform
@@ -40,28 +39,14 @@ class Parts(NamedTuple):
     support: bool = False
     gate: bool = False
 
-
-class Row(NamedTuple):
-    """One Steering at one site: vectors (dim,), bias and rectified scalars; None where the row needs no such column.
-
-    factor: what is folded into slope and offset and belongs to the strength applied: weight and constant regulator.
-    """
-
-    slope: Tensor | None
-    offset: Tensor
-    low: Tensor | None
-    high: Tensor | None
-    theta: Tensor | None
-    bias: float
-    rectified: bool
-    factor: float = 1.0
-
-    def parts(self) -> Parts:
-        """Return the columns that this row needs."""
-        return Parts(self.slope is not None, self.low is not None, self.theta is not None)
+    @classmethod
+    def of(cls, rows: Iterable[AffineEdit]) -> "Parts":
+        """Return the columns that the table of these rows needs."""
+        needed = [(row.slope is not None, row.low is not None, row.theta is not None) for row in rows]
+        return cls(*map(any, zip(*needed, strict=True)))
 
 
-def row_of(rule: Rule) -> Row:
+def row_of(rule: Rule) -> AffineEdit:
     """Return a rule as a row. Raises OptionError, naming site and method, for what a server cannot do."""
     site, transform, regulator = rule.site, rule.transform, rule.regulator
     if site.side != "output" or site.index or site.parts > 1:
@@ -73,22 +58,16 @@ def row_of(rule: Rule) -> Row:
             f"the transform {transform.name!r} at {site} cannot be served: expected an affine one (T(t) - t = slope * "
             "t + offset), such as 'caa', 'linear-act' or 'lineas'"
         )
-    if not isinstance(regulator, (Constant, Logistic, Rectified, Mera)):
+    row = affine_edit(transform, regulator, rule.weight)
+    if row is None:
         raise OptionError(
             f"the regulator {regulator.name!r} at {site} cannot be served: expected one that looks at one projection "
             "of one token: 'constant', 'logistic', 'rectified' or 'mera'"
         )
-    slope, offset, low, high = transform.coefficients()
-    factor, theta, bias, rectified = rule.weight, None, ALWAYS, False
-    if isinstance(regulator, Constant):
-        factor *= regulator.value
-    else:
-        theta, bias, rectified = regulator.theta, float(regulator.bias), not isinstance(regulator, Logistic)
-    slope = None if slope is None else factor * slope
-    return Row(slope, factor * offset, low, high, theta, bias, rectified, factor)
+    return row
 
 
-def rows_of(steering: Steering) -> dict[str, Row]:
+def rows_of(steering: Steering) -> dict[str, AffineEdit]:
     """Return the rows of a Steering by the path of the site's module; those of weight 0 are left out.
 
     Raises OptionError for what a server cannot do.
@@ -132,9 +111,10 @@ class SiteTable(nn.Module):
         self._columns |= {name: width * len(wide) + n for n, name in enumerate(single)}
         self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
 
-    def check(self, row: Row) -> None:
+    def check(self, row: AffineEdit) -> None:
         """Raise OptionError when a row needs a column that this table lacks, ModelMismatchError for another width."""
-        lacking = [name for name, has, needs in zip(Parts._fields, self.parts, row.parts(), strict=True) if needs > has]
+        needed = Parts.of([row])
+        lacking = [name for name, has, needs in zip(Parts._fields, self.parts, needed, strict=True) if needs > has]
         if lacking:
             raise OptionError(
                 f"it needs a column that no Steering had when the server started ({', '.join(lacking)}): start the "
@@ -143,7 +123,7 @@ class SiteTable(nn.Module):
         if len(row.offset) != self.width:
             raise ModelMismatchError(f"its vectors are {len(row.offset)} wide, the site is {self.width}")
 
-    def put(self, slot: int, row: Row) -> None:
+    def put(self, slot: int, row: AffineEdit) -> None:
         """Write a row into a slot >= 1, in place."""
         self.check(row)
         values: dict[str, Tensor | float] = {
@@ -152,8 +132,8 @@ class SiteTable(nn.Module):
             "low": -EVERYWHERE if row.low is None else row.low,
             "high": EVERYWHERE if row.high is None else row.high,
             "theta": 0.0 if row.theta is None else row.theta,
-            "bias": row.bias,
-            "rectified": float(row.rectified),
+            "bias": ALWAYS if row.bias is None else row.bias,
+            "rectified": float(row.form == "relu"),
             "factor": row.factor,
         }
         with torch.no_grad():
@@ -185,8 +165,3 @@ class SiteTable(nn.Module):
     def bytes_per_slot(self) -> int:
         """Return the memory of one row."""
         return self.rows[0].numel() * self.rows.element_size()
-
-
-def union(rows: list[Row]) -> Parts:
-    """Return the columns that the table of these rows needs."""
-    return Parts(*(any(flags) for flags in zip(*(row.parts() for row in rows), strict=True)))

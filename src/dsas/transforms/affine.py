@@ -1,16 +1,12 @@
-"""The affine family: transforms whose edit is one multiply-add per neuron, and the one path that serves them all.
+"""The affine family: transforms whose edit is one multiply-add per neuron (`dsas.methods.affine_edit`).
 
     T(t) - t  =  slope * t + offset      where low <= t <= high, 0 elsewhere;  all four are vectors (dim,)
-    t'        =  t + gain * (slope * t + offset)
 
-`steer` is what runs at a site: for the affine family without temporaries beyond one (two with a support), for any
-other transform t + gain * edit(t). Both give the same up to rounding, which a test holds them to.
-
-Left out: matrices (a full linear map per token costs dim times as much).
+`steer` is the general way to do equation (1) with any transform and the values of any regulator.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -18,37 +14,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.methods.affine_edit import AffineEdit
 from dsas.transforms.base import Transform
 
 EVERYWHERE = float(np.finfo(np.float32).max)
 Support = tuple[float, float] | Literal["everywhere"]
 
 
-class Coefficients(NamedTuple):
-    """What makes up an affine edit; `slope` None is a pure addition, `low` and `high` None hold everywhere."""
-
-    slope: Tensor | None
-    offset: Tensor
-    low: Tensor | None = None
-    high: Tensor | None = None
-
-
 class AffineTransform(Transform, ABC):
     """A transform T(t) = t + slope * t + offset per neuron, where the neuron's value lies in its support."""
 
     @abstractmethod
-    def coefficients(self) -> Coefficients:
-        """Return the vectors of the edit, on the device of the transform."""
+    def coefficients(self) -> AffineEdit:
+        """Return the vectors of the edit, on the device of the transform, without a regulator."""
 
     @final
     def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Return slope * t + offset inside the support and 0 outside, in float32 or better."""
-        slope, offset, low, high = self.coefficients()
-        if slope is None:
-            return offset.expand_as(t)
-        wide = _widened(t, offset)
-        edit = torch.addcmul(offset.to(wide.dtype), wide, slope.to(wide.dtype))
-        return edit if low is None or high is None else edit.masked_fill((wide < low) | (wide > high), 0.0)
+        found = self.coefficients()
+        if found.is_addition:
+            return found.offset.expand_as(t)
+        wide = _widened(t, found.offset)
+        return found.to(wide.device, wide.dtype).function()(wide)
 
 
 class Translation(AffineTransform, ABC):
@@ -65,9 +52,9 @@ class Translation(AffineTransform, ABC):
         self.keep(vector=vector)
 
     @final
-    def coefficients(self) -> Coefficients:
+    def coefficients(self) -> AffineEdit:
         """Return the vector as a pure offset."""
-        return Coefficients(None, self.vector)
+        return AffineEdit(self.vector)
 
     @final
     def __add__(self, other: object) -> "Translation":
@@ -114,10 +101,10 @@ class Transport(AffineTransform, ABC):
         self._bounded = bool((low > -EVERYWHERE).any() or (high < EVERYWHERE).any())
 
     @final
-    def coefficients(self) -> Coefficients:
+    def coefficients(self) -> AffineEdit:
         """Return the edit's vectors: slope - 1 and offset."""
         ends = (self.low, self.high) if self._bounded else (None, None)
-        return Coefficients(self.slope - 1, self.offset, *ends)
+        return AffineEdit(self.offset, self.slope - 1, *ends)
 
 
 def sorted_line(
@@ -163,7 +150,8 @@ def steer(
 ) -> Float[Tensor, "batch token dim"]:
     """Return t + gain * (T(t) - t) in the dtype of `t`, computed in float32 or better.
 
-    gain: strength x weight x regulator, one number a token or one a neuron.
+    gain: strength x weight x regulator, one number per token or one per neuron. Affine transforms take one temporary
+    less, which rounds differently.
     """
     edit = transform.edit(t)
     if not isinstance(transform, AffineTransform):

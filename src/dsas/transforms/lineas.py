@@ -13,8 +13,9 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
+from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.base import Facts
-from dsas.transforms.affine import AffineTransform, Coefficients, sorted_line
+from dsas.transforms.affine import AffineTransform, sorted_line
 
 
 @final
@@ -46,6 +47,6 @@ class Lineas(AffineTransform):
         """
         return cls(*sorted_line(source, target, seed=seed))
 
-    def coefficients(self) -> Coefficients:
+    def coefficients(self) -> AffineEdit:
         """Return the edit's vectors: slope - 1 and offset."""
-        return Coefficients(self.slope - 1, self.offset)
+        return AffineEdit(self.offset, self.slope - 1)
