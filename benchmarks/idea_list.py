@@ -86,7 +86,7 @@ class Running(Regulator):
 
     name: ClassVar[str] = "running"
     facts: ClassVar[Facts] = Facts("sigmoid(theta . m + b)", "-", "-", "3 d")
-    reads_step = True
+    reads_forward_pass = True
     theta: Tensor
     bias: Tensor
     decay: float
@@ -101,18 +101,18 @@ class Running(Regulator):
         assert isinstance(found.regulator, dsas.Logistic)
         return FittedRegulator(cls(found.regulator.theta, found.regulator.bias, decay), found.accuracy)
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         odds = t.to(self.theta.dtype) @ self.theta + self.bias
-        counted = (step.real & (step.positions > 0)).to(odds.dtype)
+        counted = (forward_pass.real & (forward_pass.positions > 0)).to(odds.dtype)
         nothing = (odds.new_zeros(len(odds)), odds.new_zeros(len(odds)))
-        total, weight = step.memory.get(self, nothing) if step.past > 0 else nothing
+        total, weight = forward_pass.memory.get(self, nothing) if forward_pass.past > 0 else nothing
         means = []
         for place in range(odds.shape[1]):
             fade = torch.where(counted[:, place] > 0, self.decay, 1.0)
             total = fade * total + counted[:, place] * odds[:, place]
             weight = fade * weight + counted[:, place]
             means.append(torch.where(weight > 0, torch.sigmoid(total / weight.clamp(min=1e-6)), 0.0))
-        step.memory[self] = (total, weight)
+        forward_pass.memory[self] = (total, weight)
         return torch.stack(means, dim=1).unsqueeze(-1)
 
 
@@ -136,8 +136,8 @@ class Guarded(Regulator):
         accuracies = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls(fitted[0].regulator, fitted[1].regulator), min(accuracies))
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
-        return torch.minimum(self.first(t, step), self.second(t, step))
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
+        return torch.minimum(self.first(t, forward_pass), self.second(t, forward_pass))
 
 
 def whole_space(

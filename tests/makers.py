@@ -91,7 +91,7 @@ class Position(dsas.Regulator):
     """Answers 1 + the position of every token, so that the trace shows which position each one was taken for."""
 
     name: ClassVar[str] = "position"
-    reads_step: ClassVar[bool] = True
+    reads_forward_pass: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class Position(dsas.Regulator):
     def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> FittedRegulator:
         return FittedRegulator(cls(), accuracy=None)
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
-        return (1 + step.positions).unsqueeze(-1).float()
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
+        return (1 + forward_pass.positions).unsqueeze(-1).float()
 
 
 @cache
@@ -131,14 +131,14 @@ def check_golden_transform(method: type[dsas.Transform], label: str, *, toleranc
 def check_golden_regulator(
     method: type[dsas.Regulator],
     label: str,
-    step: ForwardPass | None = None,
+    forward_pass: ForwardPass | None = None,
     *,
     tolerance: float = 1e-5,
     **options: Any,
 ) -> dsas.Regulator:
     """Require that a regulator fitted on the golden sets has the numbers, values and accuracy of the reference.
 
-    step: of the tokens, if not all are real. options: of the fit, besides those of the case.
+    forward_pass: of the tokens, if not all are real. options: of the fit, besides those of the case.
     """
     source, control, target, tokens = golden_sets("source", "control", "target", "tokens")
     case = golden()["regulators"][label]
@@ -146,7 +146,7 @@ def check_golden_regulator(
     for name, expected in case["fitted"].items():
         if name != "projector":
             close_to(torch.as_tensor(getattr(regulator, name)), expected, name, tolerance)
-    close_to(regulator(tokens, step or ForwardPass(*tokens.shape[:2])), case["values"], "values", tolerance)
+    close_to(regulator(tokens, forward_pass or ForwardPass(*tokens.shape[:2])), case["values"], "values", tolerance)
     assert accuracy == (case["accuracy"] if case["accuracy"] is None else pytest.approx(case["accuracy"], abs=1e-6))
     return regulator
 

@@ -186,38 +186,38 @@ class _Gate(dsas.Regulator):
     def score(self, t: Tensor) -> Tensor:
         return torch.sigmoid(t.to(self.theta.dtype) @ self.theta).unsqueeze(-1)
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t)
 
 
 class _FirstRow(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t[:1]).expand(len(t), -1, -1)
 
 
 class _Counts(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         index = torch.arange(t.shape[1]).view(1, -1, 1)
         return self.score(t) * (index > 0)
 
 
 class _SeesPadding(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t.float().mean(1, keepdim=True)).expand(-1, t.shape[1], -1)
 
 
 class _Negative(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t) - 0.9
 
 
 class _HalfPrecision(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t).to(t.dtype)
 
 
 class _GateDetached(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t.detach())
 
 
@@ -234,7 +234,7 @@ class _BareFit(_Gate):
 
 
 class _Remembers(_Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         self.theta.mul_(0.5)
         return self.score(t)
 

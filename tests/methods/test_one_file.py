@@ -57,7 +57,7 @@ class Loud(dsas.Regulator):
     def fit(cls, source: Tensor, control: Tensor, target: Tensor) -> FittedRegulator:
         return FittedRegulator(cls(float(source.norm(dim=-1).mean())), accuracy=None)
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         wide = t if t.dtype.itemsize >= 4 else t.float()
         return (wide.square().sum(-1, keepdim=True) + 1e-6).sqrt() / self.length
 '''

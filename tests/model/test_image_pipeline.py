@@ -192,7 +192,7 @@ class Numbered(dsas.Regulator):
     """Answers 1 + the denoising step."""
 
     name = "numbered"
-    reads_step = True
+    reads_forward_pass = True
 
     def __init__(self) -> None:
         super().__init__()

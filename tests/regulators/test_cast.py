@@ -93,14 +93,14 @@ def test_a_new_sequence_knows_nothing_of_the_one_before() -> None:
 def test_two_sites_with_one_regulator_do_not_share_a_decision() -> None:
     history, regulator = History(), cast()
     for site, token in enumerate((YES, NO)):
-        step = ForwardPass(1, 2, history=history)
-        step.site = site
-        regulator(row(token, token), step)
+        forward_pass = ForwardPass(1, 2, history=history)
+        forward_pass.site = site
+        regulator(row(token, token), forward_pass)
     history.note(2, 1)
     for site, expected in enumerate((1.0, 0.0)):
-        step = ForwardPass(1, 1, past=2, history=history)
-        step.site = site
-        assert float(regulator(row(NO), step)) == expected
+        forward_pass = ForwardPass(1, 1, past=2, history=history)
+        forward_pass.site = site
+        assert float(regulator(row(NO), forward_pass)) == expected
 
 
 def test_padding_and_the_first_real_token_do_not_count() -> None:

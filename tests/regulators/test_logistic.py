@@ -58,9 +58,12 @@ def test_the_fit_does_not_depend_on_the_units_of_the_activations() -> None:
     source, control = apart((20, 20), 16, 2.0)
     one, thousand = (fitted_on(unit * source, unit * control) for unit in (1.0, 1000.0))
     assert one.accuracy == thousand.accuracy
-    step = ForwardPass(1, 20)
+    forward_pass = ForwardPass(1, 20)
     torch.testing.assert_close(
-        one.regulator(source[None], step), thousand.regulator(1000 * source[None], step), rtol=1e-3, atol=1e-3
+        one.regulator(source[None], forward_pass),
+        thousand.regulator(1000 * source[None], forward_pass),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 

@@ -10,9 +10,9 @@ from dsas.regulators.base import FittedRegulator
 
 
 def at(number: int, total: int, batch: int = 1) -> ForwardPass:
-    step = ForwardPass(batch, 3)
-    step.denoising = Denoising(number, total, number)
-    return step
+    forward_pass = ForwardPass(batch, 3)
+    forward_pass.denoising = Denoising(number, total, number)
+    return forward_pass
 
 
 def answers(regulator: dsas.Regulator, total: int) -> list[float]:

@@ -51,9 +51,9 @@ def test_the_accuracy_is_the_least_that_a_factor_has_and_none_where_none_has_one
 
 
 def test_it_reads_the_step_as_soon_as_a_factor_does() -> None:
-    assert not dsas.Product([LOGISTIC, dsas.Constant()]).reads_step
+    assert not dsas.Product([LOGISTIC, dsas.Constant()]).reads_forward_pass
     product = dsas.Product([LOGISTIC, dsas.Schedule("prompt")])
-    assert product.reads_step
+    assert product.reads_forward_pass
     t = torch.randn(1, 4, 8)
     values = product(t, ForwardPass(1, 4, history=History(torch.tensor([2]))))
     assert (values > 0).flatten().tolist() == [True, True, False, False]

@@ -19,8 +19,8 @@ NEW = 5
 @pytest.mark.parametrize("window", ["all 1 3", "prompt 0 None", "prompt 1 None", "generated 0 None", "generated 1 2"])
 def test_the_tokens_steered_are_those_of_the_reference(window: str) -> None:
     mask, lengths = (torch.tensor(golden()[name]) for name in ("mask", "prompt_tokens"))
-    step = ForwardPass(2, 5, mask=mask, history=History(lengths))
-    check_golden_regulator(dsas.Schedule, f"schedule {window}", step)
+    forward_pass = ForwardPass(2, 5, mask=mask, history=History(lengths))
+    check_golden_regulator(dsas.Schedule, f"schedule {window}", forward_pass)
 
 
 def generated(model: Any, schedule: dsas.Schedule, prompt_tokens: Any, **options: Any) -> list[list[float]]:
@@ -71,11 +71,13 @@ def test_beams_and_samples_of_a_row_share_the_length_of_its_prompt() -> None:
 
 
 def test_prompt_and_generated_steering_together_are_all_of_it() -> None:
-    step = ForwardPass(2, 6, mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6]), history=History(torch.tensor([2, 3])))
+    forward_pass = ForwardPass(
+        2, 6, mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6]), history=History(torch.tensor([2, 3]))
+    )
     t = torch.randn(2, 6, 4)
-    parts = {part: dsas.Schedule(part)(t, step) for part in ("prompt", "generated", "all")}
+    parts = {part: dsas.Schedule(part)(t, forward_pass) for part in ("prompt", "generated", "all")}
     assert torch.equal(parts["prompt"] + parts["generated"], parts["all"])
-    assert torch.equal(parts["all"].squeeze(-1), step.real.float())
+    assert torch.equal(parts["all"].squeeze(-1), forward_pass.real.float())
 
 
 def test_a_steered_prompt_changes_what_follows_and_steering_from_the_end_on_changes_nothing_before() -> None:

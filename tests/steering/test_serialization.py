@@ -32,8 +32,8 @@ class Softened(dsas.Regulator):
         inner = dsas.Logistic.fit(source, control, target)
         return FittedRegulator(cls(inner.regulator, 0.5, [], torch.zeros(()), None), inner.accuracy)
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
-        return self.of(t, step) ** self.power + self.offset  # type: ignore
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
+        return self.of(t, forward_pass) ** self.power + self.offset  # type: ignore
 
 
 HERE = {name: f"{kind.__module__}:{kind.__name__}" for name, kind in dsas.REGULATORS.items()}
@@ -114,7 +114,7 @@ class Code(dsas.Regulator):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return torch.ones(*t.shape[:2], 1)
 
 

@@ -26,11 +26,11 @@ class Regulator(Fitted, ABC):
     Contract, checked by `dsas.testing.check_regulator`: `fit` is a classmethod that returns a `FittedRegulator` from
     pooled source, control and target activations (sample, dim), float32, and may take options by keyword; calling it
     gives float32 values >= 0 of shape (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's
-    values depend on that row alone. `reads_step` says whether `step` is looked at: if not, it may be a step that knows
-    nothing about padding. What must be remembered from pass to pass goes into `step.memory`.
+    values depend on that row alone. `reads_forward_pass` says whether `forward_pass` is looked at: if not, it may be
+    one that knows nothing about padding. What must be remembered from pass to pass goes into `forward_pass.memory`.
     """
 
-    reads_step: bool = False
+    reads_forward_pass: bool = False
 
     @classmethod
     @abstractmethod
@@ -46,5 +46,7 @@ class Regulator(Fitted, ABC):
         """
 
     @abstractmethod
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token gain"]:
+    def forward(
+        self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
+    ) -> Float[Tensor, "batch token gain"]:
         """Return h(t) >= 0 for every token, float32; gain is 1 or dim."""

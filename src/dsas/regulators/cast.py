@@ -37,7 +37,7 @@ class Cast(Regulator):
         left_out="conditions at other sites",
         flops="8 d",
     )
-    reads_step = True
+    reads_forward_pass = True
     condition: Tensor
     threshold: Tensor
     above: bool
@@ -64,15 +64,15 @@ class Cast(Regulator):
         condition = torch.from_numpy(found.direction).float()
         return FittedRegulator(cls(condition, torch.tensor(found.threshold), found.above), accuracy)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 or 0 for every token; flat, so no gradient comes through."""
-        counted = step.real & step.prompt & (step.positions > 0)
+        counted = forward_pass.real & forward_pass.prompt & (forward_pass.positions > 0)
         wide = t.detach().to(self.condition.dtype)
         nothing = (wide.new_zeros(()), wide.new_zeros(()))
-        total, count = step.memory.get(self, nothing) if step.past > 0 else nothing
+        total, count = forward_pass.memory.get(self, nothing) if forward_pass.past > 0 else nothing
         total = total + torch.cumsum(wide.masked_fill(~counted.unsqueeze(-1), 0.0), dim=1)
         count = count + torch.cumsum(counted.unsqueeze(-1).to(wide.dtype), dim=1)
-        step.memory[self] = (total[:, -1:], count[:, -1:])
+        forward_pass.memory[self] = (total[:, -1:], count[:, -1:])
         holds = (similarity(total / count.clamp(min=1), self.condition) > self.threshold) == self.above
         return (holds.unsqueeze(-1) & (count > 0)).float()
 

@@ -37,6 +37,6 @@ class Constant(Regulator):
         """Return the constant 1; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(), accuracy=None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return the value for every token."""
         return t.new_full((1, 1, 1), self.value, dtype=torch.float32).expand(*t.shape[:2], 1)

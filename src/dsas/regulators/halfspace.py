@@ -64,7 +64,7 @@ class HalfSpace(Regulator):
         regulator = cls(torch.from_numpy(plane.theta).float(), torch.tensor(-plane.bias, dtype=torch.float32))
         return FittedRegulator(regulator, held_out_accuracy(data, draw, folds=folds, seed=seed))
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 beyond the plane and 0 before it; flat, so no gradient comes through."""
         return (t.to(self.direction.dtype) @ self.direction > self.offset).float().unsqueeze(-1)
 

@@ -41,6 +41,6 @@ class LinearRegulator(Regulator, ABC):
         return cls(theta, torch.tensor(boundary.bias / unit, dtype=torch.float32))
 
     @final
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return activation(theta . t + bias), computed in float32 or better."""
         return ACTIVATIONS[self.form](t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)

@@ -33,7 +33,7 @@ class PerStep(Regulator):
         left_out="blending",
         flops="those of one",
     )
-    reads_step = True
+    reads_forward_pass = True
     regulators: nn.ModuleList
 
     def __init__(self, regulators: Sequence[Regulator]) -> None:
@@ -67,9 +67,11 @@ class PerStep(Regulator):
         known = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls([one.regulator for one in fitted]), fmean(known) if known else None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token gain"]:
+    def forward(
+        self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
+    ) -> Float[Tensor, "batch token gain"]:
         """Return the values of the step's regulator. Raises StateError outside of a denoising pass."""
-        if step.denoising is None:
+        if forward_pass.denoising is None:
             raise StateError("a per-step regulator was asked outside of a denoising pass: it steers denoisers only")
-        number, total, _ = step.denoising
-        return self.regulators[number * len(self.regulators) // total](t, step)
+        number, total, _ = forward_pass.denoising
+        return self.regulators[number * len(self.regulators) // total](t, forward_pass)

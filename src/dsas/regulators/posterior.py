@@ -70,7 +70,9 @@ class Posterior(Regulator):
         parts = [torch.where(kept, part, other) for part, other in ((curve, never), (slope, never), (level, never - 1))]
         return FittedRegulator(cls(*(part.float() for part in parts)), accuracy=None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token dim"]:
+    def forward(
+        self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
+    ) -> Float[Tensor, "batch token dim"]:
         """Return 1 or 0 for every neuron of every token; flat, so no gradient comes through."""
         wide = t.to(self.curve.dtype)
         return (torch.addcmul(self.level, torch.addcmul(self.slope, wide, self.curve), wide) > 0).float()

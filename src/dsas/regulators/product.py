@@ -36,7 +36,7 @@ class Product(Regulator):
         if len(factors) < 2:
             raise OptionError(f"a product needs at least two regulators, got {len(factors)}")
         self.keep(factors=list(factors))
-        self.reads_step = any(factor.reads_step for factor in factors)
+        self.reads_forward_pass = any(factor.reads_forward_pass for factor in factors)
 
     @classmethod
     def fit(
@@ -52,6 +52,8 @@ class Product(Regulator):
         known = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls([one.regulator for one in fitted]), min(known) if known else None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token gain"]:
+    def forward(
+        self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
+    ) -> Float[Tensor, "batch token gain"]:
         """Return the product of the factors' values."""
-        return reduce(mul, (factor(t, step) for factor in self.factors))
+        return reduce(mul, (factor(t, forward_pass) for factor in self.factors))

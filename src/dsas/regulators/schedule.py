@@ -32,7 +32,7 @@ class Schedule(Regulator):
         left_out="ramps",
         flops="0",
     )
-    reads_step = True
+    reads_forward_pass = True
     part: Part
     start: int
     stop: int | None
@@ -61,20 +61,20 @@ class Schedule(Regulator):
         """Return the schedule; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(part, start, stop), accuracy=None)
 
-    def forward(self, t: Float[Tensor, "batch token dim"], step: ForwardPass) -> Float[Tensor, "batch token 1"]:
+    def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 inside the window and 0 outside. Raises StateError for "denoising" outside of a denoising pass."""
         if self.part == "denoising":
-            if step.denoising is None:
+            if forward_pass.denoising is None:
                 raise StateError("a schedule of denoising steps was asked outside of a denoising pass")
-            number = step.denoising.number
+            number = forward_pass.denoising.number
             inside = number >= self.start and (self.stop is None or number < self.stop)
             return torch.full((*t.shape[:2], 1), float(inside), device=t.device)
-        place, inside = step.positions, step.real
+        place, inside = forward_pass.positions, forward_pass.real
         if self.part == "prompt":
-            inside = inside & step.prompt
+            inside = inside & forward_pass.prompt
         elif self.part == "generated":
-            inside = inside & ~step.prompt
-            place = place - step.prompt_lengths.unsqueeze(-1)
+            inside = inside & ~forward_pass.prompt
+            place = place - forward_pass.prompt_lengths.unsqueeze(-1)
         inside = inside & (place >= self.start)
         if self.stop is not None:
             inside = inside & (place < self.stop)

@@ -59,7 +59,7 @@ class Applied:
         self._recorder = subject.recorder(labels([rule.site for rule in self.rules])) if options.record else None
         self._keep_doses = options.record == "doses"
         self._skip_sinks = options.skip_sinks
-        asked = options.skip_sinks or any(rule.regulator.reads_step for rule in self.rules)
+        asked = options.skip_sinks or any(rule.regulator.reads_forward_pass for rule in self.rules)
         self._needs_step = asked or self._passes.always
         self._fired = [False] * len(self.rules)
         self._called = False
@@ -177,7 +177,7 @@ class Applied:
         """Put the hook of one rule on, by which its site does equation (1)."""
         strengths, doses = self.strength * rule.weight, self._keep_doses
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
-        needs_step = rule.regulator.reads_step or self._skip_sinks or self._passes.always
+        needs_step = rule.regulator.reads_forward_pass or self._skip_sinks or self._passes.always
         edit = self._editor(number, rule.site, way, needs_step)
         plain = rule.site.is_plain and rule.site.side == "output" and not needs_step
         if not (plain and isinstance(way, Fused) and way.same_for_all_rows):

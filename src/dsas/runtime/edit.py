@@ -79,13 +79,13 @@ def way_of(
     return General(transform, regulator, strengths, skip_sinks)
 
 
-def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], step: ForwardPass | None) -> Edited:
+def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
     """Return what a way does to `t`, in the precision that it asks for whatever autocast says."""
     kind = t.device.type
     if not autocasts(kind):
-        return way(t, step)
+        return way(t, forward_pass)
     with torch.autocast(kind, enabled=False):
-        return way(t, step)
+        return way(t, forward_pass)
 
 
 def shortened(
@@ -137,9 +137,10 @@ class Fused:
         self.factor = edit.factor
         self._here: _Here | None = None
 
-    def __call__(self, t: Float[Tensor, "batch token dim"], step: ForwardPass | None) -> Edited:
-        """Return the steered activation; of the step only the copies of the rows count."""
-        here, copies = self._here, 1 if step is None else step.copies  # read once: another thread may put another there
+    def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
+        """Return the steered activation; of the forward pass only the copies of the rows count."""
+        here = self._here  # read once: another thread may put another there
+        copies = 1 if forward_pass is None else forward_pass.copies
         if (
             here is None
             or here.device != t.device
@@ -190,17 +191,18 @@ class General:
         self._shared = float(strengths) if strengths.ndim == 0 and not strengths.requires_grad else None
         self._device: torch.device | None = None
 
-    def __call__(self, t: Float[Tensor, "batch token dim"], step: ForwardPass | None) -> Edited:
-        """Return the steered activation; without a step, all tokens are taken to be real and to be the first."""
+    def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
+        """Return the steered activation; without a forward pass, all tokens count as real and as the first."""
         transform, regulator = self._on(t.device)
-        step = step or ForwardPass(*t.shape[:2], device=t.device)
-        regulated = regulator(t, step)
+        forward_pass = forward_pass or ForwardPass(*t.shape[:2], device=t.device)
+        regulated = regulator(t, forward_pass)
         by_row = self._shared
         if by_row is None:
-            by_row = per_row(self._strengths.reshape(-1), len(t), copies=step.copies).view(-1, 1, 1).to(t.device)
+            each = per_row(self._strengths.reshape(-1), len(t), copies=forward_pass.copies)
+            by_row = each.view(-1, 1, 1).to(t.device)
         gain = regulated * by_row
         if self._skip_sinks:
-            gain = gain.masked_fill((step.positions == 0).unsqueeze(-1), 0.0)
+            gain = gain.masked_fill((forward_pass.positions == 0).unsqueeze(-1), 0.0)
         return Edited(steer(t, gain, transform), gain, regulated)
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token gain"]:

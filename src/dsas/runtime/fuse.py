@@ -71,7 +71,7 @@ class Fusion:
         self._places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         self._places.update(id(own) for _, own in model.named_parameters(remove_duplicate=False))
         for rule in self._rules:
-            if rule.regulator.reads_step:
+            if rule.regulator.reads_forward_pass:
                 raise OptionError(f"{rule.regulator!r} at {rule.site} reads token positions: use apply() instead")
         forget_compiled()
         try:

@@ -70,16 +70,16 @@ def check_regulator(method: type[Regulator] | Regulator, *, dim: int = 16, seed:
         regulator = method
     t = torch.randn(ROWS, TOKENS, dim, generator=generator)
     _check_rebuild(regulator)
-    name, step = type(regulator).__name__, ForwardPass(ROWS, TOKENS)
+    name, forward_pass = type(regulator).__name__, ForwardPass(ROWS, TOKENS)
     with untouched(3, name, t, *regulator.buffers()):
-        value = regulator(t, step)
+        value = regulator(t, forward_pass)
     shapes = [(ROWS, TOKENS, 1), (ROWS, TOKENS, dim)]
     require(3, tuple(value.shape) in shapes, f"{name} gave shape {tuple(value.shape)}, expected one of {shapes}")
     require(3, value.dtype == torch.float32, f"{name} gave {value.dtype}, expected float32")
     require(3, bool(torch.isfinite(value).all() and (value >= 0).all()), f"{name} gave a value below 0 or not finite")
-    _check_bfloat16(name, lambda x: regulator(x, step), t)
+    _check_bfloat16(name, lambda x: regulator(x, forward_pass), t)
     _check_rows(regulator, t, value)
-    _check_gradients(regulator, t.double(), step)
+    _check_gradients(regulator, t.double(), forward_pass)
 
 
 def _pooled(generator: torch.Generator, dim: int) -> tuple[Tensor, Tensor]:
@@ -87,19 +87,19 @@ def _pooled(generator: torch.Generator, dim: int) -> tuple[Tensor, Tensor]:
     return torch.randn(12, dim, generator=generator) + 0.5, torch.randn(9, dim, generator=generator) - 0.5
 
 
-def _check_gradients(method: Fitted, t: Tensor, *step: ForwardPass) -> None:
+def _check_gradients(method: Fitted, t: Tensor, *forward_pass: ForwardPass) -> None:
     precise, name = copy.deepcopy(method).double(), type(method).__name__
-    require_gradient(lambda x: precise(x, *step), t, f"{name} by its input")
+    require_gradient(lambda x: precise(x, *forward_pass), t, f"{name} by its input")
     for key, tensor in list(precise.named_buffers()):
         if tensor.is_floating_point():
-            replaced = partial(_with_buffer, precise, key, t, *step)
+            replaced = partial(_with_buffer, precise, key, t, *forward_pass)
             require_gradient(replaced, tensor, f"{name} by {key!r}")
 
 
 def _with_buffer(method: Fitted, key: str, t: Tensor, *arguments: Any) -> Tensor:
     """Return what `method` gives for t when its buffer `key` is the last of the arguments."""
-    *step, value = arguments
-    return functional_call(method, {key: value}, (t, *step))
+    *forward_pass, value = arguments
+    return functional_call(method, {key: value}, (t, *forward_pass))
 
 
 def _check_fitted(method: type[Regulator], fitted: object) -> None:
@@ -139,8 +139,8 @@ def _check_rows(regulator: Regulator, t: Tensor, value: Tensor) -> None:
     for side, mask in (("left", [0] * pad + [1] * TOKENS), ("right", [1] * TOKENS + [0] * pad)):
         noise = torch.full((ROWS, pad, t.shape[-1]), 7.0)
         padded = torch.cat([noise, t] if side == "left" else [t, noise], dim=1)
-        step = ForwardPass(ROWS, TOKENS + pad, mask=torch.tensor([mask] * ROWS))
-        got = regulator(padded, step)[:, torch.tensor(mask, dtype=torch.bool)]
+        forward_pass = ForwardPass(ROWS, TOKENS + pad, mask=torch.tensor([mask] * ROWS))
+        got = regulator(padded, forward_pass)[:, torch.tensor(mask, dtype=torch.bool)]
         require(2, close(got, value), f"{name} gives other values when rows are padded on the {side}")
     history = History()
     regulator(t[:, :2], ForwardPass(ROWS, 2, history=history))

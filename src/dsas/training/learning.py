@@ -54,7 +54,7 @@ def learnable(rule: Rule, device: torch.device, *, regulator: bool, vectors: boo
         )
     if regulator and not isinstance(when, (Logistic, Rectified)):
         raise OptionError(f"{type(when).__name__} at {rule.site} cannot be learned; start from one of {tuple(GATES)}")
-    if when.reads_step:
+    if when.reads_forward_pass:
         raise OptionError(f"{type(when).__name__} at {rule.site} reads token positions, which training does not have")
     if isinstance(when, (Logistic, Rectified)) and regulator:
         return rule._replace(transform=line, regulator=type(when)(_leaf(when.theta, device), _leaf(when.bias, device)))
