@@ -96,13 +96,12 @@ def shortened(
     The first plain activation that comes says for which dtype and device; any other goes through `change` again.
     record: called with each token's gain over `way.factor`, None for 1, when nothing is being compiled.
     """
-    dtype: Any = None
-    device: Any = None
-    kind: Any = None
-    step: Any = None
+    # dtype, device, its kind and the step are one tuple, so that another thread sees all of them or none.
+    ready: Any = (None, None, None, None)
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal dtype, device, kind, step
+        nonlocal ready
+        dtype, device, kind, step = ready
         plain = type(output) is Tensor and output.ndim == 3
         if plain and output.dtype is dtype and output.device == device and not autocasts(kind):
             steered, gain = step(output)
@@ -111,8 +110,7 @@ def shortened(
             return steered
         changed = change(output)
         if plain and dtype is None and not torch.compiler.is_compiling():
-            step, device, kind = way.prepared(output), output.device, output.device.type
-            dtype = output.dtype  # the last, since another thread may come by
+            ready = output.dtype, output.device, output.device.type, way.prepared(output)
         return changed
 
     return hook
