@@ -2,7 +2,7 @@
 
     rate(k)  =  rate * (floor + (1 - floor) (1 + cos(pi k / steps)) / 2)             then the proximal step
 
-Rates are without unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
+Rates have no unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
 activations had been scaled to a root mean square of 1. Otherwise the rate that is right for one model is a thousand
 times too small for the offsets of another and too large for its regulators.
 
@@ -42,7 +42,7 @@ class Descent:
         for name, old in before.items():
             leaf = self._leaves[name].detach()
             leaf.copy_(torch.lerp(old, leaf, self._scales[name]))
-        tau = self._plan.objective.sparsity * share * self._plan.optimiser.rate
+        tau = self._plan.sparsity * share * self._plan.optimiser.rate
         if tau > 0:
             for rule, own in zip(self._rules, self._sizes, strict=True):
                 shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), own, tau)

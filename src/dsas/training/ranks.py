@@ -123,6 +123,9 @@ class Ranks:
             signal.signal(signal.SIGINT, before)
 
 
+ALONE: Ranks = Ranks()
+
+
 @contextmanager
 def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
     """Give the ranks that train together here; with distributed=False, or without others, a process alone.
@@ -131,15 +134,15 @@ def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
     Raises OptionError for a model that is spread over the ranks itself.
     """
     if not (distributed and dist.is_available()):
-        yield Ranks()
+        yield ALONE
         return
     if not dist.is_initialized():
         if not all(os.environ.get(name) for name in TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
-            yield Ranks()
+            yield ALONE
             return
         dist.init_process_group("gloo", timeout=PATIENCE)
     if dist.get_world_size() == 1:
-        yield Ranks()
+        yield ALONE
         return
     _check_whole(model)
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
