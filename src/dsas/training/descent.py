@@ -27,7 +27,7 @@ class Descent:
     """The optimiser of a plan at work on leaves, in units of the activations."""
 
     def __init__(self, rules: Sequence[Rule], leaves: dict[str, Tensor], sizes: Sequence[Tensor], plan: Plan) -> None:
-        """Move the leaves of `rules`; sizes: of each site's neurons, (dim,)."""
+        """Move the leaves of `rules`. sizes: root mean square of each neuron, (dim,) for each site."""
         self._rules, self._leaves, self._sizes, self._plan = list(rules), leaves, list(sizes), plan
         self.optimiser = self._optimiser()
         self._scales = self._scales_of_leaves()
@@ -63,7 +63,7 @@ class Descent:
         return torch.optim.Adam(groups, eps=EPS) if wanted.name == "adam" else torch.optim.SGD(groups)
 
     def _scales_of_leaves(self) -> dict[str, Tensor]:
-        """Return by name what a step of the optimiser is multiplied by, to be one in units of the activations.
+        """Return by name the factor that makes a step of the optimiser one in units of the activations.
 
         Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
         """

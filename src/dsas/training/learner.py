@@ -1,4 +1,4 @@
-"""Learner: what the loop asks of whoever learns rules: gradients, steps, looks, and a state to go on from.
+"""Learner: what the loop asks of whoever learns rules: gradients, steps, looks, and a state to resume from.
 
     each step:  gradient of the loss  ->  optimiser  ->  proximal step, tau = sparsity x rate
 

@@ -1,10 +1,10 @@
-"""Records: what training writes down, the log of its steps and the state from which it can go on.
+"""Records: what training writes down, the log of its steps and the state from which it resumes.
 
 log.csv, log.jsonl      one line per step; a resumed training continues them, another one in the same folder replaces them
 state-<id>.safetensors  parameters, optimiser and best so far after the last whole step, in one file, replaced at once
 tensorboard/            the same numbers as events, on request (extra `tensorboard`)
 
-The id is a digest of everything that training depends on, so a state is never taken up by another training.
+The id is a digest of everything that training depends on, so no other training resumes from a state.
 """
 
 import csv
@@ -83,7 +83,7 @@ def read_state(file: Path) -> State | None:
             course = Course(*json.loads(opened.metadata()["course"]))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{file} is damaged ({error}): training begins anew", DsasWarning, stacklevel=4)
+        warnings.warn(f"{file} is damaged ({error}): training starts from the beginning", DsasWarning, stacklevel=4)
         return None
     course = course._replace(rows=tuple(Row(*row) for row in course.rows))
     parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}}
