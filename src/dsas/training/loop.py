@@ -2,7 +2,7 @@
 
 What a later step depends on is copied after every whole step; whatever happens in the middle of one, that copy is what
 is written and what training resumes from, so a resumed training ends in the same bits as one that was never cut.
-With several ranks the first keeps files and shows progress, all resume from its state, and all stop after the same step.
+With several ranks the first keeps files and shows progress; all resume from its state and stop after the same step.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Ranks: the processes that train one Steering together, each on its share of the micro-batches.
 
-    pooled vectors   of all ranks, gathered before the sort, which couples them    texts x width x sites numbers per step
-    gradients        of the learned vectors, added up                              2 to 3 x width x sites numbers per step
+    pooled vectors   of all ranks, gathered before the sort, which couples them  texts x width x sites numbers per step
+    gradients        of the learned vectors, added up                            2 to 3 x width x sites numbers per step
 
 They are the processes of torchrun (or of `accelerate launch`, which starts it), or of whoever has initialised
 torch.distributed. What goes between them goes through main memory, over gloo, whatever runs on their devices.
