@@ -13,7 +13,7 @@ from torch import Tensor
 from dsas.errors import DsasWarning, OptionError
 from dsas.model.device_map import device_of
 from dsas.model.drawing import Drawing
-from dsas.model.examples import check_sets
+from dsas.model.examples import Example, check_sets
 from dsas.model.identity import ModelIdentity, fingerprint
 from dsas.model.reading import Reading
 from dsas.model.sites import Site, SitePatterns
@@ -39,9 +39,9 @@ def train(
     model: Any,
     tokenizer: Any = None,
     *,
-    source: Sequence[str],
-    target: Sequence[str],
-    control: Sequence[str] = (),
+    source: Sequence[str | Example],
+    target: Sequence[str | Example],
+    control: Sequence[str | Example] = (),
     objective: str | Objective = "lineas",
     start: Start = "fitted",
     steps: int = 50,
@@ -56,7 +56,8 @@ def train(
 
     model: a language model, which goes with its tokenizer; or a diffusers pipeline, and gradients flow through all its
     denoising steps, of which there should be few.
-    source, target, control: as in `dsas.fit`, at least 4 texts each; control may be left out where nothing reads it.
+    source, target, control: as in `dsas.fit`, at least 4 texts each, without spans; control may be left out where
+    nothing reads it.
     objective: a name from `dsas.OBJECTIVES`, or an object such as `dsas.E2E(gate="relu")`.
     start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
     transforms start at the identity. Or a Steering to go on from, at its sites and with the regulators that are not
@@ -75,9 +76,11 @@ def train(
     examples = subject.examples(reading, training=True)
     if wanted.reads_logits:
         examples.pad_token()  # refuses a subject that says nothing
-    texts = check_sets(source, control, target, control_needed=wanted.needs_control, paired=wanted.paired).as_dict()
+    sets = check_sets(source, control, target, control_needed=wanted.needs_control, paired=wanted.paired)
+    if sets.spans is not None:
+        raise OptionError("training learns from whole texts: leave the spans of the source out")
     with ranks_here(subject.module, distributed=running.distributed) as ranks:
-        run = Run(examples, asked.sites(subject, sites), texts, folder, running, ranks)
+        run = Run(examples, asked.sites(subject, sites), sets.as_dict(), folder, running, ranks)
         return _trained(asked, run, subject.identity)
 
 
