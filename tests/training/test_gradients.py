@@ -179,7 +179,7 @@ def test_a_start_that_cannot_be_learned_is_refused_and_control_texts_are_asked_f
     marked = [dsas.Example(text, [(0, 4)]) for text in SOURCE]
     with pytest.raises(OptionError, match="training learns from whole texts: leave the spans of the source out"):
         train(model, source=marked)
-    with pytest.raises(TextsError, match="control texts are needed to learn or fit a regulator"):
+    with pytest.raises(TextsError, match="control texts are needed to learn a regulator"):
         train(model, control=(), objective="e2e-dsas")
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 
 import dsas
 from dsas.errors import OptionError
+from dsas.fitting.collect import collect
 from dsas.model.subject import subject_of
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import LearnedParts, learnable
@@ -100,13 +101,11 @@ def test_lineas_moves_the_pictures_and_the_model_learns_nothing(family: str) -> 
 
 def transport_after(steering: dsas.Steering, pipeline: Any) -> float:
     """Return the squared distance of sorted pooled activations, steered source against target, summed over sites."""
-    from dsas.fitting.collect import collect_drawn
-
-    parts, drawing = subject_of(pipeline).module, dsas.Drawing(steps=2, options=OPTIONS["sd"])
+    examples = subject_of(pipeline).examples(dsas.Drawing(steps=2, options=OPTIONS["sd"]))
     sites, places = [rule.site for rule in steering.rules], range(5)
 
     def read(name: str) -> dict[dsas.Site, Tensor]:
-        found = collect_drawn(parts, TEXTS[name], places, sites, drawing=drawing, progress=False)
+        found = collect(examples, TEXTS[name], places, sites, progress=False)
         return {site: value.mean((1, 2)).sort(0).values for site, value in found.items()}
 
     goal = read("target")
@@ -143,7 +142,6 @@ def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        {"running": dsas.Running(checkpointing=True)},
         {"drawing": {"per_step": True}},
         {"drawing": {"images": 2}},
         {"drawing": {"pooling": "position"}},
@@ -151,8 +149,13 @@ def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> N
     ],
 )
 def test_what_cannot_be_trained_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="training on a pipeline takes no checkpointing"):
+    with pytest.raises(OptionError, match="training on a pipeline needs a Drawing of one image per prompt"):
         train(tiny_pipeline("sd"), **options)
+
+
+def test_checkpointing_which_a_pipeline_does_not_offer_is_refused() -> None:
+    with pytest.raises(OptionError, match="does not offer gradient checkpointing: train without it"):
+        train(tiny_pipeline("sd"), running=QUIET._replace(checkpointing=True), sites=SITES[:1])
 
 
 def test_without_a_drawing_one_step_is_trained_through() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 import dsas
 from dsas.errors import OptionError
 from dsas.fitting.collect import collect
+from dsas.model.subject import subject_of
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
 from dsas.training.objectives import objective_named
 
@@ -95,8 +96,9 @@ def _written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def mean_at(model: torch.nn.Module, texts: list[str]) -> Tensor:
-    (found,) = collect(model, tiny_tokenizer(), texts, dsas.find_sites(model, SITE), progress=False).values()
-    return found.mean(0)
+    subject = subject_of(model, tiny_tokenizer())
+    (found,) = collect(subject.examples(), texts, range(8), subject.sites(SITE), progress=False).values()
+    return found.mean((0, 1, 2))
 
 
 @pytest.mark.usefixtures("_written")
