@@ -12,7 +12,7 @@ import dsas
 from dsas.errors import OptionError, TextsError
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.training.learning import learnable
-from dsas.training.objectives import TrainingTask, objective_named
+from dsas.training.objectives import objective_named
 from dsas.training.passes import Work
 from dsas.training.plan import Plan
 from dsas.training.ranks import ALONE
@@ -79,7 +79,7 @@ def loss_of(objective: dsas.Objective) -> float:
         [work.pool(model.table[batch.tokens], batch.mask).detach() for batch in batches(TEXTS["target"])]
     )
     held = {"held_source": [], "held_control": [], "held_target": []}
-    task = TrainingTask(work, learned, {**TEXTS, **held}, [pooled], Plan(1), ALONE, batches, Reader())
+    task = dsas.TrainingTask(work, learned, {**TEXTS, **held}, [pooled], Plan(1), ALONE, batches, Reader())
     learner = objective.learner(task)
     try:
         return learner.gradient().loss

@@ -25,10 +25,10 @@ from typing import ClassVar, final
 import torch
 
 import dsas
-from dsas.training import Gradient, LearnedParts, Learner, identity_rule
+from dsas.training.learning import identity_rule
 
 
-class MeanLearner(Learner):
+class MeanLearner(dsas.Learner):
     """Compares the means of all source texts, which one batch holds."""
 
     def __init__(self, task, weight):
@@ -40,7 +40,7 @@ class MeanLearner(Learner):
         self.descent.optimiser.zero_grad(set_to_none=True)
         loss, seen = self.loss(self.source)
         loss.backward()
-        return Gradient(float(loss.detach()), 0.0, float(loss.detach()), self.dead(seen))
+        return dsas.Gradient(float(loss.detach()), 0.0, float(loss.detach()), self.dead(seen))
 
     @torch.no_grad()
     def look(self):
@@ -74,7 +74,7 @@ class MeanMatching(dsas.Objective):
         return identity_rule(site, sets["source"].shape[1], dsas.Constant())
 
     def learned(self, rules):
-        return LearnedParts(regulators=False, vectors=False)
+        return dsas.LearnedParts(regulators=False, vectors=False)
 
     def learner(self, task):
         return MeanLearner(task, self.weight)
