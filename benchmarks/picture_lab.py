@@ -133,8 +133,9 @@ class Lab:
             some = {name: texts[name][:half] + texts[name][-half:] for name in ("source", "target")}
             reading, log = DRAWING._replace(batch_size=16), folder.with_name(f"{folder.name}.log")
             found = dsas.train(
-                self.pipeline, **some, **LEARNED, sites=self.sites, reading=reading, checkpoint=log, progress=False
-            )
+                self.pipeline, **some, **LEARNED, sites=self.sites, reading=reading, checkpoint=log,
+                running=dsas.Running(progress=False),
+            )  # fmt: skip
             found.save_pretrained(folder)
         return dsas.Steering.from_pretrained(folder)
 

@@ -32,27 +32,29 @@ from dsas.files.results import remembered
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
 from dsas.model.token_batches import inputs_of, read_batches
-from dsas.training.objectives import drift
 from dsas.training.passes import Passes, Work
+from dsas.training.terms import drift
 
 GRID = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 BUDGET = 1.05
 READING = dsas.Reading(batch_size=32, max_tokens=64)
-E2E: dict[str, Any] = {"objective": "e2e-dsas", "gamma": 0.3}
 CONDITIONS: dict[str, dict[str, Any]] = {
     "LinEAS": {},
     "LinEAS + logistic": {},  # the same transforms, with regulators fitted in closed form before them
-    "E2E sigmoid": {**E2E, "gate": "sigmoid"},
-    "E2E ReLU": {**E2E, "gate": "relu"},
+    "E2E sigmoid": {"objective": dsas.E2E()},
+    "E2E ReLU": {"objective": dsas.E2E(gate="relu")},
     "fit: Linear-AcT + logistic": {},  # no training, the same sites
 }
 # Plain gradient steps, whose proximal step is that of the penalised loss.
 SGD = {"optimiser": dsas.Optimiser("sgd", 0.1)}
 EXTRAS: dict[str, dict[str, Any]] = {
-    "E2E sigmoid, no control term": {**E2E, "gamma": 0.0},
-    **{f"E2E sigmoid, gamma {value}": {**E2E, "gamma": value} for value in (0.1, 1.0)},
+    "E2E sigmoid, no control term": {"objective": dsas.E2E(control_weight=0.0)},
+    **{f"E2E sigmoid, control_weight {value}": {"objective": dsas.E2E(control_weight=value)} for value in (0.1, 1.0)},
     "LinEAS, SGD": SGD,
-    **{f"LinEAS, SGD, sparsity {value}": {**SGD, "sparsity": value} for value in (0.003, 0.01, 0.02)},
+    **{
+        f"LinEAS, SGD, sparsity {value}": {**SGD, "objective": dsas.LinEAS(sparsity=value)}
+        for value in (0.003, 0.01, 0.02)
+    },
 }
 
 
@@ -80,23 +82,21 @@ class Lab(NamedTuple):
         """Return the Steering of a condition, learned or read back."""
         name = f"{condition}-{count}-{seed}-{self.steps}".replace(" ", "_").replace(",", "").replace(":", "")
         folder, sets = self.out / "steerings" / name, self.sets(count, seed)
-        where: dict[str, Any] = {"sites": "norm", "reading": READING, "progress": False}
+        where: dict[str, Any] = {"sites": "norm", "reading": READING}
         if (folder / "config.json").is_file():
             return dsas.Steering.from_pretrained(folder)
         if condition.startswith("fit"):
-            found = dsas.fit(
-                *self.loaded, **sets, transform="linear-act", sites="norm", reading=READING, progress=False
-            )
+            found = dsas.fit(*self.loaded, **sets, **where, transform="linear-act", progress=False)
         elif condition == "LinEAS + logistic":
             learned = self.steering("LinEAS", {}, count, seed)
-            fitted = dsas.fit(*self.loaded, **sets, transform="lineas", **where)
+            fitted = dsas.fit(*self.loaded, **sets, **where, transform="lineas", progress=False)
             pairs = zip(fitted.rules, learned.rules, strict=True)
             rules = [when._replace(transform=how.transform) for when, how in pairs]
             found = dsas.Steering(rules, fitted.model, learned.settings)
         else:
             found = dsas.train(
-                *self.loaded, **sets, **where, **options, steps=self.steps, seed=seed,
-                checkpoint=folder.with_name(name + ".log"),
+                *self.loaded, **sets, **where, **options, steps=self.steps, held_out=dsas.HeldOut(seed=seed),
+                checkpoint=folder.with_name(name + ".log"), running=dsas.Running(progress=False),
             )  # fmt: skip
         found.save_pretrained(folder)
         return found

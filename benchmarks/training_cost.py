@@ -28,9 +28,9 @@ from dsas.model.activations import pooler
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.loading import LoadedModel, load_model
 from dsas.model.token_batches import inputs_of, read_batches
-from dsas.training.learning import identity_rule, learnable, scratch
+from dsas.training.learning import LearnedParts, half_everywhere, identity_rule, learnable
 from dsas.training.passes import Work
-from dsas.training.plan import HeldOut, Objective, Plan
+from dsas.training.plan import HeldOut, Plan
 from dsas.training.trainer import Data, Trainer
 
 POOL = pooler("mean", True)
@@ -63,17 +63,17 @@ def trainer_of(loaded: LoadedModel, texts: dict[str, list[str]], variant: Varian
     dim = loaded.model.config.hidden_size
     rules = [
         learnable(
-            identity_rule(dsas.Rule(site, dsas.Addition(torch.zeros(dim)), when), dim),
+            identity_rule(site, dim, half_everywhere("sigmoid", dim) if variant.control else dsas.Constant()),
             torch.device("cpu"),
-            regulator=variant.control,
+            LearnedParts(regulators=variant.control, vectors=False),
         )
         for site in sites
-        for when in [scratch("sigmoid", dim) if variant.control else dsas.Constant()]
     ]
     run: Callable[[Any], object] = lambda batch: model(**inputs_of(batch), use_cache=False)  # noqa: E731
     work = Work(model, run, lambda batch: batch.mask, POOL, variant.checkpointing)
     data = Data(batches["source"], batches["control"], [torch.randn(len(texts["source"]), dim) for _ in sites])
-    return Trainer(work, rules, data, Plan(Objective(0.01 * variant.control), 1000, held_out=HeldOut(0.0)))
+    plan = Plan(1000, held_out=HeldOut(0.0))
+    return Trainer(work, rules, data, plan, control_weight=0.01 * variant.control)
 
 
 def bare_pass(loaded: LoadedModel, texts: list[str]) -> float:

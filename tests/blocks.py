@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.training.learner import Learner
-from dsas.training.learning import learnable
+from dsas.training.learning import LearnedParts, learnable
 from dsas.training.passes import Work
-from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
+from dsas.training.plan import HeldOut, Optimiser, Plan
 from dsas.training.trainer import Data, Trainer
 
 DIM, SITES = 6, ("first", "second")
@@ -55,12 +55,12 @@ def rules_of(dtype: torch.dtype, regulator: Any = None, *, moved: bool = True) -
         line = 1 + 0.3 * moved * torch.randn(DIM), 0.3 * moved * torch.randn(DIM)
         when = regulator() if regulator else dsas.Logistic(torch.randn(DIM), torch.tensor(0.2))
         rule = dsas.Rule(dsas.Site(site), dsas.Lineas(*(x.to(dtype) for x in line)), when.to(dtype))
-        rules.append(learnable(rule, torch.device("cpu"), regulator=not isinstance(when, dsas.Constant)))
+        rules.append(learnable(rule, torch.device("cpu"), LearnedParts(not isinstance(when, dsas.Constant), False)))
     return rules
 
 
 def trainer_of(
-    *, size: int = 9, dtype: torch.dtype = torch.float64, rules: Any = None, gamma: float = 0.7, **plan: Any
+    *, size: int = 9, dtype: torch.dtype = torch.float64, rules: Any = None, control_weight: float = 0.7, **plan: Any
 ) -> Trainer:
     torch.manual_seed(3)
     model = Two().to(dtype)
@@ -69,8 +69,8 @@ def trainer_of(
     target = [torch.randn(8, DIM, dtype=dtype) - 0.3 for _ in SITES]
     data = Data(cut(source, size), cut(control, size), target, [held[0]], [held[1]])
     settings = {"steps": 12, "optimiser": Optimiser("adam", 0.05, 0.05), "held_out": NOT_HELD, **plan}
-    wanted = Objective(gamma, settings.pop("sparsity", 0.0))
-    return Trainer(work_on(model), rules(dtype) if rules else rules_of(dtype), data, Plan(wanted, **settings))
+    own = rules(dtype) if rules else rules_of(dtype)
+    return Trainer(work_on(model), own, data, Plan(**settings), control_weight=control_weight)
 
 
 def check_gradient(
@@ -79,8 +79,7 @@ def check_gradient(
     """Hold the gradient of every `every`-th number of each leaf, the last first, to that of finite differences."""
 
     def loss() -> float:
-        found = learner.gradient()
-        return found.term + learner.plan.objective.gamma * found.control
+        return learner.gradient().loss
 
     loss()
     slopes = {name: value.grad.clone() for name, value in learner.leaves.items() if value.grad is not None}

@@ -70,7 +70,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, points: dict[str, list[st
     def entry_points(*, group: str) -> list[EntryPoint]:
         return [EntryPoint(value, value, group) for value in points.get(group, [])]
 
-    for registry in (dsas.TRANSFORMS, dsas.REGULATORS):
+    for registry in (dsas.TRANSFORMS, dsas.REGULATORS, dsas.OBJECTIVES):
         monkeypatch.setattr(registry, "_known", dict(registry))
         monkeypatch.setattr(registry, "_complete", False)
     monkeypatch.setattr("dsas.methods.registry.entry_points", entry_points)

@@ -46,7 +46,15 @@ from dsas.runtime.rule import Rule
 from dsas.steering.calibration_record import Calibration
 from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
-from dsas.training import HeldOut, Optimiser, train
+from dsas.training.gradients import train
+from dsas.training.learner import Gradient, Learner
+from dsas.training.learning import LearnedParts
+from dsas.training.objectives import OBJECTIVES
+from dsas.training.objectives.base import Objective, TrainingTask
+from dsas.training.objectives.e2e import E2E
+from dsas.training.objectives.lineas import LinEAS
+from dsas.training.objectives.preference import Preference
+from dsas.training.plan import HeldOut, Optimiser, Running
 from dsas.transforms import TRANSFORMS
 from dsas.transforms.ablation import Ablation
 from dsas.transforms.addition import Addition
@@ -62,6 +70,8 @@ from dsas.transforms.principal import PrincipalAddition
 from dsas.transforms.rotation import Rotation
 
 __all__ = [
+    "E2E",
+    "OBJECTIVES",
     "REGULATORS",
     "TRANSFORMS",
     "Ablation",
@@ -85,8 +95,12 @@ __all__ = [
     "FittedRegulator",
     "ForwardPass",
     "GaussianTransport",
+    "Gradient",
     "HalfSpace",
     "HeldOut",
+    "LearnedParts",
+    "Learner",
+    "LinEAS",
     "LinearTransport",
     "Lineas",
     "Logistic",
@@ -95,10 +109,12 @@ __all__ = [
     "Mera",
     "MissingExtraError",
     "ModelMismatchError",
+    "Objective",
     "Optimiser",
     "OptionError",
     "PerStep",
     "Posterior",
+    "Preference",
     "PrincipalAddition",
     "Product",
     "Reading",
@@ -106,6 +122,7 @@ __all__ = [
     "Regulator",
     "Rotation",
     "Rule",
+    "Running",
     "Schedule",
     "Selection",
     "Site",
@@ -119,6 +136,7 @@ __all__ = [
     "Threshold",
     "Top",
     "Trace",
+    "TrainingTask",
     "Transform",
     "Translation",
     "WorkerError",

@@ -60,7 +60,7 @@ CASES = {
     f"{TRAIN} --out rude.txt/x": "rude.txt is a file",
     f"{TRAIN} --start gone": f"--start must be fitted, scratch or a Steering: {NO_STEERING}",
     f"{TRAIN} --start-strength 0.1": "--start-strength needs a Steering to start from, and --start is 'fitted'",
-    f"{TRAIN} --objective e2e": "'e2e' is not one of 'lineas', 'e2e-dsas', 'preference'",
+    f"{TRAIN} --objective e2e": "unknown objective 'e2e'; closest: 'e2e-dsas'",
     CALIBRATE.replace("detox", "gone --out new"): NO_STEERING,
     CALIBRATE.replace("detox", "empty"): "empty is not a stored Steering: config.json, model.safetensors not found",
     CALIBRATE.replace("detox", "someone/detox"): "--out must say where to write",

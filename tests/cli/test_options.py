@@ -18,7 +18,7 @@ from dsas.model.reading import Pooling
 from dsas.model.sites import SHORTHANDS
 from dsas.sweep.jobs import PACKAGED
 from dsas.sweep.run import STRENGTHS
-from dsas.training.gradients import Name, Start
+from dsas.training.gradients import Start
 from dsas.training.learning import GATES
 from dsas.training.plan import Optimiser
 
@@ -39,7 +39,6 @@ LIBRARY = {
     "Branch": Branch,
     "DemoModel": _SOURCES,
     "Gate": GATES,
-    "Objective": Name,
     "OptimiserName": inspect.get_annotations(Optimiser)["name"],
     "PerSite": inspect.get_annotations(dsas.calibrate)["per"],
     "PrecisionName": PRECISIONS,
@@ -55,7 +54,7 @@ LIBRARY = {
 
 def test_the_choices_of_the_command_line_are_those_of_the_library() -> None:
     written = {name: value for name, value in vars(choices).items() if name.isupper() or get_origin(value) is Literal}
-    registries = {"TRANSFORMS", "REGULATORS"}
+    registries = {"TRANSFORMS", "REGULATORS", "OBJECTIVES"}
     assert {name: values(value) for name, value in written.items() if name not in registries} == {
         name: values(value) for name, value in LIBRARY.items()
     }

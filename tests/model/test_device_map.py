@@ -20,7 +20,7 @@ from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 
 SOURCE, CONTROL, TARGET = ([f"{start} {n}" for n in range(6)] for start in ("SHUT UP", "the door", "thank you"))
-SETS: dict[str, Any] = {"source": SOURCE, "control": CONTROL, "target": TARGET, "progress": False}
+SETS: dict[str, Any] = {"source": SOURCE, "control": CONTROL, "target": TARGET}
 CPU, META = torch.device("cpu"), torch.device("meta")
 CAST = dsas.Cast(torch.ones(WIDTH), torch.tensor(0.1))
 ON_DISK = ["model.layers.1", "model.layers.2", "lm_head"]
@@ -64,7 +64,7 @@ def test_a_model_on_disk_is_the_model_that_it_is_in_memory(spread: Any) -> None:
 @pytest.mark.parametrize("incremental", [False, True])
 def test_a_model_on_disk_is_fitted_to_the_same_bits(spread: Any, incremental: bool) -> None:
     plain, other = (
-        dsas.fit(m, tiny_tokenizer(), **SETS, reading=dsas.Reading(incremental=incremental))
+        dsas.fit(m, tiny_tokenizer(), **SETS, reading=dsas.Reading(incremental=incremental), progress=False)
         for m in (tiny_model(), spread)
     )
     assert other.digest() == plain.digest()
@@ -91,7 +91,7 @@ def test_a_model_on_disk_is_trained_to_the_same_bits_and_left_as_it_was(spread: 
         "objective": "e2e-dsas",
         "steps": 3,
         "sites": ["norm", "residual"],
-        "checkpointing": checkpointing,
+        "running": dsas.Running(checkpointing=checkpointing, progress=False),
     }
     away = on_disk(spread)
     logits_of(spread, ids_of(tiny_tokenizer(), "hello"))  # transformers puts hooks of its own on at the first pass
@@ -106,7 +106,7 @@ def test_a_model_on_disk_is_trained_to_the_same_bits_and_left_as_it_was(spread: 
 def test_workers_do_not_load_a_model_that_one_device_may_not_hold(spread: Any) -> None:
     spread.config._name_or_path = "here"
     with pytest.raises(OptionError, match="workers load the model whole, each on one device, and this one is spread"):
-        dsas.fit(spread, tiny_tokenizer(), **SETS, reading=dsas.Reading(spread=dsas.Spread(workers=2)))
+        dsas.fit(spread, tiny_tokenizer(), **SETS, reading=dsas.Reading(spread=dsas.Spread(workers=2)), progress=False)
 
 
 class Halves(nn.Module):

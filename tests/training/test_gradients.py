@@ -15,23 +15,25 @@ from dsas.testing import check_steering, tiny_model, tiny_tokenizer
 SOURCE, CONTROL, TARGET = ([f"{start} {n}" for n in range(8)] for start in ("SHUT UP", "the door", "thank you"))
 
 
+QUIET = dsas.Running(progress=False)
+AGAIN = QUIET._replace(checkpointing=True)
 ODD, EVEN = ([f"the door {n}" for n in range(start, 30, 2)] for start in (1, 0))
 
 
 def train(model: Any = None, **options: Any) -> dsas.Steering:
     sets = {"source": SOURCE, "control": CONTROL, "target": TARGET}
     model = tiny_model(layers=2) if model is None else model
-    return dsas.train(model, tiny_tokenizer(), **{**sets, "steps": 6, "progress": False, **options})
+    return dsas.train(model, tiny_tokenizer(), **{**sets, "steps": 6, "running": QUIET, **options})
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"control": ()},
-        {"regulator": "logistic"},
+        {"objective": dsas.LinEAS(regulator="logistic")},
         {"objective": "e2e-dsas"},
-        {"objective": "e2e-dsas", "gate": "relu"},
-        {"objective": "e2e-dsas", "gate": "relu", "start": "scratch", "sites": "residual"},
+        {"objective": dsas.E2E(gate="relu")},
+        {"objective": dsas.E2E(gate="relu"), "start": "scratch", "sites": "residual"},
     ],
 )
 def test_what_is_learned_keeps_the_laws_of_every_steering_and_lowers_the_loss(options: Any, tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_the_model_is_left_as_it_was_in_training_mode_with_its_flags() -> None:
     model.model.embed_tokens.requires_grad_(False)  # pyright: ignore[reportCallIssue]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    train(model, objective="e2e-dsas", checkpointing=True)
+    train(model, objective="e2e-dsas", running=AGAIN)
     assert all(module.training for module in model.modules())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -62,7 +64,7 @@ def test_the_model_is_left_as_it_was_in_training_mode_with_its_flags() -> None:
 
 
 @pytest.mark.parametrize("objective", ["lineas", "e2e-dsas"])
-@pytest.mark.parametrize("options", [{"reading": dsas.Reading(batch_size=3)}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("options", [{"reading": dsas.Reading(batch_size=3)}, {"running": AGAIN}], ids=str)
 def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(objective: Any, options: Any) -> None:
     plain, other = (
         train(tiny_model(layers=2).double(), objective=objective, sites=["norm", "residual"], **given)
@@ -82,7 +84,13 @@ def test_with_checkpointing_the_backward_pass_runs_the_layers_again(family: str)
     counts = []
     for checkpointing in (False, True):
         calls.clear()
-        train(model, steps=1, held_out=dsas.HeldOut(0.0), sites="residual", checkpointing=checkpointing)
+        train(
+            model,
+            steps=1,
+            held_out=dsas.HeldOut(0.0),
+            sites="residual",
+            running=QUIET._replace(checkpointing=checkpointing),
+        )
         counts.append(sum(calls))
     assert counts == [1, 2]
 
@@ -90,14 +98,14 @@ def test_with_checkpointing_the_backward_pass_runs_the_layers_again(family: str)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3"])
 def test_a_model_in_bfloat16_is_trained_with_parameters_in_float32(family: str) -> None:
     model = tiny_model(family, layers=2).bfloat16()
-    for rule in train(model, objective="e2e-dsas", checkpointing=True).rules:
+    for rule in train(model, objective="e2e-dsas", running=AGAIN).rules:
         for method in (rule.transform, rule.regulator):
             assert all(value.dtype == torch.float32 for value in method.buffers())
             assert all(not value.requires_grad for value in method.buffers())
 
 
 def test_the_same_call_gives_the_same_bits_and_another_seed_holds_out_other_texts() -> None:
-    one, again, other = train(seed=0), train(seed=0), train(seed=1)
+    one, again, other = (train(held_out=dsas.HeldOut(seed=seed)) for seed in (0, 0, 1))
     assert one.digest() == again.digest() != other.digest()
     assert one.settings["texts"] == {
         "source": 6, "control": 6, "target": 8, "held_source": 2, "held_control": 2
@@ -118,8 +126,8 @@ def test_training_goes_on_from_a_steering_at_its_sites_and_keeps_the_regulators_
 def test_a_control_term_keeps_control_texts_nearer_to_where_they_were() -> None:
     model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
     moved = []
-    for gamma in (0.0, 30.0):
-        steering = train(model, objective="e2e-dsas", gamma=gamma, steps=20, sites="residual")
+    for weight in (0.0, 30.0):
+        steering = train(model, objective=dsas.E2E(control_weight=weight), steps=20, sites="residual")
         ids = ids_of(tokenizer, CONTROL[0])
         plain = logits_of(model, ids)
         with steering.apply(model):
@@ -129,42 +137,34 @@ def test_a_control_term_keeps_control_texts_nearer_to_where_they_were() -> None:
 
 def test_training_that_never_beats_its_start_says_so_and_returns_the_start() -> None:
     with pytest.warns(DsasWarning, match="no step had a lower loss on held-out texts than the start"):
-        steering = train(objective="e2e-dsas", gamma=1e6, steps=3)
+        steering = train(objective=dsas.E2E(control_weight=1e6), steps=3)
     assert steering.settings["training"]["best_step"] == 0
     assert all((rule.transform.get_buffer("offset") == 0).all() for rule in steering.rules)
 
 
 def test_a_regulator_put_before_learned_transforms_decides_by_its_accuracy_where_they_act() -> None:
-    everywhere = train(regulator="logistic", threshold=0.0)
+    everywhere = train(objective=dsas.LinEAS(regulator="logistic", threshold=0.0))
     assert all(rule.weight == 1 and rule.accuracy is not None for rule in everywhere.rules)
     with pytest.warns(DsasWarning, match="no site reaches threshold=1.0: nothing is steered"):
-        nowhere = train(regulator="logistic", threshold=1.0, source=ODD, control=EVEN)
+        nowhere = train(objective=dsas.LinEAS(regulator="logistic", threshold=1.0), source=ODD, control=EVEN)
     assert [rule.weight for rule in nowhere.rules] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"objective": "linear"},
-            r"objective must be one of \('lineas', 'e2e-dsas', 'preference'\) and gate one of .* got 'linear'",
-        ),
-        ({"gate": "tanh"}, r"gate one of \('sigmoid', 'relu'\), got 'lineas' and 'tanh'"),
-        ({"gamma": -1.0}, "gamma >= 0, .* got .*gamma=-1.0"),
-        ({"sparsity": float("nan")}, "sparsity >= 0, .*nan"),
+        ({"objective": "linear"}, "unknown objective 'linear'; closest: 'lineas'"),
         ({"steps": 0}, "steps >= 1"),
         ({"start": "fited"}, "start must be 'fitted', 'scratch' or a Steering, got 'fited'"),
-        ({"regulator": "logistics"}, "unknown regulator 'logistics'; closest: 'logistic'"),
-        ({"objective": "e2e-dsas", "regulator": "logistic"}, "the other objectives learn their own"),
         ({"optimiser": dsas.Optimiser("adam", 0.0)}, "rates > 0"),
         ({"held_out": dsas.HeldOut(0.9)}, "0 <= share <= 0.5"),
-        ({"tensorboard": True}, "tensorboard writes into the checkpoint folder"),
+        ({"running": dsas.Running(tensorboard=True)}, "tensorboard writes into the checkpoint folder"),
     ],
 )
 def test_options_out_of_range_are_refused(options: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         unchecked(dsas.train)(tiny_model(layers=2), tiny_tokenizer(), source=SOURCE, control=CONTROL, target=TARGET,
-                              **{"steps": 6, "progress": False, **options})  # fmt: skip
+                              **{"steps": 6, "running": QUIET, **options})  # fmt: skip
 
 
 def test_a_start_that_cannot_be_learned_is_refused_and_control_texts_are_asked_for() -> None:
@@ -176,6 +176,9 @@ def test_a_start_that_cannot_be_learned_is_refused_and_control_texts_are_asked_f
                     transform="lineas", regulator="cast")  # fmt: skip
     with pytest.raises(OptionError, match=r"Cast at model.layers.0 cannot be learned"):
         train(model, start=cast, objective="e2e-dsas")
+    marked = [dsas.Example(text, [(0, 4)]) for text in SOURCE]
+    with pytest.raises(OptionError, match="training learns from whole texts: leave the spans of the source out"):
+        train(model, source=marked)
     with pytest.raises(TextsError, match="control texts are needed to learn a regulator"):
         train(model, control=(), objective="e2e-dsas")
 
@@ -184,5 +187,5 @@ def test_a_model_without_gradient_checkpointing_is_refused_when_it_is_asked_for(
     model = tiny_model(layers=2)
     model.supports_gradient_checkpointing = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     with pytest.raises(OptionError, match="a LlamaForCausalLM does not offer gradient checkpointing"):
-        train(model, checkpointing=True)
+        train(model, running=AGAIN)
     assert hooks_on(model) == 0

@@ -59,7 +59,7 @@ def test_a_resumed_training_ends_in_the_same_bits_as_one_that_was_never_cut(tmp_
 
 def test_a_damaged_state_is_not_used_and_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"nothing")
-    with pytest.warns(DsasWarning, match="is damaged .* training begins anew"):
+    with pytest.warns(DsasWarning, match="is damaged .* training starts from the beginning"):
         found = learn(trainer_of(), file=tmp_path / "state", progress=False)
     assert found.steps == 12
 

@@ -12,10 +12,11 @@ pytest.importorskip("diffusers")
 
 import dsas
 from dsas.errors import OptionError
+from dsas.fitting.collect import collect
 from dsas.model.subject import subject_of
 from dsas.testing.pipelines import tiny_pipeline
-from dsas.training.learning import learnable
-from dsas.training.plan import Objective, Plan
+from dsas.training.learning import LearnedParts, learnable
+from dsas.training.plan import Plan, Running
 from dsas.training.run import Run
 from dsas.training.trainer import Data, Trainer
 
@@ -24,12 +25,13 @@ TEXTS = {
     "control": [f"the sky, {n}" for n in range(5)],
     "target": [f"a blue dog, {n}" for n in range(5)],
 }
+QUIET = dsas.Running(progress=False)
 SITES = ["unet.down_blocks.0.resnets.0", "unet.mid_block.attentions.0.transformer_blocks.0.norm2"]
 
 
 def train(pipeline: Any, family: str = "sd", **options: Any) -> dsas.Steering:
     drawing = dsas.Drawing(steps=2, options=OPTIONS[family], **options.pop("drawing", {}))
-    return dsas.train(pipeline, **{**TEXTS, "progress": False, "reading": drawing, **options})
+    return dsas.train(pipeline, **{**TEXTS, "running": QUIET, "reading": drawing, **options})
 
 
 def rules_of(widths: dict[str, int], dtype: torch.dtype) -> list[dsas.Rule]:
@@ -38,19 +40,20 @@ def rules_of(widths: dict[str, int], dtype: torch.dtype) -> list[dsas.Rule]:
         slope, offset, theta = (0.2 * torch.randn(dim, generator=draw, dtype=dtype) for _ in range(3))
         (site,) = dsas.find_sites(subject_of(tiny_pipeline("sd")).module, path)
         rule = dsas.Rule(site, dsas.Lineas(1 + slope, offset), dsas.Logistic(theta, torch.tensor(0.1, dtype=dtype)))
-        rules.append(learnable(rule, torch.device("cpu"), regulator=True))
+        rules.append(learnable(rule, torch.device("cpu"), LearnedParts(True, False)))
     return rules
 
 
 def trainer_on(pipeline: Any, *, batch_size: int, steps: int, branch: Any = "conditional") -> Trainer:
     rules = rules_of({SITES[0]: 8, SITES[1]: 16}, torch.float64)
     drawing = dsas.Drawing(steps=steps, options=OPTIONS["sd"], batch_size=batch_size, branch=branch)
-    run = Run(subject_of(pipeline).module, None, [rule.site for rule in rules], drawing, TEXTS, None, False)
+    examples = subject_of(pipeline).examples(drawing, training=True)
+    run = Run(examples, [rule.site for rule in rules], TEXTS, None, Running(progress=False))
     target = run.collect(TEXTS["target"])
     data = Data(
         run.batches(TEXTS["source"]), run.batches(TEXTS["control"]), [target[rule.site].double() for rule in rules]
     )
-    return Trainer(run.work(checkpointing=False), rules, data, Plan(Objective(gamma=0.7), steps=5))
+    return Trainer(run.work(), rules, data, Plan(steps=5), control_weight=0.7)
 
 
 def test_what_is_learned_in_the_text_encoder_needs_no_denoising() -> None:
@@ -98,13 +101,11 @@ def test_lineas_moves_the_pictures_and_the_model_learns_nothing(family: str) -> 
 
 def transport_after(steering: dsas.Steering, pipeline: Any) -> float:
     """Return the squared distance of sorted pooled activations, steered source against target, summed over sites."""
-    from dsas.fitting.collect import collect_drawn
-
-    parts, drawing = subject_of(pipeline).module, dsas.Drawing(steps=2, options=OPTIONS["sd"])
+    examples = subject_of(pipeline).examples(dsas.Drawing(steps=2, options=OPTIONS["sd"]))
     sites, places = [rule.site for rule in steering.rules], range(5)
 
     def read(name: str) -> dict[dsas.Site, Tensor]:
-        found = collect_drawn(parts, TEXTS[name], places, sites, drawing=drawing, progress=False)
+        found = collect(examples, TEXTS[name], places, sites, progress=False)
         return {site: value.mean((1, 2)).sort(0).values for site, value in found.items()}
 
     goal = read("target")
@@ -126,10 +127,9 @@ def test_training_brings_the_source_nearer_to_the_target() -> None:
 def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> None:
     pipeline = tiny_pipeline("sd")
     options: dict[str, Any] = {
-        "objective": "e2e-dsas",
+        "objective": dsas.E2E(control_weight=0.0),
         "sites": SITES,
         "steps": 4,
-        "gamma": 0.0,
         "held_out": dsas.HeldOut(share=0.0),
     }
     steering = train(pipeline, checkpoint=tmp_path, **options)
@@ -142,7 +142,6 @@ def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        {"checkpointing": True},
         {"drawing": {"per_step": True}},
         {"drawing": {"images": 2}},
         {"drawing": {"pooling": "position"}},
@@ -150,13 +149,18 @@ def test_e2e_dsas_learns_regulators_and_resumes_where_it_was(tmp_path: Any) -> N
     ],
 )
 def test_what_cannot_be_trained_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="training on a pipeline takes no checkpointing"):
+    with pytest.raises(OptionError, match="training on a pipeline needs a Drawing of one image per prompt"):
         train(tiny_pipeline("sd"), **options)
+
+
+def test_checkpointing_which_a_pipeline_does_not_offer_is_refused() -> None:
+    with pytest.raises(OptionError, match="does not offer gradient checkpointing: train without it"):
+        train(tiny_pipeline("sd"), running=QUIET._replace(checkpointing=True), sites=SITES[:1])
 
 
 def test_without_a_drawing_one_step_is_trained_through() -> None:
     pipeline, runs = tiny_pipeline("sd"), []
     pipeline.unet.register_forward_hook(lambda *_: runs.append(1) and None)
-    steering = dsas.train(pipeline, **TEXTS, sites=SITES[:1], steps=1, held_out=dsas.HeldOut(share=0.0), progress=False)
+    steering = dsas.train(pipeline, **TEXTS, sites=SITES[:1], steps=1, held_out=dsas.HeldOut(share=0.0), running=QUIET)
     assert steering.settings["reading"]["steps"] == 1
     assert runs

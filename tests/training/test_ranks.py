@@ -19,7 +19,7 @@ from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.training.ranks import Ranks
 
 TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-12}, torch.float32: {"rtol": 1e-5, "atol": 1e-6}}
-CASES = [(dtype, gamma) for dtype in TOLERANCE for gamma in (0.0, 0.7)]
+CASES = [(dtype, weight) for dtype in TOLERANCE for weight in (0.0, 0.7)]
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,25 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [2, 9], ids=["5 batches", "1 batch"])
-@pytest.mark.parametrize(("dtype", "gamma"), CASES)
+@pytest.mark.parametrize(("dtype", "weight"), CASES)
 def test_gradients_and_the_loss_on_held_out_texts_are_those_of_one_process(
-    alone: Any, together: Any, dtype: torch.dtype, gamma: float, size: int
+    alone: Any, together: Any, dtype: torch.dtype, weight: float, size: int
 ) -> None:
-    one = alone[f"gradients {dtype} {gamma} {size}"]
+    one = alone[f"gradients {dtype} {weight} {size}"]
     for found in together:
-        other = found[f"gradients {dtype} {gamma} {size}"]
+        other = found[f"gradients {dtype} {weight} {size}"]
         assert other.keys() == one.keys()
         torch.testing.assert_close(other, one, **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(("dtype", "gamma"), CASES)
+@pytest.mark.parametrize(("dtype", "weight"), CASES)
 def test_what_is_learned_is_what_one_process_learns_and_the_same_bits_on_every_rank(
-    alone: Any, together: Any, dtype: torch.dtype, gamma: float
+    alone: Any, together: Any, dtype: torch.dtype, weight: float
 ) -> None:
-    one, (first, *others) = alone[f"learned {dtype} {gamma}"], [found[f"learned {dtype} {gamma}"] for found in together]
+    one, (first, *others) = (
+        alone[f"learned {dtype} {weight}"],
+        [found[f"learned {dtype} {weight}"] for found in together],
+    )
     torch.testing.assert_close(first.values, one.values, **TOLERANCE[dtype])
     assert (first.steps, first.best_step, first.stopped) == (one.steps, one.best_step, one.stopped)
     for other in others:

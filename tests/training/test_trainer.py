@@ -11,9 +11,9 @@ from torch import Tensor
 import dsas
 from dsas.errors import OptionError
 from dsas.model.forward_pass import ForwardPass
-from dsas.training.learning import learnable, scratch, settled, support
+from dsas.training.learning import LearnedParts, half_everywhere, learnable, settled, support
 from dsas.training.loop import learn
-from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
+from dsas.training.plan import HeldOut, Optimiser, Plan
 from dsas.training.trainer import Data, Trainer
 
 
@@ -50,9 +50,9 @@ def test_a_known_map_of_every_neuron_is_recovered() -> None:
     model.first.weight.data.copy_(torch.eye(DIM))
     model.first.bias.data.zero_()
     rule = dsas.Rule(dsas.Site("first"), dsas.Lineas(torch.ones(DIM), torch.zeros(DIM)), dsas.Constant())
-    rules = [learnable(rule, torch.device("cpu"), regulator=False)]
+    rules = [learnable(rule, torch.device("cpu"), LearnedParts(False, False))]
     data = Data([(x, torch.ones(40, 1, dtype=torch.bool))], [], [slope * x[:, 0].flip(0) + offset])
-    plan = Plan(Objective(), 300, Optimiser("adam", 0.1), NOT_HELD)
+    plan = Plan(300, Optimiser("adam", 0.1), NOT_HELD)
     trainer = Trainer(work_on(model), rules, data, plan)
     (found,) = settled(rules, learn(trainer, progress=False).values)
     torch.testing.assert_close(found.transform.get_buffer("slope"), slope, rtol=1e-3, atol=1e-3)
@@ -62,7 +62,7 @@ def test_a_known_map_of_every_neuron_is_recovered() -> None:
 @pytest.mark.parametrize("gate", ["sigmoid", "relu"])
 def test_from_scratch_the_regulators_gradient_is_zero_at_first_and_not_after_one_step(gate: Any) -> None:
     def rules(dtype: torch.dtype) -> list[dsas.Rule]:
-        return rules_of(dtype, lambda: scratch(gate, DIM), moved=False)
+        return rules_of(dtype, lambda: half_everywhere(gate, DIM), moved=False)
 
     trainer = trainer_of(rules=rules)
     trainer.step(0)
@@ -122,15 +122,15 @@ def test_activations_a_thousand_times_as_large_learn_the_same_edit_a_thousand_ti
         x, other = torch.randn(9, 4, DIM, dtype=torch.float64), torch.randn(7, 4, DIM, dtype=torch.float64)
         line = dsas.Lineas(1 + 0.1 * torch.randn(DIM).double(), 0.1 * factor * torch.randn(DIM).double())
         when = dsas.Logistic(torch.randn(DIM).double() / factor, torch.tensor(0.2).double())
-        rule = learnable(dsas.Rule(dsas.Site("after"), line, when), torch.device("cpu"), regulator=True)
+        rule = learnable(dsas.Rule(dsas.Site("after"), line, when), torch.device("cpu"), LearnedParts(True, False))
         every = [(factor * t, torch.ones(len(t), 4, dtype=torch.bool)) for t in (x, other)]
         data = Data(every[:1], every[1:], [factor * torch.randn(8, DIM, dtype=torch.float64) - 0.3 * factor])
         model = Two().double()
         work = work_on(model)._replace(run=lambda batch: model.after(batch[0]))
         model.after.weight.data.copy_(torch.eye(DIM))
         model.after.bias.data.zero_()
-        plan = Plan(Objective(0.7, 0.1), 6, Optimiser(name, 0.01, 0.02), NOT_HELD)
-        trainer = Trainer(work, [rule], data, plan)
+        plan = Plan(6, Optimiser(name, 0.01, 0.02), NOT_HELD, 0.1)
+        trainer = Trainer(work, [rule], data, plan, control_weight=0.7)
         return learn(trainer, progress=False).values
 
     small, large = learned(1.0), learned(1000.0)
@@ -146,7 +146,7 @@ def test_sparsity_keeps_neurons_at_exactly_the_identity_and_dense_moves_them_all
     counts = []
     for sparsity in (0.0, 0.5, 100.0):
         optimiser = Optimiser("sgd", 0.1)
-        trainer = trainer_of(rules=rules, gamma=0.0, sparsity=sparsity, steps=30, optimiser=optimiser)
+        trainer = trainer_of(rules=rules, control_weight=0.0, sparsity=sparsity, steps=30, optimiser=optimiser)
         counts.append(support(settled(trainer.rules, learn(trainer, progress=False).values)))
     assert counts[0] == 2 * DIM
     assert 0 < counts[1] < 2 * DIM
@@ -158,7 +158,7 @@ def test_the_weights_their_flags_and_the_hooks_are_as_they_were() -> None:
     model = trainer._work.model
     trainer.close()
     model.first.requires_grad_(False)  # pyright: ignore[reportCallIssue]
-    trainer = Trainer(trainer._work, trainer.rules, trainer.data, trainer.plan)
+    trainer = Trainer(trainer._work, trainer.rules, trainer.data, trainer.plan, control_weight=0.7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert not any(parameter.requires_grad for parameter in model.parameters())
     learn(trainer, progress=False)
@@ -171,7 +171,7 @@ def test_the_weights_their_flags_and_the_hooks_are_as_they_were() -> None:
 
 def test_a_site_that_never_fires_is_named_and_the_model_is_given_back() -> None:
     rules = rules_of(torch.float32)
-    rules.append(learnable(rules[0]._replace(site=dsas.Site("after")), torch.device("cpu"), regulator=True))
+    rules.append(learnable(rules[0]._replace(site=dsas.Site("after")), torch.device("cpu"), LearnedParts(True, False)))
 
     class Quiet(Two):
         def forward(self, x: Tensor) -> Tensor:
@@ -181,6 +181,6 @@ def test_a_site_that_never_fires_is_named_and_the_model_is_given_back() -> None:
     batch = batch_of(5, 0.0, torch.float32)
     data = Data([batch], [batch], [torch.randn(5, DIM)] * 3)
     with pytest.raises(dsas.DsasError, match="no output ever came from after; closest that fired: 'first'"):
-        Trainer(work_on(model), rules, data, Plan(Objective(1.0), 3))
+        Trainer(work_on(model), rules, data, Plan(3), control_weight=1.0)
     assert hooks_on(model) == 0
     assert all(parameter.requires_grad for parameter in model.parameters())

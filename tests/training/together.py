@@ -21,17 +21,18 @@ from dsas.errors import OptionError, TextsError
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.loop import Learned, learn
-from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
+from dsas.training.plan import HeldOut, Optimiser, Plan, Running
 from dsas.training.ranks import Ranks
 from dsas.training.trainer import Data, Trainer
 
+QUIET = Running(progress=False)
 SETS = {
     name: [f"{start} {n}" for n in range(7)]
     for name, start in (("source", "SHUT UP"), ("control", "the door"), ("target", "thank you"))
 }
 
 
-def trainer_with(ranks: Ranks, dtype: torch.dtype, gamma: float, *, size: int = 2, **plan: Any) -> Trainer:
+def trainer_with(ranks: Ranks, dtype: torch.dtype, control_weight: float, *, size: int = 2, **plan: Any) -> Trainer:
     """Return a trainer on 9 source, 7 control, 5 and 4 held-out rows in batches of `size`; of size 9 there is one."""
     torch.manual_seed(3)
     model = Two().to(dtype)
@@ -39,9 +40,10 @@ def trainer_with(ranks: Ranks, dtype: torch.dtype, gamma: float, *, size: int = 
     held = batch_of(5, 0.5, dtype), batch_of(4, -0.5, dtype)
     target = [torch.randn(8, DIM, dtype=dtype) - 0.3 for _ in SITES]
     data = Data(cut(source, size), cut(control, size), target, cut(held[0], size), cut(held[1], size))
-    regulator = None if gamma else dsas.Constant
+    regulator = None if control_weight else dsas.Constant
     settings = {"steps": 12, "optimiser": Optimiser("adam", 0.05, 0.05), "held_out": HeldOut(0.2, every=2), **plan}
-    return Trainer(work_on(model), rules_of(dtype, regulator), data, Plan(Objective(gamma), **settings), ranks)
+    rules, wanted = rules_of(dtype, regulator), Plan(**settings)
+    return Trainer(work_on(model), rules, data, wanted, ranks, control_weight=control_weight)
 
 
 def gradients_of(trainer: Trainer) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def gradients_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def train(model: nn.Module | None = None, **options: Any) -> dsas.Steering:
-    given = {**SETS, "objective": "e2e-dsas", "steps": 4, "progress": False, **options}
+    given = {**SETS, "objective": "e2e-dsas", "steps": 4, "running": QUIET, **options}
     return dsas.train(tiny_model(layers=2) if model is None else model, tiny_tokenizer(), **given)
 
 
@@ -58,7 +60,7 @@ def train_pipeline() -> dsas.Steering:
     reading = dsas.Drawing(steps=2, options=OPTIONS["sd"])
     sites = ["unet.down_blocks.0.resnets.0", "unet.mid_block.attentions.0.transformer_blocks.0.norm2"]
     given = {**SETS, "objective": "e2e-dsas", "sites": sites, "steps": 2, "reading": reading}
-    return dsas.train(tiny_pipeline("sd"), **given, held_out=HeldOut(0.0), progress=False)
+    return dsas.train(tiny_pipeline("sd"), **given, held_out=HeldOut(0.0), running=QUIET)
 
 
 def interrupted(ranks: Ranks, file: Path) -> Learned:
@@ -89,11 +91,11 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """Return what the tests look at; `folder` is of all ranks."""
     found: dict[str, Any] = {}
     for dtype in (torch.float64, torch.float32):
-        for gamma in (0.0, 0.7):
-            key = f"{dtype} {gamma}"
+        for weight in (0.0, 0.7):
+            key = f"{dtype} {weight}"
             for size in (2, 9):
-                found[f"gradients {key} {size}"] = gradients_of(trainer_with(ranks, dtype, gamma, size=size))
-            found[f"learned {key}"] = learn(trainer_with(ranks, dtype, gamma), progress=False)
+                found[f"gradients {key} {size}"] = gradients_of(trainer_with(ranks, dtype, weight, size=size))
+            found[f"learned {key}"] = learn(trainer_with(ranks, dtype, weight), progress=False)
     early = {"held_out": HeldOut(0.2, every=1, patience=1), "optimiser": Optimiser("sgd", 5.0, 5.0), "steps": 40}
     found["early"] = learn(trainer_with(ranks, torch.float64, 0.7, **early), progress=False)
     found["interrupted"] = interrupted(ranks, folder / "state")
@@ -103,10 +105,11 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
         options = {"objective": name, "reading": reading, "checkpoint": folder / name, "sites": ["norm", "residual"]}
         found[name] = _numbers(train(**options))
     found["pipeline"] = _numbers(train_pipeline())
-    own = {"distributed": False, "seed": ranks.number, "checkpoint": folder / f"own {ranks.number}"}
+    alone, held_out = QUIET._replace(distributed=False), HeldOut(seed=ranks.number)
+    own = {"running": alone, "held_out": held_out, "checkpoint": folder / f"own {ranks.number}"}
     found["own"] = _numbers(train(**own))
     if ranks.count > 1:
-        found["different"] = refused(train, seed=ranks.number)
+        found["different"] = refused(train, held_out=HeldOut(seed=ranks.number))
         parallel = tiny_model(layers=2)
         parallel._tp_size = ranks.count  # pyright: ignore[reportArgumentType]
         found["parallel"] = refused(train, model=parallel)

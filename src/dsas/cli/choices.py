@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from dsas.regulators import REGULATORS
+from dsas.training.objectives import OBJECTIVES
 from dsas.transforms import TRANSFORMS
 
 Branch = Literal["conditional", "unconditional", "both"]
 DemoModel = Literal["smollm2", "gemma3"]
 Gate = Literal["sigmoid", "relu"]
-Objective = Literal["lineas", "e2e-dsas", "preference"]
 OptimiserName = Literal["adam", "sgd"]
 PerSite = Literal["all", "site"]
 Pooling = Literal["mean", "last"]
@@ -33,6 +33,11 @@ def offering(values: Iterable[str]) -> Callable[[str], list[str]]:
         return [value for value in values if value.startswith(incomplete)]
 
     return complete
+
+
+def objectives(incomplete: str) -> list[str]:
+    """Complete the name of an objective."""
+    return offering(OBJECTIVES)(incomplete)
 
 
 def transforms(incomplete: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Train: make a Steering from texts by gradients through the model."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -8,7 +9,7 @@ import typer
 
 from dsas.cli.app import app
 from dsas.cli.checks import check_methods, check_model, check_out
-from dsas.cli.choices import STARTS, Gate, Objective, OptimiserName, offering, regulators
+from dsas.cli.choices import STARTS, Gate, OptimiserName, objectives, offering, regulators
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
     AsJson,
@@ -27,6 +28,7 @@ from dsas.cli.output import show
 from dsas.errors import ArtifactError, OptionError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 from dsas.steering.folder import steering_folder
+from dsas.training.objectives import OBJECTIVES, objective_named
 
 if TYPE_CHECKING:
     from dsas.training.gradients import Start
@@ -48,18 +50,21 @@ def train(
     out: Annotated[Path, in_output(help="Folder to write the Steering to; log and state go to OUT/training.")],
     control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are.")] = None,
     objective: Annotated[
-        Objective, in_method(help="lineas learns how to steer, e2e-dsas and preference also when.")
+        str,
+        in_method(help="lineas learns how to steer, e2e-dsas and preference also when.", autocompletion=objectives),
     ] = "lineas",
-    gate: Annotated[Gate, in_method(help="Form of the regulators that are learned.")] = "sigmoid",
-    gamma: Annotated[
+    gate: Annotated[Gate | None, in_method(help="Form of the regulators that are learned; default: sigmoid.")] = None,
+    control_weight: Annotated[
         float | None,
         in_method(min=0, help="Weight of keeping control texts as they are; default: 0.3, or 3 for preference."),
     ] = None,
     sparsity: Annotated[float, in_method(min=0, help="Weight of the sparse group lasso; 0 is dense.")] = 0.0,
-    beta: Annotated[float, in_method(help="DPO beta (1/nats); larger saturates earlier.")] = 0.1,
-    per_step: Annotated[int, in_training(min=1, help="Pairs, and control texts, per step of preference.")] = 16,
+    beta: Annotated[float | None, in_method(help="DPO beta (1/nats); larger saturates earlier; default: 0.1.")] = None,
+    pairs_per_step: Annotated[
+        int | None, in_training(min=1, help="Pairs, and control texts, per step of preference; default: 16.")
+    ] = None,
     steps: Annotated[
-        int, in_training(min=1, help="Optimizer steps: full batch, or --per-step pairs for preference.")
+        int, in_training(min=1, help="Optimizer steps: full batch, or --pairs-per-step pairs for preference.")
     ] = 50,
     start: Annotated[
         str,
@@ -72,8 +77,8 @@ def train(
         float, in_method(help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave.")
     ] = 1.0,
     regulator: Annotated[
-        str, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
-    ] = "constant",
+        str | None, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
+    ] = None,
     sites: Sites = ["norm"],  # noqa: B006
     optimiser: Annotated[OptimiserName, in_training(help="Optimizer.")] = "adam",
     rate: Annotated[float, in_training(help="Learning rate of the transforms.")] = 0.003,
@@ -100,11 +105,17 @@ def train(
     unwanted, wanted = read_texts(source, field=field), read_texts(target, field=field)
     neutral = read_texts(control, field=field) if control else []
     check_out(out)
-    check_methods([], [regulator])
+    check_methods([], [regulator] if regulator is not None else [])
+    OBJECTIVES.check(objective)
     check_model(model)
     import dsas
     from dsas.training.ranks import is_first
 
+    given = {
+        "gate": gate, "control_weight": control_weight, "sparsity": sparsity, "beta": beta,
+        "pairs_per_step": pairs_per_step, "regulator": regulator,
+    }  # fmt: skip
+    made = objective_named(objective, {name: value for name, value in given.items() if value is not None})
     begin = cast("Start", start) if folder is None else dsas.Steering.from_pretrained(folder)
     loaded = loaded_model(model, device, precision)
     steering = dsas.train(
@@ -112,24 +123,15 @@ def train(
         source=unwanted,
         target=wanted,
         control=neutral,
-        objective=objective,
-        gate=gate,
-        gamma=gamma,
-        sparsity=sparsity,
-        beta=beta,
-        per_step=per_step,
+        objective=replace(made, seed=seed) if "seed" in made.as_dict() else made,
         steps=steps,
         start=start_strength * begin if isinstance(begin, dsas.Steering) and start_strength != 1 else begin,
-        regulator=regulator,
         sites=sites,
         optimiser=dsas.Optimiser(optimiser, rate, regulator_rate),
-        held_out=dsas.HeldOut(held_out),
+        held_out=dsas.HeldOut(held_out, seed=seed),
         reading=dsas.Reading(batch_size=batch_size),
-        checkpointing=checkpointing,
         checkpoint=out / "training",
-        tensorboard=tensorboard,
-        seed=seed,
-        progress=not as_json,
+        running=dsas.Running(checkpointing=checkpointing, tensorboard=tensorboard, progress=not as_json),
     )
     if is_first():
         steering.save_pretrained(out)

@@ -1,8 +1,8 @@
 """Registry: methods by name, those here and those of other packages.
 
 A method is named by where its class is, "module:Class", and imported when it is asked for, so that listing and checking
-names imports nothing. Another package adds its methods by entry points, in the groups "dsas.transforms" and
-"dsas.regulators":
+names imports nothing. Another package adds its methods by entry points, in the groups "dsas.transforms",
+"dsas.regulators" and "dsas.objectives":
 
     [project.entry-points."dsas.transforms"]
     shrink = "their_package.shrink:Shrink"

@@ -1,16 +1,11 @@
-"""Training: how and when learned together, by gradients through the whole model; LinEAS, E2E-DSAS and preference.
+"""Training: how and when learned together, by gradients through the whole model.
 
-plan        what is asked for                                learner     steps and states, whatever the loss is
-objectives  what is made small, as functions of tensors      trainer     activations at the sites, for any model
-descent     how parameters move                              preference  what a language model would say of pairs
-proximal    the step that makes maps sparse                  loop        progress, log, resume, early stopping
-passes      steered passes through a frozen model            learning    rules that can be learned, and their starts
-records     log lines and states on disk                     run         models and pipelines as learners run them
-ranks       several processes, each on its share             sets        texts, checked and held out
-                                                             language    `dsas.train`
+objectives  what can be made small, one per file behind one contract
+gradients   `dsas.train`                              learner   steps and states, whatever the loss is
+plan        what is asked for                         trainer   a learner that compares activations at the sites
+terms       terms of the loss, as functions           loop      progress, log, resume, early stopping
+descent     how parameters move                       learning  rules that can be learned, and where they start
+proximal    the step that makes transforms sparse     run       models and pipelines as learners run them
+passes      steered passes through a frozen model     sets      texts, checked and held out
+records     log lines and states on disk              ranks     several processes, each on its share
 """
-
-from dsas.training.gradients import train
-from dsas.training.plan import HeldOut, Optimiser
-
-__all__ = ["HeldOut", "Optimiser", "train"]

@@ -2,7 +2,7 @@
 
     rate(k)  =  rate * (floor + (1 - floor) (1 + cos(pi k / steps)) / 2)             then the proximal step
 
-Rates are without unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
+Rates have no unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
 activations had been scaled to a root mean square of 1. Otherwise the rate that is right for one model is a thousand
 times too small for the offsets of another and too large for its regulators.
 
@@ -27,7 +27,7 @@ class Descent:
     """The optimiser of a plan at work on leaves, in units of the activations."""
 
     def __init__(self, rules: Sequence[Rule], leaves: dict[str, Tensor], sizes: Sequence[Tensor], plan: Plan) -> None:
-        """Move the leaves of `rules`; sizes: of each site's neurons, (dim,)."""
+        """Move the leaves of `rules`. sizes: root mean square of each neuron, (dim,) for each site."""
         self._rules, self._leaves, self._sizes, self._plan = list(rules), leaves, list(sizes), plan
         self.optimiser = self._optimiser()
         self._scales = self._scales_of_leaves()
@@ -42,7 +42,7 @@ class Descent:
         for name, old in before.items():
             leaf = self._leaves[name].detach()
             leaf.copy_(torch.lerp(old, leaf, self._scales[name]))
-        tau = self._plan.objective.sparsity * share * self._plan.optimiser.rate
+        tau = self._plan.sparsity * share * self._plan.optimiser.rate
         if tau > 0:
             for rule, own in zip(self._rules, self._sizes, strict=True):
                 shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), own, tau)
@@ -63,7 +63,7 @@ class Descent:
         return torch.optim.Adam(groups, eps=EPS) if wanted.name == "adam" else torch.optim.SGD(groups)
 
     def _scales_of_leaves(self) -> dict[str, Tensor]:
-        """Return by name what a step of the optimiser is multiplied by, to be one in units of the activations.
+        """Return by name the factor that makes a step of the optimiser one in units of the activations.
 
         Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
         """

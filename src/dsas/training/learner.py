@@ -1,9 +1,9 @@
-"""Learner: what the loop asks of whoever learns rules: gradients, steps, looks, and a state to go on from.
+"""Learner: what the loop asks of whoever learns rules: gradients, steps, looks, and a state to resume from.
 
     each step:  gradient of the loss  ->  optimiser  ->  proximal step, tau = sparsity x rate
 
-What the loss is, a subclass says: `dsas.training.trainer` compares activations at the sites, `dsas.training.preference`
-what the model would say.
+What the loss is, a subclass says: `dsas.training.trainer` compares activations at the sites,
+`dsas.training.objectives.preference` what the model would say.
 """
 
 import math
@@ -19,37 +19,43 @@ from dsas.errors import OptionError
 from dsas.runtime.rule import Rule
 from dsas.training.descent import Descent
 from dsas.training.learning import leaves, support
-from dsas.training.objectives import size
 from dsas.training.passes import Passes, Seen, Work
 from dsas.training.plan import Plan
-from dsas.training.ranks import Ranks
+from dsas.training.ranks import ALONE, Ranks
 from dsas.training.records import Row
+from dsas.training.terms import size
 
 
 class Gradient(NamedTuple):
     """The terms of the loss whose gradient the leaves now hold.
 
-    term: what is made small for the source's sake, before gamma * control. dead: rules that were 0 on every source
-    token.
+    term: what is made small for the source's sake. control: what is made small for the control's sake, unweighted.
+    loss: the sum of both as the objective weighs them. dead: rules that were 0 on every source token.
     """
 
     term: float
     control: float
+    loss: float
     dead: list[int]
 
 
 class Learner(ABC):
-    """Learns the leaves of `rules`, in place; the model is as it was once the learner is closed."""
+    """Learns the leaves of `rules`, in place; the model is as it was once the learner is closed.
+
+    Contract: a subclass says what the loss is by `gradient` and `look`. It runs the model by `passes`, whose steered
+    activations carry gradients to the leaves, and clears old gradients with `descent.optimiser.zero_grad`. Ranks that
+    train together share the batches: it runs those of `ranks.mine`, and adds up by `with_others`.
+    """
 
     def __init__(
-        self, work: Work, rules: Sequence[Rule], target: Sequence[Tensor], plan: Plan, ranks: Ranks | None
+        self, work: Work, rules: Sequence[Rule], target: Sequence[Tensor], plan: Plan, ranks: Ranks = ALONE
     ) -> None:
         """Open the model. target: pooled target activations of each rule's site, which set the units of its numbers."""
-        self.rules, self.plan, self.ranks = list(rules), plan, ranks or Ranks()
+        self.rules, self.plan, self.ranks = list(rules), plan, ranks
         self._work, self.leaves = work, leaves(self.rules)
         sizes = [size(t).to(next(r.transform.buffers())) for t, r in zip(target, rules, strict=True)]
         self.descent = Descent(self.rules, self.leaves, sizes, plan)
-        self._passes = Passes(work, self.rules).__enter__()
+        self.passes = Passes(work, self.rules).__enter__()
 
     @abstractmethod
     def gradient(self, number: int = 0) -> Gradient:
@@ -57,12 +63,12 @@ class Learner(ABC):
 
     @abstractmethod
     def look(self) -> dict[str, float]:
-        """Return columns of the log about the held-out texts; one is `held_loss`."""
+        """Return columns of the log (fields of `Row`) about the held-out texts; one is `held_loss`."""
 
     @final
     def close(self) -> None:
         """Take the hooks off and give the model's weights their flags back."""
-        self._passes.__exit__()
+        self.passes.__exit__()
 
     @final
     def step(self, number: int) -> Row:
@@ -78,12 +84,11 @@ class Learner(ABC):
                 f"the regulator is 0 on every source token, and its gradient with it, so it can never learn: {sites}; "
                 "start from a fitted regulator or from scratch"
             )
-        loss = found.term + self.plan.objective.gamma * found.control
         row = self.row(number)._replace(dead=len(found.dead))
-        if not math.isfinite(loss):
+        if not math.isfinite(found.loss):
             return row
         self.descent.step(number)
-        terms = {"loss": loss, "term": found.term, "control": found.control}
+        terms = {"loss": found.loss, "term": found.term, "control": found.control}
         return row._replace(**terms, support=support(self.rules), seconds=time.perf_counter() - began)
 
     @final

@@ -10,13 +10,15 @@ of 0: the transform moves first, and the regulator from the second step on. A re
 has no gradient at all and keeps none: every start here is above 0 on the source, and a start that is not is refused.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.model.sites import Site
 from dsas.regulators.base import Regulator
 from dsas.regulators.constant import Constant
 from dsas.regulators.logistic import Logistic
@@ -31,41 +33,60 @@ GATES: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu
 SCRATCH = {"sigmoid": 0.0, "relu": 0.5}  # the bias at theta = 0: both regulators are then 1/2 everywhere
 
 
-def scratch(gate: Gate, dim: int) -> Logistic | Rectified:
+class LearnedParts(NamedTuple):
+    """Which parts of rules are learned.
+
+    regulators: theta and bias of regulators of `GATES`. vectors: besides `Lineas` transforms, those that add a vector.
+    """
+
+    regulators: bool
+    vectors: bool
+
+
+def half_everywhere(gate: Gate, dim: int) -> Logistic | Rectified:
     """Return a regulator of 1/2 everywhere, which learns as soon as the transform is not the identity."""
     return GATES[gate](torch.zeros(dim), torch.tensor(SCRATCH[gate]))
 
 
-def learnable(rule: Rule, device: torch.device, *, regulator: bool, vectors: bool = False) -> Rule:
-    """Return a copy of a rule on `device` whose transform, and regulator if asked for, can be learned.
+def learnable(rule: Rule, device: torch.device, parts: LearnedParts) -> Rule:
+    """Return a copy of a rule on `device` whose transform, and regulator if that is one of the parts, can be learned.
 
-    A transform other than `Lineas`, or with `vectors` one that adds a vector, cannot: raises OptionError, as for a
-    regulator that is not of `GATES`.
+    Raises OptionError for a transform other than `Lineas` or, with `parts.vectors`, one that adds a vector, and for a
+    regulator that is to be learned and is not one of `GATES`.
     """
     transform, when = rule.transform, rule.regulator
-    if vectors and isinstance(transform, Translation):
+    if parts.vectors and isinstance(transform, Translation):
         line = type(transform)(_leaf(transform.vector, device))
     elif isinstance(transform, Lineas):
         line = Lineas(_leaf(transform.slope, device), _leaf(transform.offset, device))
     else:
-        also = " or additions of a vector" if vectors else ""
+        also = " or additions of a vector" if parts.vectors else ""
         raise OptionError(
             f"training starts from 'lineas' transforms{also}, got {type(transform).__name__} at {rule.site}"
         )
-    if regulator and not isinstance(when, (Logistic, Rectified)):
+    if parts.regulators and not isinstance(when, (Logistic, Rectified)):
         raise OptionError(f"{type(when).__name__} at {rule.site} cannot be learned; start from one of {tuple(GATES)}")
     if when.reads_forward_pass:
         raise OptionError(f"{type(when).__name__} at {rule.site} reads token positions, which training does not have")
-    if isinstance(when, (Logistic, Rectified)) and regulator:
+    if isinstance(when, (Logistic, Rectified)) and parts.regulators:
         return rule._replace(transform=line, regulator=type(when)(_leaf(when.theta, device), _leaf(when.bias, device)))
     if isinstance(when, Constant):
         return rule._replace(transform=line)
     return rule._replace(transform=line, regulator=_rebuilt(when, device))
 
 
-def identity_rule(rule: Rule, dim: int) -> Rule:
-    """Return the rule with the transform that changes nothing."""
-    return rule._replace(transform=Lineas(torch.ones(dim), torch.zeros(dim)))
+def identity_rule(site: Site, dim: int, regulator: Regulator) -> Rule:
+    """Return a rule for activations of `dim` neurons whose transform changes nothing."""
+    return Rule(site, Lineas(torch.ones(dim), torch.zeros(dim)), regulator)
+
+
+def gated_rule(gate: Gate, site: Site, sets: Mapping[str, Tensor], *, scratch: bool) -> Rule:
+    """Return the identity with a regulator of form `gate`: fitted on the pooled `sets`, or 1/2 everywhere."""
+    dim = sets["source"].shape[1]
+    if scratch:
+        return identity_rule(site, dim, half_everywhere(gate, dim))
+    with threadpool_limits(1, user_api="blas"):
+        return identity_rule(site, dim, GATES[gate].fit(sets["source"], sets["control"], sets["target"]).regulator)
 
 
 def leaves(rules: Sequence[Rule]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Loop: step after step, with bars, log, checkpoint, early stopping and a Ctrl-C that keeps the best.
 
 What a later step depends on is copied after every whole step; whatever happens in the middle of one, that copy is what
-is written and what training goes on from, so a resumed training ends in the same bits as one that was never cut.
-Of several ranks the first keeps files and shows progress, all go on from its state, and all stop after the same step.
+is written and what training resumes from, so a resumed training ends in the same bits as one that was never cut.
+With several ranks the first keeps files and shows progress; all resume from its state and stop after the same step.
 """
 
 import time
@@ -32,7 +32,7 @@ class Learned(NamedTuple):
 def learn(trainer: Learner, *, file: Path | None = None, log: Log | None = None, progress: bool = True) -> Learned:
     """Train to the end of the plan, or until the held-out loss no longer falls, or Ctrl-C; return the best parameters.
 
-    file: where the state is kept, to go on from. With no held-out part the best parameters are the last.
+    file: where the state is kept, to resume from. With no held-out part the best parameters are the last.
     """
     log = log or Log(None)
     keeper = _Keeper(trainer, file)

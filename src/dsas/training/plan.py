@@ -29,12 +29,13 @@ class HeldOut(NamedTuple):
     """What decides which step is the best: a part of source and control that is not learned from.
 
     share: of each of both sets, in [0, 0.5]; 0 keeps the last step instead of the best. every: steps between two looks.
-    patience: looks without a better one after which training stops.
+    patience: looks without a better one after which training stops. seed: of the split.
     """
 
     share: float = 0.2
     every: int = 5
     patience: int = 10
+    seed: int = 0
 
     def check(self) -> None:
         """Raise OptionError for a value out of range."""
@@ -42,32 +43,32 @@ class HeldOut(NamedTuple):
             raise OptionError(f"held_out needs 0 <= share <= 0.5, every >= 1 and patience >= 1, got {self}")
 
 
-class Objective(NamedTuple):
-    """What is made small; all >= 0. gamma: weight of the control term, not computed at 0. sparsity: of the penalty.
+class Running(NamedTuple):
+    """How training runs; what is learned does not depend on it.
 
-    beta, > 0, and per_step, >= 1, are those of preference: how soon a pair is preferred enough, in one over nats; and
-    how many pairs, and as many control texts, a step takes.
+    checkpointing: compute activations again in the backward pass instead of keeping them; not for pipelines.
+    distributed: under torchrun, and wherever torch.distributed is initialised, all ranks train one Steering together,
+    each on its share of the micro-batches; all return it, and the first writes files. False: each process its own.
+    tensorboard: write events into the checkpoint folder too. progress: show a progress bar.
     """
 
-    gamma: float = 0.0
-    sparsity: float = 0.0
-    beta: float = 0.1
-    per_step: int = 16
-
-    def as_dict(self, *, paired: bool) -> dict[str, float]:
-        """Return what counts: beta and per_step with pairs only."""
-        return self._asdict() if paired else {"gamma": self.gamma, "sparsity": self.sparsity}
-
-    def check(self) -> None:
-        """Raise OptionError for a value out of range."""
-        if not (self.gamma >= 0 and self.sparsity >= 0 and self.beta > 0 and self.per_step >= 1):
-            raise OptionError(f"expected gamma >= 0, sparsity >= 0, beta > 0 and per_step >= 1, got {self}")
+    checkpointing: bool = False
+    distributed: bool = True
+    tensorboard: bool = False
+    progress: bool = True
 
 
 class Plan(NamedTuple):
-    """How long and how to train."""
+    """How long and how the leaves move; sparsity: weight >= 0 of the penalty."""
 
-    objective: Objective
     steps: int
     optimiser: Optimiser = Optimiser()
     held_out: HeldOut = HeldOut()
+    sparsity: float = 0.0
+
+    def check(self) -> None:
+        """Raise OptionError for a value out of range."""
+        if self.steps < 1:
+            raise OptionError(f"expected steps >= 1, got {self.steps}")
+        self.optimiser.check()
+        self.held_out.check()

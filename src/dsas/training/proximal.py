@@ -8,8 +8,8 @@ proximal map of the sum (Simon et al. 2013, "A sparse-group lasso"). Numbers tha
 in the support costs the model nothing and changes nothing.
 
 Source: LinEAS (arXiv 2503.10679, section on sparsity). The groups (each of the two vectors of a site) and share = 0.95,
-which is that of Simon et al., are ours. Left out: a tau of its own for each coordinate, which the metric of Adam would
-ask for (with Adam the fixed point is therefore not that of the penalised loss).
+which is that of Simon et al., are ours. Limitations: all coordinates share one tau, where the metric of Adam would ask
+for one each; with Adam the fixed point is therefore not that of the penalised loss.
 """
 
 import math

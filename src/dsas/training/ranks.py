@@ -1,13 +1,13 @@
 """Ranks: the processes that train one Steering together, each on its share of the micro-batches.
 
-    pooled vectors   of all ranks, gathered before the sort, which couples them    texts x width x sites numbers a step
-    gradients        of the learned vectors, added up                              2 to 3 x width x sites numbers a step
+    pooled vectors   of all ranks, gathered before the sort, which couples them  texts x width x sites numbers per step
+    gradients        of the learned vectors, added up                            2 to 3 x width x sites numbers per step
 
 They are the processes of torchrun (or of `accelerate launch`, which starts it), or of whoever has initialised
 torch.distributed. What goes between them goes through main memory, over gloo, whatever runs on their devices.
 
-Every rank has the model whole, and every rank comes to the same result; the first alone reads and writes files. Left
-out: models that are themselves spread over the ranks (tensor parallel, FSDP), whose ranks must run the same batches.
+Every rank has the whole model and comes to the same result; the first alone reads and writes files. Limitations: models
+that are themselves spread over the ranks (tensor parallel, FSDP), whose ranks must run the same batches, are refused.
 """
 
 import io
@@ -27,12 +27,12 @@ from dsas.errors import DsasError, OptionError
 
 Item = TypeVar("Item")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and whoever else follows it
-PATIENCE = timedelta(days=1)  # for others, who may be at a longer piece of work; of one that dies, all hear at once
+PATIENCE = timedelta(days=1)  # for others, which may have more work; a dead rank is reported to the others immediately
 
 
 @final
 class Ranks:
-    """The processes that train together, seen from one of them; by itself, a process is all there are.
+    """The processes that train together, seen from one of them; `ALONE` is a process by itself.
 
     number: of this one, 0 to count - 1.
     """
@@ -123,6 +123,9 @@ class Ranks:
             signal.signal(signal.SIGINT, before)
 
 
+ALONE: Ranks = Ranks()
+
+
 @contextmanager
 def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
     """Give the ranks that train together here; with distributed=False, or without others, a process alone.
@@ -131,15 +134,15 @@ def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
     Raises OptionError for a model that is spread over the ranks itself.
     """
     if not (distributed and dist.is_available()):
-        yield Ranks()
+        yield ALONE
         return
     if not dist.is_initialized():
         if not all(os.environ.get(name) for name in TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
-            yield Ranks()
+            yield ALONE
             return
         dist.init_process_group("gloo", timeout=PATIENCE)
     if dist.get_world_size() == 1:
-        yield Ranks()
+        yield ALONE
         return
     _check_whole(model)
     group = dist.new_group(backend="gloo", timeout=PATIENCE)

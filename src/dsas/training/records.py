@@ -1,10 +1,10 @@
-"""Records: what training writes down, the log of its steps and the state from which it can go on.
+"""Records: what training writes down, the log of its steps and the state from which it resumes.
 
-log.csv, log.jsonl      one line a step; a resumed training continues them, another one in the same folder replaces them
+log.csv, log.jsonl      one line per step; a resumed training continues them, another one in this folder replaces them
 state-<id>.safetensors  parameters, optimiser and best so far after the last whole step, in one file, replaced at once
 tensorboard/            the same numbers as events, on request (extra `tensorboard`)
 
-The id is a digest of everything that training depends on, so a state is never taken up by another training.
+The id is a digest of everything that training depends on, so no other training resumes from a state.
 """
 
 import csv
@@ -25,10 +25,10 @@ from dsas.files.atomic import replace_files
 class Row(NamedTuple):
     """One step: the loss at the parameters that it began from, and, where they were looked at, the held-out texts.
 
-    term: of the loss, transport or preference, before gamma * control. support: neurons with slope != 1 or offset != 0
-    after the step. dead: sites whose regulator was 0 on every source token that the step read. rate: learning rate of
-    the transforms. separation: AUROC of the strengths of held-out source over control texts, mean over sites; 0.5 is
-    none. The last line has no step of its own, only a last look.
+    term: of the loss, transport or preference. control: the other term, not yet weighted. support: neurons with slope
+    != 1 or offset != 0 after the step. dead: sites whose regulator was 0 on every source token that the step read.
+    rate: learning rate of the transforms. separation: AUROC of the strengths of held-out source over control texts,
+    mean over sites; 0.5 is none. The last line has no step of its own, only a last look.
     """
 
     step: int
@@ -83,7 +83,7 @@ def read_state(file: Path) -> State | None:
             course = Course(*json.loads(opened.metadata()["course"]))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{file} is damaged ({error}): training begins anew", DsasWarning, stacklevel=4)
+        warnings.warn(f"{file} is damaged ({error}): training starts from the beginning", DsasWarning, stacklevel=4)
         return None
     course = course._replace(rows=tuple(Row(*row) for row in course.rows))
     parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}}

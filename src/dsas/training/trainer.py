@@ -1,6 +1,6 @@
 """Trainer: a learner that compares activations at the sites, whatever the model and its batches are.
 
-    loss  =  transport + gamma * control                       both as in `dsas.training.objectives`; all texts a step
+    loss  =  transport + control_weight * control              both as in `dsas.training.terms`; all texts per step
 
 The transport term couples all source samples, so its gradient for a micro-batch needs the others. With more than one
 micro-batch it is taken in two passes: the first, without gradients, collects every sample's pooled vector s at every
@@ -12,12 +12,12 @@ Several ranks share the micro-batches (`dsas.training.ranks`): each runs its own
 before the sort, sends back the slopes of its own rows, and then all add up their gradients.
 
 Control activations of the unsteered model are read once and kept, in the model's own precision: tokens x width x sites
-numbers, against one more forward pass a step.
+numbers, against one more forward pass per step.
 
-Source: LinEAS (arXiv 2503.10679) for transport. Left out: steps on random parts of the texts.
+Source: LinEAS (arXiv 2503.10679) for transport. Limitations: every step reads all texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -26,10 +26,10 @@ from torch import Tensor
 from dsas.regulators.posterior import auroc
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Gradient, Learner
-from dsas.training.objectives import drift, goal, transport
 from dsas.training.passes import Seen, Work, cheaply, plain, strengths_of
 from dsas.training.plan import Plan
-from dsas.training.ranks import Ranks
+from dsas.training.ranks import ALONE, Ranks
+from dsas.training.terms import drift, goal, transport
 
 TINY = 1e-30
 
@@ -44,25 +44,43 @@ class Data(NamedTuple):
     held_control: Sequence[Any] = ()
 
 
+def data_of(
+    texts: Mapping[str, list[str]], target: Sequence[Tensor], batches: Callable[[list[str]], Sequence[Any]]
+) -> Data:
+    """Return the data of texts by set; `batches` makes micro-batches of texts."""
+    names = ("source", "control", "held_source", "held_control")
+    source, control, held_source, held_control = (batches(texts[name]) for name in names)
+    return Data(source, control, target, held_source, held_control)
+
+
 @final
 class Trainer(Learner):
     """Learns from what the activations at the sites are: LinEAS and E2E-DSAS."""
 
-    def __init__(self, work: Work, rules: Sequence[Rule], data: Data, plan: Plan, ranks: Ranks | None = None) -> None:
-        """Open the model and read what the unsteered model does to the control texts.
+    def __init__(
+        self,
+        work: Work,
+        rules: Sequence[Rule],
+        data: Data,
+        plan: Plan,
+        ranks: Ranks = ALONE,
+        *,
+        control_weight: float = 0.0,
+    ) -> None:
+        """Open the model and, unless control weighs nothing, read what the unsteered model does to the control texts.
 
-        ranks: with whom the batches are shared, of which every rank is given all; None is nobody.
+        ranks: with whom the batches are shared, of which every rank is given all.
         """
         super().__init__(work, rules, data.target, plan, ranks)
-        self.data = data
+        self.data, self._weight = data, control_weight
         self._units = [float(t.double().square().mean().sqrt().clamp(min=TINY)) for t in data.target]
         try:
             self._rows = self._rows_in(data.source)
             self._goals = self._goals_for(self._rows)
-            parts = (data.control, data.held_control) if plan.objective.gamma > 0 else ()
+            parts = (data.control, data.held_control) if control_weight > 0 else ()
             batches = [batch for part in parts for batch in self.ranks.mine(part)]
             with torch.no_grad():
-                self._unsteered = [self._values(self._passes.tokens(batch, steered=False)) for batch in batches]
+                self._unsteered = [self._values(self.passes.tokens(batch, steered=False)) for batch in batches]
         except BaseException:
             self.close()
             raise
@@ -72,12 +90,12 @@ class Trainer(Learner):
         self.descent.optimiser.zero_grad(set_to_none=True)
         term, dead = self._transport()
         moved = 0.0
-        if self.plan.objective.gamma > 0:
+        if self._weight > 0:
             for share in self._control(self.data.control, self._unsteered):
-                (self.plan.objective.gamma * share).backward()
+                (self._weight * share).backward()
                 moved += float(share.detach())
         (moved,) = self.with_others([moved], gradients=True)
-        return Gradient(term, moved, dead)
+        return Gradient(term, moved, term + self._weight * moved, dead)
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
@@ -86,15 +104,15 @@ class Trainer(Learner):
         The transport term is scaled to the number of source texts, so that both terms weigh as they do in training.
         """
         rows = self._rows_in(self.data.held_source)
-        seen = self._everyones([self._passes.pooled(batch) for batch in self.ranks.mine(self.data.held_source)])
+        seen = self._everyones([self.passes.pooled(batch) for batch in self.ranks.mine(self.data.held_source)])
         term = float(transport(self._pooled(seen), self._goals_for(rows), self._units)) * self._rows / rows
         moved = 0.0
-        if self.plan.objective.gamma > 0:
+        if self._weight > 0:
             kept = self._unsteered[len(self.ranks.mine(self.data.control)) :]
             moved = sum(float(share) for share in self._control(self.data.held_control, kept))
         (moved,) = self.with_others([moved])
-        found = {"held_term": term, "held_control": moved, "held_loss": term + self.plan.objective.gamma * moved}
-        quiet = self._everyones([self._passes.pooled(batch) for batch in self.ranks.mine(self.data.held_control)])
+        found = {"held_term": term, "held_control": moved, "held_loss": term + self._weight * moved}
+        quiet = self._everyones([self.passes.pooled(batch) for batch in self.ranks.mine(self.data.held_control)])
         if quiet:
             found["separation"] = float(auroc(strengths_of(seen), strengths_of(quiet)).mean())
         return self.ranks.from_first(lambda: found)  # who decide by it must agree to the bit
@@ -102,8 +120,8 @@ class Trainer(Learner):
     def _transport(self) -> tuple[float, list[int]]:
         batches = self.ranks.mine(self.data.source)
         with torch.no_grad():
-            seen = [self._passes.pooled(batch) for batch in batches[:-1]]
-        seen += [self._passes.pooled(batch) for batch in batches[-1:]]  # its graph is kept: it is not run again
+            seen = [self.passes.pooled(batch) for batch in batches[:-1]]
+        seen += [self.passes.pooled(batch) for batch in batches[-1:]]  # its graph is kept: it is not run again
         everyones = self._everyones(seen)
         pooled = [values.requires_grad_() for values in self._pooled(everyones)]
         loss = transport(pooled, self._goals, self._units)
@@ -112,7 +130,7 @@ class Trainer(Learner):
         if batches:
             torch.autograd.backward(self._values(seen.pop()), [slope[-1] for slope in slopes])
         for place, batch in enumerate(batches[:-1]):
-            again = self._passes.pooled(batch)
+            again = self.passes.pooled(batch)
             torch.autograd.backward(self._values(again), [slope[place] for slope in slopes])
         return float(loss.detach()), self.dead(everyones)
 
@@ -133,7 +151,7 @@ class Trainer(Learner):
         totals = torch.tensor(sizes, dtype=torch.float64)
         self.ranks.add_up([totals])
         for batch, kept in zip(batches, mine, strict=True):
-            seen = self._values(self._passes.tokens(batch))
+            seen = self._values(self.passes.tokens(batch))
             each = zip(seen, kept, totals.tolist(), self._units, strict=True)
             moved = [cheaply(drift, value, old) / (total * unit) for value, old, total, unit in each]
             yield torch.stack([one.to(moved[0].device) for one in moved]).mean()

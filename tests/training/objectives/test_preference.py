@@ -15,18 +15,19 @@ from dsas.evaluation.divergence import divergence
 from dsas.model.identity import ModelIdentity
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
 from dsas.testing.pipelines import tiny_pipeline
-from dsas.training.learning import learnable
+from dsas.training.learning import LearnedParts, learnable
+from dsas.training.objectives.preference import PairData, PairLearner, _turn, pairs_of
 from dsas.training.passes import Work
-from dsas.training.plan import HeldOut, Objective, Optimiser, Plan
-from dsas.training.preference import Choices, Preference, _turn, pairs_of
+from dsas.training.plan import HeldOut, Optimiser, Plan
 from dsas.training.sets import held_apart
 
 SOURCE = [f"the door {n} is SHUT UP {n}" for n in range(10)]
 TARGET = [f"the door {n} is open, thank you" for n in range(10)]
+QUIET = dsas.Running(progress=False)
 CONTROL = [f"a line about nothing {n}" for n in range(7)]
 
 
-def learner_of(*, size: int = 32, gamma: float = 0.7, per_step: int = 8) -> Preference:
+def learner_of(*, size: int = 32) -> PairLearner:
     torch.manual_seed(3)
     model, tokenizer = tiny_model("gpt2", layers=2).double(), tiny_tokenizer()  # its norms stay in float64
     rules = []
@@ -34,10 +35,10 @@ def learner_of(*, size: int = 32, gamma: float = 0.7, per_step: int = 8) -> Pref
         width = model.config.hidden_size
         line = dsas.Lineas(1 + 0.3 * torch.randn(width).double(), 0.3 * torch.randn(width).double())
         when = dsas.Logistic(torch.randn(width).double(), torch.tensor(0.2).double())
-        rules.append(learnable(dsas.Rule(site, line, when), torch.device("cpu"), regulator=True))
+        rules.append(learnable(dsas.Rule(site, line, when), torch.device("cpu"), LearnedParts(True, False)))
     rows = {name: tokenizer(texts)["input_ids"] for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
     pairs = pairs_of(rows["s"], rows["t"])
-    data = Choices(
+    data = PairData(
         pairs[:8], rows["c"][:5], [torch.randn(4, 32)] * len(rules), pairs[8:], rows["c"][5:], batch_size=size
     )
     work = Work(
@@ -46,8 +47,8 @@ def learner_of(*, size: int = 32, gamma: float = 0.7, per_step: int = 8) -> Pref
         real=lambda batch: batch.mask,
         pool=lambda t, _: t.mean(1),
     )
-    plan = Plan(Objective(gamma, beta=0.5, per_step=per_step), 12, Optimiser("adam", 0.05, 0.05), HeldOut(0.2, every=2))
-    return Preference(work, rules, data, plan)
+    plan = Plan(12, Optimiser("adam", 0.05, 0.05), HeldOut(0.2, every=2))
+    return PairLearner(work, rules, data, plan, dsas.Preference(control_weight=0.7, beta=0.5, pairs_per_step=8))
 
 
 def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time() -> None:
@@ -119,7 +120,7 @@ def test_pairs_are_held_out_together_with_those_that_begin_alike() -> None:
         "control": CONTROL,
     }
     for seed in range(5):
-        found = held_apart(texts, 0.25, seed, paired=True)
+        found = held_apart(texts, HeldOut(0.25, seed=seed), paired=True)
         for part, count in (("", 15), ("held_", 5)):
             pairs = list(zip(found[f"{part}source"], found[f"{part}target"], strict=True))
             assert len(pairs) == count
@@ -130,59 +131,64 @@ def test_pairs_are_held_out_together_with_those_that_begin_alike() -> None:
 
 def test_the_seed_decides_the_order_in_which_pairs_come() -> None:
     first, again, other = (
-        train(seed=seed, per_step=3, steps=2, held_out=dsas.HeldOut(0.0)).digest() for seed in (0, 0, 1)
+        train(dsas.Preference(seed=seed, pairs_per_step=3), steps=2, held_out=dsas.HeldOut(0.0)).digest()
+        for seed in (0, 0, 1)
     )
     assert first == again != other
 
 
-def train(model: Any = None, **options: Any) -> dsas.Steering:
-    given = {"source": SOURCE, "target": TARGET, "control": CONTROL, "objective": "preference", "steps": 8}
+def train(objective: Any = "preference", model: Any = None, **options: Any) -> dsas.Steering:
+    given = {"source": SOURCE, "target": TARGET, "control": CONTROL, "objective": objective, "steps": 8}
     model = tiny_model(layers=2) if model is None else model
-    return dsas.train(model, tiny_tokenizer(), **{**given, "sites": "residual", "progress": False, **options})
+    return dsas.train(model, tiny_tokenizer(), **{**given, "sites": "residual", "running": QUIET, **options})
 
 
 def test_what_is_learned_prefers_held_out_targets_and_keeps_the_laws(tmp_path: Path) -> None:
     model = tiny_model(layers=2)
-    options = {"gate": "relu", "per_step": 4, "optimiser": dsas.Optimiser("adam", 0.03, 0.03), "steps": 20}
-    steering = train(model, checkpoint=tmp_path, **options)
+    options = {"optimiser": dsas.Optimiser("adam", 0.03, 0.03), "steps": 20}
+    steering = train(dsas.Preference(gate="relu", pairs_per_step=4), model, checkpoint=tmp_path, **options)
     check_steering(steering, model, tiny_tokenizer())
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[0]["held_term"] == pytest.approx(np.log(2), abs=1e-5)  # nothing is moved yet
     assert rows[-1]["held_term"] < 0.9 * rows[0]["held_term"]
     assert {type(rule.regulator).__name__ for rule in steering.rules} == {"Rectified"}
     said = steering.settings["training"]
-    assert (said["beta"], said["per_step"], said["gamma"]) == (0.1, 4, 3.0)
+    assert (said["beta"], said["pairs_per_step"], said["control_weight"]) == (0.1, 4, 3.0)
 
 
-def test_gamma_holds_what_is_said_of_control() -> None:
-    def moved(gamma: float) -> float:
+def test_the_control_weight_holds_what_is_said_of_control() -> None:
+    def moved(weight: float) -> float:
         model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
-        steering = train(model, gamma=gamma, steps=15, optimiser=dsas.Optimiser("adam", 0.03, 0.03))
+        objective = dsas.Preference(control_weight=weight)
+        steering = train(objective, model, steps=15, optimiser=dsas.Optimiser("adam", 0.03, 0.03))
         return divergence(model, tokenizer, CONTROL, lambda: steering.apply(model, 1.0)).mean
 
     assert moved(100.0) < 0.5 * moved(0.0)
 
 
 def test_a_resumed_training_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(per_step=3)
-    gradient, taken = Preference.gradient, []
+    objective = dsas.Preference(pairs_per_step=3)
+    whole = train(objective)
+    gradient, taken = PairLearner.gradient, []
 
-    def until_the_fourth(self: Preference, number: int = 0) -> Any:
+    def until_the_fourth(self: PairLearner, number: int = 0) -> Any:
         taken.append(number)
         if len(taken) == 4:
             raise KeyboardInterrupt
         return gradient(self, number)
 
-    monkeypatch.setattr(Preference, "gradient", until_the_fourth)
+    monkeypatch.setattr(PairLearner, "gradient", until_the_fourth)
     with pytest.warns(DsasWarning, match="interrupted after 3 steps"):
-        train(per_step=3, checkpoint=tmp_path)
+        train(objective, checkpoint=tmp_path)
     monkeypatch.undo()
-    assert train(per_step=3, checkpoint=tmp_path).digest() == whole.digest()
+    assert train(objective, checkpoint=tmp_path).digest() == whole.digest()
 
 
-@pytest.mark.parametrize("options", [{"reading": dsas.Reading(batch_size=3)}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"reading": dsas.Reading(batch_size=3)}, {"running": QUIET._replace(checkpointing=True)}], ids=str
+)
 def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(options: Any) -> None:
-    plain, other = (train(tiny_model("gpt2", layers=2).double(), **given) for given in ({}, options))
+    plain, other = (train(model=tiny_model("gpt2", layers=2).double(), **given) for given in ({}, options))
     for one, two in zip(plain.rules, other.rules, strict=True):
         torch.testing.assert_close(
             dict(two.transform.named_buffers()), dict(one.transform.named_buffers()), rtol=1e-3, atol=1e-5
@@ -195,8 +201,6 @@ def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(o
         ({"target": TARGET[:8]}, TextsError, "as many of both, got 10 and 8"),
         ({"target": [*TARGET[:9], SOURCE[9]]}, TextsError, r"source\[9\] and target\[9\] are the same text"),
         ({"control": ()}, TextsError, "control"),
-        ({"beta": 0.0}, OptionError, "beta > 0"),
-        ({"per_step": 0}, OptionError, "per_step >= 1"),
     ],
 )
 def test_what_cannot_be_preferred_is_refused(options: Any, error: type[Exception], said: str) -> None:
@@ -216,7 +220,7 @@ def test_vectors_that_were_fitted_are_learned_on_from_where_they_are() -> None:
     model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
     sets = {"source": SOURCE, "control": CONTROL, "target": TARGET}
     fitted = 0.1 * dsas.fit(model, tokenizer, **sets, sites="residual", selection="all", progress=False)
-    steering = train(model, start=fitted, steps=5)
+    steering = train(model=model, start=fitted, steps=5)
     check_steering(steering, model, tokenizer)
     assert [rule.site for rule in steering.rules] == [rule.site for rule in fitted.rules]
     for old, new in zip(fitted.rules, steering.rules, strict=True):
@@ -225,16 +229,16 @@ def test_vectors_that_were_fitted_are_learned_on_from_where_they_are() -> None:
         moved = (new.transform.vector - old.transform.vector).norm() / old.transform.vector.norm()
         assert 0 < moved < 2
     with pytest.raises(OptionError, match="sparsity=0"):
-        train(model, start=fitted, sparsity=0.1)
+        train(dsas.Preference(sparsity=0.1), model, start=fitted)
     with pytest.raises(OptionError, match="starts from 'lineas' transforms, got Addition"):
-        train(model, start=fitted, objective="e2e-dsas")
+        train("e2e-dsas", model, start=fitted)
 
 
 def test_without_regulators_the_vectors_alone_are_learned() -> None:
     model, sets = tiny_model(layers=2), {"source": SOURCE, "control": CONTROL, "target": TARGET}
     given = {"sites": "residual", "regulator": "constant", "progress": False}
     fitted = 0.1 * dsas.fit(model, tiny_tokenizer(), **sets, **given)
-    steering = train(model, start=fitted, steps=5)
+    steering = train(model=model, start=fitted, steps=5)
     check_steering(steering, model, tiny_tokenizer())
     assert {type(rule.regulator) for rule in steering.rules} == {dsas.Constant}
     for old, new in zip(fitted.rules, steering.rules, strict=True):

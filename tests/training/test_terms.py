@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsas.training.objectives import drift, goal, size, transport
+from dsas.training.terms import drift, goal, size, transport
 
 # What the script prints.
 EQUAL_TERM, UNEQUAL_TERM, DRIFT = 10.401636282779602, 1.5017052770788801, 3.131068916473332

@@ -1,19 +1,19 @@
-"""Objectives: what training makes small, as pure functions of tensors.
+"""Terms: what training makes small, as pure functions of tensors.
 
     transport  =  mean over sites and neurons of  sum_k (s_(k) - g_k)^2 / u^2    s_(k): steered source, sorted; g: goal
     control    =  mean over sites and control tokens of  || a' - a ||_2 / u      a: what the unsteered model has there
-    loss       =  transport + gamma * control
+    loss       =  transport + control_weight * control
     u          =  root of the mean square of the site's target activations
 
 Activations of one model may be five hundred times those of another, and of one site twenty times those of the next:
-u, which the sources do not have, makes gamma mean the same everywhere, and lets no site outweigh the others.
+u, which the sources do not have, makes control_weight mean the same everywhere, and lets no site outweigh the others.
 
 In one dimension optimal transport pairs sorted samples, so with equal sizes the sum is n times the squared Wasserstein
 distance W2^2 to the target sample. For other sizes goal k is the mean of the target's quantile function over
 ((k-1)/n, k/n): then the sum differs from n W2^2 by a constant that no parameter changes, and its gradient is exact.
 
 Source: LinEAS (arXiv 2503.10679, section 3) for the transport term; the control term has the form of the retain loss
-of circuit breakers (arXiv 2406.04313). Left out: distances that see several neurons together.
+of circuit breakers (arXiv 2406.04313). Limitations: each neuron is compared by itself.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Preference: a learner that makes a model prefer the target's texts to the source's, and say of control what it said.
+"""Preference: make a model prefer the target's texts to the source's, and say of control what it said.
 
     d(x)     =  log p'(x) - log p(x)                      p' steered, p not; in nats, of the tokens where a pair parts
     term     =  mean over pairs of  log(1 + exp(-beta (d(target) - d(source))))
-    control  =  mean over tokens of control texts of KL(p || p')              loss = term + gamma * control
+    control  =  mean over tokens of control texts of KL(p || p')        loss = term + control_weight * control
 
 Source text i and target text i are a pair, such as two continuations of one prompt. What both begin with is the same
 tokens in the same places, so it drops out of d(target) - d(source): no prompt has to be named.
@@ -13,11 +13,13 @@ their distributions over the vocabulary would fill the memory. Micro-batches hol
 over pairs and over tokens, so that their gradients add up to that of the whole step.
 
 Source: BiPO (arXiv 2406.00045), which learns one vector at one layer by the loss of DPO (arXiv 2305.18290). The
-regulators, all sites at once and the control term are ours. Left out: pairs of unequal weight.
+regulators, all sites at once and the control term are ours. Limitations: all pairs weigh the same; only for language
+models.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -25,14 +27,74 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, softplus
 
 from dsas.errors import TextsError
+from dsas.model.sites import Site
 from dsas.model.token_batches import Batch, batches
+from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Gradient, Learner
+from dsas.training.learning import GATES, Gate, LearnedParts, gated_rule
+from dsas.training.objectives.base import Objective, RegulatorStart, TrainingTask
 from dsas.training.passes import Seen, Work, cheaply
 from dsas.training.plan import Plan
-from dsas.training.ranks import Ranks
+from dsas.training.ranks import ALONE, Ranks
 
 Tokens = list[int]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Preference(Objective):
+    """Makes target[i] likelier than source[i], such as two continuations of one prompt; for language models only.
+
+    Starts from the identity, from `Lineas` transforms, or from transforms that add a vector, such as `0.1 * fitted`;
+    with constant regulators everywhere the transforms alone are learned.
+
+    beta: of DPO, > 0, in 1/nats; the larger it is, the sooner a pair is preferred enough. pairs_per_step: pairs, and
+    control texts, that one step takes. control_weight: weight >= 0 of the divergence on control texts. gate: form of
+    the regulators, as in `E2E`. seed: of the order in which pairs and control texts come.
+    """
+
+    name: ClassVar[str] = "preference"
+    paired: ClassVar[bool] = True
+    reads_logits: ClassVar[bool] = True
+
+    beta: float = 0.1
+    pairs_per_step: int = 16
+    control_weight: float = 3.0
+    gate: Gate = "sigmoid"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = self.gate in GATES and self.control_weight >= 0 and self.sparsity >= 0
+        self.require(
+            known and self.beta > 0 and self.pairs_per_step >= 1,
+            f"gate one of {tuple(GATES)}, control_weight >= 0, sparsity >= 0, beta > 0 and pairs_per_step >= 1",
+        )
+
+    @property
+    def needs_control(self) -> bool:
+        """Always: what is said of control texts is kept."""
+        return True
+
+    def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
+        """Return the identity with a regulator of form `gate`."""
+        return gated_rule(self.gate, site, sets, scratch=start == "scratch")
+
+    def learned(self, rules: Sequence[Rule]) -> LearnedParts:
+        """Return that regulators are learned unless all are constant."""
+        return LearnedParts(regulators=not all(isinstance(rule.regulator, Constant) for rule in rules), vectors=True)
+
+    def learner(self, task: TrainingTask) -> Learner:
+        """Return what compares likelihoods."""
+        examples, rows = task.examples, {name: task.examples.token_rows(texts) for name, texts in task.texts.items()}
+        pairs, held = (pairs_of(rows[f"{part}source"], rows[f"{part}target"]) for part in ("", "held_"))
+        pad, size = examples.pad_token(), examples.batch_size
+        data = PairData(pairs, rows["control"], task.target, held, rows["held_control"], pad, size)
+        return PairLearner(task.work, task.rules, data, task.plan, self, task.ranks)
+
+    def finish(self, rules: Sequence[Rule], sets: Mapping[str, Mapping[Site, Tensor]]) -> list[Rule]:
+        """Return the learned rules as they are."""
+        return list(rules)
 
 
 class Pair(NamedTuple):
@@ -43,10 +105,11 @@ class Pair(NamedTuple):
     first: int
 
 
-class Choices(NamedTuple):
-    """What is learned from. target: pooled target activations of each rule, (sample, dim), for their size alone.
+class PairData(NamedTuple):
+    """What is learned from.
 
-    seed: of the order in which pairs and control texts come. pad: any token number. batch_size: texts a pass.
+    target: pooled target activations of each rule, (sample, dim), for their size alone. pad: any token number.
+    batch_size: texts per pass.
     """
 
     pairs: Sequence[Pair]
@@ -56,7 +119,6 @@ class Choices(NamedTuple):
     held_control: Sequence[Tokens] = ()
     pad: int = 0
     batch_size: int = 32
-    seed: int = 0
 
 
 def pairs_of(source: Sequence[Tokens], target: Sequence[Tokens]) -> list[Pair]:
@@ -78,15 +140,15 @@ def pairs_of(source: Sequence[Tokens], target: Sequence[Tokens]) -> list[Pair]:
 
 
 @final
-class Preference(Learner):
+class PairLearner(Learner):
     """Learns from what the model would say."""
 
     def __init__(
-        self, work: Work, rules: Sequence[Rule], data: Choices, plan: Plan, ranks: Ranks | None = None
+        self, work: Work, rules: Sequence[Rule], data: PairData, plan: Plan, objective: Preference, ranks: Ranks = ALONE
     ) -> None:
         """Open the model and ask the unsteered one about all pairs. `work.run` must return something with `logits`."""
         super().__init__(work, rules, data.target, plan, ranks)
-        self.data = data
+        self.data, self.objective = data, objective
         try:
             pairs = [*data.pairs, *data.held_pairs]
             cut = [pairs[start : start + self._size] for start in range(0, len(pairs), self._size)]
@@ -100,9 +162,9 @@ class Preference(Learner):
     def gradient(self, number: int = 0) -> Gradient:
         """Put the gradient of the loss of step `number`, from its pairs and control texts, into the leaves."""
         self.descent.optimiser.zero_grad(set_to_none=True)
-        objective = self.plan.objective
-        pairs = _turn(self.data.pairs, number, objective.per_step, self.data.seed)
-        control = _turn(self.data.control, number, objective.per_step, self.data.seed) if objective.gamma > 0 else []
+        weight, count, seed = self.objective.control_weight, self.objective.pairs_per_step, self.objective.seed
+        pairs = _turn(self.data.pairs, number, count, seed)
+        control = _turn(self.data.control, number, count, seed) if weight > 0 else []
         term = moved = 0.0
         seen: list[list[Seen]] = []
         for share, some in self._preferred(pairs):
@@ -110,20 +172,19 @@ class Preference(Learner):
             term += float(share.detach())
             seen.append([one._replace(value=one.value.detach()) for one in some])
         for share in self._kept(control):
-            (objective.gamma * share).backward()
+            (weight * share).backward()
             moved += float(share.detach())
-        sums = self.with_others([term, moved], gradients=True)
-        dead = self.dead(self.ranks.joined(seen))
-        return Gradient(sums[0], sums[1], dead)
+        term, moved = self.with_others([term, moved], gradients=True)
+        return Gradient(term, moved, term + weight * moved, self.dead(self.ranks.joined(seen)))
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
         """Return the loss's terms on all held-out pairs and control texts."""
         term = sum(float(share) for share, _ in self._preferred(self.data.held_pairs))
-        gamma = self.plan.objective.gamma
-        moved = sum(float(share) for share in self._kept(self.data.held_control)) if gamma > 0 else 0.0
+        weight = self.objective.control_weight
+        moved = sum(float(share) for share in self._kept(self.data.held_control)) if weight > 0 else 0.0
         term, moved = self.with_others([term, moved])
-        found = {"held_term": term, "held_control": moved, "held_loss": term + gamma * moved}
+        found = {"held_term": term, "held_control": moved, "held_loss": term + weight * moved}
         return self.ranks.from_first(lambda: found)
 
     @property
@@ -136,7 +197,7 @@ class Preference(Learner):
             after, seen = self._likelihoods(some, steered=True)
             before = torch.stack([self._before[_key(pair)] for pair in some]).to(after)
             moved = after - before
-            yield softplus(-self.plan.objective.beta * (moved[:, 1] - moved[:, 0])).sum() / len(pairs), seen
+            yield softplus(-self.objective.beta * (moved[:, 1] - moved[:, 0])).sum() / len(pairs), seen
 
     def _kept(self, control: Sequence[Tokens]) -> Iterator[Tensor]:
         """Yield the share of each of this rank's micro-batches in the control term."""
@@ -144,8 +205,8 @@ class Preference(Learner):
         for some in self.ranks.mine(_cut(control, self.data.batch_size, self.ranks.count)):
             batch = self._batch(some)
             with torch.no_grad():
-                before = self._passes.outputs(batch, steered=False)[0].logits
-            after = self._passes.outputs(batch)[0].logits
+                before = self.passes.outputs(batch, steered=False)[0].logits
+            after = self.passes.outputs(batch)[0].logits
             mask = batch.mask.to(after.device)
             yield cheaply(_divergence, after[mask], before[mask]) / total
 
@@ -153,7 +214,7 @@ class Preference(Learner):
         """Return the log-likelihoods of source and target, of their tokens from `first` on."""
         rows = [row for pair in pairs for row in (pair.source, pair.target)]
         batch = self._batch(rows)
-        given, seen = self._passes.outputs(batch, steered=steered)
+        given, seen = self.passes.outputs(batch, steered=steered)
         tokens = batch.tokens.to(given.logits.device)
         judged = batch.mask[:, 1:].clone()
         for place, row in enumerate(batch.rows):

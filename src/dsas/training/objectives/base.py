@@ -1,0 +1,93 @@
+"""The contract of an objective: what training makes small, what it learns for that, and from which texts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, final
+
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.model.sites import Site
+from dsas.model.subject import Examples
+from dsas.runtime.rule import Rule
+from dsas.training.learner import Learner
+from dsas.training.learning import LearnedParts
+from dsas.training.passes import Work
+from dsas.training.plan import Plan
+from dsas.training.ranks import Ranks
+
+RegulatorStart = Literal["fitted", "scratch"]
+
+
+class TrainingTask(NamedTuple):
+    """What a learner is made from.
+
+    rules: those to learn, with leaves that take gradients. texts: by set, "source", "control" and "target", and the
+    parts of them that are held out, "held_source", "held_control" and, of pairs, "held_target". target: for each rule
+    the pooled target activations of its site, (sample, dim), of the unsteered model. batches: makes micro-batches of
+    texts as `work.run` takes them, small enough for every rank to get one. examples: how the subject reads texts.
+    """
+
+    work: Work
+    rules: list[Rule]
+    texts: Mapping[str, list[str]]
+    target: list[Tensor]
+    plan: Plan
+    ranks: Ranks
+    batches: Callable[[list[str]], list[Any]]
+    examples: Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """What `dsas.train` makes small.
+
+    Contract: a subclass is final and a frozen dataclass. Its fields are its options, all with defaults and fit for
+    JSON, so that `repr` rebuilds it; a value out of range raises OptionError when the object is made. `name` is what
+    the registry and the command line know it by. `paired` says that source[i] goes with target[i]; `reads_logits` that
+    it asks what the model would say, so that only language models will do.
+
+    sparsity: weight >= 0 of the sparse group lasso on the learned transforms; 0 is dense.
+    """
+
+    name: ClassVar[str]
+    paired: ClassVar[bool]
+    reads_logits: ClassVar[bool]
+
+    sparsity: float = 0.0
+
+    @property
+    @abstractmethod
+    def needs_control(self) -> bool:
+        """Whether there must be control texts."""
+
+    @abstractmethod
+    def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
+        """Return the rule that a site starts from when no Steering is given.
+
+        sets: pooled activations (sample, dim) of "source", "target" and, where there are texts, "control".
+        """
+
+    @abstractmethod
+    def learned(self, rules: Sequence[Rule]) -> LearnedParts:
+        """Return which parts of these rules are learned. Raises OptionError for rules that it cannot start from."""
+
+    @abstractmethod
+    def learner(self, task: TrainingTask) -> Learner:
+        """Return what computes the loss and its gradients; the caller closes it."""
+
+    @abstractmethod
+    def finish(self, rules: Sequence[Rule], sets: Mapping[str, Mapping[Site, Tensor]]) -> list[Rule]:
+        """Return the rules of the Steering, given the learned ones and each set's pooled activations at every site."""
+
+    @final
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options, JSON-ready."""
+        return asdict(self)
+
+    @final
+    def require(self, holds: bool, expected: str) -> None:
+        """Raise OptionError, which says what was expected and what this is, unless `holds`."""
+        if not holds:
+            raise OptionError(f"expected {expected}, got {self}")
