@@ -13,8 +13,7 @@ from torch import Tensor
 import dsas
 from dsas.errors import OptionError
 from dsas.fitting.method_names import regulator_fit, transform_fit
-from dsas.model.identity import ModelIdentity
-from dsas.model.image_pipeline import module_of
+from dsas.model.subject import subject_of
 from dsas.testing import (
     FAMILIES,
     WAYS,
@@ -203,4 +202,4 @@ def test_each_transform_and_each_regulator_keeps_the_laws_on_a_pipeline(transfor
         if regulator == "per-step":
             when = dsas.PerStep([when, dsas.Constant(0.5)])
         rules.append(dsas.Rule(site, how, when))
-    check_pipeline(dsas.Steering(rules, ModelIdentity.of(module_of(pipeline))), pipeline, draw)
+    check_pipeline(dsas.Steering(rules, subject_of(pipeline).identity), pipeline, draw)

@@ -34,17 +34,17 @@ def weights(accuracies: Sequence[float | None], **options: Any) -> list[float]:
 
 
 def test_top_steers_the_most_accurate_sites_and_no_others() -> None:
-    assert weights(ACCURACIES, selection="top", top=1) == [0, 0, 0, 0, 1, 0]
-    assert weights(ACCURACIES, selection="top", top=3) == [0, 1, 0, 1, 1, 0]
-    assert weights(ACCURACIES, selection="top", top=48) == [1] * 6
+    assert weights(ACCURACIES, selection=dsas.Top(1)) == [0, 0, 0, 0, 1, 0]
+    assert weights(ACCURACIES, selection=dsas.Top(3)) == [0, 1, 0, 1, 1, 0]
+    assert weights(ACCURACIES, selection="top") == [1] * 6
 
 
 def test_of_sites_that_are_equally_good_top_steers_the_first() -> None:
-    assert weights([0.7, 0.9, 0.9, 0.9, 0.7, 0.7], selection="top", top=2) == [0, 1, 1, 0, 0, 0]
+    assert weights([0.7, 0.9, 0.9, 0.9, 0.7, 0.7], selection=dsas.Top(2)) == [0, 1, 1, 0, 0, 0]
 
 
 def test_a_threshold_is_reached_by_the_site_that_is_exactly_as_accurate() -> None:
-    assert weights(ACCURACIES, selection="threshold", threshold=0.8) == [0, 1, 0, 1, 1, 0]
+    assert weights(ACCURACIES, selection=dsas.Threshold(0.8)) == [0, 1, 0, 1, 1, 0]
 
 
 def test_smooth_weights_rise_from_nothing_at_chance_to_one() -> None:
@@ -53,19 +53,13 @@ def test_smooth_weights_rise_from_nothing_at_chance_to_one() -> None:
     assert all(a <= b for a, b in pairwise(sorted(found)))
 
 
-def test_the_options_of_one_selection_are_of_no_account_to_another() -> None:
-    assert weights(ACCURACIES, selection="all", threshold=1.0, top=1) == [1] * 6
-    assert weights(ACCURACIES, selection="threshold", threshold=0.5, top=1) == [1] * 6
-    assert weights(ACCURACIES, selection="top", threshold=1.0, top=2) == [0, 1, 0, 0, 1, 0]
-
-
 def test_where_the_regulator_learns_nothing_top_goes_by_how_well_a_boundary_tells_the_sets_apart() -> None:
     """Layer 1 is made blind to the text, so that a boundary there can only guess."""
     model = tiny_model()
     model.model.layers[1].mlp.down_proj.weight.data.zero_()
     sites = ["model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp"]
     steering = dsas.fit(
-        model, tiny_tokenizer(), **SETS, regulator="constant", sites=sites, selection="top", top=2, progress=False
+        model, tiny_tokenizer(), **SETS, regulator="constant", sites=sites, selection=dsas.Top(2), progress=False
     )
     assert [rule.weight for rule in steering.rules] == [1, 0, 1]
     assert steering.rules[1].accuracy == 0.5

@@ -9,7 +9,8 @@ from pictures import drawn
 
 import dsas
 from dsas.model.identity import ModelIdentity
-from dsas.model.image_pipeline import module_of
+from dsas.model.sites import labels
+from dsas.model.subject import subject_of
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
 from dsas.testing.pipelines import tiny_pipeline
@@ -41,14 +42,7 @@ def identity() -> ModelIdentity:
     return ModelIdentity.of(tiny_model())
 
 
-@pytest.mark.parametrize("what", APART)
-def test_sites_that_differ_are_written_differently(what: str) -> None:
-    one, other = APART[what]
-    assert one != other
-    assert str(one) != str(other)
-
-
-def test_no_two_sites_that_the_fields_of_a_site_can_make_are_written_alike() -> None:
+def test_all_sites_that_one_path_can_have_get_names_of_their_own_and_one_alone_its_plain_name() -> None:
     sites = [
         dsas.Site(PATH, index, side, part, parts, layout)
         for index in (0, 1)
@@ -56,7 +50,8 @@ def test_no_two_sites_that_the_fields_of_a_site_can_make_are_written_alike() -> 
         for part, parts in ((0, 1), (0, 2), (1, 2))
         for layout in ("tokens", "picture", "channels")
     ]
-    assert len({str(site) for site in sites}) == len(sites)
+    assert len(set(labels(sites))) == len(sites)
+    assert [labels([site])[0] for site in sites] == [str(site) for site in sites]
 
 
 @pytest.mark.parametrize("what", APART)
@@ -67,7 +62,7 @@ def test_the_report_of_what_was_fitted_has_a_line_of_its_own_for_each(what: str)
 
 
 @pytest.mark.parametrize("what", RUNNING)
-def test_the_trace_and_the_summary_say_of_each_what_happened_there(what: str) -> None:
+def test_the_trace_and_the_report_say_of_each_what_happened_there(what: str) -> None:
     model = tiny_model()
     steering = dsas.Steering(rules_at(APART[what]), ModelIdentity.of(model))
     with steering.apply(model) as applied:
@@ -75,7 +70,8 @@ def test_the_trace_and_the_summary_say_of_each_what_happened_there(what: str) ->
     trace = applied.trace()
     assert len(set(trace.sites)) == 2
     assert trace.mean().tolist() == [0.25, 0.75]
-    assert [round(one.mean_strength, 6) for one in applied.summary().values()] == [0.25, 0.75]
+    assert [line.mean_strength for line in applied.report()] == [0.25, 0.75]
+    assert [line.site for line in applied.report()] == list(trace.sites)
 
 
 def test_the_maps_of_a_picture_say_of_each_what_happened_there() -> None:
@@ -87,7 +83,7 @@ def test_the_maps_of_a_picture_say_of_each_what_happened_there() -> None:
         dsas.Rule(site, dsas.Addition(torch.ones(16)), dsas.Constant(value))
         for site, value in zip(sites, (0.25, 0.75), strict=True)
     ]
-    with dsas.Steering(rules, ModelIdentity.of(module_of(pipeline))).apply(pipeline) as applied:
+    with dsas.Steering(rules, subject_of(pipeline).identity).apply(pipeline) as applied:
         drawn(pipeline, "sd3")
     maps = applied.maps()
     assert maps.mean().tolist() == [0.25, 0.75]
@@ -98,7 +94,7 @@ def test_the_maps_of_a_picture_say_of_each_what_happened_there() -> None:
 def test_calibrated_weights_reach_the_rule_that_they_were_found_for(what: str) -> None:
     rules = rules_at(APART[what])
     found = dsas.Steering([rules[0]._replace(weight=0.1), rules[1]._replace(weight=0.9)], identity())
-    weights = {str(rule.site): rule.weight for rule in found.rules}
+    weights = {line.site: line.weight for line in found.report()}
     calibration = dsas.Calibration(0.5, (), (), None, {}, {}, weights, found.digest(), "", "")
     carried = dsas.Steering(rules, identity()).calibrated(calibration)
     assert [rule.weight for rule in carried.rules] == [0.1, 0.9]

@@ -179,7 +179,7 @@ def test_what_happened_has_one_line_for_each_rule_and_says_of_those_not_selected
     assert [(line.mean_strength, line.hits) for line in lines] == [(2.0, 3), (None, None), (None, None)]
     assert [line.status for line in lines] == [
         "steered",
-        "not steered: held-out accuracy 0.62 is too low",
+        "not steered: not selected, with a held-out accuracy of 0.62",
         "not steered: its weight is 0",
     ]
     assert [line.status for line in steering.report()] == [line.status for line in lines]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsas.model.image_pipeline import module_of
+from dsas.model.subject import subject_of
 from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
@@ -61,7 +61,7 @@ class _Bench(NamedTuple):
 
     def state(self) -> list[Any]:
         """Return what steering must leave as it was: the modules, and what the pipeline keeps itself."""
-        return [[state_of(part) for part in module_of(self.pipeline).children()], sorted(vars(self.pipeline))]
+        return [[state_of(part) for part in subject_of(self.pipeline).module.children()], sorted(vars(self.pipeline))]
 
 
 def check_pipeline(steering: Steering | Composition, pipeline: Any, draw: Draw, *, way: Kind = "apply") -> None:
@@ -72,8 +72,7 @@ def check_pipeline(steering: Steering | Composition, pipeline: Any, draw: Draw, 
     """
     bench = _Bench(Way(steering, way), pipeline, draw)
     plain = bench.plain()  # in its first run transformers puts hooks of its own on text encoders
-    both = bench.run()
-    _check_identity(bench, plain)
+    both = _check_identity(bench, plain)
     _check_rows(bench, both)
     _check_dtypes(bench)
     _check_exits(bench)
@@ -83,18 +82,19 @@ def check_pipeline(steering: Steering | Composition, pipeline: Any, draw: Draw, 
     _check_effect(bench, plain, both)
 
 
-def _check_identity(bench: _Bench, plain: Tensor) -> None:
+def _check_identity(bench: _Bench, plain: Tensor) -> Run:
     before = bench.state()
     with bench.way.on(bench.pipeline, 0.0):
         require(1, bench.state() == before, "strength 0 put something on the pipeline, or changed its modules")
         require(1, torch.equal(bench.plain(), plain), "strength 0 changed the pictures")
-    if not bench.way.is_fused:
-        pictures = bench.run(strength=bench.way.by_row(torch.tensor([0.0, 1.0]))).pictures
-        require(
-            1, close(pictures[:1], plain[:1], TOLERANCE), "a picture at strength 0 changed beside one at strength 1"
-        )
+    both = bench.run()
     require(1, bench.state() == before, "the pipeline or its modules differ after steering from before it")
     require(1, torch.equal(bench.plain(), plain), "the pictures differ after steering from before it")
+    if not bench.way.is_fused:
+        pictures = bench.run(strength=bench.way.by_row(torch.tensor([0.0, 1.0]))).pictures
+        same = close(pictures[:1], plain[:1], TOLERANCE)
+        require(1, same, "a picture at strength 0 changed beside one at strength 1")
+    return both
 
 
 def _check_rows(bench: _Bench, both: Run) -> None:
@@ -126,7 +126,7 @@ def _require_same(one: Run, other: Run, what: str) -> None:
 def _check_dtypes(bench: _Bench) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         typed = bench._replace(pipeline=copy.deepcopy(bench.pipeline).to(dtype))
-        module = module_of(typed.pipeline)
+        module = subject_of(typed.pipeline).module
         given = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
         watch = Watch([] if bench.way.is_fused else [rule.site for rule in bench.way.rules], module)
         with warnings.catch_warnings(), bench.way.on(typed.pipeline) as acting:
@@ -141,7 +141,7 @@ def _check_dtypes(bench: _Bench) -> None:
 
 
 def _check_exits(bench: _Bench) -> None:
-    before, module = bench.state(), module_of(bench.pipeline)
+    before, module = bench.state(), subject_of(bench.pipeline).module
 
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt

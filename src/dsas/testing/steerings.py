@@ -44,8 +44,8 @@ def check_steering(
     prompts: two or more, of different lengths in tokens. way: how it comes to act; "fuse" is not for a composition.
     """
     ids, acting = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts], Way(steering, way)
-    alone = [one_row(acting, model, row) for row in ids]
     check_identity(acting, model, ids[0])
+    alone = [one_row(acting, model, row) for row in ids]
     check_rows(acting, model, ids, alone, pad_token(tokenizer))
     check_threads(acting, model, ids, alone, pad_token(tokenizer))
     check_generation(acting, model, ids, pad_token(tokenizer))
@@ -62,14 +62,14 @@ def check_identity(way: Way, model: nn.Module, ids: Tensor) -> None:
     with way.on(model, 0.0):
         require(1, state_of(model) == before, "strength 0 put hooks on the model, or changed its modules")
         require(1, torch.equal(logits_of(model, ids[None]), plain), "strength 0 changed the logits")
-    if not way.is_fused:
-        with way.on(model, way.by_row(torch.tensor([0.0, 1.0]))):
-            both = logits_of(model, ids.repeat(2, 1))[0]
-        require(1, close(both, plain[0]), "a row at strength 0 changed beside a row at strength 1")
     with way.on(model):
         logits_of(model, ids[None])
     require(1, state_of(model) == before, "hooks, modes, parameters or modules differ after steering from before it")
     require(1, torch.equal(logits_of(model, ids[None]), plain), "the logits differ after steering from before it")
+    if not way.is_fused:
+        with way.on(model, way.by_row(torch.tensor([0.0, 1.0]))):
+            both = logits_of(model, ids.repeat(2, 1))[0]
+        require(1, close(both, plain[0]), "a row at strength 0 changed beside a row at strength 1")
 
 
 def check_rows(way: Way, model: nn.Module, ids: list[Tensor], alone: list[Pass], padding: int) -> None:
@@ -195,14 +195,20 @@ def check_effect(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
 
 def require_reported(way: Way, acting: Any) -> None:
     """Law 6: each member reports all of its rules, and what acted has a record, or a word, of each that steers."""
-    for member in way.members:
-        told = [line.site for line in member.report()]
-        require(6, told == [str(rule.site) for rule in member.rules], "report() leaves out sites")
+    reports = [member.report() for member in way.members] + [one.report() for one in applied_of(acting)]
+    names = [labels([rule.site for rule in member.rules]) for member in way.members]
+    for report, sites in zip(reports, names * 2, strict=False):
+        require(6, [line.site for line in report] == sites, "report() leaves out sites")
+    silent = [
+        line.site
+        for one in applied_of(acting)
+        for line in one.report()
+        if (line.weight > 0) != (line.mean_strength is not None)
+    ]
+    require(6, not silent, f"report() has no strength, or one too many, for {silent}")
     if way.is_fused:
         told = [line.site for line in acting.report()]
-    else:
-        told = [site for one in applied_of(acting) for site in one.summary()]
-    require(6, told == [str(rule.site) for rule in way.rules], f"of the rules that steer, only {told} are told of")
+        require(6, told == [str(rule.site) for rule in way.rules], f"of the rules that steer, only {told} are told of")
 
 
 def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
