@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 
 
 class Half(dsas.Addition):
@@ -71,38 +71,38 @@ class Gate(dsas.Regulator):
     def score(self, t: Tensor) -> Tensor:
         return torch.sigmoid(t.to(self.theta.dtype) @ self.theta).unsqueeze(-1)
 
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t)
 
 
 class FirstRow(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t[:1]).expand(len(t), -1, -1)
 
 
 class Counts(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         index = torch.arange(t.shape[1]).view(1, -1, 1)
         return self.score(t) * (index > 0)
 
 
 class SeesPadding(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t.float().mean(1, keepdim=True)).expand(-1, t.shape[1], -1)
 
 
 class Negative(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t) - 0.9
 
 
 class HalfPrecision(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t).to(t.dtype)
 
 
 class GateDetached(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t.detach())
 
 
@@ -119,6 +119,6 @@ class BareFit(Gate):
 
 
 class Remembers(Gate):
-    def forward(self, t: Tensor, step: ForwardPass) -> Tensor:
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         self.theta.mul_(0.5)
         return self.score(t)

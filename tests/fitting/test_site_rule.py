@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dsas
-from dsas.regulators import FittedRegulator
+from dsas.regulators.base import FittedRegulator
 from dsas.testing import tiny_model, tiny_tokenizer
 
 SETS = {

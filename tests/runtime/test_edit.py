@@ -251,13 +251,13 @@ def test_strengths_follow_the_rows_when_as_many_rows_are_next_another_number_of_
     given = STRENGTHS[strengths]
     way, general = (kind(HOW[how], WHEN["logistic"], given) for kind in (fused_way, general_way))
     assert isinstance(way, Fused)
-    t, step = torch.randn(6, 2, WIDTH), ForwardPass(6, 2)
+    t, forward_pass = torch.randn(6, 2, WIDTH), ForwardPass(6, 2)
     for copies in (1, 2, 1):
-        step.copies = copies
-        torch.testing.assert_close(way(t, step).t, general(t, step).t, rtol=1e-5, atol=1e-5)
-    step.copies = 2
+        forward_pass.copies = copies
+        torch.testing.assert_close(way(t, forward_pass).t, general(t, forward_pass).t, rtol=1e-5, atol=1e-5)
+    forward_pass.copies = 2
     once = torch.cat([t[:1], t[:1], t[:1]]).repeat(2, 1, 1)
-    moved = (way(once, step).t - once).norm(dim=(1, 2))
+    moved = (way(once, forward_pass).t - once).norm(dim=(1, 2))
     torch.testing.assert_close(moved / moved[0], (given / given[0]).repeat(2))
 
 

@@ -215,8 +215,8 @@ def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
     """Law 7: the logits have a gradient by the strength and by the methods' tensors; parameters are left alone."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     if way.is_fused:
-        by_tokens = [_gradient_by_tokens(each, model, ids) for each in (way, Way(way.steering))]
-        require(7, close(*by_tokens, 1e-2), "fused, the logits have another gradient by the tokens than applied")
+        fused, applied = (_gradient_by_tokens(each, model, ids) for each in (way, Way(way.steering)))
+        require(7, close(fused, applied, 1e-2), "fused, the logits have another gradient by the tokens than applied")
     elif way.rules:
         copied = way.with_steering(copy.deepcopy(way.steering))
         batch = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}

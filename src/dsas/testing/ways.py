@@ -33,8 +33,9 @@ class Way:
         """Keep both. Raises OptionError for an unknown kind, and for a composition that is to be fused."""
         if kind not in WAYS:
             raise OptionError(f"unknown way {kind!r}; closest: {closest(kind, WAYS)}")
-        self.steering, self.is_fused, self._kind = steering, kind == "fuse", kind
-        self.members = steering.steerings if isinstance(steering, Composition) else (steering,)
+        self.steering, self.is_fused = steering, kind == "fuse"
+        self._kind: Kind = kind
+        self.members: tuple[Any, ...] = steering.steerings if isinstance(steering, Composition) else (steering,)
         if self.is_fused and isinstance(steering, Composition):
             raise OptionError("a composition cannot be fused: fuse its Steerings one after another")
 
