@@ -75,3 +75,27 @@ def test_groups_are_drawn_each_for_itself_as_the_normal_theory_has_it():
 def test_a_statistic_of_groups_that_is_not_finite_is_refused(value):
     with pytest.raises(OptionError, match="finite statistic"):
         bootstrap_groups(lambda draws: draws[0].sum(1) * value, [3])
+
+
+def test_groups_of_equal_sizes_are_not_drawn_alike_and_another_seed_draws_others():
+    seen = []
+
+    def first_items(draws):
+        seen.append(draws)
+        return draws[0][:, 0] + draws[1][:, 0]
+
+    for seed in (0, 1):
+        bootstrap_groups(first_items, [50, 50], resamples=4000, seed=seed)
+    (one, other), (anew, _) = seen[1], seen[3]
+    for pair in ((one, other), (one, anew)):
+        counts = [draws[:, 0] for draws in pair]
+        assert abs(np.corrcoef(*counts)[0, 1]) < 5 / np.sqrt(4000)
+    assert np.array_equal(seen[0][0], np.ones((1, 50)))
+
+
+@pytest.mark.parametrize("measure", [bootstrap, lambda x, **options: bootstrap_ratio(x, x[::-1] + 1, **options)])
+def test_the_seed_and_the_number_of_draws_are_those_that_were_given(measure):
+    values = np.random.default_rng(0).uniform(1, 9, (40, 2))
+    assert measure(values, seed=3) == measure(values, seed=3) != measure(values, seed=4)
+    one = measure(values, resamples=1)
+    assert one.low == one.high

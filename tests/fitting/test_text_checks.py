@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from dsas.errors import OptionError
 from dsas.fitting.text_checks import Finding, Inspection, SiteAccuracy, against_style, inspect_texts, separability
@@ -98,3 +99,67 @@ def test_a_style_that_does_as_well_as_the_best_site_is_a_warning() -> None:
     assert [finding.check for finding in quiet.findings] == ["style"]
     with pytest.raises(OptionError, match="at least one site"):
         against_style([], Inspection({}, [], []))
+
+
+# Where a number becomes a finding
+
+
+def cosine(sets: list[list[str]]) -> float:
+    """Return the tf-idf cosine over 3 to 5 letters of the last text of two sets."""
+    features = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
+    features.fit([text for texts in sets for text in texts])
+    one, other = (features.transform(texts[-1:]) for texts in sets)
+    return float((one @ other.T).toarray()[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected", "is_near"),
+    [
+        ("the quiet dog slept on the old red mat near the window today", 0.844, True),
+        ("the quiet dog slept under the old red mat near the window today", 0.788, False),
+    ],
+)
+def test_two_texts_are_nearly_the_same_from_a_cosine_of_0_8_on(changed: str, expected: float, is_near: bool) -> None:
+    source, control = sentences("rude", 20, seed=1), sentences("kind", 20, seed=2)
+    sets = [[*source, "the quiet cat sat on the old red mat near the window today"], [*control, changed]]
+    assert cosine(sets) == pytest.approx(expected, abs=1e-3)
+    overlap = found(inspect_texts(*sets), "overlap")
+    assert [finding.value for finding in overlap] == ([pytest.approx(cosine(sets))] if is_near else [])
+
+
+@pytest.mark.parametrize(("longer", "is_found"), [(11, False), (12, True), (25, True)])
+def test_a_length_is_a_gap_from_an_auroc_of_0_7_on(longer: int, is_found: bool) -> None:
+    """Of 30 texts, `longer` have a word more than all 30 of the other set: AUROC = 1/2 + longer / 60."""
+    source = sentences("a", 30 - longer, seed=1) + sentences("a", longer, seed=3, words=7)
+    gap = found(inspect_texts(source, sentences("a", 30, seed=2)), "length")
+    assert [finding.value for finding in gap] == ([pytest.approx(0.5 + longer / 60)] if is_found else [])
+
+
+@pytest.mark.parametrize(("loud", "is_found"), [(7, False), (8, True)])
+def test_a_style_is_a_gap_from_a_held_out_accuracy_of_0_7_on(loud: int, is_found: bool) -> None:
+    """Of 20 texts, `loud` are told by their style, the others not: accuracy = 1/2 + loud / 40."""
+    texts = sentences("a", 20, seed=1)
+    source = [f"{text.upper()}!!!" if number < loud else text for number, text in enumerate(texts)]
+    gap = found(inspect_texts(source, sentences("a", 20, seed=2)), "style")
+    assert [finding.value for finding in gap] == ([pytest.approx(0.5 + loud / 40)] if is_found else [])
+
+
+@pytest.mark.parametrize(("having", "is_found"), [(13, False), (14, True)])
+def test_a_word_is_shown_from_4_standard_deviations_on(having: int, is_found: bool) -> None:
+    texts = sentences("a", 40, seed=1)
+    source = [f"{text} rude" if number < having else text for number, text in enumerate(texts)]
+    control = [f"{text} calm" if number < having else text for number, text in enumerate(sentences("a", 40, seed=2))]
+    share = having / 80
+    deviations = 2 * share / (share * (1 - share) * 2 / 40) ** 0.5
+    assert (deviations >= 4) == is_found
+    words = found(inspect_texts(source, control), "vocabulary")
+    assert [finding.value for finding in words] == ([pytest.approx(deviations)] if is_found else [])
+    assert all(set(finding.examples) == {"rude: source", "calm: control"} for finding in words)
+
+
+@pytest.mark.parametrize(("style", "is_found"), [(0.74, False), (0.76, True)])
+def test_a_style_is_as_good_as_the_best_site_up_to_five_points_less(style: float, is_found: bool) -> None:
+    told = Finding("warning", "style", ("source", "control"), style, "style")
+    curve = [SiteAccuracy("a", 0.6), SiteAccuracy("b", 0.8)]
+    checks = [finding.check for finding in against_style(curve, Inspection({}, [told], [])).findings]
+    assert checks == (["separability", "style"] if is_found else ["style"])

@@ -127,3 +127,14 @@ def test_what_a_regulator_remembers_is_of_one_site_and_ends_with_the_rows_it_is_
     later = reader.read((), {**model_ids, "past_key_values": cache})
     assert later.memory == {"seen": 1}
     assert reader.read((), model_ids).memory == {}
+
+
+def test_a_batch_of_another_size_over_a_cache_is_about_other_rows_and_begins_with_nothing_remembered() -> None:
+    reader = TokenPasses(tiny_model())
+    cache = type("Cache", (), {"get_seq_length": lambda _self: 3})()
+    reader.read((), {"input_ids": IDS}).memory["seen"] = 1
+    other = reader.read((), {"input_ids": torch.zeros(3, 1), "past_key_values": cache})
+    assert other.memory == {}
+    other.memory["seen"] = 2
+    again = reader.read((), {"input_ids": torch.zeros(2, 1), "past_key_values": cache})
+    assert again.memory == {}

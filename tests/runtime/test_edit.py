@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsas
+from dsas.model.forward_pass import ForwardPass
 from dsas.runtime.edit import Fused, General, edit_with, shortened, way_of
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
@@ -239,3 +240,26 @@ def test_a_trace_of_many_passes_is_that_of_one() -> None:
             for place in range(2, 6):
                 model(ids[:, place : place + 1], past_key_values=cache)
             torch.testing.assert_close(applied.trace().strengths, expected)
+
+
+@pytest.mark.parametrize("strengths", ["one a row", "alike"])
+@pytest.mark.parametrize("how", HOW)
+def test_strengths_follow_the_rows_when_as_many_rows_are_next_another_number_of_copies(
+    how: str, strengths: str
+) -> None:
+    """Two branches of guidance stack the user's rows twice; without guidance the same batch has them once."""
+    given = STRENGTHS[strengths]
+    way, general = (kind(HOW[how], WHEN["logistic"], given) for kind in (fused_way, general_way))
+    assert isinstance(way, Fused)
+    t, forward_pass = torch.randn(6, 2, WIDTH), ForwardPass(6, 2)
+    for copies in (1, 2, 1):
+        forward_pass.copies = copies
+        torch.testing.assert_close(way(t, forward_pass).t, general(t, forward_pass).t, rtol=1e-5, atol=1e-5)
+    forward_pass.copies = 2
+    once = torch.cat([t[:1], t[:1], t[:1]]).repeat(2, 1, 1)
+    moved = (way(once, forward_pass).t - once).norm(dim=(1, 2))
+    torch.testing.assert_close(moved / moved[0], (given / given[0]).repeat(2))
+
+
+def general_way(how: Any, when: Any, strengths: Tensor) -> General:
+    return General(how, when, strengths, False)

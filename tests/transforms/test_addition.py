@@ -2,8 +2,13 @@
 
 import numpy as np
 import torch
+from makers import check_golden_transform
 
 import dsas
+
+
+def test_vector_and_edit_are_those_of_the_reference() -> None:
+    check_golden_transform(dsas.Addition, "caa")
 
 
 def test_the_vector_is_the_mean_of_the_target_minus_that_of_the_source() -> None:

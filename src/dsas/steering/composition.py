@@ -173,7 +173,7 @@ def compose(first: Steers | Composition, second: Steers | Composition) -> Compos
 def _cosine(first: nn.Module, second: nn.Module) -> float | None:
     if not (isinstance(first, Translation) and isinstance(second, Translation)):
         return None
-    return float(torch.nn.functional.cosine_similarity(first.vector, second.vector, dim=0))
+    return float(torch.nn.functional.cosine_similarity(first.vector.detach(), second.vector.detach(), dim=0))
 
 
 def scaled(rules: Sequence[Rule], factor: float) -> list[Rule]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelHubMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
 from dsas.model.identity import ModelIdentity
@@ -114,9 +114,10 @@ class Steering(ModelHubMixin):
         options = ApplyOptions(record, skip_sinks, prompt_tokens, branch)
         return Applied(self.rules, subject, self.default_strength if strength is None else strength, options)
 
-    def fuse(self, model: nn.Module, strength: Strength | None = None) -> Fusion:
+    def fuse(self, model: Any, strength: Strength | None = None) -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
 
+        model: as in `apply`; of a pipeline, both branches of guidance are steered.
         strength: one number, `default_strength` unless given.
         A constant regulator's affine map goes into the weights of the linear layers behind its site, where that is
         exact up to one rounding of the weights, and then costs nothing; every other site's module steers by itself.

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsas.runtime.applied import Applied
-from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
+from dsas.testing.ways import Acting, Way, strengths_of
 
 
 class Pass(NamedTuple):
@@ -37,42 +36,34 @@ def padded(ids: list[Tensor], side: str, padding: int) -> dict[str, Tensor]:
     return {"input_ids": torch.stack(rows), "attention_mask": mask, "position_ids": positions}
 
 
-def steered_rows(
-    steering: Steering, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False
-) -> list[Pass]:
-    """Apply a Steering for one pass over a batch, all of it prompt, and return what every row gave."""
-    with steering.apply(model, prompt_tokens=inputs["attention_mask"].sum(-1)) as applied:
-        return read_rows(applied, model, inputs, use_cache=use_cache)
+def steered_rows(way: Way, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:
+    """Steer one pass over a batch, all of it prompt, and return what every row gave."""
+    with way.on(model, prompt_tokens=inputs["attention_mask"].sum(-1)) as acting:
+        return read_rows(acting, model, inputs, use_cache=use_cache)
 
 
-def read_rows(applied: Applied, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:
-    """Run one pass over a batch under an Applied and return what every row gave."""
+def read_rows(acting: Acting, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:
+    """Run one pass over a batch that is steered and return what every row gave."""
     logits = logits_of(
         model, inputs["input_ids"], use_cache=use_cache, **{k: v for k, v in inputs.items() if k != "input_ids"}
     )
-    real, strengths = inputs["attention_mask"].bool(), strengths_of(applied)
+    real, strengths = inputs["attention_mask"].bool(), strengths_of(acting)
     return [
         Pass(logits[i, keep], strengths[i][:, keep] if strengths else torch.zeros(0)) for i, keep in enumerate(real)
     ]
 
 
-def strengths_of(applied: Applied) -> list[Tensor]:
-    """Return the applied strengths (site, token) of every row."""
-    return list(applied.trace().strengths.transpose(0, 1)) if applied.has_trace else []
-
-
-def one_row(steering: Steering, model: nn.Module, ids: Tensor, *, chunk: int | None = None) -> Pass:
+def one_row(way: Way, model: nn.Module, ids: Tensor, *, chunk: int | None = None) -> Pass:
     """Run one row alone, all of it prompt, at once without a cache or in chunks over one."""
-    with steering.apply(model, prompt_tokens=len(ids)) as applied:
-        if chunk is None:
-            return Pass(logits_of(model, ids[None], use_cache=False)[0], strengths_of(applied)[0])
+    with way.on(model, prompt_tokens=len(ids)) as acting:
         cache, pieces = None, []
-        for piece in ids.split(chunk):
+        for piece in ids.split(chunk or len(ids)):
             with torch.no_grad():
-                output = model(input_ids=piece[None], past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+                output = model(input_ids=piece[None], past_key_values=cache, use_cache=chunk is not None)
+            cache = output.past_key_values if chunk is not None else None
             pieces.append(output.logits[0])
-        return Pass(torch.cat(pieces), strengths_of(applied)[0])
+        strengths = strengths_of(acting)
+        return Pass(torch.cat(pieces), strengths[0] if strengths else torch.zeros(0))
 
 
 def require_same(found: list[Pass], alone: list[Pass], how: str) -> None:
@@ -84,9 +75,9 @@ def require_same(found: list[Pass], alone: list[Pass], how: str) -> None:
 
 
 def state_of(model: nn.Module) -> list[Any]:
-    """Return what steering must leave as it was: the modules, their hooks, modes, and parameters' versions."""
+    """Return what steering must leave as it was: the modules, their classes, hooks and modes, and the parameters."""
     modules = [
-        (name, id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        (name, id(module), type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
         for name, module in model.named_modules()
     ]
     return [modules, [(name, id(p), p._version, p.requires_grad) for name, p in model.named_parameters()]]

@@ -1,13 +1,13 @@
-"""The laws as far as a Steering on a model can keep or break them: `check_steering`, and `check_compiled` apart.
+"""The laws as far as a Steering on a language model can keep or break them: `check_steering`, `check_compiled` apart.
 
-Meant for small models: a few dozen forward passes, and copies of the model in other dtypes.
+Each is asked of every way in which a Steering comes to act (`dsas.testing.ways`). Meant for small models: a few dozen
+forward passes, and copies of the model in other dtypes.
 """
 
 import copy
 import threading
 import warnings
 from collections.abc import Sequence
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,111 +20,124 @@ from dsas.model.forward_pass import ForwardPass
 from dsas.model.sites import labels
 from dsas.model.token_batches import pad_token
 from dsas.runtime.rule import Rule
+from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
-from dsas.testing.passes import (
-    Pass,
-    logits_of,
-    one_row,
-    padded,
-    read_rows,
-    require_same,
-    state_of,
-    steered_rows,
-    strengths_of,
-)
+from dsas.testing.passes import Pass, logits_of, one_row, padded, read_rows, require_same, state_of, steered_rows
+from dsas.testing.watch import Watch
+from dsas.testing.ways import Kind, Way, applied_of, strengths_of
 
 PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")
 NEW_TOKENS = 4
 
 
-def check_steering(steering: Steering, model: nn.Module, tokenizer: Any, *, prompts: Sequence[str] = PROMPTS) -> None:
+def check_steering(
+    steering: Steering | Composition,
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    way: Kind = "apply",
+) -> None:
     """Raise AssertionError, naming the law, if a Steering breaks one of laws 1 to 7 on a causal language model.
 
-    prompts: two or more, of different lengths in tokens.
+    prompts: two or more, of different lengths in tokens. way: how it comes to act; "fuse" is not for a composition.
     """
-    ids = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    alone = [one_row(steering, model, row) for row in ids]
-    check_identity(steering, model, ids[0])
-    check_rows(steering, model, ids, alone, pad_token(tokenizer))
-    check_dtypes(steering, model, ids[0], alone[0])
-    check_exits(steering, model, ids[0])
-    check_storage(steering, model, ids[0], alone[0])
-    check_effect(steering, model, ids[0], alone[0])
-    check_gradients(steering, model, ids[0])
+    ids, acting = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts], Way(steering, way)
+    check_identity(acting, model, ids[0])
+    alone = [one_row(acting, model, row) for row in ids]
+    check_rows(acting, model, ids, alone, pad_token(tokenizer))
+    check_threads(acting, model, ids, alone, pad_token(tokenizer))
+    check_generation(acting, model, ids, pad_token(tokenizer))
+    check_dtypes(acting, model, ids[0], alone[0])
+    check_exits(acting, model, ids[0])
+    check_storage(acting, model, ids[0], alone[0])
+    check_effect(acting, model, ids[0], alone[0])
+    check_gradients(acting, model, ids[0])
 
 
-def check_identity(steering: Steering, model: nn.Module, ids: Tensor) -> None:
+def check_identity(way: Way, model: nn.Module, ids: Tensor) -> None:
     """Law 1: at strength 0, and after any other, the model is what it was, to the bit and to the hook."""
     before, plain = state_of(model), logits_of(model, ids[None])
-    with steering.apply(model, 0.0):
+    with way.on(model, 0.0):
         require(1, state_of(model) == before, "strength 0 put hooks on the model, or changed its modules")
         require(1, torch.equal(logits_of(model, ids[None]), plain), "strength 0 changed the logits")
-    with steering.apply(model, torch.tensor([0.0, 1.0])):
-        both = logits_of(model, ids.repeat(2, 1))[0]
-    require(1, close(both, plain[0]), "a row at strength 0 changed beside a row at strength 1")
+    with way.on(model):
+        logits_of(model, ids[None])
     require(1, state_of(model) == before, "hooks, modes, parameters or modules differ after steering from before it")
     require(1, torch.equal(logits_of(model, ids[None]), plain), "the logits differ after steering from before it")
+    if not way.is_fused:
+        with way.on(model, way.by_row(torch.tensor([0.0, 1.0]))):
+            both = logits_of(model, ids.repeat(2, 1))[0]
+        require(1, close(both, plain[0]), "a row at strength 0 changed beside a row at strength 1")
 
 
-def check_rows(steering: Steering, model: nn.Module, ids: list[Tensor], alone: list[Pass], padding: int) -> None:
-    """Law 2: batched, padded on either side, cached, cut into chunks, in another thread: each row as if alone."""
+def check_rows(way: Way, model: nn.Module, ids: list[Tensor], alone: list[Pass], padding: int) -> None:
+    """Law 2: batched, padded on either side, cached, cut into chunks: each row as if alone."""
     for side in ("left", "right"):
         inputs = padded(ids, side, padding)
-        require_same(steered_rows(steering, model, inputs), alone, f"in a batch padded on the {side}")
-        require_same(
-            steered_rows(steering, model, inputs, use_cache=True),
-            alone,
-            f"in a batch padded on the {side}, with a cache",
-        )
-    require_same([one_row(steering, model, row, chunk=3) for row in ids], alone, "when prefilled in chunks of 3")
-    require_same([one_row(steering, model, row, chunk=1) for row in ids], alone, "when run token by token over a cache")
+        for use_cache, how in ((False, ""), (True, ", with a cache")):
+            found = steered_rows(way, model, inputs, use_cache=use_cache)
+            require_same(found, alone, f"in a batch padded on the {side}{how}")
+    require_same([one_row(way, model, row, chunk=3) for row in ids], alone, "when prefilled in chunks of 3")
+    require_same([one_row(way, model, row, chunk=1) for row in ids], alone, "when run token by token over a cache")
+
+
+def check_threads(way: Way, model: nn.Module, ids: list[Tensor], alone: list[Pass], padding: int) -> None:
+    """Law 2: in another thread each row is as if alone, and leaves what this thread has recorded."""
     found: list[Pass] = []
-    with steering.apply(model) as applied:
-        read_rows(applied, model, padded(ids[:1], "left", padding))
+    with way.on(model) as acting:
+        read_rows(acting, model, padded(ids[:1], "left", padding))
         thread = threading.Thread(
-            target=lambda: found.extend(read_rows(applied, model, padded(ids[1:], "left", padding)))
+            target=lambda: found.extend(read_rows(acting, model, padded(ids[1:], "left", padding)))
         )
         thread.start()
         thread.join()
-        require(
-            2, close(strengths_of(applied)[0], alone[0].strengths), "another thread's pass changed this one's trace"
-        )
+        kept = [close(strengths, alone[0].strengths) for strengths in strengths_of(acting)]
+        require(2, all(kept), "another thread's pass changed this one's trace")
     require_same(found, alone[1:], "in another thread")
+
+
+def check_generation(way: Way, model: Any, ids: list[Tensor], padding: int) -> None:
+    """Law 2: the greedy continuation of each row in a batch is that of the row alone, with a cache and without."""
     greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": padding, "eos_token_id": None}
     left = padded(ids, "left", padding)
-    with steering.apply(model, prompt_tokens=list(map(len, ids))):
-        together = model.generate(left["input_ids"], attention_mask=left["attention_mask"], **greedy)  # type: ignore
+    with way.on(model, prompt_tokens=list(map(len, ids))):
+        together = model.generate(left["input_ids"], attention_mask=left["attention_mask"], **greedy)
     for row, one in enumerate(ids):
-        with steering.apply(model, prompt_tokens=len(one)):
+        with way.on(model, prompt_tokens=len(one)):
             for use_cache in (True, False):
-                by_itself = model.generate(  # type: ignore
+                by_itself = model.generate(
                     one[None], attention_mask=torch.ones_like(one[None]), use_cache=use_cache, **greedy
                 )
                 same = torch.equal(by_itself[0, -NEW_TOKENS:], together[row, -NEW_TOKENS:])
                 require(2, same, f"row {row} continues otherwise in a batch than alone with use_cache={use_cache}")
 
 
-def check_dtypes(steering: Steering, model: nn.Module, ids: Tensor, alone: Pass) -> None:
-    """Law 3: no site's output is written into, its dtype is kept, and autocast changes no strength."""
-    with torch.autocast(ids.device.type, dtype=torch.bfloat16), steering.apply(model) as applied:
+def check_dtypes(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
+    """Law 3: nothing given is written into, dtypes are kept, and autocast changes no strength."""
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16), way.on(model) as acting:
         logits = logits_of(model, ids[None])
         require(3, bool(torch.isfinite(logits).all()), "under autocast to bfloat16 the logits are not finite")
-        require(
-            3, close(strengths_of(applied)[0], alone.strengths, 0.1), "under autocast to bfloat16 other strengths apply"
-        )
+        near = [close(strengths, alone.strengths, 0.1) for strengths in strengths_of(acting)]
+        require(3, all(near), "under autocast to bfloat16 other strengths apply")
     for dtype in (torch.float32, torch.bfloat16):
         typed = copy.deepcopy(model).to(dtype)
-        watch = _Watch(steering, typed)
-        with warnings.catch_warnings(), steering.apply(typed) as applied:
+        given = [(parameter, parameter.detach().clone()) for parameter in typed.parameters()]
+        watch = Watch([] if way.is_fused else [rule.site for rule in way.rules], typed)
+        with warnings.catch_warnings(), way.on(typed) as acting:
             warnings.simplefilter("ignore")
             watch.look_after()
-            logits_of(typed, ids[None])
-        watch.check(dtype)
-        require(3, applied.trace().strengths.dtype == torch.float32, "strengths are not recorded in float32")
+            require(3, logits_of(typed, ids[None]).dtype == dtype, f"the logits of a model in {dtype} are not")
+            kinds = {parameter.dtype for parameter in typed.parameters()}
+            require(3, kinds == {dtype}, f"the parameters of a model in {dtype} have other dtypes: {kinds}")
+        watch.check()
+        require(3, all(torch.equal(one, copied) for one, copied in given), "a parameter was written into")
+        wide = [strengths.dtype == torch.float32 for strengths in strengths_of(acting)]
+        require(3, all(wide), "strengths are not recorded in float32")
 
 
-def check_exits(steering: Steering, model: nn.Module, ids: Tensor) -> None:
+def check_exits(way: Way, model: nn.Module, ids: Tensor) -> None:
     """Law 4: exceptions and interrupts, inside the block or inside the model, leave no hook behind."""
     before = state_of(model)
 
@@ -133,13 +146,13 @@ def check_exits(steering: Steering, model: nn.Module, ids: Tensor) -> None:
 
     for kind in (RuntimeError, KeyboardInterrupt):
         try:
-            with steering.apply(model):
+            with way.on(model):
                 raise kind
         except kind:
             require(4, state_of(model) == before, f"hooks are still on after a {kind.__name__}")
-    handle = model.get_submodule(steering.rules[-1].site.path).register_forward_hook(interrupt)
+    handle = model.get_submodule(way.rules[-1].site.path).register_forward_hook(interrupt)
     try:
-        with warnings.catch_warnings(), steering.apply(model):
+        with warnings.catch_warnings(), way.on(model):
             warnings.simplefilter("ignore")
             logits_of(model, ids[None])
     except KeyboardInterrupt:
@@ -147,54 +160,85 @@ def check_exits(steering: Steering, model: nn.Module, ids: Tensor) -> None:
     require(4, state_of(model) == before, "hooks are still on after an interrupt inside the model")
 
 
-def check_storage(steering: Steering, model: nn.Module, ids: Tensor, alone: Pass) -> None:
+def check_storage(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
     """Law 5: a round trip through files changes no bit, and another kind of model is refused."""
-    with TemporaryDirectory() as folder:
-        steering.save_pretrained(folder)
-        again = one_row(Steering.from_pretrained(folder), model, ids)
+    again = one_row(way.stored(), model, ids)
     exact = torch.equal(again.logits, alone.logits) and torch.equal(again.strengths, alone.strengths)
     require(5, exact, "after saving and loading, the steered logits or strengths differ")
+    require_refused(way)
+
+
+def require_refused(way: Way) -> None:
+    """Law 5: no Steering acts on a model of another kind."""
     try:
-        steering.apply(nn.Identity())
+        with way.on(nn.Identity()):
+            pass
     except DsasError:
         return
     require(5, False, "it was applied to an Identity without an error")
 
 
-def check_effect(steering: Steering, model: nn.Module, ids: Tensor, alone: Pass) -> None:
-    """Law 6: every rule is reported, and a strength that was applied has changed the logits."""
-    with steering.apply(model) as applied:
+def check_effect(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
+    """Law 6: every rule is reported and recorded; applied strengths change the logits, fused ones as applied ones."""
+    plain = logits_of(model, ids[None])[0]
+    with way.on(model) as acting:
         logits_of(model, ids[None])
-    lines = applied.report()
-    require(
-        6, [line.site for line in lines] == labels([rule.site for rule in steering.rules]), "report() leaves out sites"
-    )
-    silent = [line.site for line in lines if line.weight > 0 and line.mean_strength is None]
-    require(6, not silent, f"report() has no strength for {silent}")
-    changed = not torch.equal(alone.logits, logits_of(model, ids[None])[0])
+    require_reported(way, acting)
+    changed = not torch.equal(alone.logits, plain)
     require(
         6, changed or not bool(alone.strengths.any()), "strengths were applied, but the logits are as without steering"
     )
+    if way.is_fused:
+        applied = one_row(Way(way.steering), model, ids)
+        require(6, close(alone.logits, applied.logits, 1e-3), "fused, it does something else than applied")
 
 
-def check_gradients(steering: Steering, model: nn.Module, ids: Tensor) -> None:
+def require_reported(way: Way, acting: Any) -> None:
+    """Law 6: each member reports all of its rules, and what acted has a record, or a word, of each that steers."""
+    reports = [member.report() for member in way.members] + [one.report() for one in applied_of(acting)]
+    names = [labels([rule.site for rule in member.rules]) for member in way.members]
+    for report, sites in zip(reports, names * 2, strict=False):
+        require(6, [line.site for line in report] == sites, "report() leaves out sites")
+    silent = [
+        line.site
+        for one in applied_of(acting)
+        for line in one.report()
+        if (line.weight > 0) != (line.mean_strength is not None)
+    ]
+    require(6, not silent, f"report() has no strength, or one too many, for {silent}")
+    if way.is_fused:
+        told = [line.site for line in acting.report()]
+        require(6, told == [str(rule.site) for rule in way.rules], f"of the rules that steer, only {told} are told of")
+
+
+def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
     """Law 7: the logits have a gradient by the strength and by the methods' tensors; parameters are left alone."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    copied = copy.deepcopy(steering)
-    steered = [rule for rule in copied.rules if rule.weight > 0]
-    batch = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
-    read = read_sites(model, batch, [rule.site for rule in steered], lambda t: t[0].clone().float())
-    tensors = [tensor for rule in steered for tensor in _sloped(rule, read[rule.site][None])]
-    strength = torch.tensor(1.0, requires_grad=True)
-    with copied.apply(model, strength):
-        logits = model(input_ids=ids[None]).logits
-    if any(rule.weight > 0 for rule in steering.rules):
+    if way.is_fused:
+        fused, applied = (_gradient_by_tokens(each, model, ids) for each in (way, Way(way.steering)))
+        require(7, close(fused, applied, 1e-2), "fused, the logits have another gradient by the tokens than applied")
+    elif way.rules:
+        copied = way.with_steering(copy.deepcopy(way.steering))
+        batch = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
+        read = read_sites(model, batch, [rule.site for rule in copied.rules], lambda t: t[0].clone().float())
+        tensors = [tensor for rule in copied.rules for tensor in _sloped(rule, read[rule.site][None])]
+        strength = torch.tensor(1.0, requires_grad=True)
+        with copied.on(model, strength):
+            logits = model(input_ids=ids[None]).logits
         gradients = torch.autograd.grad(logits.sum(), [strength, *tensors], allow_unused=True)
         require(7, gradients[0] is not None, "the strength gets no gradient")
         lost = sum(gradient is None for gradient in gradients[1:])
         require(7, lost == 0, f"{lost} of {len(tensors)} tensors of the methods get no gradient")
     now = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     require(7, now == wanted, "steering changed which of the model's parameters require gradients")
+
+
+def _gradient_by_tokens(way: Way, model: Any, ids: Tensor) -> Tensor:
+    tokens = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
+    with way.on(model):
+        logits = model(inputs_embeds=tokens).logits
+    (gradient,) = torch.autograd.grad(logits.sum(), tokens)
+    return gradient
 
 
 def _sloped(rule: Rule, t: Tensor) -> list[Tensor]:
@@ -210,58 +254,28 @@ def _sloped(rule: Rule, t: Tensor) -> list[Tensor]:
     return found
 
 
-def check_compiled(steering: Steering, model: nn.Module, tokenizer: Any, *, backend: str = "inductor") -> None:
-    """Raise AssertionError if law 8 is broken: steering applied before, after, and removed after torch.compile.
+def check_compiled(
+    steering: Steering | Composition,
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    backend: str = "inductor",
+    way: Kind = "apply",
+) -> None:
+    """Raise AssertionError if law 8 is broken: steering that begins before, after, and ends after torch.compile.
 
     Slow: it compiles the model several times. Run it without run-time type checks, which cannot be compiled.
     """
-    ids = torch.tensor([tokenizer(PROMPTS[0])["input_ids"]])
+    ids, acting = torch.tensor([tokenizer(PROMPTS[0])["input_ids"]]), Way(steering, way)
     plain = logits_of(model, ids)
-    with steering.apply(model):
+    with acting.on(model):
         steered = logits_of(model, ids)
     torch.compiler.reset()
     compiled: Any = torch.compile(model, backend=backend)
-    with steering.apply(model):
+    with acting.on(model):
         require(8, close(logits_of(compiled, ids), steered), "steering applied before compiling is not compiled in")
     require(8, close(logits_of(compiled, ids), plain), "steering outlives its removal in compiled code")
     for target in (model, compiled):
-        with steering.apply(target):
+        with acting.on(target):
             require(8, close(logits_of(compiled, ids), steered), "steering applied after compiling is ignored")
     require(8, close(logits_of(compiled, ids), plain), "steering outlives its removal in code compiled without it")
-
-
-class _Watch:
-    """Sees each site's output before and after the steering hook, to tell whether it was written into."""
-
-    def __init__(self, steering: Steering, model: nn.Module) -> None:
-        self._model = model
-        self._sites = [rule.site for rule in steering.rules if rule.weight > 0 and rule.site.side == "output"]
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}
-        self._after: dict[str, Tensor] = {}
-        for site in self._sites:
-            module = model.get_submodule(site.path)
-            forward = module.forward
-
-            def watched(*args: Any, _forward: Any = forward, _site: Any = site, **kwargs: Any) -> Any:
-                output = _forward(*args, **kwargs)
-                value = _site.read(output)
-                self._before[str(_site)] = (value, value.detach().clone())
-                return output
-
-            module.forward = watched  # type: ignore[method-assign]
-
-    def look_after(self) -> None:
-        for site in self._sites:
-
-            def look(_module: nn.Module, _args: Any, output: Any, _site: Any = site) -> None:
-                given, copied = self._before[str(_site)]
-                require(3, torch.equal(given, copied), f"the output of {_site} was written into")
-                self._after[str(_site)] = _site.read(output)
-
-            self._model.get_submodule(site.path).register_forward_hook(look)
-
-    def check(self, dtype: torch.dtype) -> None:
-        for site, value in self._after.items():
-            given, _ = self._before[site]
-            same = value.dtype == given.dtype and value.shape == given.shape and value.device == given.device
-            require(3, same, f"the output of {site} changed its dtype, shape or device ({dtype} in, {value.dtype} out)")
