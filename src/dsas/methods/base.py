@@ -9,7 +9,10 @@ import inspect
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+Samples = Float[Tensor, "_ dim"]  # pooled activations of a set, float32; sets differ in size
 
 
 class Facts(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.methods.base import Fitted
+from dsas.methods.base import Fitted, Samples
 from dsas.model.forward_pass import ForwardPass
 
 
@@ -34,12 +34,7 @@ class Regulator(Fitted, ABC):
 
     @classmethod
     @abstractmethod
-    def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
-    ) -> FittedRegulator:
+    def fit(cls, source: Samples, control: Samples, target: Samples) -> FittedRegulator:
         """Return the regulator that answers high on source and low on control, with its held-out accuracy.
 
         target: for the regulators that ask how far a token is from where the transform takes it.

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
@@ -49,13 +49,7 @@ class Cast(Regulator):
 
     @classmethod
     def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
-        *,
-        folds: int = 5,
-        seed: int = 0,
+        cls, source: Samples, control: Samples, target: Samples, *, folds: int = 5, seed: int = 0
     ) -> FittedRegulator:
         """Return the regulator and its balanced accuracy over stratified folds; target is not looked at."""
         data = Labelled.of(source, control)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -28,12 +28,7 @@ class Constant(Regulator):
         self.keep(value=value)
 
     @classmethod
-    def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
-    ) -> FittedRegulator:
+    def fit(cls, source: Samples, control: Samples, target: Samples) -> FittedRegulator:
         """Return the constant 1; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(), accuracy=None)
 

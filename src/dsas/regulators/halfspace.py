@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Boundary, Labelled, held_out_accuracy
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
@@ -45,9 +45,9 @@ class HalfSpace(Regulator):
     @classmethod
     def fit(
         cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
+        source: Samples,
+        control: Samples,
+        target: Samples,
         *,
         boundary: Place = "origin",
         folds: int = 5,

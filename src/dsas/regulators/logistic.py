@@ -12,12 +12,12 @@ probabilities are not calibrated.
 from functools import partial
 from typing import ClassVar, final
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import Form
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.regulators.base import FittedRegulator
 from dsas.regulators.linear import LinearRegulator
@@ -36,9 +36,9 @@ class Logistic(LinearRegulator):
     @classmethod
     def fit(
         cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
+        source: Samples,
+        control: Samples,
+        target: Samples,
         *,
         components: int = 5,
         inverse_penalty: float = 1.0,

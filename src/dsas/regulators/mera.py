@@ -16,12 +16,10 @@ from functools import partial
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import Form
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.regulators.base import FittedRegulator
 from dsas.regulators.linear import LinearRegulator
@@ -43,9 +41,9 @@ class Mera(LinearRegulator):
     @classmethod
     def fit(
         cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
+        source: Samples,
+        control: Samples,
+        target: Samples,
         *,
         alpha: float = 0.5,
         components: int = 5,

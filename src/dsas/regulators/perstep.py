@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -46,9 +46,9 @@ class PerStep(Regulator):
     @classmethod
     def fit(
         cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
+        source: Samples,
+        control: Samples,
+        target: Samples,
         *,
         of: Sequence[Callable[[Tensor, Tensor, Tensor], FittedRegulator]] = (),
     ) -> FittedRegulator:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -46,14 +46,7 @@ class Posterior(Regulator):
         self.keep(curve=curve, slope=slope, level=level)
 
     @classmethod
-    def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
-        *,
-        least_auroc: float = 0.75,
-    ) -> FittedRegulator:
+    def fit(cls, source: Samples, control: Samples, target: Samples, *, least_auroc: float = 0.75) -> FittedRegulator:
         """Return the regulator, without an accuracy of its own; least_auroc in [0.5, 1].
 
         A neuron that is constant in source or target is never steered. Raises OptionError outside the range.

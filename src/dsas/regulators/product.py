@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -40,12 +40,7 @@ class Product(Regulator):
 
     @classmethod
     def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
-        *,
-        of: Sequence[type[Regulator]] = (),
+        cls, source: Samples, control: Samples, target: Samples, *, of: Sequence[type[Regulator]] = ()
     ) -> FittedRegulator:
         """Fit each class in `of`, two or more; the accuracy is the least that a factor has."""
         fitted = [kind.fit(source, control, target) for kind in of]

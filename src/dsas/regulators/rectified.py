@@ -14,12 +14,10 @@ from functools import partial
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import Form
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.regulators.base import FittedRegulator
 from dsas.regulators.linear import LinearRegulator
@@ -38,13 +36,7 @@ class Rectified(LinearRegulator):
 
     @classmethod
     def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
-        *,
-        components: int = 5,
-        seed: int = 0,
+        cls, source: Samples, control: Samples, target: Samples, *, components: int = 5, seed: int = 0
     ) -> FittedRegulator:
         """Return the regulator and the boundary's balanced accuracy over stratified folds; target is not looked at.
 

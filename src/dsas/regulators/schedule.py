@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError, StateError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -50,9 +50,9 @@ class Schedule(Regulator):
     @classmethod
     def fit(
         cls,
-        source: Float[Tensor, "sample dim"],
-        control: Float[Tensor, "sample2 dim"],
-        target: Float[Tensor, "sample3 dim"],
+        source: Samples,
+        control: Samples,
+        target: Samples,
         *,
         part: Part = "generated",
         start: int = 0,

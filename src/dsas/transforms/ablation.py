@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.base import Transform
 
 
@@ -38,13 +38,7 @@ class Ablation(Transform):
         self.keep(direction=direction, level=level)
 
     @classmethod
-    def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        target: Float[Tensor, "sample2 dim"],
-        *,
-        level: Literal["zero", "target"] = "zero",
-    ) -> "Ablation":
+    def fit(cls, source: Samples, target: Samples, *, level: Literal["zero", "target"] = "zero") -> "Ablation":
         """Return the ablation of the difference of the means; level "target" leaves the target's mean along it."""
         if level not in ("zero", "target"):
             raise OptionError(f"level must be 'zero' or 'target', got {level!r}")

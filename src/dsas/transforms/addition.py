@@ -8,10 +8,7 @@ Source: CAA, contrastive activation addition (arXiv 2312.06681), with unpaired s
 
 from typing import ClassVar, final
 
-from jaxtyping import Float
-from torch import Tensor
-
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.affine import Translation
 
 
@@ -25,6 +22,6 @@ class Addition(Translation):
     )
 
     @classmethod
-    def fit(cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"]) -> "Addition":
+    def fit(cls, source: Samples, target: Samples) -> "Addition":
         """Return t + mean(target) - mean(source), the means taken in float64."""
         return cls((target.double().mean(0) - source.double().mean(0)).float())

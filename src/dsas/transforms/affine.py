@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import AffineEdit
+from dsas.methods.base import Samples
 from dsas.transforms.base import Transform
 
 EVERYWHERE = float(np.finfo(np.float32).max)
@@ -108,7 +109,7 @@ class Transport(AffineTransform, ABC):
 
 
 def sorted_line(
-    source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"], *, seed: int = 0
+    source: Samples, target: Samples, *, seed: int = 0
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
     """Return slope and offset (dim,) of the least-squares lines through the sorted samples, computed in float64.
 
@@ -130,7 +131,7 @@ def _drawn(x: Tensor, count: int, seed: int) -> Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]]
 
 
-def support_of(source: Float[Tensor, "sample dim"], support: Support) -> tuple[Tensor, Tensor]:
+def support_of(source: Samples, support: Support) -> tuple[Tensor, Tensor]:
     """Return the ends (dim,) of the percentiles `support` of every neuron, or the largest numbers for "everywhere".
 
     Raises OptionError unless 0 <= low < high <= 100.

@@ -6,7 +6,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.methods.base import Fitted
+from dsas.methods.base import Fitted, Samples
 
 
 class Transform(Fitted, ABC):
@@ -20,7 +20,7 @@ class Transform(Fitted, ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"]) -> "Transform":
+    def fit(cls, source: Samples, target: Samples) -> "Transform":
         """Return the transform that takes source activations towards target activations."""
 
     @abstractmethod

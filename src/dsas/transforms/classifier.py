@@ -12,10 +12,8 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import ALL_COMPONENTS, Labelled, separate
 from dsas.transforms.affine import Translation
 
@@ -33,13 +31,7 @@ class ClassifierAddition(Translation):
     )
 
     @classmethod
-    def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        target: Float[Tensor, "sample2 dim"],
-        *,
-        inverse_penalty: float = 1.0,
-    ) -> "ClassifierAddition":
+    def fit(cls, source: Samples, target: Samples, *, inverse_penalty: float = 1.0) -> "ClassifierAddition":
         """Return the addition; inverse_penalty is sklearn's C, > 0. When the sets are the same it adds nothing."""
         data = Labelled.of(target, source)
         normal = separate(data, components=ALL_COMPONENTS, inverse_penalty=inverse_penalty).theta

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.methods.base import Samples
 from dsas.transforms.base import Transform
 
 
@@ -31,7 +32,7 @@ class Custom(Transform):
         self.keep(function=function)
 
     @classmethod
-    def fit(cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"]) -> "Custom":
+    def fit(cls, source: Samples, target: Samples) -> "Custom":
         """Raise OptionError: a function is given, not fitted."""
         raise OptionError("a Custom transform is not fitted from texts: give dsas.fit the object, Custom(function)")
 

@@ -9,10 +9,8 @@ Source: Gaussian-AcT (arXiv 2410.23054, section 3). Left out: covariances betwee
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.affine import Support, Transport, support_of
 
 
@@ -30,12 +28,7 @@ class GaussianTransport(Transport):
 
     @classmethod
     def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        target: Float[Tensor, "sample2 dim"],
-        *,
-        support: Support = (0.0, 100.0),
-        least_sd: float = 1e-4,
+        cls, source: Samples, target: Samples, *, support: Support = (0.0, 100.0), least_sd: float = 1e-4
     ) -> "GaussianTransport":
         """Return the map, computed in float64 with the sample standard deviation.
 

@@ -8,10 +8,7 @@ Source: Linear-AcT (arXiv 2410.23054, section 3, equation 7). Left out: covarian
 
 from typing import ClassVar, final
 
-from jaxtyping import Float
-from torch import Tensor
-
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.affine import Support, Transport, sorted_line, support_of
 
 
@@ -29,12 +26,7 @@ class LinearTransport(Transport):
 
     @classmethod
     def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        target: Float[Tensor, "sample2 dim"],
-        *,
-        support: Support = (0.0, 100.0),
-        seed: int = 0,
+        cls, source: Samples, target: Samples, *, support: Support = (0.0, 100.0), seed: int = 0
     ) -> "LinearTransport":
         """Return the map, computed in float64; of the larger set as many samples are drawn as the smaller one has.
 

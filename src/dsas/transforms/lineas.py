@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.methods.affine_edit import AffineEdit
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.affine import AffineTransform, sorted_line
 
 
@@ -38,9 +38,7 @@ class Lineas(AffineTransform):
         self.keep(slope=slope, offset=offset)
 
     @classmethod
-    def fit(
-        cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"], *, seed: int = 0
-    ) -> "Lineas":
+    def fit(cls, source: Samples, target: Samples, *, seed: int = 0) -> "Lineas":
         """Return the closed-form lines through the sorted samples; `dsas.train` is what learns them end to end.
 
         seed: of the draw from the larger set.

@@ -9,10 +9,8 @@ Source: Mean-AcT (arXiv 2410.23054, section 3). Left out: incremental fitting as
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.affine import Support, Transport, support_of
 
 
@@ -26,13 +24,7 @@ class MeanTransport(Transport):
     )
 
     @classmethod
-    def fit(
-        cls,
-        source: Float[Tensor, "sample dim"],
-        target: Float[Tensor, "sample2 dim"],
-        *,
-        support: Support = "everywhere",
-    ) -> "MeanTransport":
+    def fit(cls, source: Samples, target: Samples, *, support: Support = "everywhere") -> "MeanTransport":
         """Return the map, computed in float64; support: percentiles (low, high) of the source, or "everywhere"."""
         offset = (target.double().mean(0) - source.double().mean(0)).float()
         return cls(torch.ones_like(offset), offset, *support_of(source, support))

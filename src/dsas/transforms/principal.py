@@ -15,10 +15,8 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.affine import Translation
 
 
@@ -35,7 +33,7 @@ class PrincipalAddition(Translation):
     )
 
     @classmethod
-    def fit(cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"]) -> "PrincipalAddition":
+    def fit(cls, source: Samples, target: Samples) -> "PrincipalAddition":
         """Return the addition, computed in float64; when the sets are the same it adds nothing."""
         s, t = source.double().numpy(), target.double().numpy()
         difference = t.mean(0) - s.mean(0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dsas.errors import OptionError
-from dsas.methods.base import Facts
+from dsas.methods.base import Facts, Samples
 from dsas.transforms.base import Transform
 
 
@@ -45,9 +45,7 @@ class Rotation(Transform):
         self.keep(first=first, second=second, angle=angle)
 
     @classmethod
-    def fit(
-        cls, source: Float[Tensor, "sample dim"], target: Float[Tensor, "sample2 dim"], *, turns: float = 1.0
-    ) -> "Rotation":
+    def fit(cls, source: Samples, target: Samples, *, turns: float = 1.0) -> "Rotation":
         """Return the turn from the source's mean to the target's; `turns` times that angle, finite.
 
         Raises OptionError for a mean of length 0, which has no direction.
