@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dsas.errors import OptionError, closest
+from dsas.model.foreign import Model, Tokenizer
 
 Damage = Literal["perplexity", "kl", "accuracy"]
 Measure = Callable[[Any, Any, Sequence[Any]], Sequence[float]]
@@ -69,7 +70,7 @@ class Budget(NamedTuple):
         return self.damage != "kl"
 
     def values(
-        self, model: Any, tokenizer: Any, texts: Sequence[Any], steered: AbstractContextManager[Any]
+        self, model: Model, tokenizer: Tokenizer, texts: Sequence[Any], steered: AbstractContextManager[Any]
     ) -> list[float]:
         """Return one value a text of the model as it is inside `steered`, which may be entered several times."""
         if self.measure is None and self.damage == "kl":
@@ -99,13 +100,15 @@ class Budget(NamedTuple):
         return damages.max(axis=0) if self.worst else damages.mean(axis=0)
 
 
-def _perplexities(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[float]:
+def _perplexities(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
     from dsas.evaluation.perplexity import perplexity  # loads transformers, which `import dsas` must not
 
     return perplexity(model, tokenizer, texts, max_tokens=MAX_TOKENS).per_text.tolist()
 
 
-def _nats(model: Any, tokenizer: Any, texts: Sequence[str], steered: AbstractContextManager[Any]) -> list[float]:
+def _nats(
+    model: Model, tokenizer: Tokenizer, texts: Sequence[str], steered: AbstractContextManager[Any]
+) -> list[float]:
     from dsas.evaluation.divergence import divergence
 
     return divergence(model, tokenizer, texts, lambda: steered, max_tokens=MAX_TOKENS).per_text.tolist()

@@ -16,9 +16,10 @@ import importlib
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsas.errors import ArtifactError, MissingExtraError, OptionError, closest
+from dsas.files.json_values import JsonObject
 from dsas.files.pinned_packages import building, cache_folder, fetch, sha256_of
 
 
@@ -96,7 +97,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    options: JsonObject = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

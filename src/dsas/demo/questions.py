@@ -16,9 +16,9 @@ Left out: examples in the prompt.
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from dsas.evaluation.choice import Question
+from dsas.files.json_values import JsonObject
 from dsas.files.pinned_packages import fetch
 
 _SOCIAL = re.compile(r"(.+?)\s+A: (.*); B: (.*); C: (.*)\.", re.DOTALL)
@@ -57,6 +57,6 @@ def _parts(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
     return found.groups()
 
 
-def _lines(name: str, cache: Path | None) -> list[dict[str, Any]]:
+def _lines(name: str, cache: Path | None) -> list[JsonObject]:
     file = fetch("evals", cache=cache) / "evals" / "registry" / "data" / name
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -1,10 +1,10 @@
 """The demo's explanation: texts coloured by the strength that was applied to each token."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.token_batches import batches, pad_token, tokenize
 from dsas.reports.heat import TokenHeat
 from dsas.steering.steering import Steering
@@ -16,7 +16,7 @@ TEXTS = (
 )
 
 
-def token_heats(model: Any, tokenizer: Any, steering: Steering, strength: float) -> list[TokenHeat]:
+def token_heats(model: Model, tokenizer: Tokenizer, steering: Steering, strength: float) -> list[TokenHeat]:
     """Return the mean applied strength over the steered sites for every token of three texts (two of them mixed)."""
     (batch,) = batches(tokenize(tokenizer, TEXTS), len(TEXTS), pad=pad_token(tokenizer), side="right")
     with torch.no_grad(), steering.apply(model, strength) as applied:

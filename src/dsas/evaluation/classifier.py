@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dsas.errors import OptionError, TextsError, closest
+from dsas.model.foreign import Model
 from dsas.model.loading import find_device
 
 _MEANT = ("toxic", "toxicity")
@@ -67,7 +68,7 @@ class TextClassifier:
         # A decoder reads its answer at the last token that is not padding, so both must mean the same token.
         paddable = self._tokenizer.pad_token_id is not None and self._tokenizer.pad_token_id == config.pad_token_id
         self._batch_size = batch_size if paddable else 1
-        self._model: Any = nn.Module.to(model, place).eval()
+        self._model: Model = nn.Module.to(model, place).eval()
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:

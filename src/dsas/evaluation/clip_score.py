@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from dsas.errors import MissingExtraError, OptionError
+from dsas.model.foreign import Model
 from dsas.model.loading import find_device
 
 Pictures = UInt8[np.ndarray, "picture height width 3"] | Float[np.ndarray, "picture height width 3"]
@@ -55,7 +56,7 @@ class ClipScore:
         except (OSError, ValueError) as error:
             raise OptionError(f"no CLIP model could be loaded from {self.name!r}: {error}") from error
         self._batch_size = batch_size
-        self._model: Any = nn.Module.to(model, place).eval()
+        self._model: Model = nn.Module.to(model, place).eval()
 
     @torch.no_grad()
     def __call__(self, pictures: Pictures, texts: Sequence[str]) -> Float[np.ndarray, " picture"]:

@@ -21,12 +21,13 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from dsas.errors import ArtifactError
+from dsas.files.json_values import JsonObject
 
 
 class Record:
     """An object of a class we do not have: its attributes and no behaviour."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: JsonObject) -> None:
         vars(self).update(state)
 
 

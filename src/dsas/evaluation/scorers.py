@@ -21,7 +21,7 @@ words of toxicityclassifier (they need downloads of their own).
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from dsas.evaluation.bag import BagWeights, bag_probability
 from dsas.evaluation.bilstm import BiLstmWeights, LstmWeights, bilstm, encode
 from dsas.evaluation.pickles import load_joblib, load_pickle
 from dsas.files.pinned_packages import fetch
+from dsas.model.foreign import Tokenizer
 
 _VOCABULARY = 20_000  # both recurrent models know the words numbered below this
 _BATCH = 256
@@ -163,7 +164,7 @@ def _checked(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _known_words(tokenizer: Any) -> dict[str, int]:
+def _known_words(tokenizer: Tokenizer) -> dict[str, int]:
     return {word: number for word, number in tokenizer.word_index.items() if number < _VOCABULARY}
 
 

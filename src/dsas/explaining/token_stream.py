@@ -7,12 +7,12 @@ Left out: several rows at once.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dsas.model.foreign import Tokenizer
 from dsas.model.token_text import Pieces
 from dsas.runtime.applied import Applied
 
@@ -20,7 +20,7 @@ from dsas.runtime.applied import Applied
 class TokenStream:
     """What `generate(streamer=...)` calls with every token of one row."""
 
-    def __init__(self, tokenizer: Any, applied: Applied, show: Callable[[str, float | None], object]) -> None:
+    def __init__(self, tokenizer: Tokenizer, applied: Applied, show: Callable[[str, float | None], object]) -> None:
         """Call `show(piece, value)` for each token: its text, and the mean over sites of what was applied to it.
 
         Where nothing is recorded, as at strength 0, every value is None.

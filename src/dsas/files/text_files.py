@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsas.errors import TextsError, closest
+from dsas.files.json_values import JsonObject
 
 DEFAULT_FIELD = "text"
 ENCODING = "utf-8-sig"  # UTF-8, with or without the mark at its beginning that spreadsheets write
@@ -95,7 +96,7 @@ def _text(value: Any, place: str) -> str:
     return value
 
 
-def _field(row: dict[str, Any], field: str, place: str) -> Any:
+def _field(row: JsonObject, field: str, place: str) -> Any:
     if field not in row:
         raise TextsError(f"{place}: no field {field!r}; closest: {closest(field, map(str, row))}")
     return row[field]

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsas.files.json_values import JsonObject
+
 Samples = Float[Tensor, "_ dim"]  # pooled activations of a set, float32; sets differ in size
 
 
@@ -49,7 +51,7 @@ class Fitted(nn.Module):
                 setattr(self, key, value)
 
     @final
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonObject:
         """Return the constructor arguments; `type(self)(**self.arguments())` is an equal object."""
         found = {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
         return {key: list(value) if isinstance(value, nn.ModuleList) else value for key, value in found.items()}

@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Arguments, Given, Options
 from dsas.model.sites import Site
 
 
@@ -38,11 +40,11 @@ class Hooks:
         """Whether any hook is on."""
         return bool(self._handles)
 
-    def on_output(self, module: nn.Module, change: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> None:
+    def on_output(self, module: nn.Module, change: Callable[[nn.Module, Arguments, Given], Given]) -> None:
         """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
         self._add(module.register_forward_hook(_Hook(change)), module._forward_hooks)
 
-    def at_site(self, model: nn.Module, site: Site, change: Callable[[Any], Any]) -> None:
+    def at_site(self, model: nn.Module, site: Site, change: Callable[[Given], Given]) -> None:
         """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
         module = model.get_submodule(site.path)
         if site.side == "input":
@@ -50,15 +52,15 @@ class Hooks:
         else:
             self.on_output(module, lambda _module, _args, output: change(output))
 
-    def on_input(self, module: nn.Module, change: Callable[[Any], Any]) -> None:
+    def on_input(self, module: nn.Module, change: Callable[[Given], Given]) -> None:
         """Call `change(input)` before every forward of `module`, on its first argument; None keeps it as it is."""
         self._before(module, _on_first(change))
 
-    def on_call(self, module: nn.Module, look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> None:
+    def on_call(self, module: nn.Module, look: Callable[[Arguments, JsonObject], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
         self._before(module, _on_arguments(look))
 
-    def on_result(self, owner: Any, name: str, look: Callable[[Any], object]) -> None:
+    def on_result(self, owner: Any, name: str, look: Callable[[Given], object]) -> None:
         """Call `look(result)` after every call of the method `name` of an object that is no module."""
         watched = vars(owner).get(name)
         if not isinstance(watched, _Watched):
@@ -92,14 +94,14 @@ class Hooks:
 class _Hook(partial[Any]):
     """A hook that a copied or unpickled module does not keep; no line of Python stands before its function."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> Arguments:
         return type(self), (_nothing,)
 
 
-def _on_first(change: Callable[[Any], Any]) -> Callable[..., Any]:
+def _on_first(change: Callable[[Given], Given]) -> Callable[..., Any]:
     """Return a forward pre-hook by which `change` changes the first argument."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> Any:
         name = "" if args else next(iter(kwargs), "")
         changed = change(args[0] if args else kwargs.get(name))
         if changed is None:
@@ -109,10 +111,10 @@ def _on_first(change: Callable[[Any], Any]) -> Callable[..., Any]:
     return hook
 
 
-def _on_arguments(look: Callable[[tuple[Any, ...], dict[str, Any]], object]) -> Callable[..., None]:
+def _on_arguments(look: Callable[[Arguments, JsonObject], object]) -> Callable[..., None]:
     """Return a forward pre-hook that looks at all arguments."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> None:
         look(args, kwargs)
 
     return hook
@@ -128,13 +130,13 @@ class _Watched:
         update_wrapper(self, self._method)
         vars(owner)[name] = self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Given, **kwargs: Given) -> Any:
         result = self._method(*args, **kwargs)
         for look in list(self.looks):
             look.function(result)
         return result
 
-    def add(self, function: Callable[[Any], object]) -> "_Look":
+    def add(self, function: Callable[[Given], object]) -> "_Look":
         self.looks.append(_Look(self, function))
         return self.looks[-1]
 
@@ -149,14 +151,14 @@ class _Watched:
 class _Look:
     """One look at the results of a method; it comes off as a hook does."""
 
-    def __init__(self, watched: _Watched, function: Callable[[Any], object]) -> None:
+    def __init__(self, watched: _Watched, function: Callable[[Given], object]) -> None:
         self._watched, self.function = watched, function
 
     def remove(self) -> None:
         self._watched.drop(self)
 
 
-def _nothing(*_arguments: Any) -> None:
+def _nothing(*_arguments: Given) -> None:
     """Change nothing."""
 
 

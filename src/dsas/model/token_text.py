@@ -8,7 +8,8 @@ Source: the incremental decoding of text-generation servers (a window that slide
 """
 
 from collections.abc import Sequence
-from typing import Any
+
+from dsas.model.foreign import Tokenizer
 
 _BROKEN = "\ufffd"
 
@@ -16,7 +17,7 @@ _BROKEN = "\ufffd"
 class Pieces:
     """Turns tokens into pieces, one after another."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Begin a row."""
         self._tokenizer = tokenizer
         self._ids: list[int] = []
@@ -35,7 +36,7 @@ class Pieces:
         return self._tokenizer.decode(self._ids[start:end], clean_up_tokenization_spaces=False)
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return the piece of every token of a row."""
     row = Pieces(tokenizer)
     return [row.push(token, last=place == len(ids) - 1) for place, token in enumerate(ids)]

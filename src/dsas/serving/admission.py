@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import Any
 
 from dsas.errors import DsasError
+from dsas.model.foreign import Given
 from dsas.serving.config import ServingConfig
 from dsas.serving.reports import combined
 from dsas.serving.requests import REPORT, REPORTED, RESOLVED, acting, named, resolve, salt, wants_report
@@ -36,7 +37,7 @@ def activate() -> None:
         return
     counter = Counter("dsas_requests", "Requests that were let in, by the Steering that they name", ["steering"])
 
-    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Given, **kwargs: Given) -> Any:
         config = ServingConfig.of(self.vllm_config.additional_config)
         if config is None or not isinstance(params, SamplingParams):
             return original(self, request_id, prompt, params, *args, **kwargs)
@@ -58,7 +59,7 @@ def activate() -> None:
     InputProcessor.process_inputs = process_inputs
     generate = AsyncLLM.generate
 
-    def reporting(self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
+    def reporting(self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Given, **kwargs: Given) -> Any:
         outputs = generate(self, prompt, sampling_params, request_id, *args, **kwargs)
         if not wants_report(getattr(sampling_params, "extra_args", None)):
             return outputs

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.serving.requests import Entry
 from dsas.steering.steering import Steering
 
@@ -44,7 +45,7 @@ class ServingConfig(NamedTuple):
         sources = {name: Source(**source) for name, source in given["steerings"].items()}
         return cls(sources, given["together"], given["spare"], given["reports"])
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Return this as vLLM's additional configuration."""
         steerings = {name: source._asdict() for name, source in self.sources.items()}
         rest = {"together": self.together, "spare": self.spare, "reports": self.reports}

@@ -13,6 +13,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from dsas.errors import MissingExtraError, OptionError, StateError
+from dsas.files.json_values import Json, JsonObject
+from dsas.model.foreign import Given
 from dsas.serving.config import KEY, ServingConfig, Source, source_of
 from dsas.serving.reports import combined
 from dsas.serving.tables import check_model, rows_of
@@ -23,7 +25,7 @@ WORKER = "dsas.serving.worker.SteeringWorker"
 
 def arguments(
     model: str, steerings: Sequence[str], *, together: int = 1, spare: int = 0, reports: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the arguments for `LLM` or the engine of a server, and check in this process what requests ask.
 
     steerings: folders or hub ids; each is known by its last part, or by the name before the equals sign of
@@ -73,7 +75,7 @@ def load(llm: Any, name: str, folder: str) -> None:
     publish(given.additional_config, name, source, problems)
 
 
-def report(llm: Any, output: Any) -> dict[str, Any]:
+def report(llm: Any, output: Given) -> JsonObject:
     """Return how strongly the request of an output of `LLM` was steered; once, and if it asked (`dsas_report`).
 
     {"tokens": read by the model, "mean_strength": {name: mean over tokens and sites of what was applied}}
@@ -84,7 +86,7 @@ def report(llm: Any, output: Any) -> dict[str, Any]:
     return combined(reports, list(reports[0]["mean_strength"]))
 
 
-def publish(config: dict[str, Any], name: str, source: Source, problems: Sequence[str | None]) -> None:
+def publish(config: JsonObject, name: str, source: Source, problems: Sequence[str | None]) -> None:
     """Let requests name a Steering that all workers have taken. Raises OptionError with what one of them said."""
     said = [problem for problem in problems if problem is not None]
     if said:
@@ -92,9 +94,9 @@ def publish(config: dict[str, Any], name: str, source: Source, problems: Sequenc
     config[KEY]["steerings"][name] = source._asdict()
 
 
-def withdraw(config: dict[str, Any], name: str) -> None:
+def withdraw(config: JsonObject, name: str) -> None:
     """Let no further request name a Steering; those that run go on. Raises OptionError when there is none."""
-    steerings: Mapping[str, Any] = config[KEY]["steerings"]
+    steerings: Mapping[str, Json] = config[KEY]["steerings"]
     if name not in steerings:
         raise OptionError(f"no Steering {name!r} is loaded, only {sorted(steerings)}")
     config[KEY]["steerings"] = {key: value for key, value in steerings.items() if key != name}

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Body, FastAPI, Header  # pyright: ignore[reportMi
 from fastapi.responses import JSONResponse  # pyright: ignore[reportMissingImports]
 
 from dsas.errors import DsasError
+from dsas.files.json_values import JsonObject
 from dsas.serving.config import KEY
 from dsas.serving.engine import checked, publish, withdraw
 from dsas.serving.server import OPERATOR_KEY, OPERATOR_PLUGIN
@@ -80,7 +81,7 @@ class Operator:
         return _answer(200, {})
 
     @property
-    def _config(self) -> dict[str, Any]:
+    def _config(self) -> JsonObject:
         return self._client.vllm_config.additional_config
 
 
@@ -89,7 +90,7 @@ def _allowed(authorization: str) -> bool:
     return bool(key) and secrets.compare_digest(authorization.encode(), f"Bearer {key}".encode())
 
 
-def _answer(status: int, content: dict[str, Any]) -> JSONResponse:
+def _answer(status: int, content: JsonObject) -> JSONResponse:
     return JSONResponse(content, status_code=status)
 
 

@@ -10,11 +10,12 @@ Left out: single tokens and sites, which `Steering.apply` records outside of a s
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from dsas.files.json_values import JsonObject
 from dsas.serving.tokens import TokenBuffers
 
 MOST = 4096  # requests that are kept; of more, the oldest are forgotten: whoever asked has left
@@ -54,7 +55,7 @@ class Reports:
         while len(self._kept) > MOST:
             del self._kept[next(iter(self._kept))]
 
-    def read(self, request: str) -> dict[str, Any] | None:
+    def read(self, request: str) -> JsonObject | None:
         """Return the report of a request, JSON-ready, and forget it; None when nothing of it ran here."""
         for who in [who for who in self._kept if who.request == request]:
             sums, tokens = self._kept.pop(who)
@@ -63,7 +64,7 @@ class Reports:
         return None
 
 
-def combined(reports: Sequence[dict[str, Any] | None], names: Sequence[str]) -> dict[str, Any]:
+def combined(reports: Sequence[JsonObject | None], names: Sequence[str]) -> JsonObject:
     """Return the report of a request from those of the workers, each of which has the sum over its own layers alone.
 
     names: of all the Steerings that were asked for; those at strength 0 did nothing.

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dsas.errors import OptionError, StrengthError, closest
+from dsas.files.json_values import Json
 
 STEERING, STRENGTH, REPORT, RESOLVED = "dsas_steering", "dsas_strength", "dsas_report", "dsas_resolved"
 REPORTED = "dsas_reported"  # what the worker is told of a request that wants a report: its id, and the names that act
@@ -39,7 +40,7 @@ class Asked(NamedTuple):
 
 
 def resolve(
-    extra_args: Mapping[str, Any] | None, entries: Mapping[str, Entry], together: int, *, reports: bool = False
+    extra_args: Mapping[str, Json] | None, entries: Mapping[str, Entry], together: int, *, reports: bool = False
 ) -> list[Asked]:
     """Return what a request asks for, in the order in which it acts; those of strength 0 are left out.
 
@@ -75,19 +76,19 @@ def resolve(
     ]
 
 
-def named(extra_args: Mapping[str, Any] | None) -> list[str]:
+def named(extra_args: Mapping[str, Json] | None) -> list[str]:
     """Return the names in a request that `resolve` has taken."""
     return _listed((extra_args or {}).get(STEERING, []))
 
 
-def acting(extra_args: Mapping[str, Any], entries: Mapping[str, Entry]) -> list[str]:
+def acting(extra_args: Mapping[str, Json], entries: Mapping[str, Entry]) -> list[str]:
     """Return the names in a request that `resolve` has taken and returned something for."""
     names = named(extra_args)
     given = _listed(extra_args[STRENGTH]) if STRENGTH in extra_args else [entries[name].strength for name in names]
     return [name for name, strength in zip(names, given, strict=True) if strength > 0]
 
 
-def wants_report(extra_args: Mapping[str, Any] | None) -> bool:
+def wants_report(extra_args: Mapping[str, Json] | None) -> bool:
     """Whether a request asks how strongly it was steered."""
     return bool((extra_args or {}).get(REPORT, False))
 

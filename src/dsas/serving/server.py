@@ -3,9 +3,10 @@
 import os
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Given
 from dsas.serving.engine import arguments
 
 # With this environment variable the operator's endpoint is there, and who sends its value may use it.
@@ -47,7 +48,7 @@ def serve(
     command.cmd(given)
 
 
-def _add(given: Any, wanted: dict[str, Any]) -> None:
+def _add(given: Given, wanted: JsonObject) -> None:
     """Put what steers among the parsed options of vLLM. Raises OptionError for what would leave it out."""
     if given.worker_cls not in ("auto", wanted["worker_cls"]):
         raise OptionError(f"--worker-cls {given.worker_cls} would replace the worker that steers: leave it out")

@@ -1,10 +1,10 @@
 """Worker: vLLM's own worker of this platform, which steers the model it has loaded (`--worker-cls`)."""
 
-from typing import Any
-
 from vllm.distributed import get_tp_group  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
+from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Given
 from dsas.serving.config import Source
 from dsas.serving.runner import SteeredRunner
 
@@ -17,12 +17,12 @@ else:
 class SteeringWorker(PlatformWorker):
     """Steers after load; `dsas_load` is called on all workers at once, by the operator's endpoint or `engine.load`."""
 
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
+    def load_model(self, *args: Given, **kwargs: Given) -> None:
         """Load the model, then give its sites their tables. Raises as `SteeredRunner`."""
         super().load_model(*args, **kwargs)
         self.dsas = SteeredRunner(self.model_runner, self.vllm_config)
 
-    def dsas_load(self, name: str, source: dict[str, Any]) -> str | None:
+    def dsas_load(self, name: str, source: JsonObject) -> str | None:
         """Take another Steering; return what is wrong with it, None when it is there."""
         try:
             self.dsas.load(name, Source(**source))
@@ -30,7 +30,7 @@ class SteeringWorker(PlatformWorker):
             return str(error)
         return None
 
-    def dsas_report(self, request: str) -> dict[str, Any] | None:
+    def dsas_report(self, request: str) -> JsonObject | None:
         """Return and forget how strongly a request was steered at this pipeline stage; one worker of it answers."""
         report = self.dsas.reports.read(request)
         return report if get_tp_group().rank_in_group == 0 else None

@@ -5,9 +5,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsas.errors import OptionError
+from dsas.files.json_values import Json, JsonObject
 
 
 class Spent(NamedTuple):
@@ -57,12 +58,12 @@ class Calibration(NamedTuple):
         """Whether every budget is kept on the held-out texts, too."""
         return all(budget.kept for budget in self.budgets)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return everything as JSON-ready values."""
         return {**self._asdict(), "budgets": [budget._asdict() for budget in self.budgets]}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "Calibration":
+    def from_dict(cls, stored: Mapping[str, Json]) -> "Calibration":
         """Return what `as_dict` gave. Raises OptionError for a strength that is none, TypeError for other fields."""
         budgets = tuple(Spent(**budget) for budget in stored["budgets"])
         found = cls(**{**stored, "budgets": budgets, "curve": tuple(tuple(point) for point in stored["curve"])})

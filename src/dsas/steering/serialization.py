@@ -10,17 +10,18 @@ imported because a file says so.
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from dsas.errors import ArtifactError, OptionError, closest
+from dsas.files.json_values import Json, JsonObject
 from dsas.methods.base import Fitted
 
 Method = TypeVar("Method", bound=Fitted)
 
 
-def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> JsonObject:
     """Return a method as JSON-ready values, and put its tensors into `tensors` under names that begin with `path`.
 
     Raises OptionError for a method that holds code.
@@ -30,7 +31,7 @@ def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> dict[str, Any
             f"{method!r} holds code, which is not written to files: make it a subclass of dsas.Transform or "
             "dsas.Regulator, in a package that declares it as an entry point"
         )
-    packed: dict[str, Any] = {"name": method.name, "arguments": {}}
+    packed: JsonObject = {"name": method.name, "arguments": {}}
     for key, value in method.arguments().items():
         if isinstance(value, Tensor):
             tensors[f"{path}.{key}"] = value
@@ -45,7 +46,7 @@ def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> dict[str, Any
 
 
 def unpack(
-    registry: Mapping[str, type[Method]], packed: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]
+    registry: Mapping[str, type[Method]], packed: Mapping[str, Json], path: str, tensors: Mapping[str, Tensor]
 ) -> Method:
     """Return the method that `pack` was given. Raises ArtifactError for an unknown name or other arguments."""
     kind = registry.get(packed["name"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsas.errors import TextsError, closest
+from dsas.files.json_values import JsonObject
 from dsas.files.text_files import ENCODING
 
 
@@ -32,7 +33,7 @@ class Plan(NamedTuple):
     prompts: tuple[str, ...]
     series: tuple[SeriesPlan, ...]
     command: str
-    settings: dict[str, Any]
+    settings: JsonObject
 
 
 def read_plan(path: str | Path) -> Plan:

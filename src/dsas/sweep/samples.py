@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dsas.errors import DsasWarning, TextsError, closest
+from dsas.files.json_values import Json, JsonObject
 from dsas.files.text_files import ENCODING
 
 UNSTEERED = "unsteered"
@@ -141,7 +142,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 yield place, line
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
+def _object(line: str, place: str) -> JsonObject:
     try:
         sample = json.loads(line)
     except ValueError as error:
@@ -151,7 +152,7 @@ def _object(line: str, place: str) -> dict[str, Any]:
     return sample
 
 
-def _read(sample: Mapping[str, Any], scorers: tuple[str, ...], place: str) -> tuple[_Key, _Content]:
+def _read(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) -> tuple[_Key, _Content]:
     measure, item = _field(sample, "measure", str, place), _field(sample, "item", int, place)
     if measure not in _MEASURES:
         raise TextsError(f"{place}: no measure {measure!r}; closest: {closest(measure, _MEASURES)}")
@@ -171,7 +172,7 @@ def _read(sample: Mapping[str, Any], scorers: tuple[str, ...], place: str) -> tu
     return key, value
 
 
-def _scores(sample: Mapping[str, Any], scorers: tuple[str, ...], place: str) -> tuple[float, ...]:
+def _scores(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) -> tuple[float, ...]:
     scores = _field(sample, "scores", dict, place)
     if set(scores) != set(scorers) or not scorers:
         raise TextsError(f"{place}: expected scores by {', '.join(scorers) or 'some scorer'}, got {list(scores)}")
@@ -181,18 +182,18 @@ def _scores(sample: Mapping[str, Any], scorers: tuple[str, ...], place: str) -> 
     return values
 
 
-def _judge(sample: Mapping[str, Any], place: str) -> float | None:
+def _judge(sample: Mapping[str, Json], place: str) -> float | None:
     return None if sample.get("judge") is None else _number(sample, "judge", place)
 
 
-def _number(sample: Mapping[str, Any], name: str, place: str) -> float:
+def _number(sample: Mapping[str, Json], name: str, place: str) -> float:
     value = float(_field(sample, name, (int, float), place))
     if not math.isfinite(value) or value < 0:
         raise TextsError(f"{place}: expected a finite {name!r} >= 0, got {value}")
     return value
 
 
-def _field(sample: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
+def _field(sample: Mapping[str, Json], name: str, kind: type | tuple[type, ...], place: str) -> Any:
     if name not in sample:
         raise TextsError(f"{place}: no field {name!r}; closest: {closest(name, sample)}")
     value = sample[name]

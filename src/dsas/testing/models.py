@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dsas.errors import OptionError, closest
+from dsas.files.json_values import JsonObject
 
 WIDTH, LAYERS, HEADS, CONTEXT = 32, 3, 4, 256
 END = "<|end|>"
@@ -18,7 +19,7 @@ _GROUPED = {"intermediate_size": 64, "num_key_value_heads": 2}
 _WIDE_HEADS = {**_GROUPED, "head_dim": 8}
 
 # What each family needs beyond the sizes above. A sliding window, where there is one, is longer than CONTEXT.
-_OPTIONS: dict[str, dict[str, Any]] = {
+_OPTIONS: dict[str, JsonObject] = {
     "gemma2": {**_WIDE_HEADS, "sliding_window": 2 * CONTEXT},
     "gemma3": {**_WIDE_HEADS, "sliding_window": 2 * CONTEXT},
     "gpt2": {},

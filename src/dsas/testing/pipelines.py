@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dsas.errors import MissingExtraError, OptionError, closest
+from dsas.files.json_values import JsonObject
 
 PIPELINES: tuple[str, ...] = ("sd", "sdxl", "sd3", "flux", "pixart")
 _TEXT_WIDTH, _TOKENS, _LETTERS = 16, 16, "abcdefghijklmnopqrstuvwxyz ,.0123456789"
@@ -157,7 +158,7 @@ def _pixart(diffusers: Any) -> Any:
     )
 
 
-_UNET: dict[str, Any] = {
+_UNET: JsonObject = {
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
     "sample_size": 8,
