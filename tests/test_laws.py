@@ -28,7 +28,7 @@ from dsas.testing import (
 from dsas.testing.models import WIDTH
 from dsas.testing.pipelines import PIPELINES, tiny_pipeline
 
-PROMPTS = ("A fox ran", "Hi", "Who goes?")
+PROMPTS = ("A fox ran", "Hi")
 SITES = ["re:.*\\.0\\.mlp", "model.layers.1"]
 TRANSFORMS = list(dsas.TRANSFORMS)
 REGULATORS = [
@@ -124,17 +124,16 @@ def test_what_cannot_be_fused_is_refused_and_leaves_the_model_as_it_was(regulato
     assert [type(module) for module in model.modules()] == kinds
 
 
-@pytest.mark.parametrize("way", ["apply", "install"])
 @pytest.mark.parametrize("number", range(0, len(PAIRS), 2))
-def test_a_composition_keeps_the_laws(number: int, way: str) -> None:
+def test_a_composition_keeps_the_laws(number: int) -> None:
     """Both act at the last layer, the second on what the first has done there."""
     model = tiny_model(layers=2)
     first = steering_of(model, *PAIRS[number])
     second = steering_of(model, *PAIRS[(number + 1) % len(PAIRS)], sites=["model.layers.0", "model.layers.1"])
-    check(first | second, model, way)
+    check(first | second, model, "install" if number % 4 else "apply")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["apply", "fuse"])
 @pytest.mark.parametrize("regulator", ["constant", "logistic*posterior"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_heads_are_steered_by_the_laws(family: str, regulator: str, way: str) -> None:
@@ -142,7 +141,7 @@ def test_heads_are_steered_by_the_laws(family: str, regulator: str, way: str) ->
     check(steering_of(model, "iti", regulator, "heads"), model, way)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["apply", "fuse"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_models_can_be_steered_by_the_laws(family: str, way: str) -> None:
     model = tiny_model(family, layers=2)
@@ -183,8 +182,10 @@ def pipeline_of(family: str) -> Any:
     return tiny_pipeline(family)
 
 
-@pytest.mark.parametrize("way", [*WAYS, "composition"])
-@pytest.mark.parametrize("family", PIPELINES)
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [*((family, way) for family in PIPELINES for way in ("apply", "fuse")), ("sd", "install"), ("flux", "composition")],
+)
 def test_every_family_of_pipelines_can_be_steered_by_the_laws(family: str, way: str) -> None:
     pipeline = pipeline_of(family)
     steering: Any = steered_at(pipeline, family, PLACES.get(family, "residual"), scale=0.3)
