@@ -56,7 +56,8 @@ class Applied:
         self._passes = subject.passes(
             branch=options.branch, prompt_tokens=options.prompt_tokens, skip_sinks=options.skip_sinks
         )
-        self._recorder = subject.recorder(labels([rule.site for rule in self.rules])) if options.record else None
+        self._names = labels([rule.site for rule in self.rules])
+        self._recorder = subject.recorder(self._names) if options.record else None
         self._keep_doses = options.record == "doses"
         self._skip_sinks = options.skip_sinks
         asked = options.skip_sinks or any(rule.regulator.reads_forward_pass for rule in self.rules)
@@ -151,7 +152,7 @@ class Applied:
             unwatched = self._hooks.remove()
         if unwatched or not (was_active and self._called):
             return []
-        return [str(rule.site) for rule, fired in zip(self.rules, self._fired, strict=True) if not fired]
+        return [name for name, fired in zip(self._names, self._fired, strict=True) if not fired]
 
     def _begin(self, read: Callable[..., ForwardPass | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():

@@ -26,7 +26,7 @@ from dsas.errors import OptionError, StateError, StrengthError
 from dsas.methods.affine_edit import AffineEdit
 from dsas.model.hooks import forget_compiled, uncompiled
 from dsas.model.linear_layers import Behind, behind, is_transposed
-from dsas.model.sites import Site
+from dsas.model.sites import Site, labels
 from dsas.regulators.constant import Constant
 from dsas.runtime.applied import Strength, read_strength
 from dsas.runtime.edit import Fused, General, edit_with, fused_edit, way_of
@@ -83,7 +83,8 @@ class Fusion:
 
     def report(self) -> list[FusedSite]:
         """Return one line a steered site, in the order of the model."""
-        return list(self._report)
+        names = labels([rule.site for rule in self._rules])
+        return [line._replace(site=name) for line, name in zip(self._report, names, strict=True)]
 
     def undo(self) -> None:
         """Give the model back what it had. Undoing twice is harmless.

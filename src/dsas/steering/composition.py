@@ -22,6 +22,7 @@ from torch import nn
 from dsas.errors import DsasWarning, OptionError
 from dsas.methods.base import same
 from dsas.model.pipeline_modules import Branch
+from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength
 from dsas.runtime.applied import Applied, Record
 from dsas.runtime.rule import Rule
@@ -146,10 +147,11 @@ class Composition:
         found = []
         steered = [{rule.site: rule for rule in steering.rules if rule.weight > 0} for steering in self.steerings]
         for first, rules in enumerate(steered):
+            names = dict(zip(rules, labels(list(rules)), strict=True))
             for second in range(first + 1, len(steered)):
                 for site in [site for site in rules if site in steered[second]]:
                     vectors = [of[site].transform for of in (rules, steered[second])]
-                    found.append(Conflict(str(site), first, second, _cosine(*vectors)))
+                    found.append(Conflict(names[site], first, second, _cosine(*vectors)))
         return found
 
     def __repr__(self) -> str:
