@@ -17,7 +17,7 @@ from dsas.demo.scenes import (
     scene_pipeline,
 )
 from dsas.demo.scenes.pipeline import MODEL, WORDS, word_tokenizer
-from dsas.errors import MissingExtraError
+from dsas.errors import MissingExtraError, OptionError
 
 TINY = Sizes(autoencoder=(8, 8, 8), denoiser=(16, 16), text=16)
 
@@ -39,6 +39,11 @@ def test_the_stored_pipeline_paints_what_the_caption_says(trained):
     assert concept_present(first[None], "grass").tolist() == [True]
     assert concept_present(second[None], "large yellow square centre").tolist() == [True]
     assert concept_present(second[None], "sand").tolist() == [True]
+
+
+def test_a_missing_model_is_an_error_that_says_where_it_is_to_be_had(tmp_path):
+    with pytest.raises(OptionError, match=f"in {tmp_path}, where there is none: .* folder models/scenes"):
+        scene_pipeline(tmp_path)
 
 
 def test_the_stored_weights_are_float16_and_small():

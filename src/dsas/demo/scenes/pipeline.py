@@ -1,4 +1,4 @@
-"""The text-to-image model of the demo: a stock diffusers `StableDiffusionPipeline`, small enough to lie in the package.
+"""The text-to-image model of the demo: a stock diffusers `StableDiffusionPipeline`, small enough for the repository.
 
 | part | class | shape | parameters |
 |---|---|---|---|
@@ -8,8 +8,9 @@
 
 DDIM with v-prediction, zero terminal SNR and trailing timesteps (2305.08891), so 20 steps and fewer do.
 
-The trained weights lie beside this file, in `model/`: 4.9 million parameters in float16, 10 MB, with a card that says
-how they were made (`scripts/train_scenes.py`) and how often a picture shows what its caption says.
+The trained weights lie in `models/scenes` of the repository, and not in the wheel: 4.9 million parameters in float16
+(10 MB), with a card that says how they were made (`scripts/train_scenes.py`) and how often a picture shows what its
+caption says.
 
 Left out: a safety checker, and any word that is not in `dsas.demo.scenes.world`.
 """
@@ -24,7 +25,7 @@ import torch
 
 from dsas.demo.scenes.rendering import SIDE
 from dsas.demo.scenes.world import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing, caption
-from dsas.errors import MissingExtraError
+from dsas.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 WORDS = 24
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parents[4] / "models" / "scenes"  # of a checkout of the repository
 _SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
 
 
@@ -46,14 +47,19 @@ class Sizes(NamedTuple):
     text: int = 96
 
 
-def scene_pipeline() -> "StableDiffusionPipeline":
+def scene_pipeline(folder: str | Path = MODEL) -> "StableDiffusionPipeline":
     """Return the trained pipeline, in float32 (the CPU's fastest) and without a network.
 
-    It paints 32x32 pictures: `pipeline(captions, height=32, width=32)`, or `paint`. Raises MissingExtraError without
-    diffusers.
+    It paints 32x32 pictures: `pipeline(captions, height=32, width=32)`, or `paint`. folder: where its weights lie.
+    Raises OptionError when they do not, and MissingExtraError without diffusers.
     """
     diffusers = _diffusers()
-    return diffusers.StableDiffusionPipeline.from_pretrained(MODEL, dtype=torch.float32, local_files_only=True)
+    if not (Path(folder) / "model_index.json").is_file():
+        raise OptionError(
+            f"expected the picture model in {folder}, where there is none: it comes with the source repository of dsas "
+            "and not with the installed package: check the repository out and give the path of its folder models/scenes"
+        )
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
 
 def blank_pipeline(sizes: Sizes = Sizes()) -> "StableDiffusionPipeline":
