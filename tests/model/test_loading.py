@@ -9,6 +9,7 @@ import torch
 from makers import logits_of, unchecked
 
 from dsas.errors import MissingExtraError, OptionError
+from dsas.model import loading
 from dsas.model.loading import find_device, load_model
 from dsas.testing import tiny_model, tiny_tokenizer
 
@@ -33,6 +34,38 @@ def test_a_model_in_a_folder_is_loaded_with_its_tokenizer_in_evaluation_mode(fol
 def test_the_precision_asked_for_is_that_of_every_parameter(folder: Path, precision: Any) -> None:
     model = load_model(str(folder), device="cpu", precision=precision).model
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, precision)}
+
+
+@pytest.mark.parametrize(
+    ("features", "stored", "expected"),
+    [
+        ("sse avx2", torch.bfloat16, torch.float32),
+        ("sse avx2 avx512_bf16", torch.bfloat16, torch.bfloat16),
+        ("avx512f amx_bf16 amx_tile", torch.bfloat16, torch.bfloat16),
+        ("asimd bf16", torch.bfloat16, torch.bfloat16),
+        ("avx2 avx512_bf16", torch.float16, torch.float32),
+        ("avx2 avx512_fp16", torch.float16, torch.float16),
+        ("avx2 avx512_bf16", torch.float32, torch.float32),
+    ],
+)
+def test_auto_keeps_a_half_precision_only_where_the_processor_has_instructions_for_it(
+    features: str, stored: torch.dtype, expected: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "cpuinfo").write_text(f"model name\t: some CPU with no such thing\nflags\t\t: {features}\n")
+    monkeypatch.setattr(loading, "CPU_INFO", folder / "cpuinfo")
+    tiny_model(layers=1).to(stored).save_pretrained(folder)
+    model = load_model(str(folder), device="cpu").model
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    asked = load_model(str(folder), device="cpu", precision="bfloat16").model
+    assert asked.dtype == torch.bfloat16
+
+
+def test_where_nothing_tells_the_features_of_the_processor_a_half_precision_is_taken_as_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "CPU_INFO", tmp_path / "none")
+    assert not loading.fast_on_this_cpu(torch.bfloat16)
+    assert loading.fast_on_this_cpu(torch.float32)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "/no/such/file.gguf"])

@@ -24,7 +24,10 @@ Device = Annotated[
         autocompletion=offering(DEVICES),
     ),
 ]
-Precision = Annotated[PrecisionName, in_model(help="Number format of the weights; auto: as stored.")]
+Precision = Annotated[
+    PrecisionName,
+    in_model(help="Number format of the weights; auto: as stored, or float32 on a CPU that is slow in it."),
+]
 AsJson = Annotated[bool, in_output("--json", help="Print one JSON object instead of tables.")]
 Out = Annotated[Path, in_output(help="Folder to write the Steering to.")]
 
