@@ -23,7 +23,7 @@ import dsas
 from dsas.demo.data import split, toxic_prompts
 from dsas.demo.models import real_model
 from dsas.demo.questions import social_iqa
-from dsas.demo.texts import DemoTexts, Sizes, demo_texts
+from dsas.demo.texts import DemoTexts, Sizes, bare_setup, demo_texts
 from dsas.evaluation.scorers import packaged_scorers
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
@@ -119,8 +119,7 @@ def opened(name: str, out: Path, sizes: Sizes) -> tuple[Path, LoadedModel, DemoT
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(str(real_model(name)))
-    samples = folder / f"samples-{fingerprint(loaded.model)}.json"
-    return folder, loaded, demo_texts(*loaded, packaged_scorers(), file=samples, progress=lambda _: None, sizes=sizes)
+    return folder, loaded, demo_texts(folder, bare_setup(str(real_model(name)), loaded), sizes=sizes, progress=False)
 
 
 def main() -> None:

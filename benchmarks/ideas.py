@@ -22,17 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from evidence import SIZES, opened
 from idea_list import IDEAS, Material
+from pairs import clean_of
 
 import dsas
 from dsas.demo.data import split, toxic_prompts
-from dsas.demo.texts import CLEAN_BELOW, DRAWS, TOXIC_ABOVE, clean_of
+from dsas.demo.texts import CLEAN_BELOW, DRAWS, TOXIC_ABOVE
 from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.judged import judged
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import packaged_scorers
 from dsas.evaluation.toxicity import toxicity
-from dsas.files.results import remembered
+from dsas.files.results import Results
 from dsas.model.identity import fingerprint
 
 SEEDS = range(8)
@@ -71,7 +72,7 @@ class Lab(NamedTuple):
                 return what()
 
         depends = [name, self.identity, marks, strength, self.prompts, self.neutral, self.clean, self.toxic]
-        return remembered(self.folder / "measured", depends, measure)
+        return Results(self.folder / "measured").remember(name, depends, measure)
 
     def nats(self, steering: dsas.Steering | None, strength: float) -> dict[str, float]:
         """Return the mean perplexity of each kind of clean text, and mean nats a token of both continuations."""
@@ -121,9 +122,9 @@ def prepared(name: str, out: Path) -> Lab:
     fit_prompts = split(toxic_prompts(), SIZES[:1])[0]
     clean_prompts = clean_of(fit_prompts, scorers)
     prompts = texts.tune_prompts
-    drawn = remembered(
-        folder / "measured",
-        [identity, "drawn", prompts],
+    drawn = Results(folder / "measured").remember(
+        "drawn",
+        [identity, prompts],
         lambda: sample_continuations(*loaded, prompts, seeds=range(500, 512), sampling=DRAWS),
     )
     pairs = [(prompt, text) for some in drawn for prompt, text in zip(prompts, some, strict=True) if text.strip()]

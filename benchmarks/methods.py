@@ -15,14 +15,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cells import Bench, Cell
+
 import dsas
-from dsas.demo.cells import Bench, Cell
 from dsas.demo.models import real_model
-from dsas.demo.texts import DemoTexts, demo_texts
+from dsas.demo.texts import DemoTexts, bare_setup, demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
-from dsas.files.results import remembered
+from dsas.files.results import Results
 from dsas.model.identity import fingerprint
 from dsas.model.loading import load_model
 
@@ -67,11 +68,11 @@ def choose(bench: Bench, steering: dsas.Steering, texts: DemoTexts, folder: Path
                 every = [perplexity(bench.model, bench.tokenizer, kind).mean for kind in texts.tune.values()]
             return [one / plain for one, plain in zip(every, unsteered, strict=True)]
 
-        ratios = remembered(folder, [identity, steering.digest(), strength, texts.tune], measure)
+        ratios = Results(folder).remember("tuned", [identity, steering.digest(), strength, texts.tune], measure)
         return sum(ratios) / len(ratios)
 
-    unsteered = remembered(
-        folder,
+    unsteered = Results(folder).remember(
+        "tuned",
         [identity, "unsteered", texts.tune],
         lambda: [perplexity(bench.model, bench.tokenizer, kind).mean for kind in texts.tune.values()],
     )
@@ -125,10 +126,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     folder = arguments.out / arguments.model
     folder.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model(str(real_model(arguments.model)))
+    name = str(real_model(arguments.model))
+    loaded = load_model(name)
+    model, tokenizer = loaded
     scorers, identity = packaged_scorers(), fingerprint(model)
-    samples = folder / f"samples-{identity}.json"
-    texts = demo_texts(model, tokenizer, scorers, file=samples, progress=lambda done: None)
+    texts = demo_texts(folder, bare_setup(name, loaded), progress=False)
     bench = Bench(
         model,
         tokenizer,
@@ -149,8 +151,8 @@ def main() -> None:
         sites = f"{sum(rule.weight > 0 for rule in steering.rules)} of {len(steering.rules)}"
         strength = choose(bench, steering, texts, folder / "tuned").strength
         applied = steering.apply(model, strength, record=False)
-        name = f"{identity} {steering.digest()}"
-        cell = bench.cell(transform, strength, name, steered=applied, progress=lambda done: None)
+        marks = f"{identity} {steering.digest()}"
+        cell = bench.cell(transform, strength, marks, steered=applied, progress=lambda done: None)
         rows.append(row(cell, unsteered, transform, regulator, sites))
         print(shown(rows[-1]), flush=True)
         (folder / "results.json").write_text(json.dumps(rows, indent=2))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 import dsas
-from dsas.demo.texts import CLEAN_BELOW, DRAWS, DemoTexts, clean_of
+from dsas.demo.texts import CLEAN_BELOW, DRAWS, MIN_WORDS, DemoTexts
 from dsas.evaluation.generations import sample_continuations
 from dsas.evaluation.scorers import Scorer
 from dsas.files.atomic import replace_files
@@ -79,6 +79,13 @@ def drawn_pairs(loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[S
     every = [prompt + text for prompt, texts in clean.items() for text in texts]
     draw.shuffle(every)
     return Pairs([prompt + text for prompt, text in source], target, every, clean_of(prompts, scorers))
+
+
+def clean_of(prompts: Sequence[str], scorers: Sequence[Scorer]) -> list[str]:
+    """Return the prompts of some length that no scorer finds toxic; a few words have no perplexity to speak of."""
+    long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
+    worst = np.stack([scorer(long) for scorer in scorers]).max(0)
+    return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]
 
 
 def _drawn(loaded: LoadedModel, prompts: list[str], scorers: Sequence[Scorer]) -> list[tuple[str, str, float, float]]:

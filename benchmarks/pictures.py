@@ -30,7 +30,7 @@ from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio, draw
 from dsas.evaluation.picture_change import picture_change
 from dsas.evaluation.picture_quality import RandomFeatures, gaussian_distance
 from dsas.files.atomic import replace_files
-from dsas.files.results import remembered
+from dsas.files.results import Results
 from dsas.views.pictures import grid_figure
 
 INDUCED, INDUCING = {"ring": "night", "red": "night"}, ("caa", "linear-act")
@@ -199,7 +199,9 @@ def run(lab: Lab, *, n: int, transforms: tuple[str, ...] = TRANSFORMS) -> dict[s
             rows[series] = {"strength": strength, **induction(lab, task, steering, strength)}
             show(name, series, rows[series])
     found["overhead"] = {
-        series: remembered(lab.out / "overhead", [lab.identity, series], partial(overhead, lab, every["red"][series]))
+        series: Results(lab.out).remember(
+            "overhead", [lab.identity, series], partial(overhead, lab, every["red"][series])
+        )
         for series in ("caa + constant", "caa + logistic")
     }
     found["strength 0 changes no bit"] = {name: unchanged(lab, steering) for name, steering in every["red"].items()}

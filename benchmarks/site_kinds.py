@@ -12,10 +12,11 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+from cells import Bench
+
 import dsas
-from dsas.demo.cells import Bench
 from dsas.demo.models import real_model
-from dsas.demo.texts import demo_texts
+from dsas.demo.texts import bare_setup, demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.scorers import packaged_scorers
 from dsas.model.identity import fingerprint
@@ -37,10 +38,11 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model(str(real_model(arguments.model)))
+    folder = str(real_model(arguments.model))
+    loaded = load_model(folder)
+    model, tokenizer = loaded
     scorers = packaged_scorers()
-    samples = arguments.out / f"samples-{fingerprint(model)}.json"
-    texts = demo_texts(model, tokenizer, scorers, file=samples, progress=lambda done: None)
+    texts = demo_texts(arguments.out, bare_setup(folder, loaded), progress=False)
     bench = Bench(
         model,
         tokenizer,

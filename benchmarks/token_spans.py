@@ -17,10 +17,8 @@ from sklearn.metrics import roc_auc_score
 import dsas
 from dsas.demo.labelled import labelled_texts
 from dsas.demo.models import real_model
-from dsas.demo.texts import demo_texts
+from dsas.demo.texts import bare_setup, demo_texts
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
-from dsas.evaluation.scorers import packaged_scorers
-from dsas.model.identity import fingerprint
 from dsas.model.loading import load_model
 
 RESAMPLES = 2000
@@ -29,8 +27,7 @@ RESAMPLES = 2000
 def fitted(loaded, folder: Path, sites: str) -> dsas.Steering:
     """Return the demo's Steering, CAA + DSAS."""
     folder.mkdir(parents=True, exist_ok=True)
-    samples = folder / f"samples-{fingerprint(loaded.model)}.json"
-    texts = demo_texts(*loaded, packaged_scorers(), file=samples, progress=lambda _: None)
+    texts = demo_texts(folder, bare_setup(loaded.model.name_or_path, loaded), progress=False)
     sets = {"source": texts.source, "control": texts.control, "target": texts.target}
     print(json.dumps({"fitted on": {name: len(members) for name, members in sets.items()}}))
     return dsas.fit(*loaded, **sets, sites=sites, checkpoint=folder / "collected", progress=False)

@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from cells import Bench, Cell
 
 import dsas
-from dsas.demo.cells import Bench, Cell
 from dsas.demo.models import real_model
-from dsas.demo.texts import DemoTexts, demo_texts
+from dsas.demo.texts import DemoTexts, bare_setup, demo_texts
 from dsas.evaluation.generations import Sampling
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
 from dsas.files.atomic import replace_files
-from dsas.files.results import remembered
+from dsas.files.results import Results
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
 from dsas.model.token_batches import inputs_of, read_batches
@@ -110,7 +110,7 @@ class Lab(NamedTuple):
                 with steered:
                     return [perplexity(*self.loaded, texts).mean for texts in self.texts.tune.values()]
 
-            return remembered(self.out / "tuned", [name, value, self.texts.tune], measure)
+            return Results(self.out / "tuned").remember("tuned", [name, value, self.texts.tune], measure)
 
         plain, chosen = measured(identity, 0.0, nullcontext()), 0.0
         for value in GRID:
@@ -131,7 +131,7 @@ class Lab(NamedTuple):
     def drift(self, steering: dsas.Steering) -> float:
         """Return, over held-out neutral sentences, how far tokens move at strength 1, mean over tokens and sites."""
         depends = [fingerprint(self.loaded.model), steering.digest(), self.texts.report]
-        return remembered(self.out / "drift", depends, lambda: self._drift(steering))
+        return Results(self.out / "drift").remember("drift", depends, lambda: self._drift(steering))
 
     def _drift(self, steering: dsas.Steering) -> float:
         rules = [rule for rule in steering.rules if rule.weight > 0]
@@ -183,11 +183,11 @@ def summary(lab: Lab, condition: str, jobs: list[tuple[dsas.Steering, float, Cel
 
 
 def open_lab(arguments: argparse.Namespace) -> Lab:
-    loaded = load_model(str(real_model(arguments.model)), device=arguments.device)
+    folder = str(real_model(arguments.model))
+    loaded = load_model(folder, device=arguments.device)
     scorers, out = packaged_scorers(), arguments.out / arguments.model
     out.mkdir(parents=True, exist_ok=True)
-    samples = out / f"samples-{fingerprint(loaded.model)}.json"
-    texts = demo_texts(*loaded, scorers, file=samples, progress=lambda _: None)
+    texts = demo_texts(out, bare_setup(folder, loaded, device=arguments.device), progress=False)
     bench = Bench(
         *loaded, prompts=texts.prompts[: arguments.prompts], neutral=texts.report,
         scorers=[*scorers, CharacterGrams()], seeds=[0], sampling=Sampling(), folder=out / "cells",

@@ -137,7 +137,8 @@ def test_bad_input_ends_with_status_2_and_writes_nothing(
     status, out, err = run(*simple(folder), *(text.format(folder) for text in change))
     assert (status, out) == (2, "")
     assert message in err
-    assert len([line for line in err.splitlines() if line]) == 1
+    assert [line[:7] for line in err.splitlines() if line][-1] == "error: "
+    assert "Traceback" not in err
     assert (folder / "detox" / CONFIG).read_bytes() == before
 
 

@@ -7,7 +7,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation import generations
-from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.generations import Sampling, batch_count, sample_batch, sample_continuations
 
 GREEDY = Sampling(temperature=0.0, new_tokens=6)
 PROMPTS = ["w3", "w4 w5 w6 w7 w8 w9 w10", "w11 w12 w13", "w14 w15", "w16 w17 w18 w19 w20"]
@@ -89,6 +89,17 @@ def test_seeds_differ_the_same_seed_repeats_and_the_global_numbers_go_on(llama, 
     torch.rand(1)
     assert sample_continuations(llama, tokenizer, PROMPTS, seeds=(1,), sampling=sampling) == [first]
     assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_batches_drawn_one_by_one_in_any_order_give_the_texts_of_one_call(llama, tokenizer):
+    prompts, sampling = [f"w{i} " * (1 + i % 4) + f"w{i}" for i in range(3, 14)], Sampling(new_tokens=4, batch_size=4)
+    (whole,) = sample_continuations(llama, tokenizer, prompts, seeds=(7,), sampling=sampling)
+    before = torch.get_rng_state()
+    found = {}
+    for number in reversed(range(batch_count(prompts, sampling))):
+        found |= sample_batch(llama, tokenizer, prompts, number, seed=7, sampling=sampling)
+    assert [found[row] for row in range(len(prompts))] == whole
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_progress_counts_the_texts(llama, tokenizer):

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsas.errors import DsasWarning, OptionError, WorkerError
-from dsas.parallel.workers import Spread, workers_of
+from dsas.parallel import workers
+from dsas.parallel.workers import Spread, torch_threads, workers_of, workers_that_fit
 
 
 class Squares:
@@ -73,6 +75,46 @@ def test_who_stops_listening_leaves_no_process(tmp_path):
 def test_less_than_one_worker_and_a_cluster_that_is_not_there_are_refused(tmp_path):
     with pytest.raises(OptionError, match="at least one worker, got 0"):
         run(Spread(workers=0), tmp_path)
+
+
+class Threads:
+    """Tells how many threads torch has where the job runs."""
+
+    def run(self, job: int) -> int:
+        return torch.get_num_threads()
+
+
+@pytest.mark.parametrize("spread", [Spread(), Spread(workers=2)], ids=["here", "processes"])
+def test_a_job_has_the_threads_asked_for_and_the_caller_keeps_those_it_had(spread):
+    before = torch.get_num_threads()
+    with torch_threads(5), workers_of(Threads, spread, threads=2) as hired:
+        for done in hired.run(range(3)):
+            assert (done.result, torch.get_num_threads()) == (2, 5)
+    assert torch.get_num_threads() == before
+
+
+class Failing:
+    """Fails at every job."""
+
+    def run(self, job: int) -> int:
+        raise ValueError(job)
+
+
+def test_a_job_that_fails_leaves_the_caller_its_threads():
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="0"), workers_of(Failing, Spread(), threads=before + 2) as hired:
+        next(hired.run(range(2)))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("each", "expected"), [(1, 6), (1 << 30, 3), (2 << 30, 1), (9 << 30, 1)])
+def test_there_are_as_many_workers_as_processors_and_as_memory_is_available(tmp_path, monkeypatch, each, expected):
+    (tmp_path / "meminfo").write_text("MemTotal:       99999999 kB\nMemAvailable:    3670016 kB\n")  # 3.5 GiB
+    monkeypatch.setattr(workers, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert workers_that_fit(each) == expected
+    monkeypatch.setattr(workers, "MEMORY", tmp_path / "none")
+    assert workers_that_fit(each) == 6
 
 
 def test_workers_share_the_threads_of_this_process_and_never_get_none(monkeypatch):

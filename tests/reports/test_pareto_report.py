@@ -12,6 +12,8 @@ from sweeps import Line, cell_lines, first_toxic, write_samples
 
 from dsas.errors import DsasWarning, TextsError
 from dsas.reports import pareto
+from dsas.reports.estimates import read_sweep, summary
+from dsas.reports.heat import TokenHeat
 from dsas.reports.pareto import write_pareto_report
 
 pytest.importorskip("matplotlib")
@@ -91,6 +93,35 @@ def test_the_page_is_whole_and_asks_for_nothing_outside_itself(folder: Path):
 def test_toxic_words_are_masked_in_prompts_and_texts_unless_asked_for(folder: Path):
     assert "darned" not in written(folder)
     assert "caa + logistic says darned things 0 0" in written(folder, show_words=True)
+
+
+def test_tokens_are_coloured_where_there_are_any_and_a_word_is_masked_over_all_of_its_tokens(folder: Path):
+    heats = [TokenHeat("text 1", ["plain ", "dar", "ned", "."], [0.01, 0.2, 0.2, 0.0])]
+    page = write_pareto_report(folder, heats=heats, resamples=100).read_text()
+    assert "Which tokens were steered" in page
+    assert re.findall(r'title="([^"]*)" style="--heat:[^"]*">([^<]*)<', page) == [
+        ("0.01", "plain "), ("0.2", "d**"), ("0.2", "***"), ("0", "."),
+    ]  # fmt: skip
+    assert "Which tokens were steered" not in written(folder)
+
+
+def test_the_summary_gives_each_series_at_its_chosen_strength_and_says_when_there_is_none(folder: Path):
+    lines = summary(read_sweep(folder, resamples=100).found, {"caa + logistic": 0.2, "iti + logistic": None})
+    assert [line.split(":")[0] for line in lines] == [
+        "unsteered at strength 0", "  toxic", "  perplexity ratio",
+        "caa + logistic at strength 0.2", "  toxic", "  perplexity ratio",
+        "iti + logistic",
+    ]  # fmt: skip
+    assert "ensemble 10.0\N{NO-BREAK SPACE}% [" in lines[4]
+    assert "web 1.040 [1.040,\N{NO-BREAK SPACE}1.040]" in lines[5]
+    assert lines[-1] == "iti + logistic: no strength on the grid keeps the budget"
+
+
+def test_the_rows_of_a_sweep_are_flat_and_hold_every_cell(folder: Path):
+    rows = read_sweep(folder, resamples=100).found.rows()
+    assert [(row["series"], row["strength"]) for row in rows][:2] == [("unsteered", 0.0), ("caa + constant", 0.1)]
+    assert rows[1]["toxic ensemble"]["mean"] == pytest.approx(0.4)
+    assert rows[1]["perplexity ratio web"]["mean"] == pytest.approx(1.25)
 
 
 def test_the_texts_are_those_of_the_most_and_the_least_toxic_prompts_at_the_chosen_strengths(folder: Path):

@@ -8,14 +8,14 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 import dsas
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError
 from dsas.evaluation.choice import Question
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.perplexity import perplexity
 from dsas.model.identity import fingerprint
 from dsas.model.loading import load_model
 from dsas.parallel.workers import Spread
-from dsas.sweep.jobs import Part, Setup, Worker, scorer_of
+from dsas.sweep.jobs import Job, Part, Setup, Worker, scorer_of
 from dsas.sweep.run import Grid, Series, run_sweep
 
 NEUTRAL = ("w3 w4 w5 w6", "w7 w8 w9", "w10 w11 w12 w13 w14")
@@ -125,6 +125,29 @@ def test_a_sweep_that_was_stopped_computes_only_what_is_missing(tmp_path, setup,
     monkeypatch.setattr(Worker, "run", counted)
     run_sweep(out, setup, series, grid=GRID, progress=False)
     assert (count, samples(out)) == (2, before)
+
+
+def test_a_damaged_result_is_a_warning_and_is_measured_again(tmp_path, setup, series):
+    out = tmp_path / "out"
+    run_sweep(out, setup, series[:1], grid=GRID, progress=False)
+    before, damaged = samples(out), sorted((out / "jobs").glob("*.json"))[::5]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:-3])
+    with pytest.warns(DsasWarning, match="is damaged: what it held is measured again"):
+        run_sweep(out, setup, series[:1], grid=GRID, progress=False)
+    assert samples(out) == before
+
+
+def test_without_refinements_the_chosen_strength_is_the_largest_of_the_grid_within_the_budget(tmp_path, setup, series):
+    one = series[0]._replace(strengths=(0.01, 0.02, 5.0))
+    chosen = run_sweep(tmp_path / "out", setup, [one], grid=GRID._replace(refinements=0), progress=False)
+    assert chosen[one.name].strength == 0.02
+
+
+def test_a_result_of_another_precision_is_not_taken_for_this_one(setup):
+    jobs = [Job("generate"), Job("read", part="report"), Job("judge", texts=("w3",))]
+    other = setup._replace(precision="bfloat16")
+    assert all(job.depends(setup) != job.depends(other) for job in jobs)
 
 
 @pytest.mark.parametrize("spread", [Spread(workers=2), Spread(ray="auto")], ids=["processes", "ray"])

@@ -28,7 +28,7 @@ from dsas.calibration.budget import NONE, Budget
 from dsas.calibration.search import Found, largest_kept
 from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
 from dsas.evaluation.intervals import bootstrap_groups
-from dsas.files.results import remembered
+from dsas.files.results import Results
 from dsas.model.examples import MINIMUM_TEXTS, check_texts
 from dsas.model.identity import fingerprint
 from dsas.model.sites import labels
@@ -110,7 +110,7 @@ class _Meter:
         self, model: nn.Module, tokenizer: Any, checkpoint: str | Path | None, step: Callable[[], None]
     ) -> None:
         self._model, self._tokenizer, self._step = model, tokenizer, step
-        self._folder = Path(checkpoint) if checkpoint is not None else None
+        self._kept = Results(checkpoint) if checkpoint is not None else None
         self._identity = [fingerprint(model), str(next(model.parameters()).dtype)]
         self._known: dict[str, list[float]] = {}
 
@@ -139,7 +139,7 @@ class _Meter:
 
         key = json.dumps(depends)
         if key not in self._known:
-            self._known[key] = measure() if self._folder is None else remembered(self._folder, depends, measure)
+            self._known[key] = measure() if self._kept is None else self._kept.remember("damage", depends, measure)
         return self._known[key]
 
 

@@ -1,163 +1,159 @@
 """The demo: fit, steer, measure and explain a real language model, on disjoint texts, and write it all down.
 
-Three conditions over the same strengths: unsteered, CAA at every site and token (constant regulator), and CAA + DSAS
-(logistic regulator). A condition's strength for the headline is the largest whose perplexity on the tuning sentences,
+It prepares texts and Steerings; `dsas.sweep` measures them and `dsas.reports` writes the report, as for `dsas pareto`.
+Two Steerings are swept over the same strengths: CAA at every site and token (constant regulator), and CAA + DSAS
+(logistic regulator). The strength of the headline is the largest of the grid whose perplexity on the tuning sentences,
 averaged over the kinds of text, is at most 1.05 x unsteered; toxicity plays no part in that choice. Three scorers pick
 the texts to fit on and judge what comes out; a fourth of another kind judges only.
 """
 
-import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from rich.progress import Progress
-
-from dsas.demo.cells import Bench, Cell
+from dsas.demo.data import split, toxic_prompts
+from dsas.demo.first_look import FirstLook, first_look
 from dsas.demo.models import real_model
-from dsas.demo.texts import DemoTexts, demo_texts
-from dsas.demo.token_heats import token_heats
-from dsas.evaluation.generations import Sampling
-from dsas.evaluation.perplexity import perplexity
-from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
-from dsas.files.atomic import replace_files
-from dsas.files.results import remembered
+from dsas.demo.texts import DemoTexts, Sizes, bare_setup, demo_texts
+from dsas.explaining.explanation import explain
 from dsas.fitting.closed_form import fit
-from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
-from dsas.parallel.progress import progress_bar
+from dsas.parallel.workers import Spread, torch_threads, workers_that_fit
+from dsas.reports.estimates import Estimates, read_sweep
 from dsas.reports.heat import TokenHeat
+from dsas.reports.pareto import write_pareto_report
 from dsas.steering.steering import Steering
+from dsas.sweep.jobs import Part
+from dsas.sweep.run import REPORT, TUNE, Grid, Series, run_sweep
 
-STRENGTHS = (0.01, 0.02, 0.05, 0.12, 0.2)
-BUDGET = 1.05
-UNSTEERED = "unsteered"
 CONDITIONS = {"CAA": "constant", "CAA + DSAS": "logistic"}
+EXPLAINED = (
+    "The library opens at nine and the reading room is quiet in the morning. You are a stupid idiot and I hate you.",
+    "Shut up, you pathetic moron. The train to the coast leaves from platform four at half past ten.",
+    "The committee approved the budget for the new school after a short discussion on Tuesday evening.",
+)
+GIB = 1 << 30
+READ_AT_ONCE = 32 * 50  # tokens whose logits `perplexity` holds
+
+
+class DemoSize(NamedTuple):
+    """How much the demo measures.
+
+    prompts: held-out prompts to continue, at most `texts.report`. seeds: continuations of each. limit: tuning
+    perplexity over unsteered above which a strength is not measured.
+    """
+
+    texts: Sizes
+    prompts: int
+    seeds: int
+    strengths: tuple[float, ...]
+    limit: float
+
+
+# Of the prompts, the half that scorers find less toxic by themselves have toxic continuations in at most 2 of 100
+# cases and take as long as the others, so the quick demo has the harshest half: twice the toxicity to remove.
+QUICK = DemoSize(
+    Sizes(draws=1, tune_sentences=20, report_sentences=40, harshest_first=True), 150, 1, (0.01, 0.1), limit=10.0
+)
+FULL = DemoSize(Sizes(), 303, 1, (0.01, 0.02, 0.05, 0.12, 0.2), limit=1000.0)
+
+
+class Machine(NamedTuple):
+    """What the demo runs on.
+
+    device, precision: as `dsas.load_model` takes them. workers: processes of one thread each; "auto" is as many as
+    there are processors and memory for, or one on a GPU.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int | Literal["auto"] = "auto"
 
 
 class DemoResult(NamedTuple):
     """What the demo measured.
 
-    cells: unsteered first. chosen: each condition's strength within the budget, 0 if none. heats: texts by token.
+    chosen: the strength of each condition within the budget, None if no strength is. found: every figure, by condition
+    and strength. report: the page.
     """
 
     model: str
     texts: DemoTexts
     steerings: dict[str, Steering]
-    cells: list[Cell]
-    chosen: dict[str, float]
-    heats: list[TokenHeat]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one flat row a cell: shares and ratios with their 95 % intervals, JSON-ready."""
-        return [self._row(cell) for cell in self.cells]
+    chosen: dict[str, float | None]
+    found: Estimates
+    report: Path
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as one JSON-ready object."""
-        return {"model": self.model, "chosen": self.chosen, "cells": self.rows()}
-
-    def _row(self, cell: Cell) -> dict[str, Any]:
-        toxic = {f"toxic {name}": interval._asdict() for name, interval in cell.toxic().items()}
-        ratios = {f"perplexity {kind}": i._asdict() for kind, i in cell.perplexity_over(self.cells[0]).items()}
-        operating = cell.strength == self.chosen.get(cell.condition)
-        head = {"condition": cell.condition, "strength": cell.strength, "operating point": operating}
-        return {**head, **toxic, **ratios, "distinct pairs": cell.distinct()}
+        return {"model": self.model, "chosen": self.chosen, "cells": self.found.rows()}
 
 
 def run_demo(
     out: Path,
     *,
     model: str = "smollm2",
-    device: str = "auto",
-    prompts: int = 100,
-    seeds: int = 1,
+    size: DemoSize = QUICK,
+    machine: Machine = Machine(),
+    command: str = "dsas demo",
+    show: Callable[[FirstLook], object] = lambda _: None,
     progress: bool = True,
 ) -> DemoResult:
     """Run the demo on a packaged model ("smollm2" or "gemma3") and write everything into `out`.
 
-    prompts: held-out prompts to continue, at most 303; seeds: continuations of each. Interrupted, it goes on from
-    where it stopped; a second run reuses all it can.
+    command: what runs it again, for the report. show: is given a first look, as soon as the model is loaded.
+    If interrupted, the same call resumes; a second run reuses all it can.
+    Raises OptionError for another model, or a device or precision that is not there.
     """
-    loaded = load_model(str(real_model(model)), device=device)
-    scorers = packaged_scorers()
-    out.mkdir(parents=True, exist_ok=True)
-    with progress_bar(progress) as bar:
-        samples = out / f"samples-{fingerprint(loaded.model)}.json"
-        texts = demo_texts(*loaded, scorers, file=samples, progress=_task(bar, "sampling texts to fit on", None))
-    steerings = {
-        condition: fit(
-            *loaded,
-            source=texts.source,
-            control=texts.control,
-            target=texts.target,
-            regulator=regulator,
-            checkpoint=out / "collected",
+    folder = str(real_model(model))
+    with torch_threads(1):
+        loaded = load_model(folder, device=machine.device, precision=machine.precision)
+        show(first_look(loaded, split(toxic_prompts(), (size.texts.fit,))[0], checkpoint=out / "collected"))
+        spread = Spread(_workers(loaded) if machine.workers == "auto" else machine.workers)
+        setup = bare_setup(folder, loaded, device=machine.device)
+        texts = demo_texts(out, setup, sizes=size.texts, spread=spread, progress=progress)
+        steerings = {name: _fitted(loaded, texts, name, out, progress) for name in CONDITIONS}
+        series = [Series(name, one, "caa", CONDITIONS[name], size.strengths) for name, one in steerings.items()]
+        parts = {TUNE: Part(_kinds(texts.tune)), REPORT: Part(_kinds(texts.report))}
+        chosen = run_sweep(
+            out,
+            setup._replace(prompts=tuple(texts.prompts[: size.prompts]), parts=parts),
+            series,
+            grid=Grid(tuple(range(size.seeds)), limit=size.limit, refinements=0),
+            spread=spread,
+            command=command,
             progress=progress,
         )
-        for condition, regulator in CONDITIONS.items()
-    }
-    chosen = _choose(loaded, steerings, texts.tune, out / "tuned", progress)
-    for condition, steering in steerings.items():
-        steering.save_pretrained(out / condition.lower().replace(" + ", "-"))
-    bench = Bench(
-        loaded.model,
-        loaded.tokenizer,
-        prompts=texts.prompts[:prompts],
-        neutral=texts.report,
-        scorers=[*scorers, CharacterGrams()],
-        seeds=list(range(seeds)),
-        sampling=Sampling(),
-        folder=out / "cells",
-    )
-    cells = _measure(bench, steerings, progress)
-    heats = token_heats(*loaded, steerings["CAA + DSAS"], chosen["CAA + DSAS"] or min(STRENGTHS))
-    result = DemoResult(model, texts, steerings, cells, chosen, heats)
-    replace_files({out / "results.json": json.dumps(result.as_dict(), indent=2).encode()})
-    return result
+        strengths = {name: found.strength for name, found in chosen.items()}
+        heats = _heats(loaded, steerings["CAA + DSAS"], strengths["CAA + DSAS"] or min(size.strengths))
+    report = write_pareto_report(out, heats=heats)
+    return DemoResult(model, texts, steerings, strengths, read_sweep(out).found, report)
 
 
-def _choose(
-    loaded: LoadedModel, steerings: dict[str, Steering], tune: dict[str, list[str]], folder: Path, show: bool
-) -> dict[str, float]:
-    """Return each condition's largest strength whose mean perplexity ratio on the tuning sentences keeps the budget."""
-    identity = fingerprint(loaded.model)
-
-    def perplexities(name: str, strength: float, steered: AbstractContextManager[Any]) -> list[float]:
-        def measure() -> list[float]:
-            with steered:
-                return [perplexity(loaded.model, loaded.tokenizer, sentences).mean for sentences in tune.values()]
-
-        return remembered(folder, [name, strength, tune], measure)
-
-    unsteered = perplexities(identity, 0.0, nullcontext())
-    chosen = dict.fromkeys(steerings, 0.0)
-    with progress_bar(show) as bar:
-        for condition in bar.track(steerings, description="choosing strengths"):
-            steering = steerings[condition]
-            for strength in STRENGTHS:
-                steered = steering.apply(loaded.model, strength, record=False)
-                found = perplexities(f"{identity} {steering.digest()}", strength, steered)
-                if sum(new / old for new, old in zip(found, unsteered, strict=True)) / len(found) > BUDGET:
-                    break
-                chosen[condition] = strength
-    return chosen
+def _workers(loaded: LoadedModel) -> int:
+    """Return how many workers there is room for: each holds the model and the logits of what it reads, twice over."""
+    if loaded.model.device.type != "cpu":
+        return 1
+    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    logits = READ_AT_ONCE * loaded.model.config.vocab_size * loaded.model.dtype.itemsize
+    return workers_that_fit(weights + 2 * logits + GIB)
 
 
-def _measure(bench: Bench, steerings: dict[str, Steering], show: bool) -> list[Cell]:
-    identity = fingerprint(bench.model)
-    total = len(bench.prompts) * len(bench.seeds)
-    with progress_bar(show) as bar:
-        step = _task(bar, UNSTEERED, total)
-        cells = [bench.cell(UNSTEERED, 0.0, identity, steered=nullcontext(), progress=step)]
-        for condition, steering in steerings.items():
-            for strength in STRENGTHS:
-                step = _task(bar, f"{condition} at {strength}", total)
-                applied = steering.apply(bench.model, strength, record=False)
-                name = f"{identity} {steering.digest()}"
-                cells.append(bench.cell(condition, strength, name, steered=applied, progress=step))
-    return cells
+def _fitted(loaded: LoadedModel, texts: DemoTexts, name: str, out: Path, progress: bool) -> Steering:
+    """Return the Steering of a condition, which is stored, too."""
+    steering = fit(
+        *loaded, source=texts.source, control=texts.control, target=texts.target, regulator=CONDITIONS[name],
+        checkpoint=out / "collected", progress=progress,
+    )  # fmt: skip
+    steering.save_pretrained(out / name.lower().replace(" + ", "-"))
+    return steering
 
 
-def _task(bar: Progress, name: str, total: int | None) -> Any:
-    task = bar.add_task(name, total=total)
-    return lambda done: bar.update(task, completed=done)
+def _kinds(texts: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {kind: tuple(some) for kind, some in texts.items()}
+
+
+def _heats(loaded: LoadedModel, steering: Steering, strength: float) -> list[TokenHeat]:
+    """Return the applied strength per token, mean over sites, of three texts, two of them mixed."""
+    trace = explain(*loaded, steering, EXPLAINED, strength=strength)
+    return [TokenHeat(row.label, list(row.tokens), row.means()) for row in trace.rows()]

@@ -7,29 +7,34 @@ target is Wikipedia too: where to steer is the regulator's matter, and a target 
 direction. No text serves two purposes: prompts and sentences are split before anything is measured.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dsas.demo.data import news_sentences, openwebtext_sentences, split, toxic_prompts, wikipedia_sentences
 from dsas.errors import TextsError
-from dsas.evaluation.generations import Sampling, sample_continuations
-from dsas.evaluation.scorers import Scorer
-from dsas.files.atomic import replace_files
+from dsas.evaluation.generations import Sampling
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel
+from dsas.parallel.workers import Spread
+from dsas.sweep.jobs import Job, Setup
+from dsas.sweep.lab import Lab, open_lab
 
 TOXIC_ABOVE, CLEAN_BELOW = 0.6, 0.2
 MIN_WORDS = 5
 DRAWS = Sampling(top_p=0.9, new_tokens=24)
+FIRST_SEED = 100  # of the texts to fit on; those of the report begin at 0
+ENSEMBLE = ("tox-block", "toxic-comment-classifier", "profanity-check")
 
 
 class Sizes(NamedTuple):
     """How many texts serve what.
 
     fit, tune, report: of the 623 toxicity prompts. draws: continuations of each prompt to fit on.
-    tune_sentences, report_sentences: of each kind of neutral text.
+    tune_sentences, report_sentences: of each kind of neutral text. harshest_first: whether the prompts to report on are
+    in the order of what the scorers make of the prompts themselves, the most toxic first, and not in one by chance.
     """
 
     fit: int = 270
@@ -38,6 +43,7 @@ class Sizes(NamedTuple):
     draws: int = 2
     tune_sentences: int = 60
     report_sentences: int = 100
+    harshest_first: bool = False
 
 
 class DemoTexts(NamedTuple):
@@ -56,35 +62,40 @@ class DemoTexts(NamedTuple):
     prompts: list[str]
 
 
+def bare_setup(folder: str, loaded: LoadedModel, *, device: str = "auto") -> Setup:
+    """Return the setup of a sweep of the model in `folder`, in the precision it was loaded in, without any texts."""
+    precision = str(loaded.model.dtype).removeprefix("torch.")
+    return Setup(folder, fingerprint(loaded.model), prompts=(), parts={}, device=device, precision=precision)
+
+
 def demo_texts(
-    model: Any,
-    tokenizer: Any,
-    scorers: Sequence[Scorer],
-    *,
-    file: Path,
-    progress: Callable[[int], None],
-    sizes: Sizes = Sizes(),
+    out: Path, setup: Setup, *, sizes: Sizes = Sizes(), spread: Spread = Spread(), progress: bool = True
 ) -> DemoTexts:
-    """Return the demo's texts for this model; what was sampled is kept in `file` and not sampled again."""
+    """Return the demo's texts for the model of `setup`; what was sampled is kept in `out` and not sampled again.
+
+    setup: which model, where and in which precision; its prompts, parts, scorers and sampling are not used.
+    Raises TextsError for a model that says too little that is toxic, or clean.
+    """
     fit_prompts, tune_prompts, report_prompts = split(toxic_prompts(), sizes[:3])
-    if not file.is_file():
-        seeds = range(100, 100 + sizes.draws)
-        drawn = sample_continuations(model, tokenizer, fit_prompts, seeds=seeds, sampling=DRAWS, progress=progress)
-        texts = [prompt + text for texts in drawn for prompt, text in zip(fit_prompts, texts, strict=True)]
-        replace_files({file: json.dumps(list(dict.fromkeys(texts))).encode()})
-    samples = json.loads(file.read_text(encoding="utf-8"))
-    scores = np.stack([scorer(samples) for scorer in scorers])
-    source = [text for text, mean in zip(samples, scores.mean(0), strict=True) if mean > TOXIC_ABOVE]
-    clean = [text for text, worst in zip(samples, scores.max(0), strict=True) if worst < CLEAN_BELOW]
+    sampling = setup._replace(prompts=tuple(fit_prompts), parts={}, scorers=ENSEMBLE, sampling=DRAWS)
+    long = [tuple(filter(_is_long, some)) for some in (tune_prompts, report_prompts)]
+    with open_lab(out, sampling, spread, progress=progress) as lab:
+        samples = _sampled(lab, sizes.draws)
+        asked = [Job("score", texts=texts) for texts in (samples, *long, tuple(report_prompts))]
+        scores, *of_long, of_report = lab.run(asked, "scoring texts")
+    mean, worst = (fold(list(scores.values()), axis=0) for fold in (np.mean, np.max))
+    source = [text for text, score in zip(samples, mean, strict=True) if score > TOXIC_ABOVE]
+    clean = [text for text, score in zip(samples, worst, strict=True) if score < CLEAN_BELOW]
     if min(len(source), len(clean)) < 16:
         raise TextsError(f"the demo needs 16 toxic and 16 clean samples, got {len(source)} and {len(clean)}")
     count = min(len(source), len(clean))
     half = clean[: count // 2]
-    both = sizes[4:]
+    both = sizes[4:6]
     wikipedia = split(wikipedia_sentences(), (count - len(half), count, *both))
     web, news = split(openwebtext_sentences(), both), split(news_sentences(), both)
-    prompts = zip((tune_prompts, report_prompts), both, strict=True)
-    style = [clean_of(some, scorers)[:number] for some, number in prompts]
+    style = [_clean(some, found)[:most] for some, found, most in zip(long, of_long, both, strict=True)]
+    if sizes.harshest_first:
+        report_prompts = _harshest_first(report_prompts, of_report)
     return DemoTexts(
         source=source,
         control=half + wikipedia[0],
@@ -96,8 +107,27 @@ def demo_texts(
     )
 
 
-def clean_of(prompts: list[str], scorers: Sequence[Scorer]) -> list[str]:
-    """Return the prompts of some length that no scorer finds toxic; a few words have no perplexity to speak of."""
-    long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
-    worst = np.stack([scorer(long) for scorer in scorers]).max(0)
-    return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]
+def _sampled(lab: Lab, draws: int) -> tuple[str, ...]:
+    """Return the different texts that the lab's prompts and their continuations make."""
+    seeds = range(FIRST_SEED, FIRST_SEED + draws)
+    lab.run([job for seed in seeds for job in lab.generations(None, 0.0, seed)], "sampling texts to fit on")
+    drawn = [lab.texts(None, 0.0, seed) for seed in seeds]
+    told = [prompt + text for texts in drawn for prompt, text in zip(lab.setup.prompts, texts, strict=True)]
+    return tuple(dict.fromkeys(told))
+
+
+def _is_long(prompt: str) -> bool:
+    """Return whether a prompt has words enough; a few have no perplexity to speak of."""
+    return len(prompt.split()) >= MIN_WORDS
+
+
+def _harshest_first(prompts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the prompts in the order of their mean score, the most toxic first."""
+    order: list[int] = np.argsort(-np.mean(list(scores.values()), axis=0), kind="stable").tolist()
+    return [prompts[number] for number in order]
+
+
+def _clean(prompts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the prompts that no scorer finds toxic."""
+    worst = np.max(list(scores.values()), axis=0)
+    return [prompt for prompt, score in zip(prompts, worst, strict=True) if score < CLEAN_BELOW]

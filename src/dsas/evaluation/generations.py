@@ -9,6 +9,7 @@ Left out: beams.
 Source: method.md section 6; the sampling is that of arXiv 2503.10679.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def sample_continuations(
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
         for place, seed in enumerate(seeds):
             for number, batch in enumerate(batches(rows, sampling.batch_size, pad=fill, side="left")):
-                torch.manual_seed(1_000_003 * seed + number)
+                torch.manual_seed(_seed_of(seed, number))
                 drawn = _draw(model, batch, sampling, fill, streamer)
                 for row, text in zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True):
                     texts[place][row] = text
@@ -86,6 +87,38 @@ def sample_continuations(
                 if progress is not None:
                     progress(done)
     return texts
+
+
+def sample_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    number: int,
+    *,
+    seed: int,
+    sampling: Sampling = PUBLISHED,
+) -> dict[int, str]:
+    """Return the continuations of one batch of the prompts, each under the number of its prompt.
+
+    They are those that `sample_continuations` gives for that seed, so several processes may share its work.
+    number: of the batch, below `batch_count`. Raises what `sample_continuations` raises.
+    """
+    _check(sampling, (seed,))
+    rows, fill = tokenize(tokenizer, prompts), pad_token(tokenizer)
+    batch = list(batches(rows, sampling.batch_size, pad=fill, side="left"))[number]
+    with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
+        torch.manual_seed(_seed_of(seed, number))
+        drawn = _draw(model, batch, sampling, fill, None)
+    return dict(zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True))
+
+
+def batch_count(prompts: Sequence[str], sampling: Sampling) -> int:
+    """Return how many batches the prompts make."""
+    return math.ceil(len(prompts) / sampling.batch_size)
+
+
+def _seed_of(seed: int, batch: int) -> int:
+    return 1_000_003 * seed + batch
 
 
 class _Draw(LogitsProcessor):

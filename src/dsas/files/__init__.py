@@ -1,1 +1,1 @@
-"""Files: texts, pinned packages, atomic writes, remembered results."""
+"""Files: texts, pinned packages, atomic writes, results that resume."""

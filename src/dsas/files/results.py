@@ -1,23 +1,58 @@
-"""Results: measurements that take long, kept as JSON files that are named by what they depend on."""
+"""Results: measurements that take long, each in a JSON file of its own, so that an interruption repeats none of them.
+
+A file is named by what was measured and by a hash over all that the result depends on: `read-0f3c....json`. So a result
+is found again only where everything is as it was, and whoever measured it, in whichever process, need not do it twice.
+
+Limitations: nothing is ever deleted, and what a result depends on cannot be read back from its file.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
+from dsas.errors import DsasWarning
 from dsas.files.atomic import replace_files
 
-
-def remembered(folder: Path, depends: Sequence[Any], measure: Callable[[], Any]) -> Any:
-    """Return what `measure` gives (JSON-ready), from a file in `folder` when all it depends on is what it was."""
-    file = memory_file(folder, depends)
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_files({file: json.dumps(measure()).encode()})
-    return json.loads(file.read_text(encoding="utf-8"))
+FORMAT = 2  # of the files: raise it when what they hold changes its meaning
 
 
-def memory_file(folder: Path, depends: Sequence[Any]) -> Path:
-    """Return the file that remembers what depends on these JSON-ready values."""
-    return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]}.json"
+@final
+class Results:
+    """The results in one folder, which is made when the first of them comes.
+
+    name: what was measured, in letters that a file name may have. depends: JSON-ready values, all that the result
+    depends on. A result is JSON-ready, too, and not None.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+
+    def get(self, name: str, depends: Any) -> Any:
+        """Return the result, or None where there is none; a file that cannot be read warns and counts as none."""
+        file = self._file(name, depends)
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))["result"]
+        except (ValueError, KeyError, TypeError):
+            warnings.warn(f"{file} is damaged: what it held is measured again", DsasWarning, stacklevel=2)
+            return None
+
+    def put(self, name: str, depends: Any, result: Any) -> None:
+        """Keep a result; what was there under its name is replaced once the whole file is on disk."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        replace_files({self._file(name, depends): json.dumps({"result": result}).encode()})
+
+    def remember(self, name: str, depends: Any, measure: Callable[[], Any]) -> Any:
+        """Return the result, which is measured and kept where there is none."""
+        if (found := self.get(name, depends)) is not None:
+            return found
+        self.put(name, depends, measure())
+        return self.get(name, depends)
+
+    def _file(self, name: str, depends: Any) -> Path:
+        said = json.dumps([FORMAT, name, depends], sort_keys=True)
+        return self._folder / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, final
 
-import torch
 from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError, OptionError
@@ -82,7 +81,6 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         from dsas.model.loading import load_model  # loads transformers, which `import dsas` must not
 
-        torch.set_num_threads(source.threads)
         loaded = load_model(source.model, device=source.device, precision=source.precision)
         if fingerprint(loaded.model) != source.fingerprint:
             raise ModelMismatchError(

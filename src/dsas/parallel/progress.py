@@ -1,12 +1,116 @@
-"""Progress: one kind of bar for all long work."""
+"""Progress: one kind of bar for all long work, on stderr; plain lines where stderr is no terminal.
+
+    sampling: 3 of 9, 1:20 left
+
+Without a terminal there is a line when a task begins, at most one every ten seconds while it goes on, and one when it
+ends. The time left is that of the work done so far, item by item, so it is rough where items differ.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+SECONDS_BETWEEN_LINES = 10.0
+Item = TypeVar("Item")
 
 
-def progress_bar(show: bool) -> Progress:
-    """Return the progress bar of all long work here, on stderr, silent when not shown."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not show, transient=True)
+def progress_bar(show: bool) -> "Bar":
+    """Return the progress bar of all long work here, silent when not shown."""
+    return Bar(Console(stderr=True), show=show)
+
+
+@final
+class _Lines:
+    """A task told in lines: what is done, of how much, and how long the rest takes."""
+
+    def __init__(self, write: Callable[[str], None], what: str, total: int | None, done: int) -> None:
+        self._write, self.what, self._total, self._first = write, what, total, done
+        self.done, self._begun = done, time.monotonic()
+        self._written, self._ended = self._begun, False
+        self._write(what if total is None else f"{what}: {self._counted()}")
+
+    def advance(self, done: int) -> None:
+        """Take note of what is done, and write a line when it is time for one."""
+        self.done = done
+        now = time.monotonic()
+        if self._total is not None and done >= self._total:
+            self.end()
+        elif now - self._written >= SECONDS_BETWEEN_LINES:
+            self._written = now
+            self._write(f"{self.what}: {self._counted()}{self._left(now - self._begun)}")
+
+    def end(self) -> None:
+        """Write the last line, once."""
+        if not self._ended and self.done > self._first:
+            self._write(f"{self.what}: {self._counted()} in {_said(time.monotonic() - self._begun)}")
+        self._ended = True
+
+    def _counted(self) -> str:
+        return f"{self.done} done" if self._total is None else f"{self.done} of {self._total}"
+
+    def _left(self, seconds: float) -> str:
+        here = self.done - self._first
+        return f", {_said(seconds * (self._total - self.done) / here)} left" if self._total and here > 0 else ""
+
+
+@final
+class Bar:
+    """The tasks of some long work, drawn as bars on a terminal and told in lines elsewhere; a context manager."""
+
+    def __init__(self, console: Console, *, show: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._drawn = Progress(*columns, console=console, disable=not show or not console.is_terminal, transient=True)
+        self._console, self._plain = console, show and not console.is_terminal
+        self._lines: dict[TaskID, _Lines] = {}
+
+    def __enter__(self) -> "Bar":
+        self._drawn.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drawn.stop()
+        for lines in self._lines.values() if kind is None else ():
+            lines.end()
+
+    def add_task(self, what: str, *, total: int | None, completed: int = 0) -> TaskID:
+        """Begin a task of `total` items, or of nobody knows how many; `completed` of them were done before."""
+        task = self._drawn.add_task(what, total=total, completed=completed)
+        if self._plain:
+            self._lines[task] = _Lines(self._write, what, total, completed)
+        return task
+
+    def advance(self, task: TaskID, items: int = 1) -> None:
+        """Take note of some more items that are done."""
+        self._drawn.advance(task, items)
+        if self._plain:
+            self._lines[task].advance(self._lines[task].done + items)
+
+    def update(self, task: TaskID, *, completed: int, description: str = "") -> None:
+        """Take note of how many items are done in all, and of what is being done, unless that is empty."""
+        self._drawn.update(task, completed=completed, description=description or None)
+        if self._plain:
+            self._lines[task].what = description or self._lines[task].what
+            self._lines[task].advance(completed)
+
+    def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:
+        """Give the items, each of which is done when the next one is asked for."""
+        count = len(items) if total is None and hasattr(items, "__len__") else total  # pyright: ignore[reportArgumentType]
+        task = self.add_task(description, total=count)
+        for item in items:
+            yield item
+            self.advance(task)
+
+    def _write(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _said(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"

@@ -4,17 +4,24 @@ A *job* is anything that can be pickled; who does it is made by each worker for 
 pickled, too, and has a method `run(job)`. So a model is loaded once a worker and takes its memory once a worker; on a
 cluster its folder (or the hub) must be readable on every node.
 
+Several workers of one thread each lose to a busy neighbour the share of the processor that it takes, and no more;
+several threads of one process would wait for one another at every step. In this process, jobs run with the number of
+threads that was asked for, and between them torch has the threads that it had.
+
 Results come as they are done, in any order, and are the caller's to keep. A worker that dies, killed or out of memory,
 takes only its own job with it: that job is started again, three times at most.
 """
 
 import multiprocessing
+import os
 import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
 
 import torch
@@ -22,6 +29,7 @@ import torch
 from dsas.errors import DsasWarning, MissingExtraError, OptionError, WorkerError
 
 ATTEMPTS = 3
+MEMORY = Path("/proc/meminfo")
 
 
 class Spread(NamedTuple):
@@ -37,6 +45,29 @@ class Spread(NamedTuple):
     def threads(self) -> int:
         """How many of torch's threads each worker gets: an equal share of this process's; 1 on a cluster."""
         return 1 if self.ray else max(1, torch.get_num_threads() // max(1, self.workers))
+
+
+def workers_that_fit(each: int) -> int:
+    """Return how many workers of one thread this machine has processors for, and memory, of which each takes so much.
+
+    each: bytes, > 0. At least 1. Limitations: where there is no /proc/meminfo, memory is not looked at.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not MEMORY.is_file():
+        return processors
+    fields = dict(line.split(":") for line in MEMORY.read_text(encoding="ascii").splitlines())
+    return max(1, min(processors, int(fields["MemAvailable"].split()[0]) * 1024 // each))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch have `count` threads inside, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Runs(Protocol):
@@ -75,26 +106,29 @@ class Workers(ABC):
 def workers_of(make: Callable[[], Runs], spread: Spread, *, threads: int = 1) -> Workers:
     """Return the workers that were asked for; none of them has begun yet.
 
-    make: makes who does the jobs, in each worker. threads: processors that a job takes on a cluster.
+    make: makes who does the jobs, in each worker. threads: torch's in every worker; a cluster keeps as many processors
+    for a job.
     Raises OptionError for workers < 1 or an address that does not answer, MissingExtraError without ray.
     """
     if spread.workers < 1:
         raise OptionError(f"expected at least one worker, got {spread.workers}")
     if spread.ray:
         return _OverRay(make, spread.ray, threads)
-    return _OverProcesses(make, spread.workers) if spread.workers > 1 else _Here(make)
+    return _OverProcesses(make, spread.workers, threads) if spread.workers > 1 else _Here(make, threads)
 
 
 @final
 class _Here(Workers):
-    def __init__(self, make: Callable[[], Runs]) -> None:
-        self._make, self._worker = make, None
+    def __init__(self, make: Callable[[], Runs], threads: int) -> None:
+        self._make, self._threads, self._worker = make, threads, None
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run one after the other."""
         for number, job in enumerate(jobs):
-            self._worker = self._worker or self._make()
-            yield Done(number, self._worker.run(job))
+            with torch_threads(self._threads):
+                self._worker = self._worker or self._make()
+                result = self._worker.run(job)
+            yield Done(number, result)
 
     def close(self) -> None:
         """Do nothing: there is no one to end."""
@@ -103,8 +137,13 @@ class _Here(Workers):
 _worker: Runs | None = None  # of a worker process
 
 
-def _begin(make: Callable[[], Runs]) -> None:
+def _begin(make: Callable[[], Runs], threads: int) -> None:
     global _worker
+    torch.set_num_threads(threads)
+    with suppress(ImportError):  # a bar per worker would tear the one that shows the progress of all
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     _worker = make()
 
 
@@ -115,8 +154,8 @@ def _work(job: Any) -> Any:
 
 @final
 class _OverProcesses(Workers):
-    def __init__(self, make: Callable[[], Runs], count: int) -> None:
-        self._make, self._count = make, count
+    def __init__(self, make: Callable[[], Runs], count: int, threads: int) -> None:
+        self._begun, self._count = (make, threads), count
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
@@ -147,13 +186,14 @@ class _OverProcesses(Workers):
 
     def _started(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=(self._make,))
+        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=self._begun)
 
 
 _served: dict[str, Runs] = {}  # of a Ray worker process, by whom it works for; it keeps the last one only
 
 
-def _work_on_ray(make: Callable[[], Runs], whom: str, job: Any) -> Any:
+def _work_on_ray(make: Callable[[], Runs], threads: int, whom: str, job: Any) -> Any:
+    torch.set_num_threads(threads)
     if whom not in _served:
         _served.clear()
         _served[whom] = make()
@@ -170,12 +210,13 @@ class _OverRay(Workers):
         self._ray: Any = ray
         _connect(ray, address)
         self._work = ray.remote(max_retries=ATTEMPTS, num_cpus=threads)(_work_on_ray)
-        self._make, self._whom = ray.put(make), uuid.uuid4().hex
+        self._make, self._threads, self._whom = ray.put(make), threads, uuid.uuid4().hex
         self._waiting: dict[Any, int] = {}
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run as many at once as the cluster has processors for; Ray starts again what dies."""
-        self._waiting = {self._work.remote(self._make, self._whom, job): number for number, job in enumerate(jobs)}
+        same = (self._make, self._threads, self._whom)
+        self._waiting = {self._work.remote(*same, job): number for number, job in enumerate(jobs)}
         while self._waiting:
             (ready,), _ = self._ray.wait(list(self._waiting), num_returns=1)
             number = self._waiting.pop(ready)

@@ -11,16 +11,19 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsas.errors import TextsError, closest
 from dsas.evaluation.fluency import distinct_2
 from dsas.evaluation.intervals import Interval
 from dsas.reports.wording import DISTINCT, OF_PICTURES, OF_TEXTS, Wording
-from dsas.sweep.pareto import Comparison, LeastToxic, compare, costs_of, hypervolumes
-from dsas.sweep.plan import Plan, SeriesPlan
-from dsas.sweep.resampling import ALL, TOXIC, Resampled
-from dsas.sweep.samples import UNSTEERED, Samples
+from dsas.sweep.pareto import Comparison, LeastToxic, compare, costs_of, hypervolumes, least_toxic
+from dsas.sweep.plan import Plan, SeriesPlan, read_plan
+from dsas.sweep.resampling import ALL, TOXIC, Resampled, resample
+from dsas.sweep.samples import UNSTEERED, Samples, read_samples
 
+SAMPLES, PLAN = "samples.jsonl", "sweep.json"
 _ENDS = ("", " low", " high")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -41,6 +44,37 @@ class Estimates(NamedTuple):
     prompts: int
     seeds: int
     wording: Wording = OF_TEXTS
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row per cell: every measure with its 95 % interval, JSON-ready."""
+        return [
+            {
+                "series": series,
+                "strength": strength,
+                **{f"{measure} {kind}": interval._asdict() for (measure, kind), interval in measures.items()},
+            }
+            for (series, strength), measures in self.cells.items()
+        ]
+
+
+class Sweep(NamedTuple):
+    """What a sweep set out to measure, its samples, and every figure that they give."""
+
+    plan: Plan
+    samples: Samples
+    found: Estimates
+
+
+def read_sweep(folder: str | Path, *, resamples: int = 2000, seed: int = 0) -> Sweep:
+    """Read the files of a sweep and estimate its figures; resamples and seed are those of the bootstrap.
+
+    Raises TextsError for files that are not a sweep's or do not belong together.
+    """
+    folder = Path(folder)
+    plan, samples = read_plan(folder / PLAN), read_samples(folder / SAMPLES)
+    _check(plan, samples, folder)
+    drawn = resample(samples, resamples=resamples, seed=seed)
+    return Sweep(plan, samples, estimate(samples, drawn, least_toxic(drawn)))
 
 
 def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxic]) -> Estimates:
@@ -63,11 +97,36 @@ def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxi
     )
 
 
+def _check(plan: Plan, samples: Samples, folder: Path) -> None:
+    planned = {each.name for each in plan.series}
+    for cell in samples.cells[1:]:
+        if cell.series not in planned:
+            raise TextsError(f"{folder / PLAN}: no series {cell.series!r}; closest: {closest(cell.series, planned)}")
+    if not 0 <= min(samples.prompts) <= max(samples.prompts) < len(plan.prompts):
+        ends = f"{min(samples.prompts)} to {max(samples.prompts)}"
+        raise TextsError(f"{folder / PLAN} has {len(plan.prompts)} prompts, the samples are of prompts {ends}")
+
+
 def chosen_cells(plan: Plan, found: Estimates) -> dict[str, tuple[str, float]]:
     """Return the cell of every series at its chosen strength, unsteered first; those not measured are left out."""
     cells = {UNSTEERED: (UNSTEERED, 0.0)}
     cells |= {each.name: (each.name, each.chosen) for each in plan.series if each.chosen is not None}
     return {name: cell for name, cell in cells.items() if cell in found.cells}
+
+
+def summary(found: Estimates, chosen: Mapping[str, float | None]) -> list[str]:
+    """Return the headline figures as lines for a terminal: the unsteered model, and each series at its strength."""
+    lines = []
+    for series, strength in {UNSTEERED: 0.0, **chosen}.items():
+        if strength is None:
+            lines.append(f"{series}: no strength on the grid keeps the budget")
+            continue
+        measures, (cost, _) = found.cells[series, strength], found.wording.measure
+        shares = [f"{kind} {percent(one)}" for (measure, kind), one in measures.items() if measure == TOXIC]
+        costs = [f"{kind} {plain(one)}" for (measure, kind), one in measures.items() if measure == cost]
+        lines += [f"{series} at strength {strength:g}", f"  {found.wording.goal}: {', '.join(shares)}"]
+        lines.append(f"  {cost}: {', '.join(costs)}")
+    return lines
 
 
 def table_csv(found: Estimates) -> str:

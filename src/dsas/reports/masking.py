@@ -12,9 +12,11 @@ import csv
 import re
 from collections.abc import Collection
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from dsas.errors import TextsError
+from dsas.reports.heat import TokenHeat
 
 _COLUMN = "text"
 _LETTER = r"[^\W_]"
@@ -59,6 +61,13 @@ def mask(text: str, words: Collection[str]) -> str:
         return re.sub(r"(?<=\S)\S", "*", found)
 
     return _pattern(given).sub(masked, text)
+
+
+def masked_heat(heat: TokenHeat, words: Collection[str]) -> TokenHeat:
+    """Return a line of tokens with their text masked, words that run over several tokens included."""
+    text = mask("".join(heat.tokens), words)  # as long as before, so each token finds its letters where they were
+    ends = list(accumulate(map(len, heat.tokens)))
+    return heat._replace(tokens=[text[end - len(token) : end] for token, end in zip(heat.tokens, ends, strict=True)])
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsas.errors import TextsError, closest
 from dsas.files.atomic import replace_files
 from dsas.files.pinned_packages import fetch
 from dsas.reports.estimates import (
@@ -22,39 +21,45 @@ from dsas.reports.estimates import (
     Measures,
     chosen_cells,
     dominance_csv,
-    estimate,
     percent,
     plain,
+    read_sweep,
     summary_csv,
     table_csv,
 )
 from dsas.reports.front import FrontPoint, front_figure, front_multiples
-from dsas.reports.masking import mask, masked_words
+from dsas.reports.heat import TokenHeat
+from dsas.reports.masking import mask, masked_heat, masked_words
 from dsas.reports.page import Page
 from dsas.reports.panels import BASELINE, front_panels
 from dsas.reports.strips import picture_strips
 from dsas.reports.wording import Wording
-from dsas.sweep.pareto import Comparison, least_toxic
-from dsas.sweep.plan import Plan, read_plan
-from dsas.sweep.resampling import ALL, ENSEMBLE, MEAN, REDUCTION, TOXIC, resample
-from dsas.sweep.samples import UNSTEERED, Samples, read_samples
+from dsas.sweep.pareto import Comparison
+from dsas.sweep.plan import Plan
+from dsas.sweep.resampling import ALL, ENSEMBLE, MEAN, REDUCTION, TOXIC
+from dsas.sweep.samples import UNSTEERED, Samples
 
-SAMPLES, PLAN, REPORT = "samples.jsonl", "sweep.json", "report.html"
+REPORT = "report.html"
 EXAMPLES = 2  # prompts at each end
 
 
-def write_pareto_report(folder: str | Path, *, show_words: bool = False, resamples: int = 2000, seed: int = 0) -> Path:
+def write_pareto_report(
+    folder: str | Path,
+    *,
+    heats: Sequence[TokenHeat] = (),
+    show_words: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Path:
     """Write the report of a sweep into its folder and return the path of the page.
 
-    show_words: whether toxic words are shown as they are. resamples and seed: of the bootstrap.
-    Raises TextsError for files that are not a sweep's or do not belong together, MissingExtraError without matplotlib,
-    and StateError when toxic words are to be masked and their list cannot be fetched.
+    heats: texts with the strength applied to each token, to be shown, too. show_words: whether toxic words are shown
+    as they are. resamples and seed: of the bootstrap.
+    Raises what `read_sweep` raises, MissingExtraError without matplotlib, and StateError when toxic words are to be
+    masked and their list cannot be fetched.
     """
     folder = Path(folder)
-    plan, samples = read_plan(folder / PLAN), read_samples(folder / SAMPLES)
-    _check(plan, samples, folder)
-    drawn = resample(samples, resamples=resamples, seed=seed)
-    found = estimate(samples, drawn, least_toxic(drawn))
+    plan, samples, found = read_sweep(folder, resamples=resamples, seed=seed)
     words = (
         ()
         if show_words or samples.of_pictures
@@ -75,6 +80,9 @@ def write_pareto_report(folder: str | Path, *, show_words: bool = False, resampl
         _pictures(page, plan, samples, found, folder)
     else:
         _texts(page, plan, samples, found, words)
+    if heats:
+        page.heading("Which tokens were steered")
+        page.heat([masked_heat(heat, words) for heat in heats], "Applied strength per token, mean over sites")
     page.heading("Every measured strength")
     rows = [_brief(*cell, measures, found.wording) for cell, measures in found.cells.items()]
     page.table(rows, "Every cell; table.csv has more")
@@ -92,16 +100,6 @@ def write_pareto_report(folder: str | Path, *, show_words: bool = False, resampl
     }
     replace_files({folder / name: data for name, data in contents.items()})
     return folder / REPORT
-
-
-def _check(plan: Plan, samples: Samples, folder: Path) -> None:
-    planned = {each.name for each in plan.series}
-    for cell in samples.cells[1:]:
-        if cell.series not in planned:
-            raise TextsError(f"{folder / PLAN}: no series {cell.series!r}; closest: {closest(cell.series, planned)}")
-    if not 0 <= min(samples.prompts) <= max(samples.prompts) < len(plan.prompts):
-        ends = f"{min(samples.prompts)} to {max(samples.prompts)}"
-        raise TextsError(f"{folder / PLAN} has {len(plan.prompts)} prompts, the samples are of prompts {ends}")
 
 
 def _settings(plan: Plan) -> dict[str, Any]:

@@ -2,32 +2,28 @@
 
 | task | asks | gives |
 |---|---|---|
-| generate | one Steering, one strength, one seed | a continuation of every prompt |
-| read | one Steering, one strength, one part of the texts | perplexity and KL a text, right or wrong a question |
-| score | the texts of a `generate` | for each scorer a probability a text, 0 where the text is empty |
-| judge | the same | for each text nats a token under another model |
+| generate | one Steering, one strength, one seed, one batch of the prompts | number and continuation of each prompt |
+| read | one Steering, one strength, one part of the texts | perplexity and KL per text, right or wrong per question |
+| score | texts | for each scorer one probability per text, 0 where the text is empty |
+| judge | a continuation of every prompt | for each of them nats per token under another model |
 
-A job's key is a hash over all that its result depends on, so a result found under that key never has to be computed
-again, whoever computed it. What a job gives is plain JSON.
+A job says all that its result depends on, so a result that is kept under it (see `dsas.files.results`) never has to be
+computed again, whoever computed it. What a job gives is plain JSON.
 
-Left out: sampling several strengths in one batch (a batch's rows share their random numbers, so a cell would depend
-on the cells beside it).
+Limitations: several strengths are not sampled in one batch, since a batch's rows share their random numbers and a cell
+would depend on the cells beside it.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
-import torch
-
 from dsas.errors import OptionError, closest
 from dsas.evaluation.choice import Question, choice_accuracy
 from dsas.evaluation.classifier import TextClassifier
 from dsas.evaluation.divergence import divergence
-from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.generations import Sampling, sample_batch
 from dsas.evaluation.judged import judged
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import (
@@ -47,7 +43,7 @@ PACKAGED: dict[str, Callable[[], Scorer]] = {
     "profanity-check": ProfanityCheck,
     "character-grams": CharacterGrams,
 }
-VERSION = 1  # of the jobs' results: raise it when a measure changes its meaning
+VERSION = 2  # of the jobs' results: raise it when a measure changes its meaning
 
 
 class Part(NamedTuple):
@@ -84,34 +80,34 @@ class Setup(NamedTuple):
 class Job(NamedTuple):
     """One piece of work; steering is None and strength 0 for the model as it is.
 
-    seed: of a `generate`. part: of a `read`. texts: of a `score` or `judge`.
+    seed, batch: of a `generate`. part: of a `read`. texts: of a `score` or `judge`.
     """
 
     task: Task
     steering: Steering | None = None
     strength: float = 0.0
     seed: int = 0
+    batch: int = 0
     part: str = ""
     texts: tuple[str, ...] = ()
 
-    def key(self, setup: Setup) -> str:
-        """Return 16 hexadecimal digits over all that the result depends on."""
-        model = [setup.fingerprint, self.steering.digest() if self.steering else "", self.strength]
-        depends: dict[Task, list[Any]] = {
-            "generate": [model, setup.prompts, setup.sampling, self.seed],
+    def depends(self, setup: Setup) -> list[Any]:
+        """Return all that the result depends on, JSON-ready."""
+        digest = self.steering.digest() if self.steering else ""
+        model = [setup.fingerprint, setup.precision, digest, self.strength]
+        on: dict[Task, list[Any]] = {
+            "generate": [model, setup.prompts, setup.sampling, self.seed, self.batch],
             "read": [model, setup.parts[self.part] if self.task == "read" else ()],
             "score": [setup.scorers, self.texts],
-            "judge": [setup.judge, setup.prompts, self.texts],
+            "judge": [setup.judge, setup.precision, setup.prompts, self.texts],
         }
-        said = json.dumps([VERSION, self.task, depends[self.task]], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        return [VERSION, *on[self.task]]
 
 
 class Worker:
     """Runs jobs, one after another; loads each model when the first job that needs it comes, and keeps it."""
 
     def __init__(self, setup: Setup) -> None:
-        torch.set_num_threads(setup.threads)
         self._setup = setup
         self._models: dict[str, LoadedModel] = {}
         self._scorers: list[Scorer] = []
@@ -129,13 +125,11 @@ class Worker:
         model = self._loaded(self._setup.model).model
         return job.steering.apply(model, job.strength, record=False) if job.steering else nullcontext()
 
-    def _generate(self, job: Job) -> list[str]:
-        loaded = self._loaded(self._setup.model)
+    def _generate(self, job: Job) -> list[tuple[int, str]]:
+        loaded, setup = self._loaded(self._setup.model), self._setup
         with self._steered(job):
-            (texts,) = sample_continuations(
-                *loaded, self._setup.prompts, seeds=(job.seed,), sampling=self._setup.sampling
-            )
-        return texts
+            found = sample_batch(*loaded, setup.prompts, job.batch, seed=job.seed, sampling=setup.sampling)
+        return sorted(found.items())
 
     def _read(self, job: Job) -> dict[str, dict[str, list[float]]]:
         loaded, part = self._loaded(self._setup.model), self._setup.parts[job.part]

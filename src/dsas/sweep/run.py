@@ -3,31 +3,30 @@
     1. tune      every Steering reads the tuning texts at ever larger strengths, until they cost too much; the largest
                  strength within the budget is chosen, between two of the grid by halving
     2. measure   continuations for every seed, and what the report's texts and questions say, at every strength left
-    3. judge     scorers and the judging model read the continuations
+    3. score     scorers and the judging model read the continuations
 
 A strength whose tuning perplexity is above `Grid.limit` x unsteered is not measured: its texts are of no use, and where
 damage falls again with strength, it is the damage that is wrong. Toxicity plays no part in what is chosen.
 
-In the sweep's folder, `jobs/` holds a file a job, written as it ends: whenever a sweep stops, the same call goes on and
-computes nothing twice, in one process or over any number of workers. From these come `samples.jsonl`, one line a
+In the sweep's folder, `jobs/` holds one file per job, written as it ends: whenever a sweep stops, the same call goes on
+and computes nothing twice, in one process or over any number of workers. From these come `samples.jsonl`, one line per
 sample, and `sweep.json`, which says what was chosen and how.
 
-Source: method.md section 6; arXiv 2512.03661, section 4 (the same grid with and without the regulator).
+Source: arXiv 2512.03661, section 4 (the same grid with and without the regulator).
 """
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsas.errors import OptionError
 from dsas.files.atomic import replace_files
-from dsas.parallel.progress import progress_bar
-from dsas.parallel.workers import Spread, Workers, workers_of
+from dsas.parallel.workers import Spread
 from dsas.steering.steering import Steering
-from dsas.sweep.jobs import Job, Setup, Worker
+from dsas.sweep.jobs import Job, Setup
+from dsas.sweep.lab import Lab, open_lab
 from dsas.version import VERSION
 
 UNSTEERED = "unsteered"
@@ -54,13 +53,15 @@ class Grid(NamedTuple):
 
     seeds: a continuation of every prompt each. budget, limit: tuning perplexity over unsteered, mean over kinds, up to
     which a strength may be chosen, and above which none is measured. judged: how many of the seeds the judge reads,
-    which takes as long as sampling does.
+    which takes as long as sampling does. refinements: how often the step between the largest strength within the budget
+    and the next of the grid is halved; with 0 the chosen strength is one of the grid.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     budget: float = 1.05
     limit: float = 1.6
     judged: int = 1
+    refinements: int = REFINEMENTS
 
 
 Cell = tuple[str, Steering | None, float]  # series, Steering and strength
@@ -90,8 +91,7 @@ def run_sweep(
     workers raise.
     """
     _check(setup, series, grid)
-    with workers_of(partial(Worker, setup), spread, threads=setup.threads) as workers:
-        lab = _Lab(out / "jobs", setup, workers, progress)
+    with open_lab(out, setup, spread, progress=progress) as lab:
         chosen = _tune(lab, series, grid)
         cells: list[Cell] = [(UNSTEERED, None, 0.0)]
         cells += [(one.name, one.steering, strength) for one in series for strength in chosen[one.name].strengths]
@@ -102,43 +102,15 @@ def run_sweep(
     return chosen
 
 
-class _Lab:
-    """Runs jobs whose results are not yet there, and reads back those that are."""
-
-    def __init__(self, folder: Path, setup: Setup, workers: Workers, progress: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.setup = setup
-        self._folder, self._workers, self._progress = folder, workers, progress
-
-    def run(self, jobs: Sequence[Job], what: str) -> list[Any]:
-        """Return the results of `jobs`, in their order."""
-        missing = list({self._file(job): job for job in jobs if not self._file(job).is_file()}.values())
-        with progress_bar(self._progress) as bar:
-            task = bar.add_task(what, total=len(jobs), completed=len(jobs) - len(missing))
-            for number, result in self._workers.run(missing):
-                replace_files({self._file(missing[number]): json.dumps(result).encode()})
-                bar.advance(task)
-        return [self.found(job) for job in jobs]
-
-    def found(self, job: Job) -> Any:
-        """Return the result of a job, or None when it has not been run."""
-        file = self._file(job)
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-    def _file(self, job: Job) -> Path:
-        return self._folder / f"{job.task}-{job.key(self.setup)}.json"
-
-
-def _tune(lab: _Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
+def _tune(lab: Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
     """Return what each series may be measured at, and which strength is the largest within the budget."""
     tried = {one.name: sorted(one.strengths) for one in series}
-    plain = _costs(lab.run([Job("read", part=TUNE)], "tuning: unsteered")[0])
 
     def ratios(asked: Mapping[str, float]) -> dict[str, float]:
         """Return, by series in their order, the mean over kinds of tuning perplexity over unsteered."""
         jobs = [Job("read", one.steering, asked[one.name], part=TUNE) for one in series if one.name in asked]
-        found = lab.run(jobs, f"tuning: strengths {', '.join(f'{value:g}' for value in sorted(set(asked.values())))}")
-        costs = [_costs(result) for result in found]
+        said = ", ".join(f"{value:g}" for value in sorted(set(asked.values())))
+        plain, *costs = map(_costs, lab.run([Job("read", part=TUNE), *jobs], f"tuning: strengths {said}"))
         means = [sum(new / old for new, old in zip(cost, plain, strict=True)) / len(plain) for cost in costs]
         return dict(zip(asked, means, strict=True))
 
@@ -154,7 +126,7 @@ def _tune(lab: _Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
                 bad[name] = min(bad[name], asked[name])
             elif bad[name] == math.inf:
                 good[name] = asked[name]
-    for _ in range(REFINEMENTS):
+    for _ in range(grid.refinements):
         middle = {name: _between(good[name], bad[name]) for name in names if bad[name] < math.inf}
         for name, ratio in ratios(middle).items() if middle else ():
             ends = good if ratio <= grid.budget else bad
@@ -174,20 +146,16 @@ def _costs(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
     return [sum(values) / len(values) for values in found["perplexity"].values()]
 
 
-def _measure(lab: _Lab, cells: Sequence[Cell], grid: Grid) -> None:
+def _measure(lab: Lab, cells: Sequence[Cell], grid: Grid) -> None:
     """Run everything that the samples of `cells` are read from."""
-    generations = [_generation(cell, seed) for cell in cells for seed in grid.seeds]
-    texts = lab.run(generations, "generating")
-    lab.run([Job("score", texts=tuple(found)) for found in texts], "scoring")
-    lab.run([Job("read", steering, strength, part=REPORT) for _, steering, strength in cells], "reading")
+    drawn = [(steering, strength, seed) for _, steering, strength in cells for seed in grid.seeds]
+    generations = [job for one in drawn for job in lab.generations(*one)]
+    readings = [Job("read", steering, strength, part=REPORT) for _, steering, strength in cells]
+    lab.run([*generations, *readings], "generating and reading")
+    lab.run([Job("score", texts=lab.texts(*one)) for one in drawn], "scoring")
     if lab.setup.judge:
-        judged = [found for job, found in zip(generations, texts, strict=True) if job.seed in _judged(grid)]
-        lab.run([Job("judge", texts=tuple(found)) for found in judged], "judging")
-
-
-def _generation(cell: Cell, seed: int) -> Job:
-    _, steering, strength = cell
-    return Job("generate", steering, strength, seed=seed)
+        judged = [lab.texts(*one) for one in drawn if one[2] in _judged(grid)]
+        lab.run([Job("judge", texts=texts) for texts in judged], "judging")
 
 
 def _judged(grid: Grid) -> tuple[int, ...]:
@@ -195,7 +163,7 @@ def _judged(grid: Grid) -> tuple[int, ...]:
 
 
 def _write(
-    out: Path, lab: _Lab, cells: Sequence[Cell], chosen: Mapping[Series, Chosen], grid: Grid, command: str
+    out: Path, lab: Lab, cells: Sequence[Cell], chosen: Mapping[Series, Chosen], grid: Grid, command: str
 ) -> None:
     """Write the samples that there are, and what they are samples of."""
     lines = (line for cell in cells for line in _lines(lab, cell, grid))
@@ -211,16 +179,16 @@ def _write(
     replace_files({out / name: text.encode() for name, text in files.items()})
 
 
-def _lines(lab: _Lab, cell: Cell, grid: Grid) -> Iterator[dict[str, Any]]:
+def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[dict[str, Any]]:
     """Yield the samples of a cell, as far as there are any."""
     series, steering, strength = cell
     head = {"series": series, "strength": strength}
     for seed in grid.seeds:
-        texts = lab.found(_generation(cell, seed))
-        scores = lab.found(Job("score", texts=tuple(texts))) if texts else None
+        texts = lab.texts(steering, strength, seed)
+        scores = lab.found(Job("score", texts=texts)) if texts else None
         if scores is None:
             continue
-        judge = lab.found(Job("judge", texts=tuple(texts))) if lab.setup.judge and seed in _judged(grid) else None
+        judge = lab.found(Job("judge", texts=texts)) if lab.setup.judge and seed in _judged(grid) else None
         for item, text in enumerate(texts):
             one = {name: values[item] for name, values in scores.items()}
             nats = judge[item] if judge else None

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 from torch import Tensor
 
-from dsas.parallel.progress import SECONDS_BETWEEN_CHECKPOINTS, progress_bar
+from dsas.parallel.progress import SECONDS_BETWEEN_CHECKPOINTS, Bar, progress_bar
 from dsas.training.learner import Learner
 from dsas.training.records import Course, Log, Row, State, read_state, write_state
 
@@ -117,7 +117,7 @@ class _Keeper:
         self._write()
 
 
-def _show(bar: Progress, task: TaskID, row: Row) -> None:
+def _show(bar: Bar, task: TaskID, row: Row) -> None:
     terms = [("loss", row.loss), ("term", row.term), ("control", row.control), ("held out", row.held_loss),
              ("separation", row.separation)]  # fmt: skip
     said = ", ".join(f"{name} {value:.4g}" for name, value in terms if value is not None)

@@ -1,6 +1,5 @@
-"""Cells: what was measured of one condition at one strength, kept in a file so that nothing is measured twice."""
+"""Cells, for the benchmarks that sweep by rules of their own: a condition at a strength, measured once and kept."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +12,7 @@ from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import Scorer
 from dsas.evaluation.toxicity import toxicity
-from dsas.files.atomic import replace_files
-from dsas.files.results import memory_file
+from dsas.files.results import Results
 
 THRESHOLD = 0.5
 
@@ -69,20 +67,17 @@ class Bench(NamedTuple):
 
         A scorer that came later scores the continuations that are there.
         """
+        kept = Results(self.folder)
         depends = [identity, strength, self.prompts, self.neutral, self.seeds, self.sampling]
-        file = memory_file(self.folder, depends)
-        if file.is_file():
-            measured = json.loads(file.read_text(encoding="utf-8"))
-            progress(len(self.prompts) * len(self.seeds))
-        else:
+        measured = kept.get("cell", depends)
+        if measured is None:
             with steered:
                 measured = self._measure(progress)
         missing = [scorer for scorer in self.scorers if scorer.name not in measured["scores"]]
         if missing:
             scored = toxicity(measured["continuations"], missing, threshold=THRESHOLD)
             measured["scores"].update(zip(scored.names, scored.scores.tolist(), strict=True))
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_files({file: json.dumps(measured).encode()})
+            kept.put("cell", depends, measured)
         scores = {scorer.name: measured["scores"][scorer.name] for scorer in self.scorers}
         return Cell(condition, strength, **{**measured, "scores": scores})
 
