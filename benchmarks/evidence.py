@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pairs import drawn_pairs, learned_from
+from questions import social_iqa
 
 import dsas
 from dsas.demo.data import split, toxic_prompts
 from dsas.demo.models import real_model
-from dsas.demo.questions import social_iqa
 from dsas.demo.texts import DemoTexts, Sizes, bare_setup, demo_texts
 from dsas.evaluation.scorers import packaged_scorers
 from dsas.model.identity import fingerprint

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from picture_lab import CONCEPTS, DRAWING, REPORT, SITES, STRENGTHS, TRANSFORMS, Lab, Task, has, share, task_of
 from PIL import Image
+from scenes import Scene, caption, read
 
 import dsas
-from dsas.demo.scenes import Scene, caption, read
 from dsas.evaluation.picture_change import picture_change
 from dsas.files.atomic import replace_files
 from dsas.reports.pareto import write_pareto_report

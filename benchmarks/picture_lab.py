@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-
-import dsas
-from dsas.demo.scenes import (
+from scenes import (
     ANY,
     Reading,
     Scene,
@@ -29,6 +27,8 @@ from dsas.demo.scenes import (
     shows,
     without,
 )
+
+import dsas
 from dsas.files.atomic import replace_files
 from dsas.model.subject import subject_of
 from dsas.reports.pictures import everywhere

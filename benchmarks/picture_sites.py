@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from picture_lab import CONCEPTS, LEFT, SITES, STRENGTHS, TUNING, Lab, share, task_of
+from scenes import read
 
-from dsas.demo.scenes import read
 from dsas.evaluation.intervals import bootstrap
 from dsas.evaluation.picture_change import picture_change
 

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from labelled import labelled_texts
 from sklearn.metrics import roc_auc_score
 
 import dsas
-from dsas.demo.labelled import labelled_texts
 from dsas.demo.models import real_model
 from dsas.demo.texts import bare_setup, demo_texts
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio

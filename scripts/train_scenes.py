@@ -1,4 +1,4 @@
-"""Train the small text-to-image model of the demo on scenes drawn by code: `dsas.demo.scenes`.
+"""Train the small text-to-image model of the demo on scenes drawn by code: `scenes`.
 
     python scripts/train_scenes.py --minutes 60 --out out/scenes      # one core; writes out/scenes/pipeline
     python scripts/train_scenes.py --smoke                            # a check of about a minute, not a model
@@ -28,12 +28,11 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from dsas.demo.scenes.detector import read
-from dsas.demo.scenes.painting import accuracy, as_markdown, paint, save_grid
-from dsas.demo.scenes.pipeline import WORDS, blank_pipeline
-from dsas.demo.scenes.rendering import arrange, draw
-from dsas.demo.scenes.world import Scene, caption, omit, sample
+from scenes.detector import read
+from scenes.painting import accuracy, as_markdown, paint, save_grid
+from scenes.pipeline import WORDS, blank_pipeline
+from scenes.rendering import arrange, draw
+from scenes.world import Scene, caption, omit, sample
 
 BATCH = {"autoencoder": 16, "denoiser": 64}
 PEAK = {"autoencoder": 2e-3, "denoiser": 1e-3, "decoder": 1e-3}
@@ -48,8 +47,8 @@ library_name: diffusers
 ---
 # Scenes: a text-to-image model of {millions:.1f} million parameters
 
-A `StableDiffusionPipeline` for the world of `dsas.demo.scenes` in 32x32 pixels: one or two things (shape, colour, size,
-position) on one of four backgrounds. It knows no other word. Load it with `dsas.demo.scenes.scene_pipeline()`.
+A `StableDiffusionPipeline` for the world of `scenes` in 32x32 pixels: one or two things (shape, colour, size,
+position) on one of four backgrounds. It knows no other word. Load it with `scenes.scene_pipeline()`.
 
 Trained on one CPU core by
 
@@ -59,7 +58,7 @@ in {steps}, on pictures drawn by
 code and nothing else.
 
 Share of pictures that keep what a full caption says (guidance 3, 20 steps, one picture a caption, read back by
-`dsas.demo.scenes.read`; of two things, both must be right). Held-out pairs were never drawn for training. `distance`:
+`scenes.read`; of two things, both must be right). Held-out pairs were never drawn for training. `distance`:
 mean distance to the nearest scene, 0 to 255; pictures drawn by code have {floor:.1f} after the autoencoder.
 
 {table}

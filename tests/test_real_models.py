@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from labelled import labelled_texts
 from sklearn.metrics import roc_auc_score
 
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
-from dsas.demo.labelled import labelled_texts
 from dsas.demo.models import real_model
 from dsas.model.loading import load_model
 from dsas.testing import check_steering

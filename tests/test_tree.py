@@ -31,7 +31,6 @@ HELD_BY = {
     "cli/playground.py": "demo/test_playground.py",
     "cli/serving.py": "serving/test_cli_serve.py",
     "cli/training.py": "training/test_gradients.py",
-    "demo/scenes/painting.py": "demo/scenes/test_scene_pipeline.py",
     "errors.py": "model/test_sites.py",
     "evaluation/bag.py": "evaluation/test_scorers.py",
     "files/atomic.py": "steering/test_artifact.py",

@@ -27,9 +27,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from dsas.demo.scenes.rendering import CENTRES, HEIGHTS, RGB, TEXTURES, Layout, draw, ground, mask
-from dsas.demo.scenes.world import ANY, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 from dsas.errors import ActivationError, OptionError, closest
+from scenes.rendering import CENTRES, HEIGHTS, RGB, TEXTURES, Layout, draw, ground, mask
+from scenes.world import ANY, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 
 _CHUNK = 64
 

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from dsas.demo.scenes.detector import Reading
-from dsas.demo.scenes.rendering import SIDE, masks
-from dsas.demo.scenes.world import ANY, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 from dsas.errors import OptionError, closest
+from scenes.detector import Reading
+from scenes.rendering import SIDE, masks
+from scenes.world import ANY, BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 
 Aspect = Literal["shape", "colour", "background"]
 WORDS: dict[Aspect, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS}

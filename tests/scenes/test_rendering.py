@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-
-from dsas.demo.scenes import BACKGROUNDS, SHAPES, Layout, Scene, Thing, arrange, draw, masks, sample
-from dsas.demo.scenes.rendering import RGB, SIDE, ground, mask
+from scenes import BACKGROUNDS, SHAPES, Layout, Scene, Thing, arrange, draw, masks, sample
+from scenes.rendering import RGB, SIDE, ground, mask
 
 # Areas of the shapes of radius 1, in closed form: inside the unit square of half-width 1.
 STAR = 10 * 0.5 * 1.08**2 * 0.42 * np.sin(np.pi / 5)

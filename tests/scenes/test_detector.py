@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from dsas.demo.scenes import (
+from scenes import (
     ANY,
     Agreement,
     Layout,
@@ -16,6 +15,7 @@ from dsas.demo.scenes import (
     sample,
     shows,
 )
+
 from dsas.errors import ActivationError, OptionError
 
 RED_STAR, BLUE_RING = Thing("star", "red", "small", "left"), Thing("ring", "blue", "large", "right")

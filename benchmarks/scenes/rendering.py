@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dsas.demo.scenes.world import Scene
+from scenes.world import Scene
 
 SIDE = 32
 RADIUS = {"small": 5.0, "large": 7.0}

@@ -3,8 +3,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors import safe_open
-
-from dsas.demo.scenes import (
+from scenes import (
     Sizes,
     accuracy,
     as_markdown,
@@ -16,7 +15,8 @@ from dsas.demo.scenes import (
     save_grid,
     scene_pipeline,
 )
-from dsas.demo.scenes.pipeline import MODEL, WORDS, word_tokenizer
+from scenes.pipeline import MODEL, WORDS, word_tokenizer
+
 from dsas.errors import MissingExtraError, OptionError
 
 TINY = Sizes(autoencoder=(8, 8, 8), denoiser=(16, 16), text=16)

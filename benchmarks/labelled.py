@@ -5,7 +5,7 @@ Insults are mild on purpose, and none is aimed at a group. In half of the texts 
 """
 
 import re
-from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 _MARK = re.compile(r"(.*)\[\[(.+)\]\](.*)")
@@ -30,7 +30,7 @@ class LabelledText(NamedTuple):
 
 def labelled_texts() -> list[LabelledText]:
     """Return the 48 texts."""
-    lines = (files("dsas.demo") / "labelled.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).with_name("labelled.txt").read_text(encoding="utf-8").splitlines()
     texts = []
     for line in lines:
         marked = _MARK.fullmatch(line)

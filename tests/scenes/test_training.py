@@ -6,10 +6,9 @@ from threading import Event
 
 import pytest
 import torch
+from scenes import Sizes, blank_pipeline
 
-from dsas.demo.scenes import Sizes, blank_pipeline
-
-SCRIPT = Path(__file__).parents[3] / "scripts" / "train_scenes.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_scenes.py"
 TINY = Sizes(autoencoder=(8, 8, 8), denoiser=(16, 16), text=16)
 
 

@@ -1,6 +1,6 @@
 """Labelled: the spans are where the marks were, and tokens are labelled by their letters."""
 
-from dsas.demo.labelled import LabelledText, labelled_texts
+from labelled import LabelledText, labelled_texts
 
 
 def test_there_are_48_texts_without_marks_and_the_insult_comes_first_in_half_of_them() -> None:

@@ -1,10 +1,10 @@
 import json
 
 import pytest
+import questions
+from questions import mmlu, quartz, social_iqa
 
-from dsas.demo import questions
 from dsas.demo.models import real_model
-from dsas.demo.questions import mmlu, quartz, social_iqa
 from dsas.evaluation.choice import Question, choice_accuracy
 from dsas.model.loading import load_model
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from dsas.demo.scenes.detector import Agreement, agreement, read
-from dsas.demo.scenes.rendering import SIDE
-from dsas.demo.scenes.world import caption, sample
+from scenes.detector import Agreement, agreement, read
+from scenes.rendering import SIDE
+from scenes.world import caption, sample
 
 if TYPE_CHECKING:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline

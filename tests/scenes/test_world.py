@@ -2,8 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-
-from dsas.demo.scenes import (
+from scenes import (
     ANY,
     BACKGROUNDS,
     COLOURS,
@@ -20,6 +19,7 @@ from dsas.demo.scenes import (
     settle,
     trained_pairs,
 )
+
 from dsas.errors import OptionError, TextsError
 
 TWO = Scene("sand", (Thing("star", "red", "small", "left"), Thing("circle", "blue", "large", "right")))

@@ -1,11 +1,11 @@
 """Scenes: a world of drawn pictures and captions, its exact detector, and a small text-to-image model trained on it."""
 
-from dsas.demo.scenes.concepts import aspect_of, regions, replaced, scenes_with, without
-from dsas.demo.scenes.detector import Agreement, Reading, agreement, concept_present, read, shows
-from dsas.demo.scenes.painting import Accuracy, accuracy, as_markdown, paint, save_grid
-from dsas.demo.scenes.pipeline import Sizes, blank_pipeline, scene_pipeline
-from dsas.demo.scenes.rendering import Layout, arrange, draw, masks
-from dsas.demo.scenes.world import (
+from scenes.concepts import aspect_of, regions, replaced, scenes_with, without
+from scenes.detector import Agreement, Reading, agreement, concept_present, read, shows
+from scenes.painting import Accuracy, accuracy, as_markdown, paint, save_grid
+from scenes.pipeline import Sizes, blank_pipeline, scene_pipeline
+from scenes.rendering import Layout, arrange, draw, masks
+from scenes.world import (
     ANY,
     BACKGROUNDS,
     COLOURS,

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from dsas.demo.scenes import (
+from scenes import (
     ANY,
     Layout,
     Reading,
@@ -17,6 +16,7 @@ from dsas.demo.scenes import (
     shows,
     without,
 )
+
 from dsas.errors import OptionError
 
 TWO = Scene("sand", (Thing("star", "red", "small", "left"), Thing("circle", "blue", "large", "right")))

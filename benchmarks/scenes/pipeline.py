@@ -12,7 +12,7 @@ The trained weights lie in `models/scenes` of the repository, and not in the whe
 (10 MB), with a card that says how they were made (`scripts/train_scenes.py`) and how often a picture shows what its
 caption says.
 
-Left out: a safety checker, and any word that is not in `dsas.demo.scenes.world`.
+Left out: a safety checker, and any word that is not in `scenes.world`.
 """
 
 import re
@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dsas.demo.scenes.rendering import SIDE
-from dsas.demo.scenes.world import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing, caption
 from dsas.errors import MissingExtraError, OptionError
+from scenes.rendering import SIDE
+from scenes.world import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing, caption
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 WORDS = 24
-MODEL = Path(__file__).parents[4] / "models" / "scenes"  # of a checkout of the repository
+MODEL = Path(__file__).parents[2] / "models" / "scenes"  # of a checkout of the repository
 _SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
 
 
