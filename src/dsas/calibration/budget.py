@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Float
 
 from dsas.errors import OptionError, closest
-from dsas.model.foreign import Model, Tokenizer
+from dsas.model.foreign import Foreign, Model, Tokenizer
 
 Damage = Literal["perplexity", "kl", "accuracy"]
-Measure = Callable[[Any, Any, Sequence[Any]], Sequence[float]]
+Measure = Callable[[Any, Any, Sequence[Foreign]], Sequence[float]]
 NONE: dict[Damage, float] = {"perplexity": 1.0, "kl": 0.0, "accuracy": 0.0}
 MAX_TOKENS = 50
 
@@ -70,7 +70,7 @@ class Budget(NamedTuple):
         return self.damage != "kl"
 
     def values(
-        self, model: Model, tokenizer: Tokenizer, texts: Sequence[Any], steered: AbstractContextManager[Any]
+        self, model: Model, tokenizer: Tokenizer, texts: Sequence[Foreign], steered: AbstractContextManager[object]
     ) -> list[float]:
         """Return one value a text of the model as it is inside `steered`, which may be entered several times."""
         if self.measure is None and self.damage == "kl":
@@ -107,7 +107,7 @@ def _perplexities(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> l
 
 
 def _nats(
-    model: Model, tokenizer: Tokenizer, texts: Sequence[str], steered: AbstractContextManager[Any]
+    model: Model, tokenizer: Tokenizer, texts: Sequence[str], steered: AbstractContextManager[object]
 ) -> list[float]:
     from dsas.evaluation.divergence import divergence
 

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from dsas.errors import DsasError, DsasWarning
+from dsas.model.foreign import Foreign
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer bring themselves
 
@@ -14,7 +15,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which newer releas
 class _Commands(TyperGroup):
     """Commands whose errors end as exit status 2, and whose interruption as 130, with one line instead of a trace."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> Foreign:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,6 +31,7 @@ from dsas.cli.options import (
 )
 from dsas.cli.output import show, show_table
 from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
+from dsas.model.foreign import Foreign
 from dsas.regulators import REGULATORS
 from dsas.steering.folder import steering_folder
 from dsas.transforms import TRANSFORMS
@@ -65,7 +66,7 @@ def fit(
 ) -> None:
     """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
     check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
-    texts: dict[str, list[Any]] = {
+    texts: dict[str, list[Foreign]] = {
         "source": read_texts(source, field=field),
         "control": read_texts(control, field=field),
     }

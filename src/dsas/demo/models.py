@@ -9,7 +9,7 @@ The weights were quantized to 4 bits by those who packed them. They are stored h
 tokenizer and the licence beside them, so a folder loads like any other model. Converting takes about 20 (smollm2) and
 60 seconds (gemma3) on one core and 0.3 and 0.6 GB of disk.
 
-Left out: a text-to-image model: none is to be had from a registry, so the repository has one of its own in `models/scenes`.
+Limitations: no text-to-image model is to be had from a registry; the repository has one of its own in `models/scenes`.
 """
 
 import importlib

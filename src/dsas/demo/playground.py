@@ -13,6 +13,7 @@ from typing import Any
 
 from dsas.errors import MissingExtraError, OptionError
 from dsas.explaining.explanation import explain
+from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.token_batches import chat_prompts
 from dsas.steering.steering import Steering
 from dsas.views.explanation import framed
@@ -21,7 +22,9 @@ HOST = "127.0.0.1"
 _START = "The library opens at nine. You are"
 
 
-def playground(model: Any, tokenizer: Any, steerings: Mapping[str, Steering], *, strength: float | None = None) -> Any:
+def playground(
+    model: Model, tokenizer: Tokenizer, steerings: Mapping[str, Steering], *, strength: float | None = None
+) -> Foreign:
     """Return the page as a `gradio.Blocks`, not yet served; `serve` does that.
 
     steerings: by the names to choose from. strength: where the slider begins; it goes to four times that. When not
@@ -33,7 +36,7 @@ def playground(model: Any, tokenizer: Any, steerings: Mapping[str, Steering], *,
     gradio = _gradio()
     begins = {name: one.default_strength if strength is None else strength for name, one in steerings.items()}
 
-    def choose(name: str) -> Any:
+    def choose(name: str) -> Foreign:
         return gradio.Slider(maximum=4 * begins[name], value=begins[name])
 
     def run(prompt: str, name: str, strength: float, tokens: float, chat: bool) -> tuple[str, str, str]:
@@ -80,7 +83,7 @@ def serve(page: Any, *, port: int = 7860, wait: bool = True) -> str:
     return address
 
 
-def _gradio() -> Any:
+def _gradio() -> Foreign:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         import gradio

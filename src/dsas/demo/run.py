@@ -9,13 +9,14 @@ the texts to fit on and judge what comes out; a fourth of another kind judges on
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from dsas.demo.data import split, toxic_prompts
 from dsas.demo.first_look import FirstLook, first_look
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, Sizes, bare_setup, demo_texts
 from dsas.explaining.explanation import explain
+from dsas.files.json_values import JsonObject
 from dsas.fitting.closed_form import fit
 from dsas.model.loading import LoadedModel, load_model
 from dsas.parallel.workers import Spread, torch_threads, workers_that_fit
@@ -84,7 +85,7 @@ class DemoResult(NamedTuple):
     found: Estimates
     report: Path
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return the figures as one JSON-ready object."""
         return {"model": self.model, "chosen": self.chosen, "cells": self.found.rows()}
 

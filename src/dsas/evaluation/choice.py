@@ -23,13 +23,14 @@ Source: method.md section 6; GPT-3 (2005.14165, section 2.4) for the likelihood 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import log_probabilities, rows_after
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.token_batches import pad_token
 
 Length = Literal["characters", "tokens", "none"]
@@ -80,8 +81,8 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
 
 
 def choice_accuracy(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     questions: Sequence[Question],
     *,
     length: Length = "characters",

@@ -14,7 +14,7 @@ Left out: texts longer than `max_tokens` (their rest is not read).
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.nn.functional import kl_div
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.token_batches import Batch, batches, pad_token, tokenize
 
 
@@ -36,10 +37,10 @@ class DivergenceResult(NamedTuple):
 
 
 def divergence(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
-    steered: Callable[[], AbstractContextManager[Any]],
+    steered: Callable[[], AbstractContextManager[object]],
     *,
     max_tokens: int = 50,
     batch_size: int = 16,
@@ -68,7 +69,7 @@ def divergence(
     return DivergenceResult(float(per_text.mean()), per_text)
 
 
-def _logits(model: Any, batch: Batch) -> Float[Tensor, "batch token vocabulary"]:
+def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch token vocabulary"]:
     device = device_of(model)
     mask = batch.mask.to(device, torch.long)
     return model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False).logits

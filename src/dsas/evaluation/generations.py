@@ -11,7 +11,7 @@ Source: method.md section 6; the sampling is that of arXiv 2503.10679.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ from transformers import (
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Foreign, Model
 from dsas.model.token_batches import Batch, batches, pad_token, tokenize
 
 
@@ -61,7 +62,7 @@ def sample_continuations(
     sampling: Sampling = PUBLISHED,
     special_tokens: bool = True,
     progress: Callable[[int], None] | None = None,
-    streamer: Any = None,
+    streamer: Foreign = None,
 ) -> list[list[str]]:
     """Return for every seed the continuations of `prompts`, without the prompts, in their order.
 
@@ -166,7 +167,7 @@ class _Draw(LogitsProcessor):
         return scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def _draw(model: Any, batch: Batch, sampling: Sampling, fill: int, streamer: Any) -> list[list[int]]:
+def _draw(model: Model, batch: Batch, sampling: Sampling, fill: int, streamer: Foreign) -> list[list[int]]:
     """Return the new tokens of each row up to its end of text."""
     mask = batch.mask.to(device_of(model))
     config = GenerationConfig(

@@ -20,6 +20,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import MissingExtraError, OptionError
+from dsas.model.foreign import Foreign
 from dsas.runtime.applied import read_strength
 from dsas.steering.steering import Steering
 
@@ -31,7 +32,7 @@ def steered_lm(
     strength: float = 1.0,
     *,
     batch_size: int = 8,
-) -> Any:
+) -> Foreign:
     """Return an `HFLM` of lm-eval that is steered at every request; strength >= 0, where 0 is unsteered.
 
     The tokenizer is copied, since lm-eval gives it a padding token; the model stays on its device, in evaluation mode.
@@ -51,17 +52,17 @@ def steered_lm(
     class SteeredLM(base):
         """The model class of lm-eval, steered."""
 
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        def loglikelihood(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its continuation, and whether it is the greedy one."""
             with steering.apply(model, strength, record=False):
                 return super().loglikelihood(requests, disable_tqdm)
 
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        def loglikelihood_rolling(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its whole text."""
             with steering.apply(model, strength, record=False):
                 return super().loglikelihood_rolling(requests, disable_tqdm)
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        def generate_until(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request what the model writes up to a stop sequence."""
             with steering.apply(model, strength, record=False):
                 return super().generate_until(requests, disable_tqdm)

@@ -15,13 +15,14 @@ Source: method.md section 6; conditional perplexity as in DExperts (2105.03023),
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import log_probabilities, rows_after
+from dsas.model.foreign import Foreign, Tokenizer
 from dsas.model.token_batches import pad_token
 
 
@@ -39,8 +40,8 @@ class JudgedResult(NamedTuple):
 
 
 def judged(
-    judge: Any,
-    tokenizer: Any,
+    judge: Foreign,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     continuations: Sequence[Sequence[str]],
     *,

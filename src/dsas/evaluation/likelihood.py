@@ -13,7 +13,7 @@ carry what it saw of one text into the next. Texts longer than the model's conte
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.token_batches import Batch, batches
 
 Straddling = Literal["given", "judged"]
@@ -36,7 +37,12 @@ class Row(NamedTuple):
 
 
 def rows_after(
-    tokenizer: Any, prompts: Sequence[str], texts: Sequence[str], *, straddling: Straddling, special_tokens: bool = True
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    *,
+    straddling: Straddling,
+    special_tokens: bool = True,
 ) -> list[Row]:
     """Return for each prompt with its text the row of tokens, of which those of the text are judged.
 
@@ -60,7 +66,7 @@ def rows_after(
     return rows
 
 
-def log_probabilities(model: Any, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[Float[Tensor, " _"]]:
+def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[Float[Tensor, " _"]]:
     """Return for every row the log-probability of each of its judged tokens, in nats; `pad` is any token number."""
     passes: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
@@ -88,7 +94,7 @@ def _predicting(row: Row) -> range:
     return range(row.first - 1, len(row.tokens) - 1)
 
 
-def _logits(model: Any, batch: Batch, positions: list[int]) -> Float[Tensor, "batch position vocabulary"]:
+def _logits(model: Model, batch: Batch, positions: list[int]) -> Float[Tensor, "batch position vocabulary"]:
     """Return the logits at these positions; a model that cannot be asked for some gives all."""
     device, some = device_of(model), "logits_to_keep" in inspect.signature(model.forward).parameters
     kept = {"logits_to_keep": torch.tensor(positions, device=device)} if some else {}

@@ -22,6 +22,7 @@ import numpy as np
 
 from dsas.errors import ArtifactError
 from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Foreign
 
 
 class Record:
@@ -63,7 +64,7 @@ _HARMLESS = {
 }
 
 
-def _global(name: str, records: Collection[str], file: str) -> Any:
+def _global(name: str, records: Collection[str], file: str) -> Foreign:
     if name in _HARMLESS:
         return _HARMLESS[name]
     if name in records:
@@ -71,27 +72,27 @@ def _global(name: str, records: Collection[str], file: str) -> Any:
     raise ArtifactError(f"{file} asks for {name}, which is neither a number, a container nor one of {sorted(records)}")
 
 
-def load_pickle(path: Path, records: Collection[str]) -> Any:
+def load_pickle(path: Path, records: Collection[str]) -> Foreign:
     """Return what a pickle file holds, with the classes named in `records` ("module.name") as `Record`.
 
     Raises ArtifactError for any global that is neither harmless nor in `records`.
     """
 
     class Restricted(pickle.Unpickler):
-        def find_class(self, module: str, name: str, /) -> Any:
+        def find_class(self, module: str, name: str, /) -> Foreign:
             return _global(f"{module}.{name}", records, path.name)
 
     with path.open("rb") as file:
         return Restricted(file).load()
 
 
-def load_joblib(path: Path, records: Collection[str]) -> Any:
+def load_joblib(path: Path, records: Collection[str]) -> Foreign:
     """Return what an uncompressed joblib file holds, under the same rule as `load_pickle`."""
 
     class Restricted(_InPython):
         dispatch: ClassVar = dict(_InPython.dispatch)
 
-        def find_class(self, module: str, name: str) -> Any:
+        def find_class(self, module: str, name: str) -> Foreign:
             return _global(f"{module}.{name}", records, path.name)
 
         def load_build(self) -> None:

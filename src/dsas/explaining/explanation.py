@@ -15,7 +15,6 @@ finished text, which a regulator that treats prompt and continuation apart would
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from dsas.files.atomic import replace_files
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import check_texts
+from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.subject import subject_of
 from dsas.model.token_batches import pad_token, tokenize
 from dsas.model.token_text import pieces
@@ -37,8 +37,8 @@ _TOKENS_AT_ONCE = 256
 
 
 def explain(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     steering: Steering,
     text: str | Sequence[str] | None = None,
     *,
@@ -88,7 +88,7 @@ def _stacked(traces: Sequence[Trace]) -> Trace:
     """Return traces of one row each as one trace, padded on the right."""
     width = max(trace.real.shape[1] for trace in traces)
 
-    def joined(values: Sequence[Tensor | None], rows: int) -> Any:
+    def joined(values: Sequence[Tensor | None], rows: int) -> Foreign:
         padded = [pad(value, (0, width - value.shape[-1])) for value in values if value is not None]
         return torch.cat(padded, dim=rows) if padded else None
 
@@ -109,7 +109,9 @@ def _stacked(traces: Sequence[Trace]) -> Trace:
 class _Run:
     """The model, unsteered and steered, for one row of tokens at a time."""
 
-    def __init__(self, model: Any, tokenizer: Any, steering: Steering, strength: float, skip_sinks: bool) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, steering: Steering, strength: float, skip_sinks: bool
+    ) -> None:
         self._model, self._tokenizer, self._steering = model, tokenizer, steering
         self._strength, self._skip_sinks = strength, skip_sinks
 

@@ -11,7 +11,6 @@ every example still runs once, see `dsas.fitting.incremental`. Limitations: one 
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -21,6 +20,7 @@ from dsas.fitting.selection import Selection, Threshold, selection_of
 from dsas.fitting.site_rule import Recipe, describe, select
 from dsas.model.drawing import Drawing
 from dsas.model.examples import Example, check_sets
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import subject_of
@@ -32,8 +32,8 @@ from dsas.transforms.base import Transform
 
 
 def fit(
-    model: Any,
-    tokenizer: Any = None,
+    model: Model,
+    tokenizer: Tokenizer = None,
     *,
     source: Sequence[str | Example],
     control: Sequence[str | Example],

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from dsas.errors import DsasWarning
 from dsas.files.atomic import replace_files
 from dsas.fitting.parallel_collect import vectors_by_workers
+from dsas.model.foreign import Foreign
 from dsas.model.identity import fingerprint
 from dsas.model.sites import Site
 from dsas.model.subject import Examples
@@ -117,7 +117,7 @@ class _Store:
         self._write()
 
 
-def _file(model: nn.Module, read: list[Any], sites: Sequence[Site], checkpoint: str | Path | None) -> Path | None:
+def _file(model: nn.Module, read: list[Foreign], sites: Sequence[Site], checkpoint: str | Path | None) -> Path | None:
     """Return the file for what was `read`, JSON-ready: texts, and how they become vectors."""
     if checkpoint is None:
         return None

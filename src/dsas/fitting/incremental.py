@@ -14,7 +14,7 @@ resume in the middle.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from torch import Tensor
 from dsas.errors import SiteError
 from dsas.model.activations import finite
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Foreign, Given
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.sites import Site
 from dsas.model.subject import Examples, Subject
@@ -43,7 +44,7 @@ class PausedPasses:
     for held in passes: make a rule from `held.vectors`, then give it to `passes.steer`.
     """
 
-    def __init__(self, subject: Subject, examples: Examples, batches: Sequence[Any], sites: Sequence[Site]) -> None:
+    def __init__(self, subject: Subject, examples: Examples, batches: Sequence[Foreign], sites: Sequence[Site]) -> None:
         """Prepare passes of the examples' batches through the subject."""
         self._model, self._sites, self._examples = subject.module, list(sites), examples
         self._reader = subject.passes(branch="both", prompt_tokens=None, skip_sinks=False)
@@ -84,8 +85,8 @@ class PausedPasses:
             self._way = None
             yield Held(site, [finite(site, place[1]) for place in places if place is not None])
 
-    def _holder(self, number: int, site: Site) -> Callable[[Any], Any]:
-        def hold(given: Any) -> Any:
+    def _holder(self, number: int, site: Site) -> Callable[[Given], Given]:
+        def hold(given: Given) -> Foreign:
             one = threading.current_thread()
             if not isinstance(one, _Pass):
                 return None
@@ -103,7 +104,7 @@ class PausedPasses:
 class _Pass(threading.Thread):
     """One batch on its way through the model, which runs only between `advance` and the next `pause`."""
 
-    def __init__(self, examples: Examples, batch: Any) -> None:
+    def __init__(self, examples: Examples, batch: Foreign) -> None:
         super().__init__(daemon=True)
         self.real = examples.real(batch)
         self._examples, self._batch = examples, batch

@@ -13,11 +13,12 @@ pipelines.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError, OptionError
+from dsas.model.foreign import Foreign
 from dsas.model.identity import fingerprint
 from dsas.model.reading import Reading
 from dsas.model.sites import Site
@@ -43,7 +44,7 @@ class Source(NamedTuple):
 
 
 def vectors_by_workers(
-    examples: Examples, batches: Sequence[Any], sites: Sequence[Site]
+    examples: Examples, batches: Sequence[Foreign], sites: Sequence[Site]
 ) -> Iterator[tuple[int, dict[Site, Tensor]]]:
     """Yield the number of each batch and its vectors, as `examples.vectors` gives them, in any order.
 
@@ -89,6 +90,6 @@ class _Reader:
             )
         self._sites, self._examples = source.sites, subject_of(*loaded).examples(source.reading)
 
-    def run(self, job: Sequence[Any]) -> list[list[Tensor]]:
+    def run(self, job: Sequence[Foreign]) -> list[list[Tensor]]:
         """Return for each batch of a shard the vectors of every site, in their order."""
         return [[vectors[site] for site in self._sites] for vectors in self._examples.vectors(job, self._sites)]

@@ -20,14 +20,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.fitting.collect import collect
 from dsas.model.examples import check_texts
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import subject_of
@@ -73,7 +75,7 @@ class Inspection(NamedTuple):
     findings: list[Finding]
     separability: list[SiteAccuracy]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return it as JSON-ready values."""
         return {
             "sizes": self.sizes,
@@ -109,8 +111,8 @@ def inspect_texts(
 
 
 def separability(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     *,
     source: Sequence[str],
     control: Sequence[str],

@@ -16,7 +16,7 @@ never computed. Left out: statistics beyond these vectors.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, OptionError, SiteError, closest
 from dsas.model.evaluation_mode import evaluation_mode, on_device
+from dsas.model.foreign import Given
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.reading import Pooling
 from dsas.model.sites import Site
@@ -75,8 +76,8 @@ def read_sites(
     """Run one batch up to the last of `sites` and return what `read` makes of each one's activation, on the CPU."""
     found: dict[Site, Tensor] = {}
 
-    def reader(site: Site) -> Callable[[Any], None]:
-        def look(given: Any) -> None:
+    def reader(site: Site) -> Callable[[Given], None]:
+        def look(given: Given) -> None:
             found[site] = read(site.read(given))
             if len(found) == len(sites):
                 raise StopForward

@@ -13,11 +13,13 @@ text encoders; reading while a given picture is noised.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from dsas.errors import OptionError
+from dsas.files.json_values import Json, JsonObject
+from dsas.model.foreign import Foreign, Pipeline
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import Branch, PipelineModules
@@ -38,7 +40,7 @@ class Drawing(NamedTuple):
     """
 
     steps: int = 20
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Json] = MappingProxyType({})
     images: int = 1
     seed: int = 0
     batch_size: int = 4
@@ -58,7 +60,7 @@ class Drawing(NamedTuple):
         if taken := [name for name in self.options if name in _OURS]:
             raise OptionError(f"options must not hold {taken}: those are set by the other fields of a Drawing")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return it as values fit for JSON; options that are no plain values become their text."""
         plain = {name: _plain(value) for name, value in self.options.items()}
         return {**self._asdict(), "options": plain}
@@ -80,13 +82,13 @@ def prompt_batches(prompts: Sequence[str], places: Sequence[int], size: int) -> 
 
 
 def draw(
-    pipeline: Any,
+    pipeline: Pipeline,
     batch: Prompts,
     drawing: Drawing,
     *,
     output_type: str = "latent",
-    call: Callable[..., Any] | None = None,
-) -> Any:
+    call: Callable[..., Foreign] | None = None,
+) -> Foreign:
     """Return the pictures of a batch, those of one prompt side by side, as the pipeline gives them.
 
     call: what runs the pipeline, given it and its arguments, when not its own call.
@@ -122,7 +124,7 @@ def _stop(*_arguments: object) -> None:
 
 
 @contextmanager
-def _quiet(pipeline: Any) -> Iterator[None]:
+def _quiet(pipeline: Pipeline) -> Iterator[None]:
     """Keep the pipeline's own progress bar away inside the block."""
     before = vars(pipeline).get("_progress_bar_config")
     vars(pipeline)["_progress_bar_config"] = {**(before or {}), "disable": True}
@@ -134,5 +136,5 @@ def _quiet(pipeline: Any) -> Iterator[None]:
             vars(pipeline)["_progress_bar_config"] = before
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Foreign) -> Foreign:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)[:80]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dsas.files.json_values import JsonObject
-from dsas.model.foreign import Arguments, Given, Options
+from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.sites import Site
 
 
@@ -60,7 +60,7 @@ class Hooks:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
         self._before(module, _on_arguments(look))
 
-    def on_result(self, owner: Any, name: str, look: Callable[[Given], object]) -> None:
+    def on_result(self, owner: Foreign, name: str, look: Callable[[Given], object]) -> None:
         """Call `look(result)` after every call of the method `name` of an object that is no module."""
         watched = vars(owner).get(name)
         if not isinstance(watched, _Watched):
@@ -80,7 +80,7 @@ class Hooks:
     def __exit__(self, *_exception: object) -> None:
         self.remove()
 
-    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+    def _before(self, module: nn.Module, hook: Callable[..., Foreign]) -> None:
         self._add(module.register_forward_pre_hook(_Hook(hook), with_kwargs=True), module._forward_pre_hooks)
 
     def _add(self, handle: RemovableHandle, others: Any) -> None:
@@ -98,10 +98,10 @@ class _Hook(partial[Any]):
         return type(self), (_nothing,)
 
 
-def _on_first(change: Callable[[Given], Given]) -> Callable[..., Any]:
+def _on_first(change: Callable[[Given], Given]) -> Callable[..., Foreign]:
     """Return a forward pre-hook by which `change` changes the first argument."""
 
-    def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> Any:
+    def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> Foreign:
         name = "" if args else next(iter(kwargs), "")
         changed = change(args[0] if args else kwargs.get(name))
         if changed is None:
@@ -123,14 +123,14 @@ def _on_arguments(look: Callable[[Arguments, JsonObject], object]) -> Callable[.
 class _Watched:
     """A method whose results somebody looks at: it stands in the object's own attributes while anybody does."""
 
-    def __init__(self, owner: Any, name: str) -> None:
+    def __init__(self, owner: Foreign, name: str) -> None:
         self._method, self._owner, self._name = getattr(owner, name), owner, name
         self._own = name in vars(owner)
         self.looks: list[_Look] = []
         update_wrapper(self, self._method)
         vars(owner)[name] = self
 
-    def __call__(self, *args: Given, **kwargs: Given) -> Any:
+    def __call__(self, *args: Given, **kwargs: Given) -> Foreign:
         result = self._method(*args, **kwargs)
         for look in list(self.looks):
             look.function(result)

@@ -15,13 +15,14 @@ merging an adapter into every layer, or quantising, does not spare them.
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError
+from dsas.files.json_values import JsonObject
 from dsas.model.device_map import stored
 
 SAMPLES_PER_PARAMETER = 64
@@ -55,7 +56,7 @@ class ModelIdentity:
             fingerprint=fingerprint(model),
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return the identity as JSON-ready values."""
         return asdict(self)
 

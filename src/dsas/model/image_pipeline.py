@@ -9,8 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.model.drawing import Drawing, Prompts, draw, prompt_batches, watch
 from dsas.model.examples import Spans
+from dsas.model.foreign import Foreign
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
 from dsas.model.identity import ModelIdentity, fingerprint
@@ -80,11 +82,11 @@ class PictureExamples:
         self.incremental, self.spread = False, Spread()
         self.by_position, self.per_step = reading.pooling == "position", reading.per_step
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return how prompts are read, JSON-ready."""
         return self.reading.as_dict()
 
-    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Any]:
+    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
         return ["prompts", list(texts), list(places), self.as_dict(), self.module.schedule]
 
@@ -112,7 +114,7 @@ class PictureExamples:
         """Raise OptionError: a pipeline says nothing."""
         self.token_rows(())
 
-    def run(self, batch: Prompts) -> Any:
+    def run(self, batch: Prompts) -> Foreign:
         """Draw a batch to the latents, with gradients where the caller records them."""
         call = inspect.unwrap(type(self.module.pipeline).__call__)  # torch.no_grad() is wrapped around it
         return draw(self.module.pipeline, batch, self.reading, call=call)

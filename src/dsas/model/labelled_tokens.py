@@ -1,7 +1,7 @@
 """Labelled tokens: the activations of single tokens, and which of them show the behaviour."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dsas.model.activations import token_activations
 from dsas.model.examples import Spans
+from dsas.model.foreign import Tokenizer
 from dsas.model.reading import Reading
 from dsas.model.sites import Site
 from dsas.model.token_batches import inputs_of, read_batches, token_spans
@@ -37,7 +38,7 @@ class _Chosen(NamedTuple):
 
 def labelled_tokens(
     module: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     spans: Sequence[Spans],
     sites: Sequence[Site],
@@ -61,7 +62,7 @@ def labelled_tokens(
     return LabelledTokens(every, shown, torch.tensor([owner for one in chosen for owner in one.owners]))
 
 
-def _chosen(tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans], reading: Reading) -> Iterator[_Chosen]:
+def _chosen(tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[Spans], reading: Reading) -> Iterator[_Chosen]:
     covered = token_spans(tokenizer, texts, spans)
     for batch in read_batches(tokenizer, texts, reading):
         counted, shown, owners = batch.mask.clone(), [], []

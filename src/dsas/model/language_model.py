@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.model.activations import pooled_activations, pooler
 from dsas.model.evaluation_mode import on_device
 from dsas.model.examples import Spans
+from dsas.model.foreign import Foreign, Tokenizer
 from dsas.model.hooks import Hooks
 from dsas.model.identity import ModelIdentity
 from dsas.model.labelled_tokens import LabelledTokens, labelled_tokens
@@ -26,7 +28,7 @@ from dsas.model.token_trace import TokenRecorder
 class LanguageModel:
     """A model of tokens; its tokenizer is needed only where texts are read."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any = None) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Tokenizer = None) -> None:
         """Keep both as they are."""
         self.module, self.tokenizer = module, tokenizer
 
@@ -63,19 +65,19 @@ class LanguageModel:
 class TextExamples:
     """Texts as a language model reads them: batches of tokens, and one vector per text and site."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any, reading: Reading) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Tokenizer, reading: Reading) -> None:
         """Read by `reading`, with a tokenizer that is left as it is."""
         self.module, self.reading, self.tokenizer = module, reading, tokenizer
         self._pool = pooler(reading.pooling, reading.skip_sinks)
         self.batch_size, self.incremental, self.spread = reading.batch_size, reading.incremental, reading.spread
         self.by_position = self.per_step = False
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return how texts are read, JSON-ready."""
         named = self.reading._asdict()
         return {key: named[key] for key in ("pooling", "skip_sinks", "batch_size", "max_tokens")}
 
-    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Any]:
+    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
         return ["texts", list(texts), self.as_dict()]
 
@@ -108,7 +110,7 @@ class TextExamples:
         """Return a token to fill rows with."""
         return pad_token(self.tokenizer)
 
-    def run(self, batch: Batch) -> Any:
+    def run(self, batch: Batch) -> Foreign:
         """Run the model on a batch, with gradients where the caller records them."""
         return self.module(**on_device(self.module, inputs_of(batch)), use_cache=False)
 

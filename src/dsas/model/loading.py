@@ -15,11 +15,13 @@ Limitations: on systems without /proc/cpuinfo a CPU counts as one without such i
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from dsas.errors import MissingExtraError, OptionError
+from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     place = _checked(device, precision)
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
-    options: dict[str, Any] = _gguf_options(gguf) if gguf else {}
+    options: JsonObject = _gguf_options(gguf) if gguf else {}
     dtype = precision if precision == "auto" else getattr(torch, precision)
     if device in SPREADS:
         _need("accelerate", "accelerate")
@@ -95,7 +97,7 @@ def find_device(device: str) -> torch.device:
         raise OptionError(f"device {device!r} cannot be used, try 'cpu' or 'auto': {reason}") from error
 
 
-def _gguf_options(file: str) -> dict[str, Any]:
+def _gguf_options(file: str) -> JsonObject:
     """Return what makes transformers read a GGUF file into ordinary dense weights."""
     for package in ("gguf", "accelerate"):
         _need(package, "gguf")
@@ -118,7 +120,7 @@ def _need(package: str, extra: str) -> None:
         raise MissingExtraError(package, extra) from error
 
 
-def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -> Any:
+def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -> Foreign:
     """Load a diffusers pipeline by folder or hub id, without its progress bar; device, precision as `load_model`.
 
     A pipeline is not spread. Raises OptionError when nothing can be loaded from `name`, MissingExtraError without

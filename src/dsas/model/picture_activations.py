@@ -9,7 +9,6 @@ text encoders; a given picture cannot be read while it is noised.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from dsas.errors import SiteError, closest
 from dsas.model.activations import finite
 from dsas.model.drawing import Drawing, Prompts, draw, watch
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Given
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import PipelineModules
@@ -61,8 +61,8 @@ def chosen_positions(tokens: int, count: int) -> Tensor:
 
 def _looker(
     site: Site, reader: PicturePasses, drawing: Drawing, found: dict[int, list[Tensor]]
-) -> Callable[[Any], None]:
-    def look(given: Any) -> None:
+) -> Callable[[Given], None]:
+    def look(given: Given) -> None:
         t = site.read(given)
         step = reader.at(site, t, given)
         t = step.take(t.detach())

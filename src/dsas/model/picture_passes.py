@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from dsas.errors import OptionError, StateError, closest
+from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.forward_pass import Denoising, ForwardPass
 from dsas.model.hooks import Hooks
 from dsas.model.pipeline_modules import PIPELINE_FAMILIES, Branch, PipelineModules
 from dsas.model.sites import Site
 
 
-def denoising_of(scheduler: Any, timestep: Any) -> Denoising:
+def denoising_of(scheduler: Foreign, timestep: Any) -> Denoising:
     """Return which denoising step of the schedule a call of the denoiser with this timestep is."""
     levels = torch.as_tensor(scheduler.timesteps).double().cpu()
     order = int(getattr(scheduler, "order", 1))
@@ -84,12 +85,12 @@ class PicturePasses:
         if self._watches_latents:
             hooks.on_result(self.pipeline, "prepare_latents", lambda prepared: (self.begin(prepared), restarted()))
 
-    def begin(self, prepared: Any) -> None:
+    def begin(self, prepared: Given) -> None:
         """Take note of a run that begins, by what the pipeline's `prepare_latents` returned."""
         latents = prepared[0] if isinstance(prepared, (tuple, list)) else prepared
         self._state.images, self._state.place = len(latents), None
 
-    def at(self, site: Site, t: Tensor, given: Any) -> ForwardPass:
+    def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
         """Return the step at a site that reads `t` in what its module gave: which rows to steer there, and when.
 
         Raises StateError when the rows of the site are not those of its part.
@@ -110,7 +111,7 @@ class PicturePasses:
             step.grid = _grid(t.shape[1], self._state.size)
         return step
 
-    def _encode(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _encode(self, name: str, args: Arguments, kwargs: Options) -> None:
         """Read a call of a text encoder: the first before a run is of the prompts, the next of the negative ones."""
         tokens = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
         count = self._state.encoded.get(name, 0)
@@ -121,7 +122,7 @@ class PicturePasses:
             made.rows = slice(0, len(tokens) if wanted else 0)
             self._state.passes[name] = made
 
-    def _denoise(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
+    def _denoise(self, name: str, args: Arguments, kwargs: Options) -> ForwardPass:
         """Read a call of the denoiser and return its step."""
         names = tuple(inspect.signature(self._parts.get_submodule(name).forward).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}

@@ -5,11 +5,12 @@ The modules of a pipeline stand under their own names, so a site is "unet.down_b
 are, and how their pipelines run guidance.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 from dsas.errors import OptionError
+from dsas.model.foreign import Pipeline
 from dsas.model.hooks import uncompiled
 from dsas.model.sites import STREAMS, Site
 
@@ -58,7 +59,7 @@ class PipelineModules(nn.Module):
     shorthands: the globs that each shorthand stands for here; "text" is the layers of the text encoders.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         """Put the modules of `pipeline` together; they stay its own. Raises OptionError without a denoiser."""
         super().__init__()
         self.pipeline = pipeline

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from dsas.errors import ActivationError, SiteError, closest
+from dsas.model.foreign import Foreign, Given
 
 Layout = Literal["tokens", "picture", "channels"]
 
@@ -64,14 +65,14 @@ class Site:
         """Whether a tensor (batch, token, dim) that the module gives or takes is the activation as it stands."""
         return self.parts == 1 and self.layout != "channels"
 
-    def read(self, given: Any) -> Tensor:
+    def read(self, given: Given) -> Tensor:
         """Return the activation (batch, token, dim) from what its module gives or takes; raises ActivationError."""
         if self._plain(given):
             return given
         value = self._tokens(self._whole(given))
         return value if self.parts == 1 else value[..., self._slice(value)]
 
-    def write(self, given: Any, value: Tensor) -> Any:
+    def write(self, given: Given, value: Tensor) -> Foreign:
         """Return `given` with this site's activation replaced; what was given is left as it was."""
         if self._plain(given):
             return value
@@ -92,16 +93,16 @@ class Site:
             return items
         return type(given)(*items) if hasattr(given, "_fields") else tuple(items)
 
-    def grid(self, given: Any) -> tuple[int, int] | None:
+    def grid(self, given: Given) -> tuple[int, int] | None:
         """Return height and width of the activation in what its module gives or takes; None when it has none."""
         whole = self._whole(given)
         return (whole.shape[2], whole.shape[3]) if whole.ndim == 4 else None
 
-    def _plain(self, given: Any) -> bool:
+    def _plain(self, given: Given) -> bool:
         """Whether what a module gives or takes is the activation as it stands, which nearly always it is."""
         return self.is_plain and isinstance(given, Tensor) and given.ndim == 3
 
-    def _whole(self, given: Any) -> Tensor:
+    def _whole(self, given: Given) -> Tensor:
         value = given[self.index] if isinstance(given, (tuple, list)) else given
         if not isinstance(value, Tensor) or (value.ndim != 3 and (value.ndim != 4 or self.layout == "tokens")):
             came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -16,7 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.model.examples import Spans
+from dsas.model.foreign import Foreign, Given, Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks, uncompiled
 from dsas.model.identity import ModelIdentity
@@ -50,7 +52,7 @@ class Passes(Protocol):
         """Hook whatever tells that a new run begins, and call `restarted` then."""
         ...
 
-    def at(self, site: Site, t: Tensor, given: Any) -> ForwardPass:
+    def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
         """Return the pass at a site that reads the activation `t` in what its module gave or took."""
         ...
 
@@ -114,15 +116,15 @@ class Examples(Protocol):
         """The subject's module."""
         ...
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return how examples are read, JSON-ready."""
         ...
 
-    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Any]:
+    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
         ...
 
-    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Any]:
+    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Foreign]:
         """Return batches of at most `size`; `batch.rows` says which example each row is.
 
         places: where each example stands in its set, from which a pipeline takes its noise.
@@ -130,7 +132,7 @@ class Examples(Protocol):
         ...
 
     def vectors(
-        self, batches: Sequence[Any], sites: Sequence[Site]
+        self, batches: Sequence[Foreign], sites: Sequence[Site]
     ) -> Iterator[dict[Site, Float[Tensor, "row step sample dim"]]]:
         """Yield each batch's activations of the unsteered subject, float32 on the CPU; a text has one step and sample.
 
@@ -155,11 +157,11 @@ class Examples(Protocol):
         """Return a token to fill rows with. Raises OptionError where there are no tokens."""
         ...
 
-    def run(self, batch: Any) -> Any:
+    def run(self, batch: Foreign) -> Foreign:
         """Run a batch, with gradients where the caller records them."""
         ...
 
-    def real(self, batch: Any) -> Bool[Tensor, "row token"]:
+    def real(self, batch: Foreign) -> Bool[Tensor, "row token"]:
         """Return which tokens of a batch are real."""
         ...
 
@@ -206,7 +208,7 @@ class Subject(Protocol):
         ...
 
 
-def subject_of(model: Any, tokenizer: Any = None) -> Subject:
+def subject_of(model: Model, tokenizer: Tokenizer = None) -> Subject:
     """Return what a user means by a model: a torch module with its tokenizer, or a diffusers pipeline.
 
     torch.compile's wrapper is taken off. Raises OptionError for anything else, or a tokenizer beside a pipeline.

@@ -6,7 +6,7 @@ padded, and carry the number of their text.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.examples import Spans
+from dsas.model.foreign import Tokenizer
 from dsas.model.reading import Reading
 
 
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
     mask: Bool[Tensor, "batch token"]
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
     """Return the token numbers of each text, by default with the special tokens that the tokenizer adds.
 
     Raises TextsError when there is no text, when one text came instead of a list, or when a text has no tokens.
@@ -42,7 +43,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = Tru
     return rows
 
 
-def token_spans(tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans]) -> list[list[bool | None]]:
+def token_spans(tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[Spans]) -> list[list[bool | None]]:
     """Return for each token of each text whether a span covers a character of it; None for special tokens.
 
     Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
@@ -73,7 +74,7 @@ def batches(rows: Sequence[Sequence[int]], size: int, *, pad: int, side: Literal
         yield Batch(index, tokens, mask)
 
 
-def pad_token(tokenizer: Any) -> int:
+def pad_token(tokenizer: Tokenizer) -> int:
     """Return a token number to fill rows with; the mask hides it, so any will do where the tokenizer has none."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
@@ -81,7 +82,7 @@ def pad_token(tokenizer: Any) -> int:
     return 0
 
 
-def chat_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def chat_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
     """Return each prompt as the user's turn of the model's chat template, ready for the answer; special tokens are in.
 
     Raises OptionError when the tokenizer has no chat template.
@@ -92,7 +93,7 @@ def chat_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     return [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
 
 
-def read_batches(tokenizer: Any, texts: Sequence[str], reading: Reading) -> list[Batch]:
+def read_batches(tokenizer: Tokenizer, texts: Sequence[str], reading: Reading) -> list[Batch]:
     """Return the texts as batches, padded on the right. Warns of texts that are cut."""
     rows = cut_rows(tokenize(tokenizer, texts), reading.max_tokens)
     return list(batches(rows, reading.batch_size, pad=pad_token(tokenizer), side="right"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
+from dsas.model.foreign import Arguments, Given, Options
 from dsas.model.forward_pass import ForwardPass, History
 from dsas.model.hooks import Hooks
 from dsas.model.sites import Site, decoder_of
@@ -30,7 +31,7 @@ class TokenPasses:
         self._names = tuple(inspect.signature(self.module.forward).parameters)
         self._local = threading.local()
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
+    def read(self, args: Arguments, kwargs: Options) -> ForwardPass:
         """Read the pass from the arguments of a decoder call and remember it for this thread."""
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         ids = given.get("input_ids")
@@ -56,7 +57,7 @@ class TokenPasses:
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
         """Do nothing: a new sequence is told by its empty cache."""
 
-    def at(self, site: Site, t: Tensor, given: Any) -> ForwardPass:
+    def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
         """Return this thread's pass at a site whose activation is `t`."""
         return self.current(*t.shape[:2], device=t.device)
 

@@ -12,11 +12,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsas.errors import TextsError, closest
 from dsas.evaluation.fluency import distinct_2
 from dsas.evaluation.intervals import Interval
+from dsas.files.json_values import JsonObject
 from dsas.reports.wording import DISTINCT, OF_PICTURES, OF_TEXTS, Wording
 from dsas.sweep.pareto import Comparison, LeastToxic, compare, costs_of, hypervolumes, least_toxic
 from dsas.sweep.plan import Plan, SeriesPlan, read_plan
@@ -45,7 +46,7 @@ class Estimates(NamedTuple):
     seeds: int
     wording: Wording = OF_TEXTS
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Return one flat row per cell: every measure with its 95 % interval, JSON-ready."""
         return [
             {
@@ -144,7 +145,7 @@ def summary_csv(plan: Plan, found: Estimates) -> str:
     chosen, rows = chosen_cells(plan, found), []
     names, goal = list(found.cells[UNSTEERED, 0.0]), found.wording.goal
     for series, transform, regulator, strength in (SeriesPlan(UNSTEERED, "", "", 0.0), *plan.series):
-        row: dict[str, Any] = {"series": series, "transform": transform, "regulator": regulator}
+        row: JsonObject = {"series": series, "transform": transform, "regulator": regulator}
         row["chosen strength"] = strength
         measures = found.cells[chosen[series]] if series in chosen else {}
         for name in names:

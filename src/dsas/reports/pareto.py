@@ -12,10 +12,11 @@ The same samples give the same files. Left out: whatever the samples do not hold
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dsas.files.atomic import replace_files
+from dsas.files.json_values import JsonObject
 from dsas.files.pinned_packages import fetch
+from dsas.model.foreign import Foreign
 from dsas.reports.estimates import (
     Estimates,
     Measures,
@@ -102,11 +103,11 @@ def write_pareto_report(
     return folder / REPORT
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: Plan) -> JsonObject:
     return {"model": plan.model, "prompts": len(plan.prompts), **plan.settings}
 
 
-def _told(value: Any) -> str:
+def _told(value: Foreign) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -178,7 +179,7 @@ def _within_budget(page: Page, found: Estimates) -> None:
     page.table(rows, f"The strength of each series within the budget that leaves least {goal}")
 
 
-def _axes(wording: Wording) -> dict[str, Any]:
+def _axes(wording: Wording) -> JsonObject:
     return {"x_label": wording.x_label, "y_label": wording.y_label, "budget": wording.budget}
 
 

@@ -7,7 +7,7 @@ transforms, everywhere. The maps are those of the largest strength. Left out: me
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from dsas.errors import OptionError
 from dsas.files.atomic import replace_files
 from dsas.model.drawing import Drawing, draw, prompt_batches
+from dsas.model.foreign import Pipeline
 from dsas.model.image_trace import Maps
 from dsas.regulators.constant import Constant
 from dsas.reports.page import Page, write_page
@@ -45,7 +46,7 @@ def everywhere(steering: Steering) -> Steering:
 
 
 def compare_pictures(
-    pipeline: Any, steering: Steering, prompts: Sequence[str], strengths: Sequence[float], drawing: Drawing
+    pipeline: Pipeline, steering: Steering, prompts: Sequence[str], strengths: Sequence[float], drawing: Drawing
 ) -> Comparison:
     """Draw one picture a prompt at every strength, with and without regulators, from the drawing's seed on.
 

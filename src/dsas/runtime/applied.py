@@ -12,12 +12,13 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dsas.errors import DsasWarning, StateError
+from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
 from dsas.model.image_trace import Maps
@@ -140,7 +141,7 @@ class Applied:
         return self.strength.detach().cpu().reshape(-1)
 
     @property
-    def _recording(self) -> Any:
+    def _recording(self) -> Foreign:
         if self._recorder is None:
             raise StateError("recording is off: apply the steering with record=True")
         return self._recorder
@@ -154,7 +155,7 @@ class Applied:
             return []
         return [name for name, fired in zip(self._names, self._fired, strict=True) if not fired]
 
-    def _begin(self, read: Callable[..., ForwardPass | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, read: Callable[..., ForwardPass | None], args: Arguments, kwargs: Options) -> None:
         if torch.compiler.is_compiling():
             if self._needs_step:
                 raise _unknown_positions()
@@ -187,11 +188,11 @@ class Applied:
         record = partial(self._recorder.add_gain, number, way.factor) if self._recorder is not None else None
         self._hooks.on_output(self._model.get_submodule(rule.site.path), shortened(way, edit, record))
 
-    def _editor(self, number: int, site: Site, way: Fused | General, needs_step: bool) -> Callable[[Any], Any]:
+    def _editor(self, number: int, site: Site, way: Fused | General, needs_step: bool) -> Callable[[Given], Given]:
         """Return what is done to what the module of a site gives or takes, and the record of it."""
         doses = self._keep_doses
 
-        def edit(output: Any) -> Any:
+        def edit(output: Given) -> Foreign:
             whole = site.read(output)
             step = self._step(site, whole, output, number) if needs_step else None
             t = whole if step is None else step.take(whole)
@@ -207,7 +208,7 @@ class Applied:
 
         return edit
 
-    def _step(self, site: Site, t: Tensor, given: Any, number: int) -> ForwardPass:
+    def _step(self, site: Site, t: Tensor, given: Given, number: int) -> ForwardPass:
         if torch.compiler.is_compiling():
             raise _unknown_positions()
         step = self._passes.at(site, t, given)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch import is_autocast_enabled as autocasts
 
 from dsas.methods.affine_edit import AffineEdit, Step, prepared
+from dsas.model.foreign import Arguments, Foreign, Given
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.strength import per_row
 from dsas.regulators.base import Regulator
@@ -89,8 +90,8 @@ def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], forwa
 
 
 def shortened(
-    way: "Fused", change: Callable[[Any], Any], record: Callable[[Tensor | None], None] | None
-) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    way: "Fused", change: Callable[[Given], Given], record: Callable[[Tensor | None], None] | None
+) -> Callable[[nn.Module, Arguments, Given], Given]:
     """Return a forward hook that does what `change` does to an output, in less Python from the second pass on.
 
     The first plain activation that comes says for which dtype and device; any other goes through `change` again.
@@ -99,7 +100,7 @@ def shortened(
     # dtype, device, its kind and the step are one tuple, so that another thread sees all of them or none.
     ready: Any = (None, None, None, None)
 
-    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    def hook(_module: nn.Module, _args: Arguments, output: Given) -> Foreign:
         nonlocal ready
         dtype, device, kind, step = ready
         plain = type(output) is Tensor and output.ndim == 3

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError, StrengthError
 from dsas.methods.affine_edit import AffineEdit
+from dsas.model.foreign import Foreign, Given
 from dsas.model.hooks import forget_compiled, uncompiled
 from dsas.model.linear_layers import Behind, behind, is_transposed
 from dsas.model.sites import Site, labels
@@ -173,7 +174,7 @@ class Fusion:
             self._set(linear, "weight", nn.Parameter(matrix.to(weight.dtype), requires_grad=weight.requires_grad))
         self._set(linear, "bias", nn.Parameter(moved.to(weight.dtype), requires_grad=False))
 
-    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+    def _set(self, module: nn.Module, name: str, value: Foreign) -> None:
         key = (id(module), name)
         before = self._changes[key].before if key in self._changes else getattr(module, name)
         setattr(module, name, value)
@@ -183,13 +184,13 @@ class Fusion:
 def _steered(base: type[nn.Module], site: Site, way: Fused | General) -> type[nn.Module]:
     """Return a class like `base`, under the same name, whose forward steers what it gives or takes."""
 
-    def edit(given: Any) -> Any:
+    def edit(given: Given) -> Foreign:
         return site.write(given, edit_with(way, site.read(given), None).t)
 
-    def output(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def output(self: nn.Module, *args: Given, **kwargs: Given) -> Foreign:
         return edit(base.forward(self, *args, **kwargs))
 
-    def taken(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def taken(self: nn.Module, *args: Given, **kwargs: Given) -> Foreign:
         if args:
             return base.forward(self, edit(args[0]), *args[1:], **kwargs)
         name = next(iter(kwargs))

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from typing import Any
 
 from dsas.errors import DsasError
-from dsas.model.foreign import Given
+from dsas.model.foreign import Foreign, Given
 from dsas.serving.config import ServingConfig
 from dsas.serving.reports import combined
 from dsas.serving.requests import REPORT, REPORTED, RESOLVED, acting, named, resolve, salt, wants_report
@@ -37,7 +37,9 @@ def activate() -> None:
         return
     counter = Counter("dsas_requests", "Requests that were let in, by the Steering that they name", ["steering"])
 
-    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Given, **kwargs: Given) -> Any:
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Foreign, *args: Given, **kwargs: Given
+    ) -> Foreign:
         config = ServingConfig.of(self.vllm_config.additional_config)
         if config is None or not isinstance(params, SamplingParams):
             return original(self, request_id, prompt, params, *args, **kwargs)
@@ -59,7 +61,9 @@ def activate() -> None:
     InputProcessor.process_inputs = process_inputs
     generate = AsyncLLM.generate
 
-    def reporting(self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Given, **kwargs: Given) -> Any:
+    def reporting(
+        self: Any, prompt: Any, sampling_params: Foreign, request_id: str, *args: Given, **kwargs: Given
+    ) -> Foreign:
         outputs = generate(self, prompt, sampling_params, request_id, *args, **kwargs)
         if not wants_report(getattr(sampling_params, "extra_args", None)):
             return outputs
@@ -68,7 +72,7 @@ def activate() -> None:
     AsyncLLM.generate = reporting
 
 
-async def _with_report(client: Any, outputs: Any, request_id: str, names: list[str]) -> AsyncIterator[Any]:
+async def _with_report(client: Foreign, outputs: Any, request_id: str, names: list[str]) -> AsyncIterator[Foreign]:
     """Give the outputs of a request, the last with its report."""
     async with aclosing(outputs):
         async for output in outputs:

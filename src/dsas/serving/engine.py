@@ -8,13 +8,12 @@ llm.generate(prompts, SamplingParams(extra_args={"dsas_steering": "detox", "dsas
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig
 
 from dsas.errors import MissingExtraError, OptionError, StateError
 from dsas.files.json_values import Json, JsonObject
-from dsas.model.foreign import Given
+from dsas.model.foreign import Foreign, Given
 from dsas.serving.config import KEY, ServingConfig, Source, source_of
 from dsas.serving.reports import combined
 from dsas.serving.tables import check_model, rows_of
@@ -67,7 +66,7 @@ def checked(name: str, folder: str, model: str) -> Source:
     return source_of(str(local.resolve()) if local.is_dir() else folder, steering)
 
 
-def load(llm: Any, name: str, folder: str) -> None:
+def load(llm: Foreign, name: str, folder: str) -> None:
     """Take a Steering, or a newer version of one, into a running `LLM`. Raises OptionError as `SteeredRunner.load`."""
     given = llm.llm_engine.vllm_config
     source = checked(name, folder, given.model_config.model)
@@ -75,7 +74,7 @@ def load(llm: Any, name: str, folder: str) -> None:
     publish(given.additional_config, name, source, problems)
 
 
-def report(llm: Any, output: Given) -> JsonObject:
+def report(llm: Foreign, output: Given) -> JsonObject:
     """Return how strongly the request of an output of `LLM` was steered; once, and if it asked (`dsas_report`).
 
     {"tokens": read by the model, "mean_strength": {name: mean over tokens and sites of what was applied}}

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsas.errors import ActivationError, ModelMismatchError, closest
-from dsas.model.foreign import Given
+from dsas.model.foreign import Foreign, Given
 from dsas.serving.tables import Parts, SiteTable
 from dsas.serving.tokens import TokenBuffers
 
@@ -33,7 +33,7 @@ class SiteStep(nn.Module):
         self.table, self.tokens = table, tokens
         self.together = len(tokens.slots)
 
-    def forward(self, output: Given) -> Any:
+    def forward(self, output: Given) -> Foreign:
         """Return the output with the edits of all tokens added, several of one token in their order."""
         whole = isinstance(output, Tensor)
         hidden = output if whole else output[0]
@@ -97,7 +97,7 @@ def table_of(model: nn.Module, path: str) -> SiteTable | None:
 def _steered(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of a module's class that adds the step to what it gives."""
 
-    def forward(self: Any, *args: Given, **kwargs: Given) -> Any:
+    def forward(self: Any, *args: Given, **kwargs: Given) -> Foreign:
         return getattr(self, CHILD)(kind.forward(self, *args, **kwargs))
 
     return type(f"Steered{kind.__name__}", (kind,), {"forward": forward, "__module__": kind.__module__})

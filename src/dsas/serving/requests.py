@@ -14,10 +14,11 @@ steered by the one it named, and blocks of the prefix cache are shared only betw
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsas.errors import OptionError, StrengthError, closest
 from dsas.files.json_values import Json
+from dsas.model.foreign import Foreign
 
 STEERING, STRENGTH, REPORT, RESOLVED = "dsas_steering", "dsas_strength", "dsas_report", "dsas_resolved"
 REPORTED = "dsas_reported"  # what the worker is told of a request that wants a report: its id, and the names that act
@@ -105,11 +106,11 @@ def salt(asked: Sequence[Asked], own: str | None = None) -> str | None:
     return f"dsas:{steered}:{own or ''}"
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: Foreign) -> list[Foreign]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _strength(value: Any) -> float:
+def _strength(value: Foreign) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LARGEST:
         raise StrengthError(f"{STRENGTH!r} must be a number from 0 to {LARGEST:g}, or one for each, got {value!r}")
     return float(value)

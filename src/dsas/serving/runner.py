@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from dsas.errors import ModelMismatchError, OptionError, StateError
+from dsas.files.json_values import Json
 from dsas.methods.affine_edit import AffineEdit
+from dsas.model.foreign import Foreign, Given
 from dsas.serving.config import ServingConfig, Source, load
 from dsas.serving.modules import steer_module, table_of
 from dsas.serving.reports import Reports, Wanted
@@ -42,7 +44,7 @@ class Served(NamedTuple):
 class SteeredRunner:
     """The Steerings of one worker: which slot each has, by digest, and the rows of the requests it runs."""
 
-    def __init__(self, runner: Any, vllm_config: Any) -> None:
+    def __init__(self, runner: Foreign, vllm_config: Foreign) -> None:
         """Steer the model of a vLLM model runner as vLLM's configuration says.
 
         Raises StateError without a configuration, OptionError for features that were never tried with steering,
@@ -98,7 +100,7 @@ class SteeredRunner:
                 table.check(row)
         self._put(source.digest, rows)
 
-    def row_of(self, extra_args: Mapping[str, Any] | None) -> RequestRow:
+    def row_of(self, extra_args: Mapping[str, Json] | None) -> RequestRow:
         """Return the row of a request from its arguments. Raises StateError when they were not checked on entry."""
         given = extra_args or {}
         if RESOLVED not in given:
@@ -109,7 +111,7 @@ class SteeredRunner:
         idle = self.together - len(slots)
         return RequestRow((*slots, *[0] * idle), (*(strength for _, strength in given[RESOLVED]), *[0.0] * idle))
 
-    def served(self, params: Any) -> "Served":
+    def served(self, params: Foreign) -> "Served":
         """Return the row of a request, and the report that it wants, from its parameters. Raises as `row_of`."""
         extra_args = getattr(params, "extra_args", None) or {}
         row, wanted = self.row_of(extra_args), extra_args.get(REPORTED)
@@ -118,7 +120,7 @@ class SteeredRunner:
         sites = [self._sites_of[digest] for digest, _ in extra_args[RESOLVED]]
         return Served(row, Wanted(wanted[0], tuple(wanted[1:]), tuple(sites)))
 
-    def served_by_id(self, request: str, params: Any) -> "Served":
+    def served_by_id(self, request: str, params: Foreign) -> "Served":
         """Return the same by the request's id, remembered as long as its parameters are the same object."""
         known = self._seen.get(request)
         if known is None or known[0] is not params:
@@ -131,7 +133,7 @@ class SteeredRunner:
         self.tokens.fill([one.row for one in requests], counts)
         self.reports.begin([one.wanted for one in requests], counts)
 
-    def forget(self, alive: Mapping[str, Any]) -> None:
+    def forget(self, alive: Mapping[str, Json]) -> None:
         """Forget requests that are over, once they are many."""
         if len(self._seen) > 2 * len(alive) + 64:
             self._seen = {request: known for request, known in self._seen.items() if request in alive}
@@ -167,7 +169,7 @@ class SteeredRunner:
                 table.put(slot, row)
 
 
-def refuse_untried(vllm_config: Any) -> None:
+def refuse_untried(vllm_config: Foreign) -> None:
     """Raise OptionError for features of vLLM under which a token's place in the buffers would be another."""
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
     untried = {
@@ -182,11 +184,11 @@ def refuse_untried(vllm_config: Any) -> None:
             raise OptionError(f"{what} cannot be combined with steering: leave it out")
 
 
-def _follow_batches(steered: SteeredRunner, runner: Any) -> None:
+def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:
     """Fill the buffers after a runner of the first generation has prepared a step."""
-    prepare: Callable[..., Any] = runner._prepare_inputs
+    prepare: Callable[..., Foreign] = runner._prepare_inputs
 
-    def prepare_inputs(scheduler_output: Any, counts: np.ndarray) -> Any:
+    def prepare_inputs(scheduler_output: Any, counts: np.ndarray) -> Foreign:
         prepared = prepare(scheduler_output, counts)
         requests = runner.requests
         ids = runner.input_batch.req_ids
@@ -197,28 +199,28 @@ def _follow_batches(steered: SteeredRunner, runner: Any) -> None:
     runner._prepare_inputs = prepare_inputs
 
 
-def _follow_states(steered: SteeredRunner, runner: Any) -> None:
+def _follow_states(steered: SteeredRunner, runner: Foreign) -> None:
     """Fill the buffers when a model state of the second generation prepares a step; it knows requests by number."""
     state = runner.model_state
     add, prepare = state.add_request, state.prepare_inputs
     served = [Served(identity_row(steered.together), None)] * state.max_num_reqs
 
-    def add_request(number: int, request: Any) -> None:
+    def add_request(number: int, request: Foreign) -> None:
         served[number] = steered.served(request.sampling_params)
         add(number, request)
 
-    def prepare_inputs(batch: Any, states: Any) -> Any:
+    def prepare_inputs(batch: Foreign, states: Any) -> Foreign:
         steered.begin([served[number] for number in batch.idx_mapping_np], batch.num_scheduled_tokens)
         return prepare(batch, states)
 
     state.add_request, state.prepare_inputs = add_request, prepare_inputs
 
 
-def _follow_passes(steered: SteeredRunner, runner: Any) -> None:
+def _follow_passes(steered: SteeredRunner, runner: Foreign) -> None:
     """Keep what was applied in every pass of a runner, of either generation, as soon as it is on its way."""
-    execute: Callable[..., Any] = runner.execute_model
+    execute: Callable[..., Foreign] = runner.execute_model
 
-    def execute_model(*args: Any, **kwargs: Any) -> Any:
+    def execute_model(*args: Given, **kwargs: Given) -> Foreign:
         output = execute(*args, **kwargs)
         steered.reports.end()
         return output
@@ -226,10 +228,10 @@ def _follow_passes(steered: SteeredRunner, runner: Any) -> None:
     runner.execute_model = execute_model
 
 
-def _most_tokens(vllm_config: Any) -> int:
+def _most_tokens(vllm_config: Foreign) -> int:
     graphs = getattr(vllm_config.compilation_config, "max_cudagraph_capture_size", None) or 0
     return max(vllm_config.scheduler_config.max_num_batched_tokens, graphs)
 
 
-def _device_of(runner: Any) -> torch.device:
+def _device_of(runner: Foreign) -> torch.device:
     return next(runner.get_model().parameters()).device

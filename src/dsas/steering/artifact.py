@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dsas.errors import ArtifactError
 from dsas.files.atomic import replace_files
+from dsas.files.json_values import Json, JsonObject
 from dsas.steering.folder import CARD, CONFIG, TENSORS, check_files
 
 SCHEMA = 1
@@ -28,7 +29,7 @@ SCHEMA = 1
 class Artifact(NamedTuple):
     """What a folder holds: JSON-ready values and named float32 tensors."""
 
-    config: dict[str, Any]
+    config: JsonObject
     tensors: dict[str, Tensor]
 
 
@@ -81,6 +82,6 @@ def _intact(folder: Path, data: bytes) -> dict[str, Tensor]:
     return tensors
 
 
-def _digest(config: Mapping[str, Any]) -> str:
+def _digest(config: Mapping[str, Json]) -> str:
     without = {key: value for key, value in config.items() if key != "config_sha256"}
     return hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()

@@ -21,6 +21,7 @@ from torch import nn
 
 from dsas.errors import DsasWarning, OptionError
 from dsas.methods.base import same
+from dsas.model.foreign import Foreign, Model
 from dsas.model.pipeline_modules import Branch
 from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength
@@ -40,7 +41,7 @@ class Steers(Protocol):
 
     def apply(
         self,
-        model: Any,
+        model: Model,
         strength: Strength | None,
         *,
         record: Record = True,
@@ -108,7 +109,7 @@ class Composition:
 
     def apply(
         self,
-        model: Any,
+        model: Model,
         strength: Strength | Sequence[Strength | None] | None = None,
         *,
         record: Record = True,
@@ -158,7 +159,7 @@ class Composition:
         return "\n| ".join(map(repr, self.steerings))
 
 
-def _each(strength: Any, count: int) -> list[Any]:
+def _each(strength: Any, count: int) -> list[Foreign]:
     """Return what came as a list, or one number of whatever kind for each; other things `Steering.apply` refuses."""
     try:
         return list(strength)

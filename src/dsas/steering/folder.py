@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dsas.errors import ArtifactError, closest
+from dsas.files.json_values import Json
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 
 
-def steering_folder(name: str | Path, *, revision: str | None = None, hub_options: Mapping[str, Any] = {}) -> Path:
+def steering_folder(name: str | Path, *, revision: str | None = None, hub_options: Mapping[str, Json] = {}) -> Path:
     """Return the local folder of a stored Steering; that of a hub id is downloaded first.
 
     hub_options: as `huggingface_hub.snapshot_download` takes them.

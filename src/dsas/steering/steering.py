@@ -13,6 +13,8 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
+from dsas.files.json_values import Json, JsonObject
+from dsas.model.foreign import Model
 from dsas.model.identity import ModelIdentity
 from dsas.model.pipeline_modules import Branch
 from dsas.model.sites import Site, labels
@@ -43,7 +45,7 @@ class Steering(ModelHubMixin):
         self,
         rules: Sequence[Rule],
         model: ModelIdentity,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Json] | None = None,
         calibration: Calibration | None = None,
     ) -> None:
         """Keep the rules. Raises OptionError when there are none or two share a site."""
@@ -84,7 +86,7 @@ class Steering(ModelHubMixin):
 
     def apply(
         self,
-        model: Any,
+        model: Model,
         strength: Strength | None = None,
         *,
         record: Record = True,
@@ -114,7 +116,7 @@ class Steering(ModelHubMixin):
         options = ApplyOptions(record, skip_sinks, prompt_tokens, branch)
         return Applied(self.rules, subject, self.default_strength if strength is None else strength, options)
 
-    def fuse(self, model: Any, strength: Strength | None = None) -> Fusion:
+    def fuse(self, model: Model, strength: Strength | None = None) -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
 
         model: as in `apply`; of a pipeline, both branches of guidance are steered.
@@ -230,7 +232,7 @@ class Steering(ModelHubMixin):
         tensors: dict[str, Tensor] = {}
         rules = []
         for number, rule in enumerate(self.rules):
-            line: dict[str, Any] = {"site": asdict(rule.site)}
+            line: JsonObject = {"site": asdict(rule.site)}
             if rule.site.layout == "tokens":  # left out, so that digests are those of before pictures could be steered
                 del line["site"]["layout"]
             for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):

@@ -17,7 +17,7 @@ would depend on the cells beside it.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from dsas.errors import OptionError, closest
 from dsas.evaluation.choice import Question, choice_accuracy
@@ -33,6 +33,7 @@ from dsas.evaluation.scorers import (
     ToxBlock,
     ToxicCommentClassifier,
 )
+from dsas.model.foreign import Foreign
 from dsas.model.loading import LoadedModel, load_model
 from dsas.steering.steering import Steering
 
@@ -91,11 +92,11 @@ class Job(NamedTuple):
     part: str = ""
     texts: tuple[str, ...] = ()
 
-    def depends(self, setup: Setup) -> list[Any]:
+    def depends(self, setup: Setup) -> list[Foreign]:
         """Return all that the result depends on, JSON-ready."""
         digest = self.steering.digest() if self.steering else ""
         model = [setup.fingerprint, setup.precision, digest, self.strength]
-        on: dict[Task, list[Any]] = {
+        on: dict[Task, list[Foreign]] = {
             "generate": [model, setup.prompts, setup.sampling, self.seed, self.batch],
             "read": [model, setup.parts[self.part] if self.task == "read" else ()],
             "score": [setup.scorers, self.texts],
@@ -112,7 +113,7 @@ class Worker:
         self._models: dict[str, LoadedModel] = {}
         self._scorers: list[Scorer] = []
 
-    def run(self, job: Job) -> Any:
+    def run(self, job: Job) -> Foreign:
         """Return the result of a job, JSON-ready."""
         return getattr(self, f"_{job.task}")(job)
 
@@ -121,7 +122,7 @@ class Worker:
             self._models[name] = load_model(name, device=self._setup.device, precision=self._setup.precision)
         return self._models[name]
 
-    def _steered(self, job: Job) -> AbstractContextManager[Any]:
+    def _steered(self, job: Job) -> AbstractContextManager[object]:
         model = self._loaded(self._setup.model).model
         return job.steering.apply(model, job.strength, record=False) if job.steering else nullcontext()
 

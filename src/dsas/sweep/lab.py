@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from dsas.evaluation.generations import batch_count
 from dsas.files.results import Results
+from dsas.model.foreign import Foreign
 from dsas.parallel.progress import progress_bar
 from dsas.parallel.workers import Spread, Workers, workers_of
 from dsas.steering.steering import Steering
@@ -34,7 +35,7 @@ class Lab:
         self.setup = setup
         self._results, self._workers, self._progress = Results(out / JOBS), workers, progress
 
-    def run(self, jobs: Sequence[Job], what: str) -> list[Any]:
+    def run(self, jobs: Sequence[Job], what: str) -> list[Foreign]:
         """Return the results of `jobs`, in their order; each is kept as soon as it is there."""
         known = {place: found for place, job in enumerate(jobs) if (found := self.found(job)) is not None}
         missing = [place for place in range(len(jobs)) if place not in known]
@@ -46,7 +47,7 @@ class Lab:
                 bar.advance(task)
         return [self.found(job) for job in jobs]
 
-    def found(self, job: Job) -> Any:
+    def found(self, job: Job) -> Foreign:
         """Return the result of a job, or None when it has not been run."""
         return self._results.get(job.task, job.depends(self.setup))
 

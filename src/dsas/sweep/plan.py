@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from dsas.errors import TextsError, closest
 from dsas.files.json_values import JsonObject
 from dsas.files.text_files import ENCODING
+from dsas.model.foreign import Foreign
 
 
 class SeriesPlan(NamedTuple):
@@ -67,7 +68,7 @@ def _series(found: Any, place: str) -> SeriesPlan:
     return SeriesPlan(name, transform, regulator, None if chosen is None else float(chosen))
 
 
-def _field(found: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
+def _field(found: Any, name: str, kind: type | tuple[type, ...], place: str) -> Foreign:
     if not isinstance(found, dict):
         raise TextsError(f"{place}: expected a JSON object, got {type(found).__name__}")
     if name not in found:

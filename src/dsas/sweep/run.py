@@ -19,10 +19,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsas.errors import OptionError
 from dsas.files.atomic import replace_files
+from dsas.files.json_values import JsonObject
 from dsas.parallel.workers import Spread
 from dsas.steering.steering import Steering
 from dsas.sweep.jobs import Job, Setup
@@ -179,7 +180,7 @@ def _write(
     replace_files({out / name: text.encode() for name, text in files.items()})
 
 
-def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[dict[str, Any]]:
+def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[JsonObject]:
     """Yield the samples of a cell, as far as there are any."""
     series, steering, strength = cell
     head = {"series": series, "strength": strength}
@@ -202,7 +203,7 @@ def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[dict[str, Any]]:
                 yield {**head, "seed": None, "measure": measure, "kind": kind, "item": item, "value": value}
 
 
-def _described(one: Series, chosen: Chosen) -> dict[str, Any]:
+def _described(one: Series, chosen: Chosen) -> JsonObject:
     rules = one.steering.rules
     return {
         "name": one.name,
@@ -214,7 +215,7 @@ def _described(one: Series, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _settings(setup: Setup, grid: Grid) -> dict[str, Any]:
+def _settings(setup: Setup, grid: Grid) -> JsonObject:
     parts = {
         f"{name}: {measure}": {kind: len(items) for kind, items in kinds.items()}
         for name, part in setup.parts.items()

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from dsas.errors import DsasWarning, TextsError, closest
 from dsas.files.json_values import Json, JsonObject
 from dsas.files.text_files import ENCODING
+from dsas.model.foreign import Foreign
 
 UNSTEERED = "unsteered"
 GENERATION, PERPLEXITY, KL, CHOICE, CHANGE = "generation", "perplexity", "kl", "choice", "change"
@@ -193,7 +194,7 @@ def _number(sample: Mapping[str, Json], name: str, place: str) -> float:
     return value
 
 
-def _field(sample: Mapping[str, Json], name: str, kind: type | tuple[type, ...], place: str) -> Any:
+def _field(sample: Mapping[str, Json], name: str, kind: type | tuple[type, ...], place: str) -> Foreign:
     if name not in sample:
         raise TextsError(f"{place}: no field {name!r}; closest: {closest(name, sample)}")
     value = sample[name]

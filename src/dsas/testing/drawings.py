@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dsas.model.foreign import Foreign, Pipeline
 from dsas.model.subject import subject_of
 from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
@@ -43,7 +44,7 @@ class _Bench(NamedTuple):
     """A way of steering, the pipeline, and how it is run."""
 
     way: Way
-    pipeline: Any
+    pipeline: Pipeline
     draw: Draw
 
     def plain(self) -> Tensor:
@@ -59,12 +60,12 @@ class _Bench(NamedTuple):
         pictures = self.draw(self.pipeline, [PROMPTS[row] for row in rows], rows)
         return Run(pictures, tuple(grid for one in applied_of(acting) for grid in one.maps().strengths))
 
-    def state(self) -> list[Any]:
+    def state(self) -> list[Foreign]:
         """Return what steering must leave as it was: the modules, and what the pipeline keeps itself."""
         return [[state_of(part) for part in subject_of(self.pipeline).module.children()], sorted(vars(self.pipeline))]
 
 
-def check_pipeline(steering: Steering | Composition, pipeline: Any, draw: Draw, *, way: Kind = "apply") -> None:
+def check_pipeline(steering: Steering | Composition, pipeline: Pipeline, draw: Draw, *, way: Kind = "apply") -> None:
     """Raise AssertionError, naming the law, if a Steering breaks one of laws 1 to 6 on a diffusers pipeline.
 
     draw: called with the pipeline, prompts, and a seed for each; returns a tensor with a picture, or latents, for each,

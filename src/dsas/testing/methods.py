@@ -7,13 +7,13 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from dsas.methods.base import Fitted
+from dsas.model.foreign import Given
 from dsas.model.forward_pass import ForwardPass, History
 from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.testing.laws import close, require, require_gradient, untouched
@@ -96,7 +96,7 @@ def _check_gradients(method: Fitted, t: Tensor, *forward_pass: ForwardPass) -> N
             require_gradient(replaced, tensor, f"{name} by {key!r}")
 
 
-def _with_buffer(method: Fitted, key: str, t: Tensor, *arguments: Any) -> Tensor:
+def _with_buffer(method: Fitted, key: str, t: Tensor, *arguments: Given) -> Tensor:
     """Return what `method` gives for t when its buffer `key` is the last of the arguments."""
     *forward_pass, value = arguments
     return functional_call(method, {key: value}, (t, *forward_pass))

@@ -11,6 +11,7 @@ from torch import nn
 
 from dsas.errors import OptionError, closest
 from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Foreign
 
 WIDTH, LAYERS, HEADS, CONTEXT = 32, 3, 4, 256
 END = "<|end|>"
@@ -66,7 +67,7 @@ def tiny_model(family: str = "llama", *, seed: int = 0, layers: int = LAYERS, **
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer() -> Foreign:
     """Return a tokenizer with one token per byte, an end token, and, as many have it, no padding token."""
     from tokenizers import Tokenizer
     from tokenizers.decoders import ByteLevel as Decoder

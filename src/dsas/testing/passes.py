@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dsas.model.foreign import Foreign, Model
 from dsas.testing.laws import close, require
 from dsas.testing.ways import Acting, Way, strengths_of
 
@@ -16,7 +17,7 @@ class Pass(NamedTuple):
     strengths: Tensor
 
 
-def logits_of(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
+def logits_of(model: Model, ids: Tensor, **inputs: Any) -> Tensor:
     """Return the model's logits (batch, token, vocabulary), without gradients."""
     with torch.no_grad():
         return model(input_ids=ids, **inputs).logits
@@ -74,7 +75,7 @@ def require_same(found: list[Pass], alone: list[Pass], how: str) -> None:
         require(2, close(one.logits, other.logits), f"row {row} has other logits {how} than alone")
 
 
-def state_of(model: nn.Module) -> list[Any]:
+def state_of(model: nn.Module) -> list[Foreign]:
     """Return what steering must leave as it was: the modules, their classes, hooks and modes, and the parameters."""
     modules = [
         (name, id(module), type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))

@@ -10,12 +10,13 @@ import torch
 
 from dsas.errors import MissingExtraError, OptionError, closest
 from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Foreign
 
 PIPELINES: tuple[str, ...] = ("sd", "sdxl", "sd3", "flux", "pixart")
 _TEXT_WIDTH, _TOKENS, _LETTERS = 16, 16, "abcdefghijklmnopqrstuvwxyz ,.0123456789"
 
 
-def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Any:
+def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Foreign:
     """Return a random pipeline of one of `PIPELINES`, in float32 and evaluation mode, without a progress bar.
 
     Pictures are 16 x 16 by default (8 x 8 latents). The global random state is left as it was. Raises OptionError for
@@ -38,7 +39,7 @@ def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Any:
     return pipeline
 
 
-def _sd(diffusers: Any) -> Any:
+def _sd(diffusers: Foreign) -> Foreign:
     unet = diffusers.UNet2DConditionModel(
         **_UNET,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -57,7 +58,7 @@ def _sd(diffusers: Any) -> Any:
     )
 
 
-def _sdxl(diffusers: Any) -> Any:
+def _sdxl(diffusers: Foreign) -> Foreign:
     unet = diffusers.UNet2DConditionModel(
         **_UNET,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -81,7 +82,7 @@ def _sdxl(diffusers: Any) -> Any:
     )
 
 
-def _sd3(diffusers: Any) -> Any:
+def _sd3(diffusers: Foreign) -> Foreign:
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
@@ -108,7 +109,7 @@ def _sd3(diffusers: Any) -> Any:
     )
 
 
-def _flux(diffusers: Any) -> Any:
+def _flux(diffusers: Foreign) -> Foreign:
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -134,7 +135,7 @@ def _flux(diffusers: Any) -> Any:
     return pipeline
 
 
-def _pixart(diffusers: Any) -> Any:
+def _pixart(diffusers: Foreign) -> Foreign:
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=8,
         num_layers=2,
@@ -169,7 +170,7 @@ _UNET: JsonObject = {
 }
 
 
-def _vae(diffusers: Any, channels: int, **options: Any) -> Any:
+def _vae(diffusers: Foreign, channels: int, **options: Any) -> Foreign:
     return diffusers.AutoencoderKL(
         block_out_channels=[8, 8],
         in_channels=3,
@@ -183,7 +184,7 @@ def _vae(diffusers: Any, channels: int, **options: Any) -> Any:
     )
 
 
-def _clip(*, projected: bool = False) -> Any:
+def _clip(*, projected: bool = False) -> Foreign:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -201,7 +202,7 @@ def _clip(*, projected: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def _t5(width: int) -> Any:
+def _t5(width: int) -> Foreign:
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
@@ -210,7 +211,7 @@ def _t5(width: int) -> Any:
     return T5EncoderModel(config)
 
 
-def _letters() -> Any:
+def _letters() -> Foreign:
     """Return a tokenizer with one token a letter; number 0 ends and fills."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dsas.errors import DsasError
 from dsas.methods.base import Fitted
 from dsas.model.activations import read_sites
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.sites import labels
 from dsas.model.token_batches import pad_token
@@ -34,7 +35,7 @@ NEW_TOKENS = 4
 def check_steering(
     steering: Steering | Composition,
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     prompts: Sequence[str] = PROMPTS,
     way: Kind = "apply",
@@ -98,7 +99,7 @@ def check_threads(way: Way, model: nn.Module, ids: list[Tensor], alone: list[Pas
     require_same(found, alone[1:], "in another thread")
 
 
-def check_generation(way: Way, model: Any, ids: list[Tensor], padding: int) -> None:
+def check_generation(way: Way, model: Model, ids: list[Tensor], padding: int) -> None:
     """Law 2: the greedy continuation of each row in a batch is that of the row alone, with a cache and without."""
     greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": padding, "eos_token_id": None}
     left = padded(ids, "left", padding)
@@ -233,7 +234,7 @@ def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
     require(7, now == wanted, "steering changed which of the model's parameters require gradients")
 
 
-def _gradient_by_tokens(way: Way, model: Any, ids: Tensor) -> Tensor:
+def _gradient_by_tokens(way: Way, model: Model, ids: Tensor) -> Tensor:
     tokens = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
     with way.on(model):
         logits = model(inputs_embeds=tokens).logits
@@ -257,7 +258,7 @@ def _sloped(rule: Rule, t: Tensor) -> list[Tensor]:
 def check_compiled(
     steering: Steering | Composition,
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     backend: str = "inductor",
     way: Kind = "apply",

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dsas.model.foreign import Foreign, Given
 from dsas.model.sites import Site
 from dsas.testing.laws import require
 
@@ -21,7 +22,7 @@ class Watch:
             module = model.get_submodule(site.path)
             forward = module.forward
 
-            def watched(*args: Any, _forward: Any = forward, _site: Site = site, **kwargs: Any) -> Any:
+            def watched(*args: Given, _forward: Any = forward, _site: Site = site, **kwargs: Given) -> Foreign:
                 output = _forward(*args, **kwargs)
                 value = _site.read(output)
                 self._before[_site] = (value, value.detach().clone())
@@ -33,7 +34,7 @@ class Watch:
         """Look at what the next module sees, too; to be called once steering is on."""
         for site in self._sites:
 
-            def look(_module: nn.Module, _args: Any, output: Any, _site: Site = site) -> None:
+            def look(_module: nn.Module, _args: Any, output: Given, _site: Site = site) -> None:
                 given, copied = self._before[_site]
                 require(3, bool((given == copied).all()), f"the output of {_site} was written into")
                 self._after[_site] = _site.read(output)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dsas.errors import OptionError, closest
+from dsas.model.foreign import Arguments, Foreign, Model
 from dsas.runtime.applied import Applied
 from dsas.runtime.fuse import Fusion
 from dsas.runtime.rule import Rule
@@ -35,7 +36,7 @@ class Way:
             raise OptionError(f"unknown way {kind!r}; closest: {closest(kind, WAYS)}")
         self.steering, self.is_fused = steering, kind == "fuse"
         self._kind: Kind = kind
-        self.members: tuple[Any, ...] = steering.steerings if isinstance(steering, Composition) else (steering,)
+        self.members: Arguments = steering.steerings if isinstance(steering, Composition) else (steering,)
         if self.is_fused and isinstance(steering, Composition):
             raise OptionError("a composition cannot be fused: fuse its Steerings one after another")
 
@@ -45,7 +46,7 @@ class Way:
         return [rule for member in self.members for rule in member.rules if rule.weight > 0]
 
     @contextmanager
-    def on(self, model: Any, strength: Any = None, **options: Any) -> Iterator[Acting]:
+    def on(self, model: Model, strength: Any = None, **options: Any) -> Iterator[Acting]:
         """Let it act inside the block; options: as of `Steering.apply`, of which fusing takes none."""
         if isinstance(self.steering, Steering) and self.is_fused:
             with self.steering.fuse(model, strength) as fused:
@@ -60,7 +61,7 @@ class Way:
             with self.steering.apply(model, strength, **options) as applied:
                 yield applied
 
-    def by_row(self, strengths: Tensor) -> Any:
+    def by_row(self, strengths: Tensor) -> Foreign:
         """Return strengths, one per row, as `on` takes them: each member gets them all."""
         return [strengths] * len(self.members) if isinstance(self.steering, Composition) else strengths
 

@@ -11,11 +11,11 @@ Source: LinEAS (arXiv 2503.10679) for cosine and proximal step; the units are ou
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dsas.files.json_values import JsonObject
 from dsas.runtime.rule import Rule
 from dsas.training.plan import Plan
 from dsas.training.proximal import shrink_line_
@@ -55,7 +55,7 @@ class Descent:
     def _optimiser(self) -> torch.optim.Optimizer:
         wanted = self._plan.optimiser
         parts = {"transform": wanted.rate, "regulator": wanted.regulator_rate}
-        groups: list[dict[str, Any]] = [
+        groups: list[JsonObject] = [
             {"params": members, "lr": rate, "first": rate}
             for part, rate in parts.items()
             if (members := [value for name, value in self._leaves.items() if f".{part}." in name])

@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError
+from dsas.files.json_values import JsonObject
 from dsas.model.device_map import device_of
 from dsas.model.drawing import Drawing
 from dsas.model.examples import Example, check_sets
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.identity import ModelIdentity, fingerprint
 from dsas.model.reading import Reading
 from dsas.model.sites import Site, SitePatterns
@@ -36,8 +38,8 @@ Start = Literal["fitted", "scratch"] | Steering
 
 
 def train(
-    model: Any,
-    tokenizer: Any = None,
+    model: Model,
+    tokenizer: Tokenizer = None,
     *,
     source: Sequence[str | Example],
     target: Sequence[str | Example],
@@ -133,7 +135,7 @@ class _Asked(NamedTuple):
             raise OptionError("sparsity makes 'lineas' transforms sparse; start from those, or give sparsity=0")
         return found
 
-    def settings(self, rules: list[Rule], learned: Learned, run: Run, split: dict[str, list[str]]) -> dict[str, Any]:
+    def settings(self, rules: list[Rule], learned: Learned, run: Run, split: dict[str, list[str]]) -> JsonObject:
         """Return what the Steering says of how it was made."""
         looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
         return {

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsas.errors import OptionError, SiteError, closest
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Foreign, Given
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.sites import Site
@@ -45,7 +46,7 @@ class Work(NamedTuple):
     """
 
     model: nn.Module
-    run: Callable[[Any], object]
+    run: Callable[[Given], object]
     real: Callable[[Any], Bool[Tensor, "batch token"]]
     pool: Callable[[Tensor, Tensor], Tensor]
     checkpointing: bool = False
@@ -89,11 +90,11 @@ class Passes:
         self._given: Any = None
         self._at: Callable[[Site, Tensor, Any], ForwardPass] | None = None
 
-    def pooled(self, batch: Any) -> list[Seen]:
+    def pooled(self, batch: Foreign) -> list[Seen]:
         """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
         return self._run(batch, lambda _, t: self._work.pool(t, self._mask(t)), _mean)
 
-    def tokens(self, batch: Any, *, steered: bool = True) -> list[Seen]:
+    def tokens(self, batch: Foreign, *, steered: bool = True) -> list[Seen]:
         """Run a batch and return for each rule its site's real tokens (token, dim), steered or as they are."""
         self._steering = steered
         try:
@@ -101,7 +102,7 @@ class Passes:
         finally:
             self._steering = True
 
-    def outputs(self, batch: Any, *, steered: bool = True) -> tuple[Any, list[Seen]]:
+    def outputs(self, batch: Foreign, *, steered: bool = True) -> tuple[Any, list[Seen]]:
         """Run a batch to the model's end and return what it gave, and for each rule its strengths; no value is read."""
         self._steering, self._to_the_end = steered, True
         try:
@@ -130,7 +131,7 @@ class Passes:
         self._left.close()
 
     def _run(
-        self, batch: Any, read: Callable[[int, Tensor], Tensor], join: Callable[[list[Tensor]], Tensor]
+        self, batch: Foreign, read: Callable[[int, Tensor], Tensor], join: Callable[[list[Tensor]], Tensor]
     ) -> list[Seen]:
         self._real, self._seen, self._read = self._work.real(batch).bool(), {}, read
         self._looking = True
@@ -154,8 +155,8 @@ class Passes:
             return self._real.to(t.device)
         return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
 
-    def _editor(self, number: int, rule: Rule) -> Callable[[Any], Any]:
-        def edit(given: Any) -> Any:
+    def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
+        def edit(given: Given) -> Foreign:
             whole = rule.site.read(given)
             step = ForwardPass(*whole.shape[:2], device=whole.device)
             if self._at is not None:
@@ -180,7 +181,7 @@ class Passes:
             raise StopForward
 
 
-def cheaply(function: Callable[..., Any], *arguments: Any) -> Any:
+def cheaply(function: Callable[..., Foreign], *arguments: Given) -> Foreign:
     """Return what a function of tensors gives, and compute it again in the backward pass instead of keeping its steps.
 
     For work by the element, whose float32 steps would take more memory than the layers' own bfloat16, and little time.
@@ -244,7 +245,7 @@ def _checkpointing(work: Work) -> Iterator[None]:
         return
     again = partial(checkpoint, use_reentrant=False)
     wanted = {"gradient_checkpointing": True, "_gradient_checkpointing_func": again, "training": True}
-    layers: list[Any] = [module for module in work.model.modules() if hasattr(module, "gradient_checkpointing")]
+    layers: list[Foreign] = [module for module in work.model.modules() if hasattr(module, "gradient_checkpointing")]
     before = [{key: layer.__dict__.get(key, _ABSENT) for key in wanted} for layer in layers]
     for layer in layers:
         layer.__dict__.update(wanted)  # "training" of the layer alone, not of what is in it

@@ -17,13 +17,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from dsas.errors import DsasError, OptionError
+from dsas.model.foreign import Foreign
 
 Item = TypeVar("Item")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and whoever else follows it
@@ -55,7 +56,7 @@ class Ranks:
         """Return the results of all jobs, in the order of the jobs, given those of this rank's; tensors on the CPU."""
         if self.count == 1:
             return list(results)
-        found: list[Any] = [None] * self.count
+        found: list[Foreign] = [None] * self.count
         dist.all_gather_object(found, list(results), group=self._group)
         return [found[job % self.count][job // self.count] for job in range(sum(map(len, found)))]
 

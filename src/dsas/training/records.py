@@ -12,7 +12,7 @@ import io
 import json
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dsas.errors import DsasWarning, MissingExtraError
 from dsas.files.atomic import replace_files
+from dsas.model.foreign import Foreign
 
 
 class Row(NamedTuple):
@@ -138,7 +139,7 @@ def _json(row: Row) -> str:
     return json.dumps(row._asdict()) + "\n"
 
 
-def _writer(folder: Path) -> Any:
+def _writer(folder: Path) -> Foreign:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

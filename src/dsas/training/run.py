@@ -5,11 +5,12 @@ Limitations: for a pipeline they flow from the prompt to the latents, not throug
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dsas.fitting.collect import collect, places_of
+from dsas.model.foreign import Foreign
 from dsas.model.sites import Site
 from dsas.model.subject import Examples
 from dsas.training.passes import Work
@@ -36,7 +37,7 @@ class Run(NamedTuple):
         found = collect(self.examples, texts, places, self.sites, checkpoint=self.folder, progress=progress)
         return {site: value.mean((1, 2)) for site, value in found.items()}
 
-    def batches(self, texts: list[str]) -> list[Any]:
+    def batches(self, texts: list[str]) -> list[Foreign]:
         """Return texts as micro-batches, small enough for every rank to get one."""
         size = min(self.examples.batch_size, math.ceil(len(texts) / self.ranks.count))
         return self.examples.batches(texts, places_of(self.texts, texts), size) if texts else []

@@ -18,11 +18,12 @@ Source: LinEAS (arXiv 2503.10679) for transport. Limitations: every step reads a
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from dsas.model.foreign import Foreign
 from dsas.regulators.posterior import auroc
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Gradient, Learner
@@ -37,15 +38,15 @@ TINY = 1e-30
 class Data(NamedTuple):
     """Batches as `Work.run` takes them, and for each rule the pooled target activations (sample, dim)."""
 
-    source: Sequence[Any]
-    control: Sequence[Any]
+    source: Sequence[Foreign]
+    control: Sequence[Foreign]
     target: Sequence[Tensor]
-    held_source: Sequence[Any] = ()
-    held_control: Sequence[Any] = ()
+    held_source: Sequence[Foreign] = ()
+    held_control: Sequence[Foreign] = ()
 
 
 def data_of(
-    texts: Mapping[str, list[str]], target: Sequence[Tensor], batches: Callable[[list[str]], Sequence[Any]]
+    texts: Mapping[str, list[str]], target: Sequence[Tensor], batches: Callable[[list[str]], Sequence[Foreign]]
 ) -> Data:
     """Return the data of texts by set; `batches` makes micro-batches of texts."""
     names = ("source", "control", "held_source", "held_control")
@@ -143,7 +144,7 @@ class Trainer(Learner):
         sites = zip(range(len(self.rules)), self._goals, strict=True)
         return [torch.cat([part[site].value for part in seen]).to(goal.device) for site, goal in sites]
 
-    def _control(self, batches: Sequence[Any], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
+    def _control(self, batches: Sequence[Foreign], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
         """Yield the share of each of this rank's batches in the control term; the pass is run when it is asked for."""
         batches = self.ranks.mine(batches)
         mine = [kept for kept, _ in zip(unsteered, batches, strict=False)]
@@ -156,7 +157,7 @@ class Trainer(Learner):
             moved = [cheaply(drift, value, old) / (total * unit) for value, old, total, unit in each]
             yield torch.stack([one.to(moved[0].device) for one in moved]).mean()
 
-    def _rows_in(self, batches: Sequence[Any]) -> int:
+    def _rows_in(self, batches: Sequence[Foreign]) -> int:
         return sum(len(self._work.real(batch)) for batch in batches)
 
     def _goals_for(self, rows: int) -> list[Tensor]:

@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Foreign
 from dsas.model.sites import Site
 from dsas.model.subject import Examples
 from dsas.runtime.rule import Rule
@@ -35,7 +37,7 @@ class TrainingTask(NamedTuple):
     target: list[Tensor]
     plan: Plan
     ranks: Ranks
-    batches: Callable[[list[str]], list[Any]]
+    batches: Callable[[list[str]], list[Foreign]]
     examples: Examples
 
 
@@ -82,7 +84,7 @@ class Objective(ABC):
         """Return the rules of the Steering, given the learned ones and each set's pooled activations at every site."""
 
     @final
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return the options, JSON-ready."""
         return asdict(self)
 

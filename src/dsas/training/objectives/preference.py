@@ -19,7 +19,7 @@ models.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, softplus
 
 from dsas.errors import TextsError
+from dsas.model.foreign import Foreign
 from dsas.model.sites import Site
 from dsas.model.token_batches import Batch, batches
 from dsas.regulators.constant import Constant
@@ -247,7 +248,7 @@ def _key(pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(pair.source), tuple(pair.target)
 
 
-def _turn(items: Sequence[Any], number: int, count: int, seed: int) -> list[Any]:
+def _turn(items: Sequence[Foreign], number: int, count: int, seed: int) -> list[Foreign]:
     """Return what comes at step `number`, `count` at a time: all in turn, in another order each time round."""
     count = min(count, len(items))
     orders: dict[int, list[int]] = {}
@@ -261,7 +262,7 @@ def _turn(items: Sequence[Any], number: int, count: int, seed: int) -> list[Any]
     return found
 
 
-def _cut(items: Sequence[Any], size: int, ranks: int) -> list[Sequence[Any]]:
+def _cut(items: Sequence[Foreign], size: int, ranks: int) -> list[Sequence[Foreign]]:
     """Return the items in parts of at most `size`, small enough for every rank to get one."""
     size = max(1, min(size, -(-len(items) // ranks)))
     return [items[start : start + size] for start in range(0, len(items), size)]
