@@ -101,7 +101,7 @@ def test_the_public_names_are_exactly_these_and_all_are_there() -> None:
     assert all(hasattr(dsas, name) for name in NAMES)
 
 
-def test_the_first_minute_of_a_user_works_as_design_md_writes_it(tmp_path: Path) -> None:
+def test_the_first_minute_of_a_user_works_as_it_is_promised(tmp_path: Path) -> None:
     model, tokenizer, prompt = tiny_model(), tiny_tokenizer(), "a prompt"
     toxic, neutral, polite = ([f"{start} {n}" for n in range(6)] for start in ("SHUT UP", "the door", "thank you"))
 
