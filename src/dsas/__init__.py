@@ -9,23 +9,20 @@ its options without waiting for torch.
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dsas.version import VERSION as __version__
+from dsas.version import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from dsas import public
-    from dsas.public import *  # noqa: F403 - all that is in __all__
-
-    __all__ = ["__version__"]
-    __all__ += public.__all__
+    from dsas.public import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
     """Take the public names from `dsas.public`, all of them when the first is asked for."""
-    offered = import_module("dsas.public")
-    globals().update({known: getattr(offered, known) for known in offered.__all__})
-    globals()["__all__"] = sorted([*offered.__all__, "__version__"])
+    there = vars(import_module("dsas.public")).items()
+    offered = {known: one for known, one in there if not known.startswith("_") and not isinstance(one, ModuleType)}
+    globals().update(offered, __all__=sorted([*offered, "__version__"]))
     if name not in globals():
         raise AttributeError(f"module 'dsas' has no attribute {name!r}")
     return globals()[name]

@@ -1,149 +1,81 @@
-"""The public surface: what `import dsas` offers, taken from here when the first of it is asked for."""
+"""The public surface: what `import dsas` offers, taken from here when the first of it is asked for.
 
-from dsas.calibration.budget import Budget
-from dsas.calibration.largest_strength import calibrate
-from dsas.errors import (
-    ActivationError,
-    ArtifactError,
-    DsasError,
-    DsasWarning,
-    MissingExtraError,
-    ModelMismatchError,
-    OptionError,
-    SiteError,
-    StateError,
-    StrengthError,
-    TextsError,
-    WorkerError,
-)
-from dsas.explaining.explanation import explain
-from dsas.fitting.closed_form import fit
-from dsas.fitting.selection import All, Selection, Smooth, Threshold, Top
-from dsas.methods.base import Facts
-from dsas.model.drawing import Drawing
-from dsas.model.examples import Example
-from dsas.model.forward_pass import ForwardPass
-from dsas.model.image_trace import Maps
-from dsas.model.loading import load_model
-from dsas.model.reading import Reading
-from dsas.model.sites import Site, find_sites
-from dsas.model.token_trace import Trace
-from dsas.parallel.workers import Spread
-from dsas.regulators import REGULATORS
-from dsas.regulators.base import FittedRegulator, Regulator
-from dsas.regulators.cast import Cast
-from dsas.regulators.constant import Constant
-from dsas.regulators.halfspace import HalfSpace
-from dsas.regulators.logistic import Logistic
-from dsas.regulators.mera import Mera
-from dsas.regulators.perstep import PerStep
-from dsas.regulators.posterior import Posterior
-from dsas.regulators.product import Product
-from dsas.regulators.rectified import Rectified
-from dsas.regulators.schedule import Schedule
-from dsas.runtime.applied import Applied
-from dsas.runtime.rule import Rule
-from dsas.steering.calibration_record import Calibration
-from dsas.steering.composition import Composition
-from dsas.steering.steering import Steering
-from dsas.training.gradients import train
-from dsas.training.learner import Gradient, Learner
-from dsas.training.learning import LearnedParts
-from dsas.training.objectives import OBJECTIVES
-from dsas.training.objectives.base import Objective, TrainingTask
-from dsas.training.objectives.e2e import E2E
-from dsas.training.objectives.lineas import LinEAS
-from dsas.training.objectives.preference import Preference
-from dsas.training.plan import HeldOut, Optimiser, Running
-from dsas.transforms import TRANSFORMS
-from dsas.transforms.ablation import Ablation
-from dsas.transforms.addition import Addition
-from dsas.transforms.affine import Translation
-from dsas.transforms.base import Transform
-from dsas.transforms.classifier import ClassifierAddition
-from dsas.transforms.custom import Custom
-from dsas.transforms.gaussian import GaussianTransport
-from dsas.transforms.linear import LinearTransport
-from dsas.transforms.lineas import Lineas
-from dsas.transforms.mean import MeanTransport
-from dsas.transforms.principal import PrincipalAddition
-from dsas.transforms.rotation import Rotation
+`from a import B as B` says to type checkers that B is offered here.
+"""
 
-__all__ = [
-    "E2E",
-    "OBJECTIVES",
-    "REGULATORS",
-    "TRANSFORMS",
-    "Ablation",
-    "ActivationError",
-    "Addition",
-    "All",
-    "Applied",
-    "ArtifactError",
-    "Budget",
-    "Calibration",
-    "Cast",
-    "ClassifierAddition",
-    "Composition",
-    "Constant",
-    "Custom",
-    "Drawing",
-    "DsasError",
-    "DsasWarning",
-    "Example",
-    "Facts",
-    "FittedRegulator",
-    "ForwardPass",
-    "GaussianTransport",
-    "Gradient",
-    "HalfSpace",
-    "HeldOut",
-    "LearnedParts",
-    "Learner",
-    "LinEAS",
-    "LinearTransport",
-    "Lineas",
-    "Logistic",
-    "Maps",
-    "MeanTransport",
-    "Mera",
-    "MissingExtraError",
-    "ModelMismatchError",
-    "Objective",
-    "Optimiser",
-    "OptionError",
-    "PerStep",
-    "Posterior",
-    "Preference",
-    "PrincipalAddition",
-    "Product",
-    "Reading",
-    "Rectified",
-    "Regulator",
-    "Rotation",
-    "Rule",
-    "Running",
-    "Schedule",
-    "Selection",
-    "Site",
-    "SiteError",
-    "Smooth",
-    "Spread",
-    "StateError",
-    "Steering",
-    "StrengthError",
-    "TextsError",
-    "Threshold",
-    "Top",
-    "Trace",
-    "TrainingTask",
-    "Transform",
-    "Translation",
-    "WorkerError",
-    "calibrate",
-    "explain",
-    "find_sites",
-    "fit",
-    "load_model",
-    "train",
-]
+from dsas.calibration.budget import Budget as Budget
+from dsas.calibration.largest_strength import calibrate as calibrate
+from dsas.errors import ActivationError as ActivationError
+from dsas.errors import ArtifactError as ArtifactError
+from dsas.errors import DsasError as DsasError
+from dsas.errors import DsasWarning as DsasWarning
+from dsas.errors import MissingExtraError as MissingExtraError
+from dsas.errors import ModelMismatchError as ModelMismatchError
+from dsas.errors import OptionError as OptionError
+from dsas.errors import SiteError as SiteError
+from dsas.errors import StateError as StateError
+from dsas.errors import StrengthError as StrengthError
+from dsas.errors import TextsError as TextsError
+from dsas.errors import WorkerError as WorkerError
+from dsas.explaining.explanation import explain as explain
+from dsas.fitting.closed_form import fit as fit
+from dsas.fitting.selection import All as All
+from dsas.fitting.selection import Selection as Selection
+from dsas.fitting.selection import Smooth as Smooth
+from dsas.fitting.selection import Threshold as Threshold
+from dsas.fitting.selection import Top as Top
+from dsas.methods.base import Facts as Facts
+from dsas.model.drawing import Drawing as Drawing
+from dsas.model.examples import Example as Example
+from dsas.model.forward_pass import ForwardPass as ForwardPass
+from dsas.model.image_trace import Maps as Maps
+from dsas.model.loading import load_model as load_model
+from dsas.model.reading import Reading as Reading
+from dsas.model.sites import Site as Site
+from dsas.model.sites import find_sites as find_sites
+from dsas.model.token_trace import Trace as Trace
+from dsas.parallel.workers import Spread as Spread
+from dsas.regulators import REGULATORS as REGULATORS
+from dsas.regulators.base import FittedRegulator as FittedRegulator
+from dsas.regulators.base import Regulator as Regulator
+from dsas.regulators.cast import Cast as Cast
+from dsas.regulators.constant import Constant as Constant
+from dsas.regulators.halfspace import HalfSpace as HalfSpace
+from dsas.regulators.logistic import Logistic as Logistic
+from dsas.regulators.mera import Mera as Mera
+from dsas.regulators.perstep import PerStep as PerStep
+from dsas.regulators.posterior import Posterior as Posterior
+from dsas.regulators.product import Product as Product
+from dsas.regulators.rectified import Rectified as Rectified
+from dsas.regulators.schedule import Schedule as Schedule
+from dsas.runtime.applied import Applied as Applied
+from dsas.runtime.rule import Rule as Rule
+from dsas.steering.calibration_record import Calibration as Calibration
+from dsas.steering.composition import Composition as Composition
+from dsas.steering.steering import Steering as Steering
+from dsas.training.gradients import train as train
+from dsas.training.learner import Gradient as Gradient
+from dsas.training.learner import Learner as Learner
+from dsas.training.learning import LearnedParts as LearnedParts
+from dsas.training.objectives import OBJECTIVES as OBJECTIVES
+from dsas.training.objectives.base import Objective as Objective
+from dsas.training.objectives.base import TrainingTask as TrainingTask
+from dsas.training.objectives.e2e import E2E as E2E
+from dsas.training.objectives.lineas import LinEAS as LinEAS
+from dsas.training.objectives.preference import Preference as Preference
+from dsas.training.plan import HeldOut as HeldOut
+from dsas.training.plan import Optimiser as Optimiser
+from dsas.training.plan import Running as Running
+from dsas.transforms import TRANSFORMS as TRANSFORMS
+from dsas.transforms.ablation import Ablation as Ablation
+from dsas.transforms.addition import Addition as Addition
+from dsas.transforms.affine import Translation as Translation
+from dsas.transforms.base import Transform as Transform
+from dsas.transforms.classifier import ClassifierAddition as ClassifierAddition
+from dsas.transforms.custom import Custom as Custom
+from dsas.transforms.gaussian import GaussianTransport as GaussianTransport
+from dsas.transforms.linear import LinearTransport as LinearTransport
+from dsas.transforms.lineas import Lineas as Lineas
+from dsas.transforms.mean import MeanTransport as MeanTransport
+from dsas.transforms.principal import PrincipalAddition as PrincipalAddition
+from dsas.transforms.rotation import Rotation as Rotation

@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_out, kinds_of
 from dsas.cli.choices import DAMAGES, PerSite, offering
 from dsas.cli.models import loaded_model
-from dsas.cli.options import (
-    REPEATABLE,
-    STEERING,
-    AsJson,
-    Device,
-    Field,
-    Model,
-    Precision,
-    in_method,
-    in_output,
-    in_texts,
-)
+from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
 from dsas.cli.output import show_table
 from dsas.errors import OptionError, closest
 from dsas.files.text_files import DEFAULT_FIELD
@@ -34,7 +24,7 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: `dsas calibrate ./model detox --tune wiki=a.txt --tune news=b.txt --held-out c.txt`")
 def calibrate(
-    model: Model,
+    model: options.Model,
     steering: Annotated[str, typer.Argument(help=STEERING)],
     tune: Annotated[list[str], in_texts(help=f"Neutral texts used to choose the strength: [KIND=]FILE. {REPEATABLE}")],
     held_out: Annotated[
@@ -52,10 +42,10 @@ def calibrate(
     start: Annotated[float, in_method(help="Smallest strength to try.")] = 0.005,
     limit: Annotated[float, in_method(help="Largest strength to try.")] = 16.0,
     out: Annotated[Path | None, in_output(help="Folder to write to; default: the Steering's own.")] = None,
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Find the largest strength that keeps a budget of damage, check it on other texts, and store it.
 

@@ -35,14 +35,7 @@ def offering(values: Iterable[str]) -> Callable[[str], list[str]]:
     return complete
 
 
-def objectives(incomplete: str) -> list[str]:
-    """Complete the name of an objective."""
-    return offering(OBJECTIVES)(incomplete)
-
-
-def transforms(incomplete: str) -> list[str]:
-    """Complete the name of a transform."""
-    return offering(TRANSFORMS)(incomplete)
+objectives, transforms = offering(OBJECTIVES), offering(TRANSFORMS)
 
 
 def regulators(incomplete: str) -> list[str]:

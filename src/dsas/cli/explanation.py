@@ -5,45 +5,33 @@ from typing import Annotated
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_out_file, check_strength, prompts_of
 from dsas.cli.models import loaded_model
-from dsas.cli.options import (
-    STEERING,
-    AsJson,
-    Chat,
-    Device,
-    Field,
-    File,
-    Model,
-    Precision,
-    Strength,
-    in_method,
-    in_output,
-    in_texts,
-)
+from dsas.cli.options import STEERING, in_method, in_output, in_texts
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
 
 
 @app.command(epilog='Example: `dsas explain ./model "You are a fool." --steering detox --strength 0.1`')
 def explain(
-    model: Model,
+    model: options.Model,
     steering: Annotated[str, in_method(help=STEERING)],
     text: Annotated[str | None, typer.Argument(help="One text; or give --file.")] = None,
-    file: File = None,
-    strength: Strength = None,
+    file: options.File = None,
+    strength: options.Strength = None,
     generate: Annotated[int, in_texts(min=0, help="Generate N tokens with and without steering.")] = 0,
     next_tokens: Annotated[
         int, in_texts(min=0, help="Compare the N likeliest next tokens with and without steering.")
     ] = 0,
     skip_sinks: Annotated[bool, in_method(help="Do not steer the first token of each text.")] = False,
     out: Annotated[Path, in_output(help="Page to write.")] = Path("explain.html"),
-    chat: Chat = False,
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    chat: options.Chat = False,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a page that shows which tokens were steered, at which sites, and by how much; --json prints it instead."""
     texts = prompts_of(text, file, field)

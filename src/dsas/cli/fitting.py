@@ -6,29 +6,12 @@ from typing import Annotated
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_apart, check_methods, check_model, check_out
 from dsas.cli.choices import Pooling, Selection
 from dsas.cli.models import loaded_model
-from dsas.cli.options import (
-    STEERING,
-    AsJson,
-    Control,
-    Device,
-    Field,
-    Model,
-    Out,
-    Precision,
-    Ray,
-    Regulator,
-    Sites,
-    Source,
-    Target,
-    Transform,
-    Workers,
-    in_method,
-    in_texts,
-)
+from dsas.cli.options import STEERING, in_method, in_texts
 from dsas.cli.output import show, show_table
 from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
 from dsas.model.foreign import Foreign
@@ -39,14 +22,14 @@ from dsas.transforms import TRANSFORMS
 
 @app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")
 def fit(
-    model: Model,
-    source: Source,
-    control: Control,
-    out: Out,
-    target: Target = None,
-    transform: Transform = "caa",
-    regulator: Regulator = "logistic",
-    sites: Sites = ["residual"],  # noqa: B006
+    model: options.Model,
+    source: options.Source,
+    control: options.Control,
+    out: options.Out,
+    target: options.Target = None,
+    transform: options.Transform = "caa",
+    regulator: options.Regulator = "logistic",
+    sites: options.Sites = ["residual"],  # noqa: B006
     selection: Annotated[Selection, in_method(help="Which sites are steered, by held-out accuracy.")] = "threshold",
     threshold: Annotated[
         float, in_method(min=0, max=1, help="With --selection threshold: least accuracy of a steered site.")
@@ -57,12 +40,12 @@ def fit(
     pooling: Annotated[Pooling, in_method(help="A text's vector: the mean of its tokens, or the last.")] = "mean",
     batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
     max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
-    workers: Workers = 1,
-    ray: Ray = "",
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    workers: options.Workers = 1,
+    ray: options.Ray = "",
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
     check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
@@ -100,7 +83,7 @@ def fit(
 
 
 @app.command(epilog="Example: `dsas info detox --json`")
-def info(steering: Annotated[str, typer.Argument(help=STEERING)], as_json: AsJson = False) -> None:
+def info(steering: Annotated[str, typer.Argument(help=STEERING)], as_json: options.AsJson = False) -> None:
     """Show what a stored Steering does, site by site."""
     folder = steering_folder(steering)
     import dsas
@@ -109,7 +92,7 @@ def info(steering: Annotated[str, typer.Argument(help=STEERING)], as_json: AsJso
 
 
 @app.command(epilog="Example: `dsas methods --json`")
-def methods(as_json: AsJson = False) -> None:
+def methods(as_json: options.AsJson = False) -> None:
     """List every transform and regulator: name, formula, paper, limitations, cost per token."""
     kinds = {"transform": TRANSFORMS, "regulator": REGULATORS}
     rows = [{"kind": kind, "name": name, **of[name].facts._asdict()} for kind, of in kinds.items() for name in of]

@@ -6,23 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_model, prompts_of
 from dsas.cli.models import loaded_model
-from dsas.cli.options import (
-    AsJson,
-    Chat,
-    Device,
-    Field,
-    File,
-    Model,
-    NewTokens,
-    Precision,
-    Strength,
-    in_method,
-    in_output,
-    in_texts,
-)
+from dsas.cli.options import in_method, in_output, in_texts
 from dsas.cli.output import show_table
 from dsas.errors import OptionError
 from dsas.files.text_files import DEFAULT_FIELD
@@ -36,24 +24,24 @@ if TYPE_CHECKING:
 
 @app.command(epilog='Example: `dsas generate ./model "The idea is" --steering detox --strength 0.1 --compare`')
 def generate(
-    model: Model,
+    model: options.Model,
     prompt: Annotated[str | None, typer.Argument(help="One prompt; or give --file.")] = None,
     steering: Annotated[str | None, in_method(help="Folder or hub id of a Steering; none: unsteered.")] = None,
-    strength: Strength = None,
-    file: File = None,
-    chat: Chat = False,
+    strength: options.Strength = None,
+    file: options.File = None,
+    chat: options.Chat = False,
     compare: Annotated[bool, in_output(help="Show the unsteered text beside the steered one.")] = False,
     explain: Annotated[bool, in_output(help="Write token by token, coloured by applied strength.")] = False,
-    new_tokens: NewTokens = 64,
+    new_tokens: options.NewTokens = 64,
     temperature: Annotated[float, in_texts(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     top_p: Annotated[
         float, in_texts(min=0.0, max=1.0, help="Sample from the likeliest tokens of this total probability.")
     ] = 1.0,
     seed: Annotated[int, in_texts(help="Seed of the sampling.")] = 0,
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Continue prompts with a steered model."""
     prompts = prompts_of(prompt, file, field)

@@ -10,27 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_methods, check_model, check_out, check_scorers, kinds_of
 from dsas.cli.choices import SCORERS, offering, regulators, transforms
 from dsas.cli.models import loaded_model
-from dsas.cli.options import (
-    REPEATABLE,
-    STEERING,
-    AsJson,
-    Device,
-    Field,
-    Model,
-    NewTokens,
-    Precision,
-    Ray,
-    Sites,
-    Target,
-    Workers,
-    in_method,
-    in_output,
-    in_texts,
-)
+from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
 from dsas.errors import OptionError, TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 from dsas.steering.folder import steering_folder
@@ -51,14 +36,14 @@ in_measures = partial(typer.Option, rich_help_panel="Measures")
     "--tune a.txt --neutral b.txt --transform caa --transform iti --out front`"
 )
 def pareto(
-    model: Model,
+    model: options.Model,
     prompts: Annotated[Path, in_texts(help="Prompts to continue, none of them used for fitting.")],
     tune: Annotated[list[str], in_texts(help=f"Neutral texts used to choose the strengths: [KIND=]FILE. {REPEATABLE}")],
     neutral: Annotated[list[str], in_texts(help=f"Other neutral texts, to report on: [KIND=]FILE. {REPEATABLE}")],
     out: Annotated[Path, in_output(help="Folder for samples and report.")],
     source: Annotated[Path | None, in_texts(help="Texts with the undesired behaviour, to fit on.")] = None,
     control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are, to fit on.")] = None,
-    target: Target = None,
+    target: options.Target = None,
     transform: Annotated[
         list[str], in_method(help=f"Each is fitted with every --regulator. {REPEATABLE}", autocompletion=transforms)
     ] = ["caa"],  # noqa: B006
@@ -66,7 +51,7 @@ def pareto(
         list[str], in_method(help=f"A name, or a product of names, a*b. {REPEATABLE}", autocompletion=regulators)
     ] = ["constant", "logistic"],  # noqa: B006
     steering: Annotated[list[Path], in_method(help=f"{STEERING} It is swept as well. {REPEATABLE}")] = [],  # noqa: B006
-    sites: Sites = ["residual"],  # noqa: B006
+    sites: options.Sites = ["residual"],  # noqa: B006
     strength: Annotated[list[float], in_method(help=f"The same grid for all methods. {REPEATABLE}")] = STRENGTHS,
     seeds: Annotated[int, in_measures(min=1, help="Continuations per prompt.")] = 3,
     budget: Annotated[
@@ -83,14 +68,14 @@ def pareto(
     questions: Annotated[
         Path | None, in_measures(exists=True, dir_okay=False, help=".jsonl with prompt, choices and answer (a number).")
     ] = None,
-    new_tokens: NewTokens = 32,
-    workers: Workers = 1,
-    ray: Ray = "",
+    new_tokens: options.NewTokens = 32,
+    workers: options.Workers = 1,
+    ray: options.Ray = "",
     show_words: Annotated[bool, in_output(help="Do not mask toxic words in the report.")] = False,
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Sweep methods over strengths and seeds, and report toxicity against damage; a rerun resumes."""
     files = _given(source, control, target, steering)

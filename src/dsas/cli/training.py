@@ -7,23 +7,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_methods, check_model, check_out
 from dsas.cli.choices import STARTS, Gate, OptimiserName, objectives, offering, regulators
 from dsas.cli.models import loaded_model
-from dsas.cli.options import (
-    AsJson,
-    Device,
-    Field,
-    Model,
-    Precision,
-    Sites,
-    Source,
-    in_method,
-    in_model,
-    in_output,
-    in_texts,
-)
+from dsas.cli.options import in_method, in_model, in_output, in_texts
 from dsas.cli.output import show
 from dsas.errors import ArtifactError, OptionError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
@@ -41,8 +30,8 @@ in_training = partial(typer.Option, rich_help_panel="Training")
     "--objective e2e-dsas --gate relu`"
 )
 def train(
-    model: Model,
-    source: Source,
+    model: options.Model,
+    source: options.Source,
     target: Annotated[
         Path,
         in_texts(help="Texts with the desired behaviour; for preference, line i is preferred to line i of --source."),
@@ -79,7 +68,7 @@ def train(
     regulator: Annotated[
         str | None, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
     ] = None,
-    sites: Sites = ["norm"],  # noqa: B006
+    sites: options.Sites = ["norm"],  # noqa: B006
     optimiser: Annotated[OptimiserName, in_training(help="Optimizer.")] = "adam",
     rate: Annotated[float, in_training(help="Learning rate of the transforms.")] = 0.003,
     regulator_rate: Annotated[float, in_training(help="Learning rate of the regulators.")] = 0.003,
@@ -92,10 +81,10 @@ def train(
     checkpointing: Annotated[bool, in_model(help="Less memory for one more forward pass per step.")] = False,
     tensorboard: Annotated[bool, in_output(help="Also write TensorBoard events.")] = False,
     seed: Annotated[int, in_training(help="Seed of the train/held-out split and the pair order.")] = 0,
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Learn a Steering by gradients through the model; Ctrl-C keeps the best so far, and a rerun resumes.
 
