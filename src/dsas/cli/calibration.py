@@ -87,7 +87,6 @@ def calibrate(
 
 
 def _budget(text: str) -> tuple[str, float]:
-    """Return a kind of damage and how much of it is allowed. Raises OptionError for another form or kind."""
     damage, _, most = text.partition("=")
     try:
         allowed = float(most)
@@ -99,7 +98,6 @@ def _budget(text: str) -> tuple[str, float]:
 
 
 def _show(calibration: "dsas.Calibration", folder: Path) -> None:
-    """Print the damage by strength on the tuning texts, the check on the others, and where it was written."""
     names = [spent.damage for spent in calibration.budgets]
     curve = [
         [f"{strength:.4g}", *("not finite" if damage is None else f"{damage:.4g}" for damage in damages)]

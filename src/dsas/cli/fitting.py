@@ -49,10 +49,8 @@ def fit(
 ) -> None:
     """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
     check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
-    texts: dict[str, list[Foreign]] = {
-        "source": read_texts(source, field=field),
-        "control": read_texts(control, field=field),
-    }
+    files = {"source": source, "control": control}
+    texts: dict[str, list[Foreign]] = {name: read_texts(file, field=field) for name, file in files.items()}
     goal = read_texts(target, field=field) if target else None
     labels = read_spans(source) if spans else None
     collected = out.with_name(f".{out.name}.collected")

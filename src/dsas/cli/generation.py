@@ -1,7 +1,9 @@
 """Generate: continue prompts with a steered model, beside the unsteered one, or in colour while it writes."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,12 +16,11 @@ from dsas.cli.options import in_method, in_output, in_texts
 from dsas.cli.output import show_table
 from dsas.errors import OptionError
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.model.foreign import Tokenizer
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
     import dsas
-    from dsas.evaluation.generations import Sampling
-    from dsas.model.loading import LoadedModel
 
 
 @app.command(epilog='Example: `dsas generate ./model "The idea is" --steering detox --strength 0.1 --compare`')
@@ -63,21 +64,16 @@ def generate(
     sampling = Sampling(temperature=temperature, top_p=top_p, repetition_penalty=1.0, new_tokens=new_tokens)
     asked = chat_prompts(loaded.tokenizer, prompts) if chat else prompts
 
+    sample = partial(sample_continuations, *loaded, seeds=(seed,), sampling=sampling, special_tokens=not chat)
+
     def run(applied: Any) -> list[str]:
         with applied, progress_bar(not as_json) as bar:
             task = bar.add_task("generating", total=len(prompts))
-            return sample_continuations(
-                *loaded,
-                asked,
-                seeds=(seed,),
-                sampling=sampling,
-                special_tokens=not chat,
-                progress=lambda done: bar.update(task, completed=done),
-            )[0]
+            return sample(asked, progress=lambda done: bar.update(task, completed=done))[0]
 
     if explain and chosen is not None:
         for text in asked:
-            _write(loaded, chosen.apply(loaded.model, strength), text, sampling, seed=seed, special_tokens=not chat)
+            _write(partial(sample, [text]), loaded.tokenizer, chosen.apply(loaded.model, strength))
         print(f"coloured by applied strength, mean over sites: 0 to {strength:g}")
         return
     texts = {"steered": run(chosen.apply(loaded.model, strength))} if chosen else {}
@@ -90,13 +86,10 @@ def generate(
     show_table(list(rows[0]), [list(row.values()) for row in rows], ruled=True)
 
 
-def _write(
-    loaded: "LoadedModel", applied: "dsas.Applied", text: str, sampling: "Sampling", *, seed: int, special_tokens: bool
-) -> None:
+def _write(sample: Callable[..., object], tokenizer: Tokenizer, applied: "dsas.Applied") -> None:
     """Continue one text on the console; a token is written once the next one is known, for it is steered only then."""
     from rich.console import Console
 
-    from dsas.evaluation.generations import sample_continuations
     from dsas.explaining.token_stream import TokenStream
     from dsas.views.terminal import styled
 
@@ -107,12 +100,5 @@ def _write(
         console.print(piece, style=style, end="", markup=False, highlight=False, soft_wrap=True)
 
     with applied:
-        sample_continuations(
-            *loaded,
-            [text],
-            seeds=(seed,),
-            sampling=sampling,
-            special_tokens=special_tokens,
-            streamer=TokenStream(loaded.tokenizer, applied, show),
-        )
+        sample(streamer=TokenStream(tokenizer, applied, show))
     console.print("\n")

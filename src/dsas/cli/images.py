@@ -58,7 +58,6 @@ def images(
 
 
 def _options(given: str) -> dict[str, object]:
-    """Return the JSON object. Raises OptionError for anything else."""
     try:
         found = json.loads(given)
     except ValueError as error:

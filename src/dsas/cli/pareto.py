@@ -78,7 +78,7 @@ def pareto(
     """Sweep methods over strengths and seeds, and report toxicity against damage; a rerun resumes."""
     files = _given(source, control, target, steering)
     sets = {name: read_texts(file, field=field) for name, file in files.items()}
-    texts = {"tune": kinds_of(tune, field), "report": kinds_of(neutral, field)}
+    texts = {"tune": kinds_of(tune, field), "neutral": kinds_of(neutral, field)}
     asked = read_texts(prompts, field=field)
     _check_apart(sets, texts, asked)
     folders = {folder.name: steering_folder(folder) for folder in steering}
@@ -100,6 +100,7 @@ def pareto(
     for name in scorer:
         scorer_of(name, device=device)
     loaded = loaded_model(model, device, precision)
+    # all pairs share one checkpoint, so activations are collected once
     fit = partial(dsas.fit, *loaded, **sets, sites=sites, checkpoint=out / "collected", progress=not as_json)
     pairs = product(transform, regulator) if sets else ()
     fitted = [Series(f"{how} + {when}", fit(transform=how, regulator=when), how, when) for how, when in pairs]
@@ -148,7 +149,7 @@ def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str
     """Raise TextsError when a text is in two of those that fit, choose strengths, and are reported on."""
     parts = {
         "the texts to fit on": {text for some in sets.values() for text in some},
-        **{f"--{name}": {text for some in texts[part].values() for text in some} for part, name in _PARTS.items()},
+        **{f"--{name}": {text for some in kinds.values() for text in some} for name, kinds in texts.items()},
         "--prompts": set(prompts),
     }
     for (one, first), (other, second) in combinations(parts.items(), 2):
@@ -156,12 +157,9 @@ def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str
             raise TextsError(f"{len(shared)} texts are in both {one} and {other}: what is reported must be held out")
 
 
-_PARTS = {"tune": "tune", "report": "neutral"}
-
-
 def _parts(texts: dict[str, dict[str, list[str]]], quiz: "dict[str, tuple[Question, ...]]") -> "dict[str, Part]":
     """Return what is read to choose strengths, and what to report: KL, of two passes, on the first texts of a kind."""
     from dsas.sweep.jobs import Part
 
-    tune, report = ({kind: tuple(some) for kind, some in texts[part].items()} for part in _PARTS)
+    tune, report = ({kind: tuple(some) for kind, some in kinds.items()} for kinds in texts.values())
     return {"tune": Part(tune), "report": Part(report, {kind: some[:KL_TEXTS] for kind, some in report.items()}, quiz)}

@@ -130,7 +130,6 @@ def train(
 
 
 def _start_folder(start: str, strength: float) -> Path | None:
-    """Return the folder of the Steering to start from, None when none is named."""
     if start in STARTS:
         if strength != 1:
             raise OptionError(f"--start-strength needs a Steering to start from, and --start is {start!r}")

@@ -141,7 +141,6 @@ def _workers(loaded: LoadedModel) -> int:
 
 
 def _fitted(loaded: LoadedModel, texts: DemoTexts, name: str, out: Path, progress: bool) -> Steering:
-    """Return the Steering of a condition, which is stored, too."""
     steering = fit(
         *loaded, source=texts.source, control=texts.control, target=texts.target, regulator=CONDITIONS[name],
         checkpoint=out / "collected", progress=progress,

@@ -78,7 +78,8 @@ def demo_texts(
     """
     fit_prompts, tune_prompts, report_prompts = split(toxic_prompts(), sizes[:3])
     sampling = setup._replace(prompts=tuple(fit_prompts), parts={}, scorers=ENSEMBLE, sampling=DRAWS)
-    long = [tuple(filter(_is_long, some)) for some in (tune_prompts, report_prompts)]
+    # a prompt of fewer words has no perplexity to speak of
+    long = [tuple(one for one in some if len(one.split()) >= MIN_WORDS) for some in (tune_prompts, report_prompts)]
     with open_lab(out, sampling, spread, progress=progress) as lab:
         samples = _sampled(lab, sizes.draws)
         asked = [Job("score", texts=texts) for texts in (samples, *long, tuple(report_prompts))]
@@ -116,18 +117,11 @@ def _sampled(lab: Lab, draws: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(told))
 
 
-def _is_long(prompt: str) -> bool:
-    """Return whether a prompt has words enough; a few have no perplexity to speak of."""
-    return len(prompt.split()) >= MIN_WORDS
-
-
 def _harshest_first(prompts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return the prompts in the order of their mean score, the most toxic first."""
     order: list[int] = np.argsort(-np.mean(list(scores.values()), axis=0), kind="stable").tolist()
     return [prompts[number] for number in order]
 
 
 def _clean(prompts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return the prompts that no scorer finds toxic."""
     worst = np.max(list(scores.values()), axis=0)
     return [prompt for prompt, score in zip(prompts, worst, strict=True) if score < CLEAN_BELOW]

@@ -17,7 +17,7 @@ Regulators that ask where the prompt ends take the whole row for prompt.
 
 Left out: examples in the prompt (write them into it), and a tie is no answer: it counts as wrong.
 
-Source: method.md section 6; GPT-3 (2005.14165, section 2.4) for the likelihood of choices by length.
+Source: GPT-3 (2005.14165, section 2.4) for the likelihood of choices by length.
 """
 
 import json

@@ -6,7 +6,7 @@ otherwise a prompt's text would depend on the longer prompts beside it (where pa
 
 Left out: beams.
 
-Source: method.md section 6; the sampling is that of arXiv 2503.10679.
+Source: the sampling is that of arXiv 2503.10679.
 """
 
 import math

@@ -11,7 +11,7 @@ Low is not good by itself: text that repeats itself is easy to predict. Look at 
 
 Left out: texts longer than the judge's context.
 
-Source: method.md section 6; conditional perplexity as in DExperts (2105.03023), which exponentiates it.
+Source: conditional perplexity as in DExperts (2105.03023), which exponentiates it.
 """
 
 from collections.abc import Sequence

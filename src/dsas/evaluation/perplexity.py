@@ -7,7 +7,7 @@ So numbers of models with different tokenizers do not compare.
 
 Left out: texts longer than `max_tokens` (their rest is not read), windows that slide.
 
-Source: method.md section 6; arXiv 2512.03661 (Wikipedia sentences of at most 50 tokens).
+Source: arXiv 2512.03661 (Wikipedia sentences of at most 50 tokens).
 """
 
 from collections.abc import Sequence

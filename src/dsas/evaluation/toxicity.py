@@ -16,7 +16,7 @@ A score of exactly the threshold is not toxic here; Gehman et al. count it.
 
 Left out: intervals (see `intervals`; rows of `flags` go straight into `bootstrap`).
 
-Source: Cohen 1960; Gehman et al. 2020 (RealToxicityPrompts, 2009.11462, section 3.2); method.md section 6.
+Source: Cohen 1960; Gehman et al. 2020 (RealToxicityPrompts, 2009.11462, section 3.2).
 """
 
 from collections.abc import Sequence

@@ -196,7 +196,6 @@ def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoin
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis that holds every finite value."""
     finite = [value for value in values if math.isfinite(value)]
     margin = _MARGIN * (max(finite) - min(finite)) or 1.0
     return min(finite) - margin, max(finite) + margin

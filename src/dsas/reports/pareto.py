@@ -88,7 +88,8 @@ def write_pareto_report(
     rows = [_brief(*cell, measures, found.wording) for cell, measures in found.cells.items()]
     page.table(rows, "Every cell; table.csv has more")
     page.heading("Again")
-    page.table([{"setting": name, "value": _told(value)} for name, value in _settings(plan).items()], "Settings")
+    settings = {"model": plan.model, "prompts": len(plan.prompts), **plan.settings}
+    page.table([{"setting": name, "value": _told(value)} for name, value in settings.items()], "Settings")
     page.commands([plan.command])
     drawing = front_multiples(panels, **_axes(found.wording))
     contents = {
@@ -101,10 +102,6 @@ def write_pareto_report(
     }
     replace_files({folder / name: data for name, data in contents.items()})
     return folder / REPORT
-
-
-def _settings(plan: Plan) -> JsonObject:
-    return {"model": plan.model, "prompts": len(plan.prompts), **plan.settings}
 
 
 def _told(value: Foreign) -> str:
@@ -123,7 +120,6 @@ def _operating_points(page: Page, plan: Plan, found: Estimates) -> None:
 
 
 def _brief(series: str, strength: float, measures: Measures, wording: Wording) -> dict[str, str | float]:
-    """Return the figures of a cell that one looks at first."""
     return {
         "series": series,
         "strength": float(strength),
@@ -195,7 +191,6 @@ def _fronts(page: Page, panels: Mapping[str, Sequence[FrontPoint]], wording: Wor
 
 
 def _better(page: Page, plan: Plan, found: Estimates) -> None:
-    """Add hypervolumes, each regulator against constant, and everyone against everyone."""
     names, wording = list(found.least_toxic), found.wording
     if not names:
         return

@@ -5,7 +5,6 @@ transforms, everywhere. The maps are those of the largest strength. Left out: me
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,7 @@ from dsas.model.image_trace import Maps
 from dsas.regulators.constant import Constant
 from dsas.reports.page import Page, write_page
 from dsas.steering.steering import Steering
-from dsas.views.pictures import grid_figure, heat_figure
+from dsas.views.pictures import grid_figure, heat_figure, png_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +85,8 @@ def write_pictures(folder: str | Path, title: str, compared: Comparison) -> Path
     columns = [f"strength {strength:g}" for strength in compared.strengths]
     for number, prompt in enumerate(compared.prompts):
         rows = [[pictures[number] for pictures in of_row] for of_row in compared.pictures.values()]
-        grid = _png(grid_figure(rows, rows=list(compared.pictures), columns=columns))
-        heat = _png(_heat(compared, number))
+        grid = png_of(grid_figure(rows, rows=list(compared.pictures), columns=columns))
+        heat = png_of(_heat(compared, number))
         replace_files({folder / f"grid-{number + 1}.png": grid, folder / f"heat-{number + 1}.png": heat})
         page.heading(prompt)
         page.picture(grid, "The prompt's picture over strengths, with the regulators, and without them everywhere.")
@@ -104,9 +103,3 @@ def _heat(compared: Comparison, number: int) -> "Figure":
     height, width = picture.shape[:2]
     heats = [maps.heat(height, width, step=step)[0].numpy() for step in steps]
     return heat_figure(picture, heats, titles=[f"step {step + 1}" for step in steps])
-
-
-def _png(figure: "Figure") -> bytes:
-    file = BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()

@@ -4,14 +4,13 @@ Left out: prompts of which a cell has no picture.
 """
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from dsas.errors import MissingExtraError, TextsError
 from dsas.sweep.samples import Cell
-from dsas.views.pictures import grid_figure
+from dsas.views.pictures import grid_figure, png_of
 
 ROWS = 6
 
@@ -29,11 +28,8 @@ def picture_strips(folder: Path, cells: Mapping[str, Cell], prompts: Sequence[st
         items = sorted(item for of, item in places if of == kind)[:ROWS]
         rows = [[_picture(folder / cell.pictures[kind, item]) for cell in cells.values()] for item in items]
         names = [f"control {item + 1}" if kind else _wrapped(prompts[item]) for item in items]
-        stream = BytesIO()
-        grid_figure(rows, rows=names, columns=[title.replace(" at ", "\nat ") for title in cells]).savefig(
-            stream, format="png", metadata={"Software": None}
-        )
-        strips[kind] = stream.getvalue()
+        columns = [title.replace(" at ", "\nat ") for title in cells]
+        strips[kind] = png_of(grid_figure(rows, rows=names, columns=columns))
     return strips
 
 

@@ -4,6 +4,7 @@ Plain data comes in: a picture is (height, width, 3) with values in [0, 1].
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,13 @@ def heat_figure(
         axis.set_title(title, fontsize=9, parse_math=False)
     figure.colorbar(shown[0], ax=axes[0], label="applied strength", fraction=0.05)
     return figure
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Return a figure as a PNG file; the same figure gives the same bytes."""
+    file = BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
 def _panels(rows: int, columns: int) -> tuple["Figure", Any]:
