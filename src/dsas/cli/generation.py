@@ -72,7 +72,7 @@ def generate(
     if chosen is not None and strength is None:
         strength = chosen.default_strength
     loaded = loaded_model(model, device, precision)
-    sampling = Sampling(temperature=temperature, top_p=top_p, repetition_penalty=1.0, new_tokens=new_tokens)
+    sampling = Sampling(temperature, top_p, repetition_penalty=1.0, new_tokens=new_tokens, special_tokens=not chat)
     asked = chat_prompts(loaded.tokenizer, prompts) if chat else prompts
 
     def run(applied: Any) -> list[str]:
@@ -83,13 +83,12 @@ def generate(
                 asked,
                 seeds=(seed,),
                 sampling=sampling,
-                special_tokens=not chat,
                 progress=lambda done: bar.update(task, completed=done),
             )[0]
 
     if explain and chosen is not None:
         for text in asked:
-            _write(loaded, chosen.apply(loaded.model, strength), text, sampling, seed=seed, special_tokens=not chat)
+            _write(loaded, chosen.apply(loaded.model, strength), text, sampling, seed=seed)
         print(f"coloured by applied strength, mean over sites: 0 to {strength:g}")
         return
     texts = {"steered": run(chosen.apply(loaded.model, strength))} if chosen else {}
@@ -102,9 +101,7 @@ def generate(
     show_table(list(rows[0]), [list(row.values()) for row in rows], ruled=True)
 
 
-def _write(
-    loaded: "LoadedModel", applied: "dsas.Applied", text: str, sampling: "Sampling", *, seed: int, special_tokens: bool
-) -> None:
+def _write(loaded: "LoadedModel", applied: "dsas.Applied", text: str, sampling: "Sampling", *, seed: int) -> None:
     """Continue one text on the console; a token is written once the next one is known, for it is steered only then."""
     from rich.console import Console
 
@@ -119,12 +116,6 @@ def _write(
         console.print(piece, style=style, end="", markup=False, highlight=False, soft_wrap=True)
 
     with applied:
-        sample_continuations(
-            *loaded,
-            [text],
-            seeds=(seed,),
-            sampling=sampling,
-            special_tokens=special_tokens,
-            streamer=TokenStream(loaded.tokenizer, applied, show),
-        )
+        streamer = TokenStream(loaded.tokenizer, applied, show)
+        sample_continuations(*loaded, [text], seeds=(seed,), sampling=sampling, streamer=streamer)
     console.print("\n")

@@ -38,7 +38,8 @@ class Sampling(NamedTuple):
     temperature: >= 0, where 0 is greedy. top_p: in (0, 1], the smallest set of tokens with that probability is drawn
     from; there is no top-k.
     repetition_penalty: > 0, 1 is none. new_tokens: >= 1, fewer where the model ends its text.
-    batch_size: rows a call of the model; it belongs here since the rows of a batch share their random numbers.
+    batch_size: rows per call of the model; it belongs here since the rows of a batch share their random numbers.
+    special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     """
 
     temperature: float = 1.0
@@ -46,6 +47,7 @@ class Sampling(NamedTuple):
     repetition_penalty: float = 1.2
     new_tokens: int = 32
     batch_size: int = 64
+    special_tokens: bool = True
 
 
 PUBLISHED = Sampling()
@@ -60,21 +62,19 @@ def sample_continuations(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     sampling: Sampling = PUBLISHED,
-    special_tokens: bool = True,
     progress: Callable[[int], None] | None = None,
     streamer: Foreign = None,
 ) -> list[list[str]]:
     """Return for every seed the continuations of `prompts`, without the prompts, in their order.
 
     The same call gives the same texts; the random numbers of the process are left as they were.
-    special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
     streamer: what transformers' generate() calls with the tokens as they come, such as
     `dsas.explaining.token_stream.TokenStream`.
     Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range.
     """
     _check(sampling, seeds)
-    rows, fill = tokenize(tokenizer, prompts, special_tokens=special_tokens), pad_token(tokenizer)
+    rows, fill = tokenize(tokenizer, prompts, special_tokens=sampling.special_tokens), pad_token(tokenizer)
     texts = [[""] * len(rows) for _ in seeds]
     done = 0
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
@@ -105,7 +105,7 @@ def sample_batch(
     number: of the batch, below `batch_count`. Raises what `sample_continuations` raises.
     """
     _check(sampling, (seed,))
-    rows, fill = tokenize(tokenizer, prompts), pad_token(tokenizer)
+    rows, fill = tokenize(tokenizer, prompts, special_tokens=sampling.special_tokens), pad_token(tokenizer)
     batch = list(batches(rows, sampling.batch_size, pad=fill, side="left"))[number]
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
         torch.manual_seed(_seed_of(seed, number))
