@@ -4,7 +4,7 @@ The repetition penalty is that of CTRL (arXiv 1909.05858): the score of a token 
 penalty, or multiplied with it when negative. Padding does not count as seen, though transformers would count it;
 otherwise a prompt's text would depend on the longer prompts beside it (where padding is the end-of-text token).
 
-Left out: beams.
+Limitations: no beams.
 
 Source: method.md section 6; the sampling is that of arXiv 2503.10679.
 """
@@ -17,19 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign, Model
-from dsas.model.token_batches import Batch, batches, pad_token, tokenize
+from dsas.model.token_batches import Batch, batches, greedy, pad_token, tokenize
 
 
 class Sampling(NamedTuple):
@@ -170,19 +164,10 @@ class _Draw(LogitsProcessor):
 def _draw(model: Model, batch: Batch, sampling: Sampling, fill: int, streamer: Foreign) -> list[list[int]]:
     """Return the new tokens of each row up to its end of text."""
     mask = batch.mask.to(device_of(model))
-    config = GenerationConfig(
-        do_sample=False,  # `_Draw` does; what it leaves is likeliest
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,  # what transformers takes for unset; any other would make it warn
-        repetition_penalty=1.0,
-        max_new_tokens=sampling.new_tokens,
-        pad_token_id=fill,
-    )
     output = model.generate(
         batch.tokens.to(mask.device),
         attention_mask=mask.long(),
-        generation_config=config,
+        generation_config=greedy(sampling.new_tokens, fill),  # what `_Draw` leaves is likeliest
         logits_processor=LogitsProcessorList([_Draw(sampling, mask)]),
         streamer=streamer,
     )
