@@ -59,10 +59,12 @@ def test_the_tokenizer_adds_no_special_tokens_when_told_so(llama, tokenizer):
     with_end = copy.deepcopy(tokenizer)
     with_end._tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 0)])
     plain, bare, ended = (
-        sample_continuations(llama, t, PROMPTS, seeds=(0,), sampling=GREEDY, special_tokens=special)
+        sample_continuations(llama, t, PROMPTS, seeds=(0,), sampling=GREEDY._replace(special_tokens=special))
         for t, special in ((tokenizer, True), (with_end, False), (with_end, True))
     )
     assert plain == bare != ended
+    batch = sample_batch(llama, with_end, PROMPTS, 0, seed=0, sampling=GREEDY._replace(special_tokens=False))
+    assert [[batch[row] for row in range(len(PROMPTS))]] == bare
 
 
 def test_padding_with_the_end_token_does_not_make_the_end_less_likely(llama, tokenizer):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dsas.errors import DsasError, OptionError, StrengthError
-from dsas.serving.requests import Asked, Entry, resolve, salt
+from dsas.serving.requests import Entry, resolve, salt
 
 LOADED = {"detox": Entry("d1", 0.8), "topic": Entry("d2", 1.0)}
 
@@ -15,16 +15,16 @@ def test_without_a_name_nothing_is_steered() -> None:
 
 
 def test_a_name_alone_takes_the_stored_strength() -> None:
-    assert resolve({"dsas_steering": "detox"}, LOADED, 1) == [Asked("d1", 0.8)]
+    assert resolve({"dsas_steering": "detox"}, LOADED, 1) == [Entry("d1", 0.8)]
 
 
 def test_a_strength_that_is_given_counts() -> None:
-    assert resolve({"dsas_steering": "topic", "dsas_strength": 2}, LOADED, 1) == [Asked("d2", 2.0)]
+    assert resolve({"dsas_steering": "topic", "dsas_strength": 2}, LOADED, 1) == [Entry("d2", 2.0)]
 
 
 def test_several_act_in_the_order_in_which_they_are_named() -> None:
     asked = resolve({"dsas_steering": ["topic", "detox"], "dsas_strength": [0.5, 1.5]}, LOADED, 2)
-    assert asked == [Asked("d2", 0.5), Asked("d1", 1.5)]
+    assert asked == [Entry("d2", 0.5), Entry("d1", 1.5)]
 
 
 def test_strength_zero_is_no_steering() -> None:
@@ -64,14 +64,14 @@ def test_an_unsteered_request_has_the_salt_of_a_server_that_does_not_steer() -> 
 
 
 def test_salts_differ_by_version_strength_order_and_the_clients_own() -> None:
-    one, two = Asked("d1", 1.0), Asked("d2", 1.0)
+    one, two = Entry("d1", 1.0), Entry("d2", 1.0)
     asked = [[one], [one._replace(strength=1.0000001)], [one._replace(digest="d9")], [one, two], [two, one]]
     salts = [salt(each) for each in asked] + [salt([one], "mine")]
     assert len(set(salts)) == len(salts)
-    assert salt([one]) == salt([Asked("d1", 1.0)])
+    assert salt([one]) == salt([Entry("d1", 1.0)])
 
 
 def test_no_salt_of_a_client_opens_the_blocks_of_steered_requests() -> None:
-    steered = salt([Asked("d1", 1.0)])
+    steered = salt([Entry("d1", 1.0)])
     assert steered is not None
-    assert salt([], steered) not in (steered, salt([Asked("d1", 1.0)], steered))
+    assert salt([], steered) not in (steered, salt([Entry("d1", 1.0)], steered))

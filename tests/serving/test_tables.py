@@ -113,7 +113,7 @@ def test_columns_are_made_only_where_a_row_needs_them() -> None:
     kinds = [("caa", "constant"), ("lineas", "constant"), ("linear-act", "constant"), ("caa", "logistic")]
     parts = [Parts.of([row_of(rule_of(*kind))]) for kind in kinds]
     assert parts == [Parts(), Parts(slope=True), Parts(slope=True, support=True), Parts(gate=True)]
-    assert [SiteTable(1, WIDTH, part).bytes_per_slot() for part in parts] == [
+    assert [SiteTable(1, WIDTH, part).rows[0].nbytes for part in parts] == [
         4 * WIDTH + 4, 8 * WIDTH + 4, 16 * WIDTH + 4, 8 * WIDTH + 12,
     ]  # fmt: skip
 

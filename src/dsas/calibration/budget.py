@@ -74,10 +74,14 @@ class Budget(NamedTuple):
     ) -> list[float]:
         """Return one value a text of the model as it is inside `steered`, which may be entered several times."""
         if self.measure is None and self.damage == "kl":
-            return _nats(model, tokenizer, texts, steered)
+            from dsas.evaluation.divergence import divergence  # loads transformers, which `import dsas` must not
+
+            return divergence(model, tokenizer, texts, lambda: steered, max_tokens=MAX_TOKENS).per_text.tolist()
         with steered:
             if self.measure is None:
-                return _perplexities(model, tokenizer, texts)
+                from dsas.evaluation.perplexity import perplexity
+
+                return perplexity(model, tokenizer, texts, max_tokens=MAX_TOKENS).per_text.tolist()
             values = [float(value) for value in self.measure(model, tokenizer, texts)]
         if len(values) != len(texts):
             raise OptionError(f"the measure of {self.damage} must give one value a text, {len(texts)}: {len(values)}")
@@ -98,17 +102,3 @@ class Budget(NamedTuple):
     def over_kinds(self, damages: Float[np.ndarray, "kind draw"]) -> Float[np.ndarray, " draw"]:
         """Return the damage over all kinds of text."""
         return damages.max(axis=0) if self.worst else damages.mean(axis=0)
-
-
-def _perplexities(model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
-    from dsas.evaluation.perplexity import perplexity  # loads transformers, which `import dsas` must not
-
-    return perplexity(model, tokenizer, texts, max_tokens=MAX_TOKENS).per_text.tolist()
-
-
-def _nats(
-    model: Model, tokenizer: Tokenizer, texts: Sequence[str], steered: AbstractContextManager[object]
-) -> list[float]:
-    from dsas.evaluation.divergence import divergence
-
-    return divergence(model, tokenizer, texts, lambda: steered, max_tokens=MAX_TOKENS).per_text.tolist()

@@ -212,12 +212,10 @@ def _spent(meter: _Meter, budget: Budget, steering: Steering, strength: float, s
 
 
 def _once(budget: Budget, texts: Texts) -> list[np.ndarray]:
-    """Return the draw that has every text once."""
     return [np.ones((1, len(texts[kind]))) for kind in budget.kinds(texts)]
 
 
 def _warn(calibration: Calibration) -> None:
-    """Warn of what a user would not expect: the end of the search's range, and damage on other texts."""
     if calibration.broken is None:
         warnings.warn(
             f"every strength up to the limit {calibration.strength:g} keeps the budget, and a larger one may, too",

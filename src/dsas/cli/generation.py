@@ -61,10 +61,10 @@ def generate(
     if chosen is not None and strength is None:
         strength = chosen.default_strength
     loaded = loaded_model(model, device, precision)
-    sampling = Sampling(temperature=temperature, top_p=top_p, repetition_penalty=1.0, new_tokens=new_tokens)
+    sampling = Sampling(temperature, top_p, repetition_penalty=1.0, new_tokens=new_tokens, special_tokens=not chat)
     asked = chat_prompts(loaded.tokenizer, prompts) if chat else prompts
 
-    sample = partial(sample_continuations, *loaded, seeds=(seed,), sampling=sampling, special_tokens=not chat)
+    sample = partial(sample_continuations, *loaded, seeds=(seed,), sampling=sampling)
 
     def run(applied: Any) -> list[str]:
         with applied, progress_bar(not as_json) as bar:

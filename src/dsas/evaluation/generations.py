@@ -4,7 +4,7 @@ The repetition penalty is that of CTRL (arXiv 1909.05858): the score of a token 
 penalty, or multiplied with it when negative. Padding does not count as seen, though transformers would count it;
 otherwise a prompt's text would depend on the longer prompts beside it (where padding is the end-of-text token).
 
-Left out: beams.
+Limitations: no beams.
 
 Source: the sampling is that of arXiv 2503.10679.
 """
@@ -17,19 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign, Model
-from dsas.model.token_batches import Batch, batches, pad_token, tokenize
+from dsas.model.token_batches import Batch, batches, greedy, pad_token, tokenize
 
 
 class Sampling(NamedTuple):
@@ -38,7 +32,8 @@ class Sampling(NamedTuple):
     temperature: >= 0, where 0 is greedy. top_p: in (0, 1], the smallest set of tokens with that probability is drawn
     from; there is no top-k.
     repetition_penalty: > 0, 1 is none. new_tokens: >= 1, fewer where the model ends its text.
-    batch_size: rows a call of the model; it belongs here since the rows of a batch share their random numbers.
+    batch_size: rows per call of the model; it belongs here since the rows of a batch share their random numbers.
+    special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     """
 
     temperature: float = 1.0
@@ -46,6 +41,7 @@ class Sampling(NamedTuple):
     repetition_penalty: float = 1.2
     new_tokens: int = 32
     batch_size: int = 64
+    special_tokens: bool = True
 
 
 PUBLISHED = Sampling()
@@ -60,21 +56,19 @@ def sample_continuations(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     sampling: Sampling = PUBLISHED,
-    special_tokens: bool = True,
     progress: Callable[[int], None] | None = None,
     streamer: Foreign = None,
 ) -> list[list[str]]:
     """Return for every seed the continuations of `prompts`, without the prompts, in their order.
 
     The same call gives the same texts; the random numbers of the process are left as they were.
-    special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
     streamer: what transformers' generate() calls with the tokens as they come, such as
     `dsas.explaining.token_stream.TokenStream`.
     Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range.
     """
     _check(sampling, seeds)
-    rows, fill = tokenize(tokenizer, prompts, special_tokens=special_tokens), pad_token(tokenizer)
+    rows, fill = tokenize(tokenizer, prompts, special_tokens=sampling.special_tokens), pad_token(tokenizer)
     texts = [[""] * len(rows) for _ in seeds]
     done = 0
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
@@ -105,7 +99,7 @@ def sample_batch(
     number: of the batch, below `batch_count`. Raises what `sample_continuations` raises.
     """
     _check(sampling, (seed,))
-    rows, fill = tokenize(tokenizer, prompts), pad_token(tokenizer)
+    rows, fill = tokenize(tokenizer, prompts, special_tokens=sampling.special_tokens), pad_token(tokenizer)
     batch = list(batches(rows, sampling.batch_size, pad=fill, side="left"))[number]
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
         torch.manual_seed(_seed_of(seed, number))
@@ -170,19 +164,10 @@ class _Draw(LogitsProcessor):
 def _draw(model: Model, batch: Batch, sampling: Sampling, fill: int, streamer: Foreign) -> list[list[int]]:
     """Return the new tokens of each row up to its end of text."""
     mask = batch.mask.to(device_of(model))
-    config = GenerationConfig(
-        do_sample=False,  # `_Draw` does; what it leaves is likeliest
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,  # what transformers takes for unset; any other would make it warn
-        repetition_penalty=1.0,
-        max_new_tokens=sampling.new_tokens,
-        pad_token_id=fill,
-    )
     output = model.generate(
         batch.tokens.to(mask.device),
         attention_mask=mask.long(),
-        generation_config=config,
+        generation_config=greedy(sampling.new_tokens, fill),  # what `_Draw` leaves is likeliest
         logits_processor=LogitsProcessorList([_Draw(sampling, mask)]),
         streamer=streamer,
     )

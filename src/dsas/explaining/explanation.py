@@ -27,7 +27,7 @@ from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import check_texts
 from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.subject import subject_of
-from dsas.model.token_batches import pad_token, tokenize
+from dsas.model.token_batches import greedy, pad_token, tokenize
 from dsas.model.token_text import pieces
 from dsas.model.token_trace import Trace
 from dsas.steering.steering import Steering
@@ -85,7 +85,6 @@ def write_explanation(path: str | Path, trace: Trace, *, title: str = "What was 
 
 
 def _stacked(traces: Sequence[Trace]) -> Trace:
-    """Return traces of one row each as one trace, padded on the right."""
     width = max(trace.real.shape[1] for trace in traces)
 
     def joined(values: Sequence[Tensor | None], rows: int) -> Foreign:
@@ -135,18 +134,7 @@ class _Run:
         return trace
 
     def _continue(self, ids: Tensor, new_tokens: int) -> list[int]:
-        from transformers import GenerationConfig
-
-        # top_k=50 is what transformers takes for unset; any other value would make it warn.
-        config = GenerationConfig(
-            do_sample=False,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            repetition_penalty=1.0,
-            max_new_tokens=new_tokens,
-            pad_token_id=pad_token(self._tokenizer),
-        )
+        config = greedy(new_tokens, pad_token(self._tokenizer))
         output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         return output[0, ids.shape[1] :].tolist()
 

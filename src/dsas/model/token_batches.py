@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.examples import Spans
-from dsas.model.foreign import Tokenizer
+from dsas.model.foreign import Foreign, Tokenizer
 from dsas.model.reading import Reading
 
 
@@ -41,6 +41,15 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool
     if empty:
         raise TextsError(f"expected texts with at least one token; these have none: {empty[:10]}")
     return rows
+
+
+def greedy(new_tokens: int, pad: int) -> Foreign:
+    """Return what makes a model's `generate` take the likeliest token each time, `new_tokens` times at most."""
+    from transformers import GenerationConfig
+
+    # top_k=50 is what transformers takes for unset; any other value would make it warn.
+    plain = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
+    return GenerationConfig(**plain, max_new_tokens=new_tokens, pad_token_id=pad)
 
 
 def token_spans(tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[Spans]) -> list[list[bool | None]]:

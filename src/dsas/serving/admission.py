@@ -73,7 +73,6 @@ def activate() -> None:
 
 
 async def _with_report(client: Foreign, outputs: Any, request_id: str, names: list[str]) -> AsyncIterator[Foreign]:
-    """Give the outputs of a request, the last with its report."""
     async with aclosing(outputs):
         async for output in outputs:
             if output.finished:

@@ -95,7 +95,6 @@ def table_of(model: nn.Module, path: str) -> SiteTable | None:
 
 @cache
 def _steered(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of a module's class that adds the step to what it gives."""
 
     def forward(self: Any, *args: Given, **kwargs: Given) -> Foreign:
         return getattr(self, CHILD)(kind.forward(self, *args, **kwargs))

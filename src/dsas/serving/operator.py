@@ -31,7 +31,6 @@ class Operator:
     required_tasks = ("generate",)
 
     def __init__(self) -> None:
-        """Know no engine yet."""
         self._client: Any = None
         self._turn = asyncio.Lock()
 

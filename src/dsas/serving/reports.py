@@ -6,7 +6,7 @@ Every site adds what it applies to a buffer of the step's tokens (`tokens`). Aft
 asked is kept, and nothing leaves the device before it is read. Tokens that came from the prefix cache were not read,
 and tokens that were read again, after a request had to make room for others, count again.
 
-Left out: single tokens and sites, which `Steering.apply` records outside of a server.
+Limitations: single tokens and sites, which `Steering.apply` records outside of a server, are not told.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,6 @@ class Reports:
     """The sums of the requests that asked, from the step in which they begin until they are read."""
 
     def __init__(self, tokens: TokenBuffers) -> None:
-        """Add up what the sites put into `tokens`."""
         self._tokens = tokens
         self._kept: dict[Wanted, tuple[torch.Tensor, int]] = {}
         self._step: list[tuple[Wanted, int, int]] = []

@@ -27,14 +27,7 @@ LARGEST = 1e6
 
 
 class Entry(NamedTuple):
-    """One Steering by its name: which one, and the strength that holds where a request gives none."""
-
-    digest: str
-    strength: float
-
-
-class Asked(NamedTuple):
-    """One Steering that a request asks for."""
+    """One Steering, and the strength that a request asks for, or that holds where it asks for none."""
 
     digest: str
     strength: float
@@ -42,7 +35,7 @@ class Asked(NamedTuple):
 
 def resolve(
     extra_args: Mapping[str, Json] | None, entries: Mapping[str, Entry], together: int, *, reports: bool = False
-) -> list[Asked]:
+) -> list[Entry]:
     """Return what a request asks for, in the order in which it acts; those of strength 0 are left out.
 
     together: how many Steerings one request may combine. reports: whether the server keeps any. Raises OptionError for
@@ -72,9 +65,8 @@ def resolve(
     if len(given) != len(names):
         raise StrengthError(f"{len(names)} Steerings are named but {len(given)} strengths given")
     strengths = [_strength(value) for value in given]
-    return [
-        Asked(entries[name].digest, strength) for name, strength in zip(names, strengths, strict=True) if strength > 0
-    ]
+    asked_for = zip(names, strengths, strict=True)
+    return [Entry(entries[name].digest, strength) for name, strength in asked_for if strength > 0]
 
 
 def named(extra_args: Mapping[str, Json] | None) -> list[str]:
@@ -94,7 +86,7 @@ def wants_report(extra_args: Mapping[str, Json] | None) -> bool:
     return bool((extra_args or {}).get(REPORT, False))
 
 
-def salt(asked: Sequence[Asked], own: str | None = None) -> str | None:
+def salt(asked: Sequence[Entry], own: str | None = None) -> str | None:
     """Return the salt of the prefix cache for a request; `own` is the one that the client gave.
 
     An unsteered request keeps what it came with, so it shares blocks as on a server that does not steer; a client's own

@@ -8,10 +8,10 @@ Nothing here imports vLLM: what is used of its objects is named in `SteeredRunne
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from dsas.errors import ModelMismatchError, OptionError, StateError
 from dsas.files.json_values import Json
@@ -24,14 +24,6 @@ from dsas.serving.requests import REPORTED, RESOLVED, STEERING
 from dsas.serving.tables import Parts, check_model, rows_of
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.steering.steering import Steering
-
-
-class _Kind(NamedTuple):
-    """What kind of model is served, as `check_model` compares it."""
-
-    model_class: str
-    width: int
-    depth: int
 
 
 class Served(NamedTuple):
@@ -56,14 +48,14 @@ class SteeredRunner:
         refuse_untried(vllm_config)
         self.together = config.together
         self._model, text = runner.get_model(), vllm_config.model_config.hf_text_config
-        self._kind = _Kind(
-            vllm_config.model_config.hf_config.architectures[0], text.hidden_size, text.num_hidden_layers
-        )
+        self._width: int = text.hidden_size
+        model_class: str = vllm_config.model_config.hf_config.architectures[0]
+        self._check = partial(check_model, model_class=model_class, width=self._width, depth=text.num_hidden_layers)
         self._capacity = len(config.sources) + config.spare
         self._slots: dict[str, int] = {}
         self._seen: dict[str, tuple[Any, Served]] = {}
         tokens = TokenBuffers(self.together, _most_tokens(vllm_config), reports=config.reports)
-        self.tokens = tokens.to(_device_of(runner))
+        self.tokens = tokens.to(next(self._model.parameters()).device)
         self.reports = Reports(self.tokens)
         self._sites_of: dict[str, int] = {}
         loaded = {name: self._rows(name, load(source)) for name, source in config.sources.items()}
@@ -140,7 +132,7 @@ class SteeredRunner:
 
     def _rows(self, name: str, steering: Steering) -> dict[str, AffineEdit]:
         try:
-            check_model(steering, *self._kind)
+            self._check(steering)
             return rows_of(steering)
         except (ModelMismatchError, OptionError) as error:
             raise type(error)(f"{name!r} cannot be served: {error}") from error
@@ -155,7 +147,7 @@ class SteeredRunner:
                 self._model,
                 path,
                 slots=self._capacity,
-                width=self._kind.width,
+                width=self._width,
                 parts=Parts.of(rows),
                 tokens=self.tokens,
             )
@@ -231,7 +223,3 @@ def _follow_passes(steered: SteeredRunner, runner: Foreign) -> None:
 def _most_tokens(vllm_config: Foreign) -> int:
     graphs = getattr(vllm_config.compilation_config, "max_cudagraph_capture_size", None) or 0
     return max(vllm_config.scheduler_config.max_num_batched_tokens, graphs)
-
-
-def _device_of(runner: Foreign) -> torch.device:
-    return next(runner.get_model().parameters()).device

@@ -102,7 +102,6 @@ class SiteTable(nn.Module):
     rows: Tensor
 
     def __init__(self, slots: int, width: int, parts: Parts) -> None:
-        """Make room for `slots` Steerings beside the identity, which do nothing so far."""
         super().__init__()
         self.parts, self.width = parts, width
         wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support, *["theta"] * parts.gate]
@@ -161,7 +160,3 @@ class SiteTable(nn.Module):
 
     def _of(self, rows: Float[Tensor, "token columns"], name: str) -> Float[Tensor, "token *dim"]:
         return rows[:, self._columns[name]]
-
-    def bytes_per_slot(self) -> int:
-        """Return the memory of one row."""
-        return self.rows[0].numel() * self.rows.element_size()

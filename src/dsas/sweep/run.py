@@ -148,7 +148,6 @@ def _costs(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
 
 
 def _measure(lab: Lab, cells: Sequence[Cell], grid: Grid) -> None:
-    """Run everything that the samples of `cells` are read from."""
     drawn = [(steering, strength, seed) for _, steering, strength in cells for seed in grid.seeds]
     generations = [job for one in drawn for job in lab.generations(*one)]
     readings = [Job("read", steering, strength, part=REPORT) for _, steering, strength in cells]
@@ -166,7 +165,6 @@ def _judged(grid: Grid) -> tuple[int, ...]:
 def _write(
     out: Path, lab: Lab, cells: Sequence[Cell], chosen: Mapping[Series, Chosen], grid: Grid, command: str
 ) -> None:
-    """Write the samples that there are, and what they are samples of."""
     lines = (line for cell in cells for line in _lines(lab, cell, grid))
     samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     about = {
@@ -181,7 +179,6 @@ def _write(
 
 
 def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[JsonObject]:
-    """Yield the samples of a cell, as far as there are any."""
     series, steering, strength = cell
     head = {"series": series, "strength": strength}
     for seed in grid.seeds:

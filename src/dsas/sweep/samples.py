@@ -113,12 +113,9 @@ def read_samples(path: str | Path) -> Samples:
         if sample.get("picture") is not None:
             pictures.setdefault(cell, {})[key.kind, key.item] = _field(sample, "picture", str, place)
     if (UNSTEERED, 0.0) not in found:
-        raise TextsError(f"{path}: expected the series {UNSTEERED!r} at strength 0; closest: {_closest_series(found)}")
+        near = closest(UNSTEERED, dict.fromkeys(series for series, _ in found))
+        raise TextsError(f"{path}: expected the series {UNSTEERED!r} at strength 0; closest: {near}")
     return _arranged(found, pictures, scorers, path)
-
-
-def _closest_series(found: _Found) -> str:
-    return closest(UNSTEERED, dict.fromkeys(series for series, _ in found))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -159,7 +156,8 @@ def _read(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) -> t
         raise TextsError(f"{place}: no measure {measure!r}; closest: {closest(measure, _MEASURES)}")
     if measure == GENERATION:
         key = _Key(measure, "", item, _field(sample, "seed", int, place))
-        return key, (_field(sample, "text", str, place), _scores(sample, scorers, place), _judge(sample, place))
+        nats = None if sample.get("judge") is None else _number(sample, "judge", place)
+        return key, (_field(sample, "text", str, place), _scores(sample, scorers, place), nats)
     key = _Key(measure, _field(sample, "kind", str, place), item, 0)
     if measure == CHOICE:
         value = _number(sample, "value", place)
@@ -181,10 +179,6 @@ def _scores(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) ->
     if not all(0 <= value <= 1 for value in values):
         raise TextsError(f"{place}: expected scores in [0, 1], got {values}")
     return values
-
-
-def _judge(sample: Mapping[str, Json], place: str) -> float | None:
-    return None if sample.get("judge") is None else _number(sample, "judge", place)
 
 
 def _number(sample: Mapping[str, Json], name: str, place: str) -> float:

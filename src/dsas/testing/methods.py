@@ -112,7 +112,6 @@ def _check_fitted(method: type[Regulator], fitted: object) -> None:
 
 
 def _check_rebuild(method: Fitted) -> None:
-    """Require that the constructor arguments are all there is to a method."""
     again = type(method)(**copy.deepcopy(method.arguments()))
     state, other = method.state_dict(), again.state_dict()
     same = state.keys() == other.keys() and all(torch.equal(state[key], other[key]) for key in state)

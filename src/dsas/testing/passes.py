@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from dsas.model.foreign import Foreign, Model
 from dsas.testing.laws import close, require
@@ -25,16 +26,9 @@ def logits_of(model: Model, ids: Tensor, **inputs: Any) -> Tensor:
 
 def padded(ids: list[Tensor], side: str, padding: int) -> dict[str, Tensor]:
     """Return rows of token ids as one batch of model inputs, padded on the left or right."""
-    width = max(map(len, ids))
-    rows, masks = [], []
-    for row in ids:
-        fill, real = row.new_full((width - len(row),), padding), torch.ones_like(row)
-        pair = (lambda a, b: [a, b]) if side == "right" else (lambda a, b: [b, a])
-        rows.append(torch.cat(pair(row, fill)))
-        masks.append(torch.cat(pair(real, torch.zeros_like(fill))))
-    mask = torch.stack(masks)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    return {"input_ids": torch.stack(rows), "attention_mask": mask, "position_ids": positions}
+    rows = pad_sequence(ids, batch_first=True, padding_value=padding, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
+    return {"input_ids": rows, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 def steered_rows(way: Way, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:

@@ -42,12 +42,10 @@ def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Foreign:
 def _sd(diffusers: Foreign) -> Foreign:
     unet = diffusers.UNet2DConditionModel(
         **_UNET,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=_TEXT_WIDTH,
     )
     return diffusers.StableDiffusionPipeline(
-        vae=_vae(diffusers, 4),
+        vae=_vae(diffusers),
         text_encoder=_clip(),
         tokenizer=_letters(),
         unet=unet,
@@ -61,8 +59,6 @@ def _sd(diffusers: Foreign) -> Foreign:
 def _sdxl(diffusers: Foreign) -> Foreign:
     unet = diffusers.UNet2DConditionModel(
         **_UNET,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=2 * _TEXT_WIDTH,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
@@ -71,7 +67,7 @@ def _sdxl(diffusers: Foreign) -> Foreign:
         projection_class_embeddings_input_dim=6 * 8 + _TEXT_WIDTH,
     )
     return diffusers.StableDiffusionXLPipeline(
-        vae=_vae(diffusers, 4),
+        vae=_vae(diffusers),
         text_encoder=_clip(),
         text_encoder_2=_clip(projected=True),
         tokenizer=_letters(),
@@ -97,7 +93,7 @@ def _sd3(diffusers: Foreign) -> Foreign:
         pos_embed_max_size=16,
     )
     return diffusers.StableDiffusion3Pipeline(
-        vae=_vae(diffusers, 4, shift_factor=0.1),
+        vae=_vae(diffusers, shift_factor=0.1),
         text_encoder=_clip(projected=True),
         text_encoder_2=_clip(projected=True),
         text_encoder_3=_t5(2 * _TEXT_WIDTH),
@@ -111,7 +107,6 @@ def _sd3(diffusers: Foreign) -> Foreign:
 
 def _flux(diffusers: Foreign) -> Foreign:
     transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
         in_channels=16,
         num_layers=2,
         num_single_layers=2,
@@ -123,7 +118,7 @@ def _flux(diffusers: Foreign) -> Foreign:
         guidance_embeds=True,
     )
     pipeline = diffusers.FluxPipeline(
-        vae=_vae(diffusers, 4, shift_factor=0.1),
+        vae=_vae(diffusers, shift_factor=0.1),
         text_encoder=_clip(),
         tokenizer=_letters(),
         text_encoder_2=_t5(2 * _TEXT_WIDTH),
@@ -139,21 +134,17 @@ def _pixart(diffusers: Foreign) -> Foreign:
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=8,
         num_layers=2,
-        patch_size=2,
         attention_head_dim=8,
         num_attention_heads=2,
         caption_channels=_TEXT_WIDTH,
-        in_channels=4,
         cross_attention_dim=16,
-        out_channels=8,
-        norm_type="ada_norm_single",
         use_additional_conditions=False,
         norm_num_groups=1,
     )
     return diffusers.PixArtAlphaPipeline(
         tokenizer=_letters(),
         text_encoder=_t5(_TEXT_WIDTH),
-        vae=_vae(diffusers, 4),
+        vae=_vae(diffusers),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(),
     )
@@ -163,21 +154,18 @@ _UNET: JsonObject = {
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
     "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "attention_head_dim": (1, 2),
     "norm_num_groups": 4,
 }
 
 
-def _vae(diffusers: Foreign, channels: int, **options: Any) -> Foreign:
+def _vae(diffusers: Foreign, **options: Any) -> Foreign:
     return diffusers.AutoencoderKL(
         block_out_channels=[8, 8],
-        in_channels=3,
-        out_channels=3,
         down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D"],
         up_block_types=["UpDecoderBlock2D", "UpDecoderBlock2D"],
-        latent_channels=channels,
         norm_num_groups=4,
         sample_size=16,
         **options,
@@ -205,9 +193,7 @@ def _clip(*, projected: bool = False) -> Foreign:
 def _t5(width: int) -> Foreign:
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        vocab_size=len(_LETTERS) + 1, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, initializer_factor=1.0
-    )
+    config = T5Config(vocab_size=len(_LETTERS) + 1, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     return T5EncoderModel(config)
 
 

@@ -22,13 +22,12 @@ from dsas.model.sites import Site, SitePatterns
 from dsas.model.subject import Subject, subject_of
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
-from dsas.training.learner import Learner
 from dsas.training.learning import learnable, settled, support
 from dsas.training.loop import Learned, learn
 from dsas.training.objectives import objective_named
 from dsas.training.objectives.base import Objective, TrainingTask
 from dsas.training.plan import HeldOut, Optimiser, Plan, Running
-from dsas.training.ranks import Ranks, ranks_here
+from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
 from dsas.training.run import Run
 from dsas.training.sets import held_apart
@@ -159,7 +158,6 @@ class _Asked(NamedTuple):
 
 
 def _trained(asked: _Asked, run: Run, model: ModelIdentity) -> Steering:
-    """Return the Steering that is learned, on every rank."""
     objective, identity = asked.objective, asked.id(run)
     run.ranks.check_same(identity)
     split = held_apart(run.texts, asked.plan.held_out, paired=objective.paired)
@@ -171,18 +169,15 @@ def _trained(asked: _Asked, run: Run, model: ModelIdentity) -> Steering:
         run.batches, run.examples,
     )  # fmt: skip
     file = asked.folder / f"state-{identity}.safetensors" if asked.folder is not None else None
-    learned = _learn(objective.learner(task), run.ranks, file, log, progress=asked.running.progress and run.ranks.first)
+    learner, progress = objective.learner(task), asked.running.progress and run.ranks.first
+    try:
+        found = learn(learner, file=file, log=log, progress=progress)
+        learned = run.ranks.from_first(lambda: found)
+    finally:
+        learner.close()
     _warn(learned, rules)
     rules = objective.finish(settled(rules, learned.values), pooled)
     return Steering(rules, model, asked.settings(rules, learned, run, split))
-
-
-def _learn(learner: Learner, ranks: Ranks, file: Path | None, log: Log, *, progress: bool) -> Learned:
-    try:
-        learned = learn(learner, file=file, log=log, progress=progress)
-        return ranks.from_first(lambda: learned)
-    finally:
-        learner.close()
 
 
 def _warn(learned: Learned, rules: list[Rule]) -> None:

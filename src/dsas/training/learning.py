@@ -10,6 +10,7 @@ of 0: the transform moves first, and the regulator from the second step on. A re
 has no gradient at all and keeps none: every start here is above 0 on the source, and a start that is not is refused.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,6 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.model.sites import Site
 from dsas.regulators.base import Regulator
-from dsas.regulators.constant import Constant
 from dsas.regulators.logistic import Logistic
 from dsas.regulators.rectified import Rectified
 from dsas.runtime.rule import Rule
@@ -70,9 +70,7 @@ def learnable(rule: Rule, device: torch.device, parts: LearnedParts) -> Rule:
         raise OptionError(f"{type(when).__name__} at {rule.site} reads token positions, which training does not have")
     if isinstance(when, (Logistic, Rectified)) and parts.regulators:
         return rule._replace(transform=line, regulator=type(when)(_leaf(when.theta, device), _leaf(when.bias, device)))
-    if isinstance(when, Constant):
-        return rule._replace(transform=line)
-    return rule._replace(transform=line, regulator=_rebuilt(when, device))
+    return rule._replace(transform=line, regulator=copy.deepcopy(when).to(device))
 
 
 def identity_rule(site: Site, dim: int, regulator: Regulator) -> Rule:
@@ -131,8 +129,3 @@ def _changed(transform: Transform) -> int:
 def _leaf(value: Tensor, device: torch.device) -> Tensor:
     dtype = torch.promote_types(value.dtype, torch.float32)
     return value.detach().to(device, dtype, copy=True).requires_grad_()
-
-
-def _rebuilt(regulator: Regulator, device: torch.device) -> Regulator:
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in regulator.arguments().items()}
-    return type(regulator)(**moved)

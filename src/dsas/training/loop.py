@@ -37,7 +37,7 @@ def learn(trainer: Learner, *, file: Path | None = None, log: Log | None = None,
     log = log or Log(None)
     keeper = _Keeper(trainer, file)
     log.begin(keeper.state.course.rows)
-    stopped: Stopped = "finished"
+    stopped = ""
     with progress_bar(progress) as bar, trainer.ranks.interruptible() as check, keeper:
         task = bar.add_task("training", total=trainer.plan.steps, completed=keeper.state.course.done)
         try:
@@ -52,9 +52,8 @@ def learn(trainer: Learner, *, file: Path | None = None, log: Log | None = None,
         finally:
             log.close()
     course = keeper.state.course
-    if stopped != "interrupted":
-        stopped = course.ended  # pyright: ignore[reportAssignmentType]
-    return Learned(keeper.state.best, course.rows, stopped, course.done, course.best_step)
+    why: Stopped = stopped or course.ended  # pyright: ignore[reportAssignmentType]
+    return Learned(keeper.state.best, course.rows, why, course.done, course.best_step)
 
 
 class _Keeper:
@@ -63,7 +62,8 @@ class _Keeper:
     def __init__(self, trainer: Learner, file: Path | None) -> None:
         self._trainer, self._written = trainer, time.monotonic()
         self._file = file if trainer.ranks.first else None
-        self.state = trainer.ranks.from_first(lambda: self._found() or State(Course(), trainer.state(), self._leaves()))
+        found = read_state(self._file) if self._file is not None else None
+        self.state = trainer.ranks.from_first(lambda: found or State(Course(), trainer.state(), self._leaves()))
         trainer.restore(self.state.now)
 
     def advance(self) -> None:
@@ -89,9 +89,6 @@ class _Keeper:
         if not trainer.plan.held_out.share:
             course, best = course._replace(best_step=number + 1), self._leaves()
         self._put(State(course, trainer.state(), best))
-
-    def _found(self) -> State | None:
-        return read_state(self._file) if self._file is not None else None
 
     def _looks(self, number: int) -> bool:
         held = self._trainer.plan.held_out

@@ -83,33 +83,23 @@ class Passes:
         """Take the rules as they are: their vectors are read anew in every pass."""
         self._work, self._rules = work, list(rules)
         self._hooks, self._left = Hooks(), ExitStack()
-        self._read: Callable[[int, Tensor], Tensor] | None = None
+        self._read: Callable[[Tensor], Tensor] | None = None
         self._real: Tensor = torch.ones(1, 1, dtype=torch.bool)
         self._seen: dict[int, list[Seen]] = {}
         self._steering, self._looking, self._to_the_end = True, False, False
-        self._given: Any = None
         self._at: Callable[[Site, Tensor, Any], ForwardPass] | None = None
 
     def pooled(self, batch: Foreign) -> list[Seen]:
         """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
-        return self._run(batch, lambda _, t: self._work.pool(t, self._mask(t)), _mean)
+        return self._run(batch, lambda t: self._work.pool(t, self._mask(t)), _mean)[1]
 
     def tokens(self, batch: Foreign, *, steered: bool = True) -> list[Seen]:
         """Run a batch and return for each rule its site's real tokens (token, dim), steered or as they are."""
-        self._steering = steered
-        try:
-            return self._run(batch, lambda _, t: t[self._mask(t)], torch.cat)
-        finally:
-            self._steering = True
+        return self._run(batch, lambda t: t[self._mask(t)], torch.cat, steered=steered)[1]
 
     def outputs(self, batch: Foreign, *, steered: bool = True) -> tuple[Any, list[Seen]]:
         """Run a batch to the model's end and return what it gave, and for each rule its strengths; no value is read."""
-        self._steering, self._to_the_end = steered, True
-        try:
-            seen = self._run(batch, lambda _, t: t[:0], _mean)
-            return self._given, seen
-        finally:
-            self._steering, self._to_the_end, self._given = True, False, None
+        return self._run(batch, lambda t: t[:0], _mean, steered=steered, to_the_end=True)
 
     def __enter__(self) -> "Passes":
         # For as long as it is open: a backward pass may run layers again.
@@ -131,15 +121,21 @@ class Passes:
         self._left.close()
 
     def _run(
-        self, batch: Foreign, read: Callable[[int, Tensor], Tensor], join: Callable[[list[Tensor]], Tensor]
-    ) -> list[Seen]:
-        self._real, self._seen, self._read = self._work.real(batch).bool(), {}, read
-        self._looking = True
+        self,
+        batch: Foreign,
+        read: Callable[[Tensor], Tensor],
+        join: Callable[[list[Tensor]], Tensor],
+        *,
+        steered: bool = True,
+        to_the_end: bool = False,
+    ) -> tuple[Any, list[Seen]]:
+        self._real, self._seen, self._read, given = self._work.real(batch).bool(), {}, read, None
+        self._looking, self._steering, self._to_the_end = True, steered, to_the_end
         try:
             with _checkpointing(self._work), suppress(StopForward):
-                self._given = self._work.run(batch)
-        finally:
-            self._looking = False
+                given = self._work.run(batch)
+        finally:  # a backward pass may run layers again, steered
+            self._looking, self._steering, self._to_the_end = False, True, False
         found, self._seen = self._seen, {}
         missing = [str(rule.site) for number, rule in enumerate(self._rules) if number not in found]
         if missing:
@@ -147,10 +143,9 @@ class Passes:
             raise SiteError(
                 f"no output ever came from {', '.join(missing)}; closest that fired: {closest(missing[0], fired)}"
             )
-        return [_joined(found[number], join) for number in range(len(self._rules))]
+        return given, [_joined(found[number], join) for number in range(len(self._rules))]
 
     def _mask(self, t: Tensor) -> Tensor:
-        """Return which tokens of an activation are real."""
         if self._at is None:
             return self._real.to(t.device)
         return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
@@ -166,7 +161,7 @@ class Passes:
                 return None
             # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
             gain, steered = cheaply(_steered, rule, t, step) if self._steering else (t.new_zeros(*t.shape[:2], 1), t)
-            value = self._read(number, steered) if self._read is not None else steered
+            value = self._read(steered) if self._read is not None else steered
             if self._looking and (self._at is not None or number not in self._seen):
                 self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._mask(t))))
                 ends_here = not (self._to_the_end or self._work.checkpointing or self._at is not None)
@@ -194,7 +189,6 @@ def _mean(values: list[Tensor]) -> Tensor:
 
 
 def _joined(seen: list[Seen], join: Callable[[list[Tensor]], Tensor]) -> Seen:
-    """Return what a site saw in all passes of a run as one."""
     if len(seen) == 1:
         return seen[0]
     values, strengths, alive = zip(*seen, strict=True)
@@ -215,7 +209,6 @@ def _summary(gain: Tensor, real: Tensor) -> tuple[Tensor, bool]:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Keep gradients out of the model's weights inside the block."""
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for name in learning:
         model.get_parameter(name).requires_grad_(False)

@@ -145,7 +145,13 @@ def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
     if dist.get_world_size() == 1:
         yield ALONE
         return
-    _check_whole(model)
+    from torch.distributed.tensor import DTensor
+
+    if (getattr(model, "_tp_size", None) or 1) > 1 or any(isinstance(one, DTensor) for one in model.parameters()):
+        raise OptionError(
+            "this model is spread over the ranks itself (tensor parallel or FSDP), so that all must run the same "
+            "batches: give distributed=False, and each rank a checkpoint folder of its own"
+        )
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(group, dist.ProcessGroup)  # every rank is of it
     try:
@@ -157,14 +163,3 @@ def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
 def is_first() -> bool:
     """Whether this process is alone or the first of its ranks."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def _check_whole(model: nn.Module) -> None:
-    from torch.distributed.tensor import DTensor
-
-    parts = (getattr(model, "_tp_size", None) or 1) > 1 or any(isinstance(one, DTensor) for one in model.parameters())
-    if parts:
-        raise OptionError(
-            "this model is spread over the ranks itself (tensor parallel or FSDP), so that all must run the same "
-            "batches: give distributed=False, and each rank a checkpoint folder of its own"
-        )

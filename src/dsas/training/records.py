@@ -7,8 +7,6 @@ tensorboard/            the same numbers as events, on request (extra `tensorboa
 The id is a digest of everything that training depends on, so no other training resumes from a state.
 """
 
-import csv
-import io
 import json
 import warnings
 from pathlib import Path
@@ -130,9 +128,7 @@ class Log:
 
 
 def _csv(row: Row) -> str:
-    line = io.StringIO()
-    csv.writer(line).writerow(row)
-    return line.getvalue()
+    return ",".join("" if value is None else str(value) for value in row) + "\r\n"
 
 
 def _json(row: Row) -> str:
