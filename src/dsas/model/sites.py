@@ -151,17 +151,12 @@ class Family(NamedTuple):
 # One row per naming scheme; a shorthand takes the first row whose layer glob matches the model.
 FAMILIES: tuple[Family, ...] = (
     Family("layers.*", "post_feedforward_layernorm", "self_attn", "mlp", "self_attn.o_proj"),  # Gemma 2 and 3, OLMo 2
-    Family(
-        "layers.*", "post_attention_layernorm", "self_attn", "mlp", "self_attn.o_proj"
-    ),  # Llama, Mistral, Qwen 2/3, Phi-3
-    Family(
-        "layers.*", "post_attention_layernorm", "self_attn", "block_sparse_moe", "self_attn.o_proj"
-    ),  # Mixtral, older releases
+    Family("layers.*", "post_attention_layernorm", "self_attn", "mlp", "self_attn.o_proj"),  # Llama, Mistral, Qwen, Phi
+    # Mixtral, older releases
+    Family("layers.*", "post_attention_layernorm", "self_attn", "block_sparse_moe", "self_attn.o_proj"),
     Family("h.*", "ln_2", "attn", "mlp", "attn.c_proj"),  # GPT-2
     Family("gpt_neox.layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"),  # GPT-NeoX, Pythia
-    Family(
-        "layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"
-    ),  # the same, seen from its decoder
+    Family("layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"),  # the decoder of GPT-NeoX
     Family("h.*", "post_attention_layernorm", "self_attention", "mlp", "self_attention.dense"),  # Falcon, BLOOM
     Family("layers.*", "-", "self_attn", "-", "self_attn.out_proj"),  # OPT
 )

@@ -123,7 +123,6 @@ class _Here(Workers):
         self._make, self._threads, self._worker = make, threads, None
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
-        """Run one after the other."""
         for number, job in enumerate(jobs):
             with torch_threads(self._threads):
                 self._worker = self._worker or self._make()
@@ -176,7 +175,6 @@ class _OverProcesses(Workers):
         raise WorkerError(f"workers died {ATTEMPTS} times; where memory is short, take fewer of them")
 
     def close(self) -> None:
-        """End the processes without waiting for their jobs."""
         if self._pool is None:
             return
         for process in list((self._pool._processes or {}).values()):

@@ -133,7 +133,7 @@ class Fused:
     def __init__(self, edit: AffineEdit, rows: Float[Tensor, " row"] | None, alike: bool) -> None:
         """Edit by these numbers; rows: strengths, as given; alike: they are in the edit."""
         self._edit, self._rows, self._alike = edit, rows, alike
-        self.factor = edit.factor
+        self.factor, self.same_for_all_rows = edit.factor, rows is None
         self._here: _Here | None = None
 
     def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
@@ -156,11 +156,6 @@ class Fused:
         gain = edited.gain
         every = t.new_full((1, 1, 1), self.factor, dtype=torch.float32) if gain is None else gain * self.factor
         return every.expand(*t.shape[:2], 1)
-
-    @property
-    def same_for_all_rows(self) -> bool:
-        """Whether it was given one strength, for batches of any size."""
-        return self._rows is None
 
     def prepared(self, t: Float[Tensor, "batch token dim"]) -> Step:
         """Return what this does to activations of the dtype and device of `t`, when it is the same for all rows."""
