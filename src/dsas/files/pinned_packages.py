@@ -23,7 +23,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dsas.errors import ArtifactError, OptionError, StateError, closest
-from dsas.files.json_values import JsonObject
 
 
 class Package(NamedTuple):
@@ -49,10 +48,7 @@ class Package(NamedTuple):
 
 def _packages() -> dict[str, Package]:
     table = json.loads(files("dsas.files").joinpath("pinned_packages.json").read_text(encoding="utf-8"))
-    lists = ("members", "platforms")
-    rows: list[JsonObject] = [
-        {key: tuple(value) if key in lists else value for key, value in row.items()} for row in table
-    ]
+    rows = [row | {key: tuple(row.get(key, ())) for key in ("members", "platforms")} for row in table]
     return {row["name"]: Package(**row) for row in rows}
 
 

@@ -36,12 +36,11 @@ def denoising_of(scheduler: Foreign, timestep: Any) -> Denoising:
     order = int(getattr(scheduler, "order", 1))
     place = getattr(scheduler, "step_index", None)
     place = getattr(scheduler, "begin_index", None) if place is None else place
-    if place is not None and 0 <= place < len(levels):
-        return Denoising(place // order, -(-len(levels) // order), place)
-    if not hasattr(scheduler, "step_index"):
-        levels, order = torch.unique_consecutive(levels), 1
-    now = torch.as_tensor(timestep).double().cpu().reshape(-1)[0]
-    place = int((levels - now).abs().argmin())
+    if place is None or not 0 <= place < len(levels):
+        if not hasattr(scheduler, "step_index"):
+            levels, order = torch.unique_consecutive(levels), 1
+        now = torch.as_tensor(timestep).double().cpu().reshape(-1)[0]
+        place = int((levels - now).abs().argmin())
     return Denoising(place // order, -(-len(levels) // order), place)
 
 

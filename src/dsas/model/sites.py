@@ -171,9 +171,8 @@ STREAMS: dict[str, tuple[str, str]] = {
     **{f"{name}TransformerBlock": ("text", "image") for name in _TEXT_FIRST},
     **{f"{name}TransformerBlock": ("image", "text") for name in _IMAGE_FIRST},
 }
+_PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
 DEFAULT_SITES = "residual"
-
-
 SitePatterns = str | Site | Sequence[str | Site]
 
 
@@ -231,9 +230,6 @@ def _site(path: str, module: nn.Module, which: str = "") -> Site:
         raise SiteError(f"{path!r} ({type(module).__name__}) is no block of two streams, so it has no @{which}")
     stream = "text" if which == "text" else "image"
     return Site(path, index=streams.index(stream) if streams else 0, layout=layout)
-
-
-_PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
 
 
 def _near(model: nn.Module, pattern: str, paths: list[str]) -> str:
