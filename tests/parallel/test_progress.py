@@ -50,12 +50,6 @@ def test_a_task_of_unknown_length_says_what_is_done_and_what_it_does_now(capsys,
     ]
 
 
-def test_items_are_counted_as_they_are_asked_for(capsys, clock) -> None:
-    with progress_bar(True) as bar:
-        assert list(bar.track(["a", "b"], description="fitting")) == ["a", "b"]
-    assert capsys.readouterr().err.splitlines() == ["fitting: 0 of 2", "fitting: 2 of 2 in 0:00"]
-
-
 def test_work_that_is_not_shown_or_is_interrupted_claims_no_end(capsys, clock) -> None:
     with progress_bar(False) as bar:
         bar.advance(bar.add_task("hidden", total=1))

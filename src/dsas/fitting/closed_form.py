@@ -86,7 +86,6 @@ def fit(
 
 
 def _rules(task: Task, recipe: Recipe) -> list[Rule]:
-    """Return a rule per site, in the order in which the sites were collected."""
     rules: list[Rule] = []
     with closing(collected(task)) as sites, progress_bar(task.progress) as bar:
         number = bar.add_task("fitting sites", total=len(task.sites))

@@ -40,7 +40,6 @@ def collected(task: Task) -> Collected:
 
 
 def _at_once(task: Task) -> Collected:
-    """Yield every site's data from the unsteered model."""
     examples, sets = task.examples, task.sets.as_dict()
     texts, rows = numbered(sets)
     places = places_of(sets, texts)

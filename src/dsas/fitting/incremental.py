@@ -45,7 +45,6 @@ class PausedPasses:
     """
 
     def __init__(self, subject: Subject, examples: Examples, batches: Sequence[Foreign], sites: Sequence[Site]) -> None:
-        """Prepare passes of the examples' batches through the subject."""
         self._model, self._sites, self._examples = subject.module, list(sites), examples
         self._reader = subject.passes(branch="both", prompt_tokens=None, skip_sinks=False)
         self._hooks, self._mode = Hooks(), evaluation_mode(self._model)
@@ -131,14 +130,12 @@ class _Pass(threading.Thread):
             raise StopForward
 
     def give_up(self) -> None:
-        """End the pass where it is."""
         self._given_up = True
         self._go.release()
         if self.is_alive():
             self.join()
 
     def run(self) -> None:
-        """Run the model on the batch."""
         self._go.acquire()
         try:
             if not self._given_up:

@@ -91,5 +91,4 @@ class _Reader:
         self._sites, self._examples = source.sites, subject_of(*loaded).examples(source.reading)
 
     def run(self, job: Sequence[Foreign]) -> list[list[Tensor]]:
-        """Return for each batch of a shard the vectors of every site, in their order."""
         return [[vectors[site] for site in self._sites] for vectors in self._examples.vectors(job, self._sites)]

@@ -12,7 +12,7 @@ Except under `Top`, a site whose regulator learns nothing has no accuracy and is
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ClassVar, final
 
 from dsas.errors import OptionError, closest
@@ -20,6 +20,7 @@ from dsas.errors import OptionError, closest
 Accuracies = Sequence[float | None]
 
 
+@dataclass(frozen=True)
 class Selection(ABC):
     """Gives every site its weight in [0, 1]; final leaves are frozen dataclasses, so that their `repr` rebuilds them.
 
@@ -33,9 +34,9 @@ class Selection(ABC):
     def weights(self, accuracies: Accuracies) -> list[float]:
         """Return the weight of each site, from the held-out accuracies of all of them."""
 
-    @abstractmethod
     def describe(self) -> str:
-        """Return how a Steering's settings tell it."""
+        """Return the name and the numbers, as a Steering's settings tell it."""
+        return " ".join(map(str, [self.name, *astuple(self)]))
 
 
 @final
@@ -54,10 +55,6 @@ class Threshold(Selection):
         """Return 1 where the accuracy reaches the threshold or there is none, else 0."""
         return [float(accuracy is None or accuracy >= self.least) for accuracy in accuracies]
 
-    def describe(self) -> str:
-        """Return the name and the threshold."""
-        return f"threshold {self.least}"
-
 
 @final
 @dataclass(frozen=True)
@@ -69,10 +66,6 @@ class Smooth(Selection):
     def weights(self, accuracies: Accuracies) -> list[float]:
         """Return the weights; 1 where there is no accuracy."""
         return [1.0 if accuracy is None else max(0.0, 2 * accuracy - 1) for accuracy in accuracies]
-
-    def describe(self) -> str:
-        """Return the name."""
-        return "smooth"
 
 
 @final
@@ -93,10 +86,6 @@ class Top(Selection):
         best = sorted(range(len(accuracies)), key=lambda number: -(accuracies[number] or 0.0))[: self.count]
         return [float(number in best) for number in range(len(accuracies))]
 
-    def describe(self) -> str:
-        """Return the name and how many."""
-        return f"top {self.count}"
-
 
 @final
 @dataclass(frozen=True)
@@ -108,10 +97,6 @@ class All(Selection):
     def weights(self, accuracies: Accuracies) -> list[float]:
         """Return 1 for every site."""
         return [1.0] * len(accuracies)
-
-    def describe(self) -> str:
-        """Return the name."""
-        return "all"
 
 
 SELECTIONS: dict[str, type[Selection]] = {kind.name: kind for kind in (Threshold, Smooth, Top, All)}

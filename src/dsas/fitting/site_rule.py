@@ -61,11 +61,10 @@ class Recipe(NamedTuple):
         return Rule(data.site, moved, fitted.regulator, weight, accuracy)
 
     def _regulated(self, data: SiteData) -> FittedRegulator:
-        if data.tokens is None:
+        grouped = takes_groups(self.regulator)
+        if data.tokens is None or (data.samples is not None and not grouped):
             return self.regulator(data.source, data.control, data.target)
-        if not takes_groups(self.regulator):
-            if data.samples is not None:
-                return self.regulator(data.source, data.control, data.target)
+        if not grouped:
             raise OptionError("this regulator cannot learn from spans, since its fit takes no groups; use 'logistic'")
         vectors, shown, texts = data.tokens.vectors[data.site], data.tokens.shown, data.tokens.texts
         groups = torch.cat([texts[shown], texts[~shown]])

@@ -18,7 +18,7 @@ Left out: meaning (paraphrases that share no letters), languages without spaces 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -97,13 +97,7 @@ def inspect_texts(
     """
     given = {"source": source, "control": control, "target": target, "held-out": held_out}
     sets = {name: check_texts(name, texts) for name, texts in given.items() if texts is not None}
-    checks: tuple[Callable[[dict[str, list[str]]], Iterator[Finding]], ...] = (
-        _duplicates,
-        _overlap,
-        _length,
-        _style,
-        _vocabulary,
-    )
+    checks = (_duplicates, _overlap, _length, _style, _vocabulary)
     findings = [finding for check in checks for finding in check(sets)]
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.level))
@@ -170,11 +164,8 @@ def _overlap(sets: dict[str, list[str]]) -> Iterator[Finding]:
     vectors = {name: vectorizer.transform([_folded(text) for text in texts]) for name, texts in sets.items()}
     for one, other in combinations(sets, 2):
         alike = (vectors[one] @ vectors[other].T).tocoo()
-        close = sorted(
-            ((cosine, row, column) for cosine, row, column in zip(alike.data, alike.row, alike.col, strict=True)),
-            key=lambda pair: (-pair[0], pair[1], pair[2]),
-        )
-        close = [pair for pair in close if pair[0] >= NEAR]
+        pairs = [pair for pair in zip(alike.data, alike.row, alike.col, strict=True) if pair[0] >= NEAR]
+        close = sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
         if not close:
             continue
         rows = len({row for _, row, _ in close})

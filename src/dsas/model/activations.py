@@ -91,12 +91,9 @@ def read_sites(
             model(**on_device(model, batch), use_cache=False)
     missing = [str(site) for site in sites if site not in found]
     if missing:
-        raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {_fired(missing, found)}")
+        near = closest(missing[0], map(str, found))
+        raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {near}")
     return {site: finite(site, found[site]) for site in sites}
-
-
-def _fired(missing: list[str], found: Mapping[Site, Tensor]) -> str:
-    return closest(missing[0], map(str, found))
 
 
 def finite(site: Site, pooled: Float[Tensor, "sample dim"]) -> Float[Tensor, "sample dim"]:

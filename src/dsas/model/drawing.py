@@ -1,13 +1,8 @@
-"""Diffusion: the diffusers end; prompts become pictures, and what a pipeline did meanwhile becomes vectors.
+"""Drawing: how prompts become pictures; `dsas.model.picture_activations` reads what the pipeline does meanwhile.
 
 A pipeline is run by its own call, to the latents: nothing is decoded. Every picture starts from noise of its own seed,
 so it depends neither on the pictures beside it nor on their number; prompts at the same place of two sets start from
-the same noise. What is read is the branch of guidance that will be steered, in (prompt, step, sample, dim): a sample
-is the mean over positions of one picture, or one of its positions. Where a scheduler runs the denoiser twice in a
-step, the mean of both is taken.
-
-Source: spatial means as in DSAS (arXiv 2512.03661). Left out: padding of prompts, whose tokens count in sites of the
-text encoders; reading while a given picture is noised.
+the same noise.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,7 +57,8 @@ class Drawing(NamedTuple):
 
     def as_dict(self) -> JsonObject:
         """Return it as values fit for JSON; options that are no plain values become their text."""
-        plain = {name: _plain(value) for name, value in self.options.items()}
+        kinds = str | int | float | bool | None
+        plain = {name: x if isinstance(x, kinds) else repr(x)[:80] for name, x in self.options.items()}
         return {**self._asdict(), "options": plain}
 
 
@@ -110,13 +106,9 @@ def watch(hooks: Hooks, reader: PicturePasses, parts: PipelineModules, sites: Se
     """Let a reader see the passes of a pipeline; a run raises StopForward before it denoises when no site is there."""
     for module, read in reader.calls:
         hooks.on_call(module, read)
-    reader.watch_runs(hooks, _ignore)
+    reader.watch_runs(hooks, lambda: None)
     if all(site.path.partition(".")[0] in parts.encoders for site in sites):
         hooks.on_call(parts.denoiser, _stop)
-
-
-def _ignore() -> None:
-    """Do nothing when a run begins."""
 
 
 def _stop(*_arguments: object) -> None:
@@ -134,7 +126,3 @@ def _quiet(pipeline: Pipeline) -> Iterator[None]:
         del vars(pipeline)["_progress_bar_config"]
         if before is not None:
             vars(pipeline)["_progress_bar_config"] = before
-
-
-def _plain(value: Foreign) -> Foreign:
-    return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)[:80]

@@ -103,7 +103,6 @@ def _check_pairs(source: list[str], target: list[str]) -> None:
 
 
 def _spans(given: dict[str, Sequence[str | Example]]) -> list[Spans] | None:
-    """Return the spans of each source text, None when there are none."""
     found: dict[str, list[Spans]] = {}
     for name, members in given.items():
         found[name] = [one.spans if isinstance(one, Example) else () for one in members]

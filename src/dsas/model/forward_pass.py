@@ -30,7 +30,6 @@ class History:
     """
 
     def __init__(self, prompt_tokens: Tensor | None = None) -> None:
-        """Begin with nothing run."""
         self.prompt_tokens = prompt_tokens
         self.end: int | None = None
         self.memories: dict[int, dict[Any, Any]] = {}

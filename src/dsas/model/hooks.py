@@ -32,13 +32,12 @@ class Hooks:
     """
 
     def __init__(self) -> None:
-        """Own hooks, so far none."""
-        self._handles: list[RemovableHandle | _Look] = []
+        self._take_off: list[Callable[[], None]] = []
 
     @property
     def active(self) -> bool:
         """Whether any hook is on."""
-        return bool(self._handles)
+        return bool(self._take_off)
 
     def on_output(self, module: nn.Module, change: Callable[[nn.Module, Arguments, Given], Given]) -> None:
         """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
@@ -54,24 +53,37 @@ class Hooks:
 
     def on_input(self, module: nn.Module, change: Callable[[Given], Given]) -> None:
         """Call `change(input)` before every forward of `module`, on its first argument; None keeps it as it is."""
-        self._before(module, _on_first(change))
+
+        def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> Foreign:
+            name = "" if args else next(iter(kwargs), "")
+            changed = change(args[0] if args else kwargs.get(name))
+            if changed is None:
+                return None
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
+
+        self._before(module, hook)
 
     def on_call(self, module: nn.Module, look: Callable[[Arguments, JsonObject], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
-        self._before(module, _on_arguments(look))
+
+        def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> None:
+            look(args, kwargs)
+
+        self._before(module, hook)
 
     def on_result(self, owner: Foreign, name: str, look: Callable[[Given], object]) -> None:
         """Call `look(result)` after every call of the method `name` of an object that is no module."""
         watched = vars(owner).get(name)
         if not isinstance(watched, _Watched):
             watched = _Watched(owner, name)
-        self._handles.append(watched.add(look))
+        watched.looks.append(look)
+        self._take_off.append(partial(watched.drop, look))
 
     def remove(self) -> bool:
         """Take every hook off. Returns whether compiled code may have run them, and so nobody could watch them."""
-        compiled = bool(self._handles) and forget_compiled()
-        while self._handles:
-            self._handles.pop().remove()
+        compiled = bool(self._take_off) and forget_compiled()
+        while self._take_off:
+            self._take_off.pop()()
         return compiled
 
     def __enter__(self) -> "Hooks":
@@ -86,9 +98,9 @@ class Hooks:
     def _add(self, handle: RemovableHandle, others: Any) -> None:
         for number in [number for number, hook in others.items() if not isinstance(hook, _Hook)]:
             others.move_to_end(number)
-        if not self._handles:
+        if not self._take_off:
             forget_compiled()
-        self._handles.append(handle)
+        self._take_off.append(handle.remove)
 
 
 class _Hook(partial[Any]):
@@ -98,64 +110,28 @@ class _Hook(partial[Any]):
         return type(self), (_nothing,)
 
 
-def _on_first(change: Callable[[Given], Given]) -> Callable[..., Foreign]:
-    """Return a forward pre-hook by which `change` changes the first argument."""
-
-    def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> Foreign:
-        name = "" if args else next(iter(kwargs), "")
-        changed = change(args[0] if args else kwargs.get(name))
-        if changed is None:
-            return None
-        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, name: changed})
-
-    return hook
-
-
-def _on_arguments(look: Callable[[Arguments, JsonObject], object]) -> Callable[..., None]:
-    """Return a forward pre-hook that looks at all arguments."""
-
-    def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> None:
-        look(args, kwargs)
-
-    return hook
-
-
 class _Watched:
     """A method whose results somebody looks at: it stands in the object's own attributes while anybody does."""
 
     def __init__(self, owner: Foreign, name: str) -> None:
         self._method, self._owner, self._name = getattr(owner, name), owner, name
         self._own = name in vars(owner)
-        self.looks: list[_Look] = []
+        self.looks: list[Callable[[Given], object]] = []
         update_wrapper(self, self._method)
         vars(owner)[name] = self
 
     def __call__(self, *args: Given, **kwargs: Given) -> Foreign:
         result = self._method(*args, **kwargs)
         for look in list(self.looks):
-            look.function(result)
+            look(result)
         return result
 
-    def add(self, function: Callable[[Given], object]) -> "_Look":
-        self.looks.append(_Look(self, function))
-        return self.looks[-1]
-
-    def drop(self, look: "_Look") -> None:
+    def drop(self, look: Callable[[Given], object]) -> None:
         self.looks.remove(look)
         if not self.looks and vars(self._owner).get(self._name) is self:
             del vars(self._owner)[self._name]
             if self._own:
                 vars(self._owner)[self._name] = self._method
-
-
-class _Look:
-    """One look at the results of a method; it comes off as a hook does."""
-
-    def __init__(self, watched: _Watched, function: Callable[[Given], object]) -> None:
-        self._watched, self.function = watched, function
-
-    def remove(self) -> None:
-        self._watched.drop(self)
 
 
 def _nothing(*_arguments: Given) -> None:

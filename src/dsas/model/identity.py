@@ -79,7 +79,8 @@ def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
     """
     parameters = list(model.parameters())
     version = (
-        tuple((one.data_ptr(), _writes(one)) for one in parameters),
+        # Tensors made in inference mode do not count the writes into them.
+        tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in parameters),
         _middles(parameters[:: max(1, len(parameters) // PROBED)]),
     )
     known = _KNOWN.get(owner or model)
@@ -110,8 +111,3 @@ def _middles(parameters: list[nn.Parameter]) -> tuple[float, ...]:
             middle = parameter.detach()[tuple(size // 2 for size in parameter.shape)]
             by_device.setdefault(parameter.device, []).append(middle.to(torch.float32))
     return tuple(value for middles in by_device.values() for value in torch.stack(middles).tolist())
-
-
-def _writes(parameter: Tensor) -> int:
-    """Return how often autograd saw a write into the parameter; tensors made in inference mode do not count writes."""
-    return 0 if parameter.is_inference() else parameter._version

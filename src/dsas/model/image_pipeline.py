@@ -31,7 +31,6 @@ class ImagePipeline:
     """A pipeline of text encoders and a denoiser."""
 
     def __init__(self, module: PipelineModules) -> None:
-        """Keep the modules of the pipeline, which know it."""
         self.module = module
 
     @property
@@ -77,7 +76,6 @@ class PictureExamples:
     """Prompts as a pipeline reads them: pictures that are drawn, and what the sites did meanwhile."""
 
     def __init__(self, module: PipelineModules, reading: Drawing) -> None:
-        """Read by a drawing whose values were checked."""
         self.module, self.reading, self.batch_size = module, reading, reading.batch_size
         self.incremental, self.spread = False, Spread()
         self.by_position, self.per_step = reading.pooling == "position", reading.per_step

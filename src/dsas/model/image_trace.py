@@ -100,7 +100,6 @@ class PictureRecorder:
     """Collects what is applied in a run of a pipeline, apart for each thread."""
 
     def __init__(self, sites: Sequence[str]) -> None:
-        """Record the named sites; their order is that of `Maps.sites`."""
         self._sites = tuple(sites)
         self._local = threading.local()
 

@@ -1,6 +1,6 @@
 """Labelled tokens: the activations of single tokens, and which of them show the behaviour."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,15 +27,6 @@ class LabelledTokens(NamedTuple):
     texts: Int[Tensor, " token"]
 
 
-class _Chosen(NamedTuple):
-    """The tokens of one batch that count: its inputs, a mask (row, token), and label and text of each of them."""
-
-    inputs: Mapping[str, Tensor]
-    counted: Bool[Tensor, "row token"]
-    shown: list[bool]
-    owners: list[int]
-
-
 def labelled_tokens(
     module: nn.Module,
     tokenizer: Tokenizer,
@@ -51,21 +42,12 @@ def labelled_tokens(
     spans: for each text, where (start, stop) in characters it shows the behaviour; a token counts as covered when it
     shares a character with a span. advance: called after every batch.
     """
-    chosen = list(_chosen(tokenizer, texts, spans, reading))
-    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for vectors in token_activations(module, ((one.inputs, one.counted) for one in chosen), sites):
-        for site, value in vectors.items():
-            found[site].append(value)
-        advance()
-    every = {site: torch.cat(pieces) for site, pieces in found.items()}
-    shown = torch.tensor([mark for one in chosen for mark in one.shown], dtype=torch.bool)
-    return LabelledTokens(every, shown, torch.tensor([owner for one in chosen for owner in one.owners]))
-
-
-def _chosen(tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[Spans], reading: Reading) -> Iterator[_Chosen]:
     covered = token_spans(tokenizer, texts, spans)
+    chosen: list[tuple[dict[str, Tensor], Tensor]] = []
+    shown: list[bool] = []
+    owners: list[int] = []
     for batch in read_batches(tokenizer, texts, reading):
-        counted, shown, owners = batch.mask.clone(), [], []
+        counted = batch.mask.clone()
         for place, row in enumerate(batch.rows):
             marks = covered[row][: int(batch.mask[place].sum())]
             counted[place, : len(marks)] &= torch.tensor([mark is not None for mark in marks])
@@ -73,4 +55,11 @@ def _chosen(tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[Spans], 
             keep = counted[place, : len(marks)].tolist()
             shown += [bool(mark) for mark, kept in zip(marks, keep, strict=True) if kept]
             owners += [row] * sum(keep)
-        yield _Chosen(inputs_of(batch), counted, shown, owners)
+        chosen.append((inputs_of(batch), counted))
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for vectors in token_activations(module, chosen, sites):
+        for site, value in vectors.items():
+            found[site].append(value)
+        advance()
+    every = {site: torch.cat(pieces) for site, pieces in found.items()}
+    return LabelledTokens(every, torch.tensor(shown, dtype=torch.bool), torch.tensor(owners))

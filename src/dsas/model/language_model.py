@@ -29,7 +29,6 @@ class LanguageModel:
     """A model of tokens; its tokenizer is needed only where texts are read."""
 
     def __init__(self, module: nn.Module, tokenizer: Tokenizer = None) -> None:
-        """Keep both as they are."""
         self.module, self.tokenizer = module, tokenizer
 
     @property
@@ -66,7 +65,6 @@ class TextExamples:
     """Texts as a language model reads them: batches of tokens, and one vector per text and site."""
 
     def __init__(self, module: nn.Module, tokenizer: Tokenizer, reading: Reading) -> None:
-        """Read by `reading`, with a tokenizer that is left as it is."""
         self.module, self.reading, self.tokenizer = module, reading, tokenizer
         self._pool = pooler(reading.pooling, reading.skip_sinks)
         self.batch_size, self.incremental, self.spread = reading.batch_size, reading.incremental, reading.spread

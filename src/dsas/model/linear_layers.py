@@ -29,20 +29,15 @@ class Behind(NamedTuple):
     between: tuple[str, ...] = ()
 
 
-_ATTENTION = Behind("output", ("self_attn.o_proj",))
-_MLP = Behind("output", ("mlp.down_proj",))
-_RESIDUAL = Behind("sum", ("mlp.down_proj",), ("mlp",))
 _SPLIT = {
-    "": _RESIDUAL,
-    "self_attn": _ATTENTION,
-    "mlp": _MLP,
+    "": Behind("sum", ("mlp.down_proj",), ("mlp",)),
+    "self_attn": Behind("output", ("self_attn.o_proj",)),
+    "mlp": Behind("output", ("mlp.down_proj",)),
     "input_layernorm": Behind("input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn",)),
     "post_attention_layernorm": Behind("input", ("mlp.gate_proj", "mlp.up_proj"), ("mlp",)),
 }
 _JOINED = {
-    "": _RESIDUAL,
-    "self_attn": _ATTENTION,
-    "mlp": _MLP,
+    **_SPLIT,
     "input_layernorm": Behind("input", ("self_attn.qkv_proj",), ("self_attn",)),
     "post_attention_layernorm": Behind("input", ("mlp.gate_up_proj",), ("mlp",)),
 }
@@ -74,7 +69,9 @@ def behind(model: nn.Module, site: Site) -> Behind | None:
         path = ".".join(names[:depth])
         layer, inside = model.get_submodule(path), ".".join(names[depth:])
         known = LAYERS.get(type(layer).__name__, {}).get(inside)
-        if known is None or not type(layer).__module__.startswith("transformers.models.") or _drops_out(layer):
+        if known is None or not type(layer).__module__.startswith("transformers.models."):
+            continue
+        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.modules()):
             continue
         found = Behind(known.kind, _under(path, known.linears), _under(path, known.between))
         return found if all(is_linear(model.get_submodule(linear)) for linear in found.linears) else None
@@ -96,7 +93,3 @@ def is_transposed(module: nn.Module) -> bool:
 
 def _under(path: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{path}.{name}" for name in names)
-
-
-def _drops_out(layer: nn.Module) -> bool:
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.modules())

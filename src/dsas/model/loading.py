@@ -89,7 +89,8 @@ def find_device(device: str) -> torch.device:
     Of `SPREADS` it is that of "auto": where a model that is not to be spread goes beside one that is.
     """
     if device in ("auto", *SPREADS):
-        device = f"cuda:{_own_gpu()}" if torch.cuda.is_available() else "cpu"
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        device = f"cuda:{own % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -106,11 +107,6 @@ def _gguf_options(file: str) -> JsonObject:
     except ImportError:  # releases without GgufConfig always dequantise
         return {"gguf_file": file}
     return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
-
-
-def _own_gpu() -> int:
-    """Return the number of this process's GPU: among those of torchrun on this machine its own, else the first."""
-    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
 def _need(package: str, extra: str) -> None:
@@ -143,7 +139,6 @@ def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -
 
 
 def _checked(device: str, precision: str) -> torch.device:
-    """Return the device that is meant. Raises OptionError when it is not there, or for an unknown precision."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     return find_device(device)

@@ -79,7 +79,6 @@ def _looker(
 
 
 def _stacked(site: Site, found: dict[int, list[Tensor]], prompts: int) -> Float[Tensor, "prompt step sample dim"]:
-    """Return what was read at one site; the samples of a prompt's pictures side by side."""
     steps = torch.stack([torch.stack(found[number]).mean(0) for number in sorted(found)], dim=1)
     finite(site, steps.flatten(0, -2))
     rows = steps.unflatten(0, (prompts, -1))  # prompt, image, step, sample, dim

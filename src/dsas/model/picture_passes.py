@@ -36,12 +36,11 @@ def denoising_of(scheduler: Foreign, timestep: Any) -> Denoising:
     order = int(getattr(scheduler, "order", 1))
     place = getattr(scheduler, "step_index", None)
     place = getattr(scheduler, "begin_index", None) if place is None else place
-    if place is not None and 0 <= place < len(levels):
-        return Denoising(place // order, -(-len(levels) // order), place)
-    if not hasattr(scheduler, "step_index"):
-        levels, order = torch.unique_consecutive(levels), 1
-    now = torch.as_tensor(timestep).double().cpu().reshape(-1)[0]
-    place = int((levels - now).abs().argmin())
+    if place is None or not 0 <= place < len(levels):
+        if not hasattr(scheduler, "step_index"):
+            levels, order = torch.unique_consecutive(levels), 1
+        now = torch.as_tensor(timestep).double().cpu().reshape(-1)[0]
+        place = int((levels - now).abs().argmin())
     return Denoising(place // order, -(-len(levels) // order), place)
 
 
@@ -75,10 +74,9 @@ class PicturePasses:
                 f"which rows of a {kind} are conditional is known for {closest(kind, PIPELINE_FAMILIES, 4)} only, in "
                 "pipelines that prepare latents; branch='both' steers all rows"
             )
-        names = [*parts.encoders, *parts.denoisers]
-        readers = [partial(self._encode, name) for name in parts.encoders]
-        readers += [partial(self._denoise, name) for name in parts.denoisers]
-        self.calls = [(parts.get_submodule(name), read) for name, read in zip(names, readers, strict=True)]
+        readers: dict[str, Callable[..., Any]] = dict.fromkeys(parts.encoders, self._encode)
+        readers |= dict.fromkeys(parts.denoisers, self._denoise)
+        self.calls = [(parts.get_submodule(name), partial(read, name)) for name, read in readers.items()]
 
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
         """Let a run be seen when it begins, and call `restarted` then."""
@@ -123,7 +121,6 @@ class PicturePasses:
             self._state.passes[name] = made
 
     def _denoise(self, name: str, args: Arguments, kwargs: Options) -> ForwardPass:
-        """Read a call of the denoiser and return its step."""
         names = tuple(inspect.signature(self._parts.get_submodule(name).forward).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         sample, timestep = given[names[0]], given.get("timestep")

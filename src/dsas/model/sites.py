@@ -151,17 +151,12 @@ class Family(NamedTuple):
 # One row per naming scheme; a shorthand takes the first row whose layer glob matches the model.
 FAMILIES: tuple[Family, ...] = (
     Family("layers.*", "post_feedforward_layernorm", "self_attn", "mlp", "self_attn.o_proj"),  # Gemma 2 and 3, OLMo 2
-    Family(
-        "layers.*", "post_attention_layernorm", "self_attn", "mlp", "self_attn.o_proj"
-    ),  # Llama, Mistral, Qwen 2/3, Phi-3
-    Family(
-        "layers.*", "post_attention_layernorm", "self_attn", "block_sparse_moe", "self_attn.o_proj"
-    ),  # Mixtral, older releases
+    Family("layers.*", "post_attention_layernorm", "self_attn", "mlp", "self_attn.o_proj"),  # Llama, Mistral, Qwen, Phi
+    # Mixtral, older releases
+    Family("layers.*", "post_attention_layernorm", "self_attn", "block_sparse_moe", "self_attn.o_proj"),
     Family("h.*", "ln_2", "attn", "mlp", "attn.c_proj"),  # GPT-2
     Family("gpt_neox.layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"),  # GPT-NeoX, Pythia
-    Family(
-        "layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"
-    ),  # the same, seen from its decoder
+    Family("layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"),  # the decoder of GPT-NeoX
     Family("h.*", "post_attention_layernorm", "self_attention", "mlp", "self_attention.dense"),  # Falcon, BLOOM
     Family("layers.*", "-", "self_attn", "-", "self_attn.out_proj"),  # OPT
 )
@@ -176,9 +171,8 @@ STREAMS: dict[str, tuple[str, str]] = {
     **{f"{name}TransformerBlock": ("text", "image") for name in _TEXT_FIRST},
     **{f"{name}TransformerBlock": ("image", "text") for name in _IMAGE_FIRST},
 }
+_PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
 DEFAULT_SITES = "residual"
-
-
 SitePatterns = str | Site | Sequence[str | Site]
 
 
@@ -236,9 +230,6 @@ def _site(path: str, module: nn.Module, which: str = "") -> Site:
         raise SiteError(f"{path!r} ({type(module).__name__}) is no block of two streams, so it has no @{which}")
     stream = "text" if which == "text" else "image"
     return Site(path, index=streams.index(stream) if streams else 0, layout=layout)
-
-
-_PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
 
 
 def _near(model: nn.Module, pattern: str, paths: list[str]) -> str:

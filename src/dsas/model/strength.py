@@ -9,8 +9,6 @@ from torch import Tensor
 from dsas.errors import OptionError, StrengthError
 
 Strength = float | Sequence[float] | Tensor
-
-
 PromptTokens = int | Sequence[int] | Tensor | None
 
 

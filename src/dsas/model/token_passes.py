@@ -42,7 +42,8 @@ class TokenPasses:
             )
         mask = given.get("attention_mask")
         padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else _padding_from(mask)
-        past = _length(given.get("past_key_values"))
+        cache = given.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
         batch, count = tokens.shape[:2]
         before: ForwardPass | None = getattr(self._local, "step", None)
         if before is None or past == 0 or before.batch != batch:
@@ -67,11 +68,6 @@ class TokenPasses:
         if step is None or (step.batch, step.tokens) != (batch, tokens):
             return ForwardPass(batch, tokens, device=device)
         return step.on(device)
-
-
-def _length(cache: Any) -> int:
-    length = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
-    return int(length)
 
 
 def _padding_from(mask: Any) -> Tensor | None:

@@ -18,7 +18,6 @@ class Pieces:
     """Turns tokens into pieces, one after another."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Begin a row."""
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._start = self._whole = 0

@@ -131,7 +131,6 @@ class TokenRecorder:
     """Collects applied strengths pass by pass, apart for each thread."""
 
     def __init__(self, sites: Sequence[str]) -> None:
-        """Record the named sites; their order is that of `Trace.sites`."""
         self._sites = tuple(sites)
         self._local = threading.local()
 

@@ -7,16 +7,15 @@ ends. The time left is that of the work done so far, item by item, so it is roug
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import TypeVar, final
+from typing import final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 SECONDS_BETWEEN_LINES = 10.0
-Item = TypeVar("Item")
 
 
 def progress_bar(show: bool) -> "Bar":
@@ -35,7 +34,6 @@ class _Lines:
         self._write(what if total is None else f"{what}: {self._counted()}")
 
     def advance(self, done: int) -> None:
-        """Take note of what is done, and write a line when it is time for one."""
         self.done = done
         now = time.monotonic()
         if self._total is not None and done >= self._total:
@@ -45,7 +43,6 @@ class _Lines:
             self._write(f"{self.what}: {self._counted()}{self._left(now - self._begun)}")
 
     def end(self) -> None:
-        """Write the last line, once."""
         if not self._ended and self.done > self._first:
             self._write(f"{self.what}: {self._counted()} in {_said(time.monotonic() - self._begun)}")
         self._ended = True
@@ -98,14 +95,6 @@ class Bar:
         if self._plain:
             self._lines[task].what = description or self._lines[task].what
             self._lines[task].advance(completed)
-
-    def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:
-        """Give the items, each of which is done when the next one is asked for."""
-        count = len(items) if total is None and hasattr(items, "__len__") else total  # pyright: ignore[reportArgumentType]
-        task = self.add_task(description, total=count)
-        for item in items:
-            yield item
-            self.advance(task)
 
     def _write(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -123,7 +123,6 @@ class _Here(Workers):
         self._make, self._threads, self._worker = make, threads, None
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
-        """Run one after the other."""
         for number, job in enumerate(jobs):
             with torch_threads(self._threads):
                 self._worker = self._worker or self._make()
@@ -160,9 +159,9 @@ class _OverProcesses(Workers):
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run as many at once as there are processes; they stay for the next jobs."""
-        waiting = dict(enumerate(jobs))
+        waiting, options = dict(enumerate(jobs)), {"initializer": _begin, "initargs": self._begun}
         for _ in range(ATTEMPTS):
-            self._pool = self._pool or self._started()
+            self._pool = self._pool or ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), **options)
             try:
                 futures = {self._pool.submit(_work, job): number for number, job in waiting.items()}
                 for future in as_completed(futures):
@@ -176,17 +175,12 @@ class _OverProcesses(Workers):
         raise WorkerError(f"workers died {ATTEMPTS} times; where memory is short, take fewer of them")
 
     def close(self) -> None:
-        """End the processes without waiting for their jobs."""
         if self._pool is None:
             return
         for process in list((self._pool._processes or {}).values()):
             process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)  # its own thread sees that they died, and buries them
         self._pool = None
-
-    def _started(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=self._begun)
 
 
 _served: dict[str, Runs] = {}  # of a Ray worker process, by whom it works for; it keeps the last one only

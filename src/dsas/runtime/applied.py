@@ -48,7 +48,6 @@ class Applied:
     """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
 
     def __init__(self, rules: Sequence[Rule], subject: Subject, strength: Strength, options: ApplyOptions) -> None:
-        """Prepare, without touching the model; see `Steering.apply` for the arguments."""
         self.strength = read_strength(strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._all_rules = tuple(rules)
@@ -77,7 +76,8 @@ class Applied:
             try:
                 for module, read in self._passes.calls:
                     self._hooks.on_call(module, partial(self._begin, read))
-                self._passes.watch_runs(self._hooks, self._restart)
+                restarted = self._recorder.restart if self._recorder is not None else lambda: None
+                self._passes.watch_runs(self._hooks, restarted)
                 for number, rule in enumerate(self.rules):
                     self._hook(number, rule)
             except BaseException:
@@ -137,7 +137,6 @@ class Applied:
 
     @property
     def _asked(self) -> Tensor:
-        """The strength as asked for, (row,), on the CPU."""
         return self.strength.detach().cpu().reshape(-1)
 
     @property
@@ -170,13 +169,7 @@ class Applied:
         if self._recorder is not None:
             self._recorder.begin(step)
 
-    def _restart(self) -> None:
-        """Forget what was recorded, since a new run begins."""
-        if self._recorder is not None:
-            self._recorder.restart()
-
     def _hook(self, number: int, rule: Rule) -> None:
-        """Put the hook of one rule on, by which its site does equation (1)."""
         strengths, doses = self.strength * rule.weight, self._keep_doses
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
         needs_step = rule.regulator.reads_forward_pass or self._skip_sinks or self._passes.always
@@ -189,12 +182,16 @@ class Applied:
         self._hooks.on_output(self._model.get_submodule(rule.site.path), shortened(way, edit, record))
 
     def _editor(self, number: int, site: Site, way: Fused | General, needs_step: bool) -> Callable[[Given], Given]:
-        """Return what is done to what the module of a site gives or takes, and the record of it."""
         doses = self._keep_doses
 
         def edit(output: Given) -> Foreign:
             whole = site.read(output)
-            step = self._step(site, whole, output, number) if needs_step else None
+            step = None
+            if needs_step:
+                if torch.compiler.is_compiling():
+                    raise _unknown_positions()
+                step = self._passes.at(site, whole, output)
+                step.site = number
             t = whole if step is None else step.take(whole)
             if len(t) == 0:  # another branch of guidance than the one that is steered
                 return None
@@ -207,13 +204,6 @@ class Applied:
             return site.write(output, edited.t if step is None else step.put(whole, edited.t))
 
         return edit
-
-    def _step(self, site: Site, t: Tensor, given: Given, number: int) -> ForwardPass:
-        if torch.compiler.is_compiling():
-            raise _unknown_positions()
-        step = self._passes.at(site, t, given)
-        step.site = number
-        return step
 
 
 def _unknown_positions() -> StateError:

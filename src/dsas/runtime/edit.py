@@ -117,39 +117,25 @@ def shortened(
     return hook
 
 
-class _Here(NamedTuple):
-    """What steers one kind of activation; batch 0 is any."""
-
-    device: torch.device
-    dtype: torch.dtype
-    batch: int
-    copies: int
-    step: Step
-
-
 class Fused:
     """The fused way. Strengths that differ from row to row are not in the edit."""
 
     def __init__(self, edit: AffineEdit, rows: Float[Tensor, " row"] | None, alike: bool) -> None:
         """Edit by these numbers; rows: strengths, as given; alike: they are in the edit."""
         self._edit, self._rows, self._alike = edit, rows, alike
-        self.factor = edit.factor
-        self._here: _Here | None = None
+        self.factor, self.same_for_all_rows = edit.factor, rows is None
+        self._here: tuple[tuple[object, ...], Step] | None = None  # a kind of activation, and what steers it
 
     def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
         """Return the steered activation; of the forward pass only the copies of the rows count."""
-        here = self._here  # read once: another thread may put another there
         copies = 1 if forward_pass is None else forward_pass.copies
-        if (
-            here is None
-            or here.device != t.device
-            or here.dtype != t.dtype
-            or 0 < here.batch != len(t)
-            or here.copies != copies
-            or torch.compiler.is_compiling()
-        ):
-            here = self._placed(t, copies)
-        return Edited(*here.step(t))
+        if torch.compiler.is_compiling():
+            return Edited(*self.prepared(t, copies)(t))
+        here = self._here  # read once: another thread may put another there
+        kind = (t.device, t.dtype, copies, 0 if self.same_for_all_rows else len(t))
+        if here is None or here[0] != kind:
+            here = self._here = kind, self.prepared(t, copies)
+        return Edited(*here[1](t))
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
         """Return strength x regulator of every token."""
@@ -157,25 +143,13 @@ class Fused:
         every = t.new_full((1, 1, 1), self.factor, dtype=torch.float32) if gain is None else gain * self.factor
         return every.expand(*t.shape[:2], 1)
 
-    @property
-    def same_for_all_rows(self) -> bool:
-        """Whether it was given one strength, for batches of any size."""
-        return self._rows is None
-
-    def prepared(self, t: Float[Tensor, "batch token dim"]) -> Step:
-        """Return what this does to activations of the dtype and device of `t`, when it is the same for all rows."""
-        return self._placed(t, 1).step
-
-    def _placed(self, t: Tensor, copies: int) -> _Here:
+    def prepared(self, t: Float[Tensor, "batch token dim"], copies: int = 1) -> Step:
+        """Return what this does to activations of the dtype and device of `t`, and of its rows where they differ."""
         wide, rows = torch.promote_types(t.dtype, self._edit.offset.dtype), None
         if self._rows is not None:
             each = per_row(self._rows, len(t), copies=copies)
             rows = None if self._alike else each.to(t.device, wide).view(-1, 1, 1)
-        step = prepared(self._edit.to(t.device, wide), t.dtype, rows)
-        here = _Here(t.device, t.dtype, 0 if self._rows is None else len(t), copies, step)
-        if not torch.compiler.is_compiling():
-            self._here = here
-        return here
+        return prepared(self._edit.to(t.device, wide), t.dtype, rows)
 
 
 class General:

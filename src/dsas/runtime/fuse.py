@@ -53,8 +53,9 @@ class _Change(NamedTuple):
 
     def stands(self) -> bool:
         """Whether nobody has changed it since."""
-        kept = not isinstance(self.before, Tensor) or (self.before.dtype, self.before.device) == _kind(self.now)
-        return getattr(self.module, self.name) is self.now and kept
+        old, now = self.before, self.now
+        kept = not isinstance(old, Tensor) or (old.dtype, old.device) == (now.dtype, now.device)
+        return getattr(self.module, self.name) is now and kept
 
 
 class Fusion:
@@ -76,16 +77,15 @@ class Fusion:
                 raise OptionError(f"{rule.regulator!r} at {rule.site} reads token positions: use apply() instead")
         forget_compiled()
         try:
-            for rule in self._rules:
-                self._report.append(self._fuse(rule))
+            for rule, name in zip(self._rules, labels([rule.site for rule in self._rules]), strict=True):
+                self._report.append(self._fuse(rule, name))
         except BaseException:
             self.undo()
             raise
 
     def report(self) -> list[FusedSite]:
         """Return one line a steered site, in the order of the model."""
-        names = labels([rule.site for rule in self._rules])
-        return [line._replace(site=name) for line, name in zip(self._report, names, strict=True)]
+        return list(self._report)
 
     def undo(self) -> None:
         """Give the model back what it had. Undoing twice is harmless.
@@ -110,20 +110,20 @@ class Fusion:
     def __exit__(self, *_exception: object) -> None:
         self.undo()
 
-    def _fuse(self, rule: Rule) -> FusedSite:
+    def _fuse(self, rule: Rule, name: str) -> FusedSite:
         factor = self._strength * rule.weight
         known, why = self._foldable(rule)
         change = fused_edit(rule.transform, rule.regulator, factor)
         if known is not None and change is not None:
             for path in known.linears:
                 self._fold(self._model.get_submodule(path), change, known, rule.site)
-            return FusedSite(str(rule.site), "folded", known.linears, "")
+            return FusedSite(name, "folded", known.linears, "")
         way = way_of(rule.transform, rule.regulator, torch.tensor(factor), skip_sinks=False, detail=False)
         module = uncompiled(self._model.get_submodule(rule.site.path))
         if "forward" in module.__dict__:
             raise StateError(f"the forward of {rule.site.path} was replaced on the object: use apply() instead")
         self._set(module, "__class__", _steered(type(module), rule.site, way))
-        return FusedSite(str(rule.site), "wrapped", (rule.site.path,), why)
+        return FusedSite(name, "wrapped", (rule.site.path,), why)
 
     def _foldable(self, rule: Rule) -> tuple[Behind | None, str]:
         """Return where a rule folds into, or why it does not."""
@@ -137,10 +137,10 @@ class Fusion:
             return None, "no linear layer is known to stand behind it"
         if known.kind == "sum" and change.slope is not None:
             return None, "it multiplies a sum of which the layer gives only a part"
-        around = {*known.linears, *known.between}
-        others = [
-            other.site for other in self._rules if other.site.path in around and not _beside(other.site, rule.site)
-        ]
+        around, own = {*known.linears, *known.between}, rule.site
+        others = [other.site for other in self._rules if other.site.path in around]
+        # Another part of the same activation is in nobody's way.
+        others = [one for one in others if (one.path, one.side, one.parts) != (own.path, own.side, own.parts)]
         if others:
             return None, f"{others[0]} is steered, too, between it and the layer"
         modules = [self._model.get_submodule(path) for path in around]
@@ -152,7 +152,6 @@ class Fusion:
         return known, ""
 
     def _fold(self, linear: nn.Module, change: AffineEdit, known: Behind, site: Site) -> None:
-        """Give a linear layer new parameters, with the edit in them."""
         weight, bias = linear.get_parameter("weight"), linear._parameters["bias"]
         matrix = weight.detach().double()  # (out, in)
         matrix = matrix.T if is_transposed(linear) else matrix
@@ -199,12 +198,3 @@ def _steered(base: type[nn.Module], site: Site, way: Fused | General) -> type[nn
     forward = functools.wraps(base.forward)(output if site.side == "output" else taken)
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (base,), {"forward": forward, **names})
-
-
-def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
-    return tensor.dtype, tensor.device
-
-
-def _beside(one: Site, other: Site) -> bool:
-    """Whether two sites are the same, or different parts of one activation."""
-    return (one.path, one.side, one.parts) == (other.path, other.side, other.parts)

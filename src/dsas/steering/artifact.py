@@ -3,8 +3,6 @@
 No pickle, and no code is imported from a file: the config names methods of the registries. Every file is written beside
 its place, flushed, and only then moved over it, so that a full disk or an interruption leaves the old artifact as it
 was. The config carries SHA-256 digests of the tensors and of itself: what was truncated or tampered with is refused.
-
-Measurements that take long are kept the same way, as JSON files named by what they depend on.
 """
 
 import hashlib

@@ -74,7 +74,8 @@ class Calibration(NamedTuple):
     def lines(self) -> list[str]:
         """Return the evidence in words, a line for the strength and one for each budget."""
         over = f"; {self.broken:.4g} breaks it" if self.broken is not None else ", the largest that was tried"
-        sets = [f"{sum(kinds.values())} {name} texts ({_listed(kinds)})" for name, kinds in self._sets()]
+        texts = {"tuning": self.tune, "held-out": self.held_out}
+        sets = [f"{sum(kinds.values())} {name} texts ({_listed(kinds)})" for name, kinds in texts.items()]
         lines = [f"strength {self.strength:.4g} keeps the budget{over}; {', '.join(sets)}; dsas {self.dsas_version}"]
         for spent in self.budgets:
             kinds = "worst kind" if spent.worst else "mean over kinds"
@@ -84,9 +85,6 @@ class Calibration(NamedTuple):
                 f"{spent.damage} at most {spent.most:g} ({kinds}): tuned {spent.tuned:.4g}, held out {found}, {verdict}"
             )
         return lines
-
-    def _sets(self) -> list[tuple[str, dict[str, int]]]:
-        return [("tuning", self.tune), ("held-out", self.held_out)]
 
 
 def _listed(kinds: Mapping[str, int]) -> str:

@@ -99,7 +99,6 @@ class Composition:
     """Steerings in the order in which they act; made by `a | b`."""
 
     def __init__(self, steerings: Sequence[Steers]) -> None:
-        """Keep the Steerings. Raises OptionError for none."""
         if not steerings:
             raise OptionError("a composition needs at least one Steering")
         self.steerings = tuple(steerings)

@@ -48,7 +48,6 @@ class Steering(ModelHubMixin):
         settings: Mapping[str, Json] | None = None,
         calibration: Calibration | None = None,
     ) -> None:
-        """Keep the rules. Raises OptionError when there are none or two share a site."""
         self.rules = tuple(rules)
         self.model = model
         self.settings = dict(settings or {})
@@ -132,7 +131,6 @@ class Steering(ModelHubMixin):
         return Fusion(self.rules, subject.module, self.default_strength if strength is None else strength)
 
     def __or__(self, other: "Steering | Composition") -> Composition:
-        """Return both as one composition that acts in this order, each with its own strength."""
         return compose(self, other)
 
     def __add__(self, other: "Steering") -> "Steering":
