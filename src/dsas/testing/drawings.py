@@ -19,7 +19,7 @@ from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
 from dsas.testing.passes import state_of
-from dsas.testing.steerings import require_refused, require_reported
+from dsas.testing.steerings import check_exits, require_refused, require_reported
 from dsas.testing.watch import Watch
 from dsas.testing.ways import Acting, Kind, Way, applied_of
 
@@ -76,7 +76,7 @@ def check_pipeline(steering: Steering | Composition, pipeline: Pipeline, draw: D
     both = _check_identity(bench, plain)
     _check_rows(bench, both)
     _check_dtypes(bench)
-    _check_exits(bench)
+    check_exits(bench.way, pipeline, subject_of(pipeline).module, bench.state, bench.plain)
     again = bench._replace(way=bench.way.stored()).run()
     require(5, torch.equal(again.pictures, both.pictures), "after saving and loading, other pictures are drawn")
     require_refused(bench.way)
@@ -139,23 +139,6 @@ def _check_dtypes(bench: _Bench) -> None:
         require(3, bool(torch.isfinite(run.pictures).all()), f"pictures in {dtype} are not finite")
         require(3, all(torch.equal(one, copied) for one, copied in given), "a parameter was written into")
         require(3, all(grid.dtype == torch.float32 for grid in run.maps), "strengths are not recorded in float32")
-
-
-def _check_exits(bench: _Bench) -> None:
-    before, module = bench.state(), subject_of(bench.pipeline).module
-
-    def interrupt(*_arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    handle = module.get_submodule(bench.way.rules[-1].site.path).register_forward_hook(interrupt)
-    for act in (bench.run, interrupt):
-        try:
-            with warnings.catch_warnings(), bench.way.on(bench.pipeline):
-                warnings.simplefilter("ignore")
-                act()
-        except KeyboardInterrupt:
-            handle.remove()
-        require(4, bench.state() == before, "hooks are still on after an interrupt")
 
 
 def _check_effect(bench: _Bench, plain: Tensor, both: Run) -> None:

@@ -7,7 +7,7 @@ forward passes, and copies of the model in other dtypes.
 import copy
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dsas.errors import DsasError
 from dsas.methods.base import Fitted
 from dsas.model.activations import read_sites
-from dsas.model.foreign import Model, Tokenizer
+from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.sites import labels
 from dsas.model.token_batches import pad_token
@@ -51,7 +51,7 @@ def check_steering(
     check_threads(acting, model, ids, alone, pad_token(tokenizer))
     check_generation(acting, model, ids, pad_token(tokenizer))
     check_dtypes(acting, model, ids[0], alone[0])
-    check_exits(acting, model, ids[0])
+    check_exits(acting, model, model, lambda: state_of(model), lambda: logits_of(model, ids[0][None]))
     check_storage(acting, model, ids[0], alone[0])
     check_effect(acting, model, ids[0], alone[0])
     check_gradients(acting, model, ids[0])
@@ -138,27 +138,33 @@ def check_dtypes(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
         require(3, all(wide), "strengths are not recorded in float32")
 
 
-def check_exits(way: Way, model: nn.Module, ids: Tensor) -> None:
-    """Law 4: exceptions and interrupts, inside the block or inside the model, leave no hook behind."""
-    before = state_of(model)
+def check_exits(
+    way: Way, target: Foreign, module: nn.Module, state: Callable[[], Foreign], run: Callable[[], object]
+) -> None:
+    """Law 4: exceptions and interrupts, inside the block or inside the model, leave no hook behind.
+
+    target: what is steered, a model or a pipeline; module: the one in it that has the sites. state: what must be as it
+    was. run: runs the target once.
+    """
+    before = state()
 
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     for kind in (RuntimeError, KeyboardInterrupt):
         try:
-            with way.on(model):
+            with way.on(target):
                 raise kind
         except kind:
-            require(4, state_of(model) == before, f"hooks are still on after a {kind.__name__}")
-    handle = model.get_submodule(way.rules[-1].site.path).register_forward_hook(interrupt)
+            require(4, state() == before, f"hooks are still on after a {kind.__name__}")
+    handle = module.get_submodule(way.rules[-1].site.path).register_forward_hook(interrupt)
     try:
-        with warnings.catch_warnings(), way.on(model):
+        with warnings.catch_warnings(), way.on(target):
             warnings.simplefilter("ignore")
-            logits_of(model, ids[None])
+            run()
     except KeyboardInterrupt:
         handle.remove()
-    require(4, state_of(model) == before, "hooks are still on after an interrupt inside the model")
+    require(4, state() == before, "hooks are still on after an interrupt inside the model")
 
 
 def check_storage(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
