@@ -12,7 +12,7 @@ points; differences between series measured at equally many strengths lean much 
 
 Left out: correction for comparing many series: with 12 of them a few pairs differ by chance at 0.95.
 
-Source: method.md section 6; Davison and Hinkley 1997, section 2.4.
+Source: Davison and Hinkley 1997, section 2.4.
 """
 
 from typing import NamedTuple

@@ -21,7 +21,7 @@ pictures, those are called toxic that show the concept.
 
 Left out: models, seeds and fits as sources of spread; one sweep has one of each.
 
-Source: method.md section 6; Gehman et al. 2020 (expected maximum toxicity); Davison and Hinkley 1997, section 2.4.
+Source: Gehman et al. 2020 (expected maximum toxicity); Davison and Hinkley 1997, section 2.4.
 """
 
 from collections.abc import Callable, Sequence
