@@ -6,7 +6,7 @@
 | image pipeline | `dsas.model.image_pipeline.ImagePipeline` | a diffusers pipeline |
 
 Nothing above `dsas.model` asks which kind it holds: what differs between kinds is a method here. Another kind of
-subject is one file with two classes, and one line in `subject_of`.
+subject is one file with two classes, a reader of its passes and a recorder, and one line in `subject_of`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,81 +18,24 @@ from torch import Tensor, nn
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
 from dsas.model.examples import Spans
-from dsas.model.foreign import Foreign, Given, Model, Tokenizer
+from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks, uncompiled
 from dsas.model.identity import ModelIdentity
 from dsas.model.image_pipeline import ImagePipeline
-from dsas.model.image_trace import Maps
+from dsas.model.image_trace import PictureRecorder
 from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.language_model import LanguageModel
+from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import Branch, PipelineModules
-from dsas.model.site_summary import SiteSummary
 from dsas.model.sites import Site, SitePatterns
 from dsas.model.strength import PromptTokens
-from dsas.model.token_trace import Trace
+from dsas.model.token_passes import TokenPasses
+from dsas.model.token_trace import TokenRecorder
 from dsas.parallel.workers import Spread
 
-
-@runtime_checkable
-class Passes(Protocol):
-    """Reads what each forward pass is, per thread, from the calls that the model makes."""
-
-    @property
-    def always(self) -> bool:
-        """Whether every site must know its pass, because only some rows of it are steered."""
-        ...
-
-    @property
-    def calls(self) -> Sequence[tuple[nn.Module, Callable[..., ForwardPass | None]]]:
-        """The modules to hook before they run, and what reads their arguments: None for a part before the model."""
-        ...
-
-    def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
-        """Hook whatever tells that a new run begins, and call `restarted` then."""
-        ...
-
-    def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
-        """Return the pass at a site that reads the activation `t` in what its module gave or took."""
-        ...
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Keeps what was applied at numbered sites, per thread."""
-
-    @property
-    def has_passes(self) -> bool:
-        """Whether this thread has recorded anything."""
-        ...
-
-    def begin(self, step: ForwardPass) -> None:
-        """Open the record of one pass."""
-        ...
-
-    def restart(self) -> None:
-        """Forget what was recorded, since a new run begins."""
-        ...
-
-    def add(self, site: int, step: ForwardPass | None, *values: Tensor) -> None:
-        """Record what a site applied to each token, and then, if kept, its regulator and its relative dose."""
-        ...
-
-    def add_gain(self, site: int, factor: float, gain: Tensor | None) -> None:
-        """Record, as `add` would, that a site applied factor x gain, where None is 1 for every token."""
-        ...
-
-    def trace(self, strength: Tensor, *, start: int = 0) -> Trace:
-        """Return the record by token. Raises StateError for a subject without tokens, or when nothing was recorded."""
-        ...
-
-    def maps(self, strength: Tensor) -> Maps:
-        """Return the record by picture. Raises StateError for a subject that draws none, or when there is none."""
-        ...
-
-    def summaries(self, strength: Tensor, weights: Sequence[float]) -> list[SiteSummary]:
-        """Return for each site what happened there in the last sequence or run."""
-        ...
+Passes = TokenPasses | PicturePasses  # reads what each forward pass is, per thread, from the calls that the model makes
+Recorder = TokenRecorder | PictureRecorder  # keeps what was applied at numbered sites, per thread
 
 
 @runtime_checkable
