@@ -23,6 +23,7 @@ from dsas.steering.folder import steering_folder
 if TYPE_CHECKING:
     from dsas.evaluation.choice import Question
     from dsas.sweep.jobs import Part
+    from dsas.sweep.run import Chosen
 
 KL_TEXTS = 25
 STRENGTHS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
@@ -106,17 +107,10 @@ def pareto(
     fitted = [Series(f"{how} + {when}", fit(transform=how, regulator=when), how, when) for how, when in pairs]
     spread = dsas.Spread(workers, ray)
     setup = Setup(
-        model=model,
-        fingerprint=fingerprint(loaded.model),
-        prompts=tuple(asked),
-        parts=_parts(texts, quiz),
-        scorers=tuple(scorer),
-        judge=judge,
-        sampling=Sampling(new_tokens=new_tokens),
-        device=device,
-        precision=precision,
+        model, fingerprint(loaded.model), prompts=tuple(asked), parts=_parts(texts, quiz), scorers=tuple(scorer),
+        judge=judge, sampling=Sampling(new_tokens=new_tokens), device=device, precision=precision,
         threads=spread.threads,
-    )
+    )  # fmt: skip
     chosen = run_sweep(
         out,
         setup,
@@ -129,7 +123,11 @@ def pareto(
     write_pareto_report(out, show_words=show_words)
     if as_json:
         print(json.dumps({"chosen": {name: found.strength for name, found in chosen.items()}, "out": str(out)}))
-        return
+    else:
+        _show(chosen, out)
+
+
+def _show(chosen: "dict[str, Chosen]", out: Path) -> None:
     for name, found in chosen.items():
         said = "no strength of the grid keeps the budget" if found.strength is None else f"strength {found.strength:g}"
         print(f"{name}: {said}")

