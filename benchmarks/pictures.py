@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 from picture_lab import CONCEPTS, DRAWING, REPORT, SITES, TRANSFORMS, Lab, Task, has, share, task_of
+from picture_quality import RandomFeatures, gaussian_distance
 from scenes import ANY, aspect_of, paint, read, regions, shows
 
 import dsas
 from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio, draw_counts, percentile_interval
 from dsas.evaluation.picture_change import picture_change
-from dsas.evaluation.picture_quality import RandomFeatures, gaussian_distance
 from dsas.files.atomic import replace_files
 from dsas.files.results import Results
 from dsas.views.pictures import grid_figure

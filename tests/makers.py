@@ -164,3 +164,17 @@ def _options(case: dict[str, Any]) -> dict[str, Any]:
     return {
         name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in case["options"].items()
     }
+
+
+def methods_table() -> str:
+    """Return the Markdown table of all methods, as docs/methods.md has it."""
+    lines = []
+    for title, registry in (("Transforms: how", dsas.TRANSFORMS), ("Regulators: when", dsas.REGULATORS)):
+        lines += [f"## {title}", "", "| name | class | formula | paper | left out | FLOPs a token |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, method in registry.items():
+            facts = method.facts
+            cells = (f"`{name}`", f"`{method.__name__}`", facts.formula, facts.paper, facts.left_out, facts.flops)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from makers import methods_table
 
 import dsas
-from dsas.fitting.method_names import methods_table, regulator_fit, takes_groups
+from dsas.fitting.method_names import regulator_fit, takes_groups
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from makers import golden, pretend_installed
+from makers import golden, methods_table, pretend_installed
 
 import dsas
 from dsas import cli
-from dsas.fitting.method_names import methods_table
 from dsas.testing import check_regulator, check_steering, check_transform, tiny_model, tiny_tokenizer
 
 TRANSFORM = '''

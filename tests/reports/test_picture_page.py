@@ -105,7 +105,7 @@ def test_images_writes_a_page_from_stored_pipeline_and_steering(
     for option, value, message in (
         ("--options", "[1]", "must be a JSON object"),
         ("--options", "{", "must be a JSON object"),
-        ("--branch", "none", "branch must be conditional, unconditional or both"),
+        ("--branch", "none", "'none' is not one of 'conditional', 'unconditional', 'both'"),
         ("--device", "nowhere", "device 'nowhere' cannot be used"),
     ):
         status, _, err = command(monkeypatch, capsys, *given, option, value)

@@ -54,17 +54,3 @@ def takes_groups(fit: FitRegulator) -> bool:
     except ValueError:  # written in C, without a signature
         return False
     return any(one.name == "groups" or one.kind is one.VAR_KEYWORD for one in parameters)
-
-
-def methods_table() -> str:
-    """Return the Markdown table of all methods, as docs/methods.md has it."""
-    lines = []
-    for title, registry in (("Transforms: how", TRANSFORMS), ("Regulators: when", REGULATORS)):
-        lines += [f"## {title}", "", "| name | class | formula | paper | left out | FLOPs a token |"]
-        lines += ["|---|---|---|---|---|---|"]
-        for name, method in registry.items():
-            facts = method.facts
-            cells = (f"`{name}`", f"`{method.__name__}`", facts.formula, facts.paper, facts.left_out, facts.flops)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines.append("")
-    return "\n".join(lines)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from picture_quality import RandomFeatures, frechet_distance, gaussian_distance
 
 from dsas.errors import ActivationError, OptionError
-from dsas.evaluation.picture_quality import RandomFeatures, frechet_distance, gaussian_distance
 
 
 def exact(mean: np.ndarray, covariance: np.ndarray, *, n: int = 50, seed: int = 0) -> np.ndarray:
