@@ -112,5 +112,6 @@ def test_images_writes_a_page_from_stored_pipeline_and_steering(
         assert (status, message in err) == (2, True), err
     status, _, err = command(monkeypatch, capsys, "images", tmp_path / "none", tmp_path / "steering", "--prompt", "a")
     assert status == 2
-    assert "no pipeline could be loaded from" in err
+    assert "no model could be loaded from" in err
+    assert "a folder with a diffusers pipeline, or a hub id)" in err
     assert torch.is_grad_enabled()

@@ -27,7 +27,8 @@ def check_model(name: str, kind: str = "transformers model") -> None:
     """Raise OptionError for a model that is neither there nor a hub id."""
     file = name.endswith(".gguf")
     if not (Path(name).is_file() if file else Path(name).is_dir() or _HUB_ID.fullmatch(name)):
-        wanted = f"a folder with a {kind}, a hub id or a .gguf file"
+        or_file = " or a .gguf file" if kind == "transformers model" else ""
+        wanted = f"a folder with a {kind}, or a hub id{or_file}"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): nothing is there")
 
 
