@@ -23,7 +23,8 @@ from dsas.evaluation.intervals import percentile_interval
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel
 from dsas.parallel.workers import Spread
-from dsas.reports.pareto import SAMPLES, write_pareto_report
+from dsas.reports.estimates import SAMPLES
+from dsas.reports.pareto import write_pareto_report
 from dsas.sweep.jobs import Part, Setup
 from dsas.sweep.resampling import ENSEMBLE, MEAN, PERPLEXITY_RATIO, TOXIC, resample
 from dsas.sweep.run import UNSTEERED, Grid, Series, run_sweep
