@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from makers import logits_of, random_steering
-from torch import nn
+from torch import Tensor, nn
 
 import dsas
 from dsas.errors import DsasWarning, ModelMismatchError
+from dsas.model import identity as identities
 from dsas.model.identity import ModelIdentity, fingerprint
 from dsas.testing import FAMILIES, tiny_model
 from dsas.testing.models import LAYERS, WIDTH
@@ -79,3 +80,34 @@ def test_a_model_that_lacks_a_site_is_refused_with_the_closest_name() -> None:
 def test_an_identity_is_rebuilt_by_its_own_values() -> None:
     identity = ModelIdentity.of(tiny_model())
     assert ModelIdentity(**identity.as_dict()) == identity
+
+
+def test_weights_are_hashed_once_and_again_when_they_were_written_into_or_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calls, hashed = tiny_model(), [], identities._hashed
+    monkeypatch.setattr(identities, "_hashed", lambda one: (calls.append(1), hashed(one))[1])
+    first = fingerprint(model)
+    assert fingerprint(model) == first
+    assert len(calls) == 1
+    weight = model.get_parameter("lm_head.weight")
+    with torch.no_grad():
+        weight[0, 0] += 1.0
+    written = fingerprint(model)
+    weight.data = weight.data + 1.0  # as an adapter is merged
+    assert len({first, written, fingerprint(model)}) == 3
+    assert len(calls) == 3
+
+
+class Standing(Tensor):
+    """A tensor that stands for others and has no place of its own, as quantised and sharded ones do."""
+
+    def data_ptr(self) -> int:
+        raise RuntimeError("no storage")
+
+
+def test_a_parameter_that_stands_for_other_tensors_is_not_asked_for_its_place() -> None:
+    model = nn.Linear(2, 3)
+    plain = fingerprint(model)
+    model.weight = nn.Parameter(model.weight.detach().as_subclass(Standing))
+    assert fingerprint(model) == plain

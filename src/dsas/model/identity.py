@@ -80,7 +80,7 @@ def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
     parameters = list(model.parameters())
     version = (
         # Tensors made in inference mode do not count the writes into them.
-        tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in parameters),
+        tuple((_place(one), 0 if one.is_inference() else one._version) for one in parameters),
         _middles(parameters[:: max(1, len(parameters) // PROBED)]),
     )
     known = _KNOWN.get(owner or model)
@@ -107,7 +107,17 @@ def _middles(parameters: list[nn.Parameter]) -> tuple[float, ...]:
     """Return the value in the middle of each parameter that has values here, with one copy per device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for parameter in parameters:
-        if parameter.is_floating_point() and not parameter.is_meta and parameter.numel():
+        held = _is_plain(parameter) and not parameter.is_meta and parameter.numel()
+        if held and parameter.is_floating_point():
             middle = parameter.detach()[tuple(size // 2 for size in parameter.shape)]
             by_device.setdefault(parameter.device, []).append(middle.to(torch.float32))
     return tuple(value for middles in by_device.values() for value in torch.stack(middles).tolist())
+
+
+def _place(parameter: Tensor) -> int:
+    """Return where the values are, or which tensor it is when it only stands for others, as a sharded one does."""
+    return parameter.data_ptr() if _is_plain(parameter) else id(parameter)
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    return type(parameter) in (Tensor, nn.Parameter)

@@ -1,7 +1,7 @@
 """Classifier direction: T(t) = t + sigma u, u the unit normal of a logistic regression that points to the target.
 
 sigma is the standard deviation of all pooled samples along u. At the sites "heads" this is the method of the original,
-one direction a head at the input of the output projection; `dsas.fit(selection="top", top=K)` then keeps the K heads
+one direction a head at the input of the output projection; `dsas.fit(selection=dsas.Top(K))` then keeps the K heads
 that tell the sets apart best.
 
 Source: ITI, inference-time intervention (arXiv 2306.03341, section 3); "ITI-c" in DSAS (arXiv 2512.03661), where the
