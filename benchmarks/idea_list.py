@@ -104,15 +104,16 @@ class Running(Regulator):
     def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         odds = t.to(self.theta.dtype) @ self.theta + self.bias
         counted = (forward_pass.real & (forward_pass.positions > 0)).to(odds.dtype)
-        nothing = (odds.new_zeros(len(odds)), odds.new_zeros(len(odds)))
-        total, weight = forward_pass.memory.get(self, nothing) if forward_pass.past > 0 else nothing
-        means = []
+        before = forward_pass.carried("evidence")
+        total, weight = (odds.new_zeros(len(odds)),) * 2 if before is None else before.unbind(-1)
+        means, states = [], []
         for place in range(odds.shape[1]):
             fade = torch.where(counted[:, place] > 0, self.decay, 1.0)
             total = fade * total + counted[:, place] * odds[:, place]
             weight = fade * weight + counted[:, place]
             means.append(torch.where(weight > 0, torch.sigmoid(total / weight.clamp(min=1e-6)), 0.0))
-        forward_pass.memory[self] = (total, weight)
+            states.append(torch.stack([total, weight], dim=-1))
+        forward_pass.carry("evidence", torch.stack(states, dim=1))
         return torch.stack(means, dim=1).unsqueeze(-1)
 
 

@@ -121,7 +121,8 @@ def test_two_threads_that_share_a_steering_and_a_model_do_not_share_a_trace(mode
             thread.start()
         for thread in threads:
             thread.join()
-        assert not applied.has_trace
+        for thread, length in zip(threads, (3, 7), strict=True):
+            assert applied.trace(thread=thread).strengths.shape[-1] == length
     assert found == {length: [float(position) for position in range(1, length + 1)] for length in (3, 7)}
 
 

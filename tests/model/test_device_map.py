@@ -140,12 +140,17 @@ def test_every_rule_computes_where_its_sites_activation_is(
 def test_positions_are_those_of_the_pass_on_whatever_device_they_are_asked_for() -> None:
     reader = TokenPasses(tiny_model())
     step = reader.read((), {"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 3)})
-    there = reader.current(1, 3, META)
-    assert reader.current(1, 3, META) is there
-    assert reader.current(1, 3, CPU) is step
-    there.site = step.site = 1
-    there.memory["count"] = 3
-    assert step.memory == {"count": 3}
+    assert step is not None
+    site, here = dsas.Site("model.layers.0"), torch.zeros(1, 3, WIDTH)
+    there = reader.at(site, here.to(META), None)
+    assert reader.at(site, here.to(META), None) is there
+    assert reader.at(site, here, None) is step
+    there.carry("count", torch.full((1, 3, 1), 3.0))
+    for one in step.history.each:
+        one.end()
+    state = step.carried("count")
+    assert state is not None
+    assert state.tolist() == [[3.0]]
     assert (there.positions.device, step.positions.tolist()) == (META, [[0, 1, 2]])
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError
 from dsas.model.forward_pass import ForwardPass
+from dsas.model.sites import Site
 from dsas.model.token_passes import TokenPasses
 from dsas.testing import tiny_model
 
@@ -46,12 +47,17 @@ def test_padding_is_read_from_masks_that_were_prepared_for_attention(kind: str) 
     if kind == "dictionary":
         mask = {"sliding_attention": torch.ones_like(mask), "full_attention": mask}
     step = TokenPasses(tiny_model()).read((), {"input_ids": IDS, "attention_mask": mask})
+    assert step is not None
     assert step.positions.tolist() == [[-1, 0, 1], [0, 1, 2]]
 
 
 def test_embeddings_are_read_as_tokens_without_numbers() -> None:
     step = TokenPasses(tiny_model()).read((), {"inputs_embeds": torch.zeros(2, 5, 32)})
+    assert step is not None
     assert (step.batch, step.tokens, step.token_ids) == (2, 5, None)
+
+
+LAYER = Site("model.layers.0")
 
 
 def test_each_thread_reads_its_own_step() -> None:
@@ -60,15 +66,15 @@ def test_each_thread_reads_its_own_step() -> None:
     thread = Thread(target=lambda: reader.read((), {"input_ids": IDS, "attention_mask": torch.zeros(2, 3)}))
     thread.start()
     thread.join()
-    assert reader.current(2, 3, torch.device("cpu")).real.all()
+    assert reader.at(LAYER, torch.zeros(2, 3, 32), None).real.all()
 
 
 def test_a_batch_of_another_shape_than_the_decoder_saw_gets_a_plain_step() -> None:
     reader = TokenPasses(tiny_model())
     mask: Tensor = torch.tensor([[0, 1, 1], [0, 1, 1]])
     reader.read((), {"input_ids": IDS, "attention_mask": mask})
-    assert reader.current(2, 3, torch.device("cpu")).positions[0, 0] == -1
-    assert reader.current(4, 3, torch.device("cpu")).positions[0, 0] == 0
+    assert reader.at(LAYER, torch.zeros(2, 3, 32), None).positions[0, 0] == -1
+    assert reader.at(LAYER, torch.zeros(4, 3, 32), None).positions[0, 0] == 0
 
 
 def test_positions_are_right_when_the_decoder_is_called_with_positional_arguments() -> None:
@@ -76,30 +82,55 @@ def test_positions_are_right_when_the_decoder_is_called_with_positional_argument
     reader = TokenPasses(decoder)
     ids, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])
     cache = decoder(ids, use_cache=True).past_key_values
-    step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
+    with pytest.warns(DsasWarning, match="already holds 3 tokens"):
+        step = reader.read((ids, cache, torch.ones(1, 6)), {})  # GPT-2 takes the cache second and the mask third
+    assert step is not None
     assert (step.past, step.positions.tolist()) == (3, [[3, 4, 5]])
-    assert reader.read((ids,), {"attention_mask": mask}).positions.tolist() == [[-1, 0, 1]]
+    plain = reader.read((ids,), {"attention_mask": mask})
+    assert plain is not None
+    assert plain.positions.tolist() == [[-1, 0, 1]]
+
+
+class Cache:
+    """Knows how many columns it holds, and nothing else."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def get_seq_length(self) -> int:
+        return self.length
 
 
 def passes(model: Any, lengths: list[int], prompt_tokens: Tensor | None = None) -> list[ForwardPass]:
     """Run passes of these many tokens over one cache, as a reader of steps sees them."""
-    reader, past = TokenPasses(model, prompt_tokens), 0
+    reader, cache = TokenPasses(model, prompt_tokens), Cache()
     steps = []
     for length in lengths:
-        cache = type("Cache", (), {"get_seq_length": lambda _self, past=past: past})()
-        steps.append(reader.read((), {"input_ids": torch.zeros(2, length), "past_key_values": cache}))
-        past += length
+        step = reader.read((), {"input_ids": torch.zeros(2, length).long(), "past_key_values": cache})
+        assert step is not None
+        steps.append(step)
+        _ = step.prompt_lengths  # as known at the time
+        for one in step.history.each:
+            one.end()
+        cache.length += length
     return steps
 
 
 @pytest.mark.parametrize(
-    ("lengths", "prompt"), [([4, 1, 1], 4), ([3, 3, 1, 1], 6), ([4], 4), ([4, 1, 3, 1], 4), ([1, 1, 1], 1)]
+    ("lengths", "prompt"),
+    [
+        ([4, 1, 1], [1, 1, 1, 1, 0, 0]),
+        ([3, 3, 1, 1], [1] * 6 + [0, 0]),
+        ([4], [1] * 4),
+        ([4, 1, 3, 1], [1, 1, 1, 1, 0, 1, 1, 1, 0]),
+        ([1, 1, 1], [1, 0, 0]),
+    ],
 )
-def test_the_prompt_ends_before_the_first_pass_of_one_token_over_a_cache(lengths: list[int], prompt: int) -> None:
-    steps = passes(tiny_model(), lengths)
-    found = torch.cat([step.prompt for step in steps], dim=1)
-    assert found.tolist() == [[place < prompt for place in range(sum(lengths))]] * 2
-    assert steps[-1].prompt_lengths.tolist() == [prompt] * 2
+def test_a_prompt_ends_before_a_pass_of_one_token_over_a_cache_and_several_after_that_begin_another(
+    lengths: list[int], prompt: list[int]
+) -> None:
+    found = torch.cat([step.prompt for step in passes(tiny_model(), lengths)], dim=1)
+    assert found.int().tolist() == [prompt] * 2
 
 
 def test_where_the_user_says_it_the_prompt_is_as_long_as_said_for_every_row_and_in_whatever_pieces() -> None:
@@ -117,24 +148,35 @@ def test_padding_is_no_part_of_a_prompt() -> None:
     assert step.prompt_lengths.tolist() == [2, 3]
 
 
-def test_what_a_regulator_remembers_is_of_one_site_and_ends_with_the_rows_it_is_about() -> None:
-    reader, model_ids = TokenPasses(tiny_model()), {"input_ids": IDS}
-    first = reader.read((), model_ids)
-    first.memory["seen"] = 1
-    first.site = 1
-    assert first.memory == {}
-    cache = type("Cache", (), {"get_seq_length": lambda _self: 3})()
-    later = reader.read((), {**model_ids, "past_key_values": cache})
-    assert later.memory == {"seen": 1}
-    assert reader.read((), model_ids).memory == {}
+def test_what_a_regulator_carries_is_of_one_site_and_one_call_and_ends_with_the_rows_it_is_about() -> None:
+    reader, cache = TokenPasses(tiny_model()), Cache()
+    first = reader.read((), {"input_ids": IDS, "past_key_values": cache})
+    assert first is not None
+    first.carry("seen", torch.ones(2, 3, 1))
+    for one in first.history.each:
+        one.end()
+    cache.length = 3
+    later = reader.read((), {"input_ids": IDS[:, :1], "past_key_values": cache})
+    assert later is not None
+    assert later.carried("seen").tolist() == [[1.0], [1.0]]
+    assert later.carried("other") is None
+    assert later.part(1).carried("seen") is None
+    later.ask(0)
+    assert later.carried("seen") is None
+    plain = reader.read((), {"input_ids": IDS})
+    assert plain is not None
+    assert plain.carried("seen") is None
 
 
 def test_a_batch_of_another_size_over_a_cache_is_about_other_rows_and_begins_with_nothing_remembered() -> None:
-    reader = TokenPasses(tiny_model())
-    cache = type("Cache", (), {"get_seq_length": lambda _self: 3})()
-    reader.read((), {"input_ids": IDS}).memory["seen"] = 1
-    other = reader.read((), {"input_ids": torch.zeros(3, 1), "past_key_values": cache})
-    assert other.memory == {}
-    other.memory["seen"] = 2
-    again = reader.read((), {"input_ids": torch.zeros(2, 1), "past_key_values": cache})
-    assert again.memory == {}
+    reader, cache = TokenPasses(tiny_model()), Cache()
+    first = reader.read((), {"input_ids": IDS, "past_key_values": cache})
+    assert first is not None
+    first.carry("seen", torch.ones(2, 3, 1))
+    for one in first.history.each:
+        one.end()
+    cache.length = 3
+    with pytest.warns(DsasWarning, match="already holds 3 tokens"):
+        other = reader.read((), {"input_ids": torch.zeros(3, 1).long(), "past_key_values": cache})
+    assert other is not None
+    assert other.carried("seen") is None

@@ -9,7 +9,8 @@ from makers import check_golden_regulator, golden, random_steering
 from torch import Tensor
 
 import dsas
-from dsas.model.forward_pass import ForwardPass, History
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.sequence import Sequences
 from dsas.regulators.cast import best_cut, similarity
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
@@ -30,9 +31,12 @@ def cast(**options: Any) -> dsas.Cast:
 ONE = cast()
 
 
-def cast_of(history: History, t: Tensor, past: int) -> list[float]:
+def cast_of(history: Sequences, t: Tensor, past: int) -> list[float]:
     """Return what one and the same object says of the next tokens of a sequence."""
-    return ONE(t, ForwardPass(*t.shape[:2], past=past, history=history)).flatten().tolist()
+    history.begin(past, t.shape[1])
+    found = ONE(t, ForwardPass(*t.shape[:2], past=past, history=history)).flatten().tolist()
+    history.end()
+    return found
 
 
 def test_direction_threshold_side_and_decisions_are_those_of_the_reference() -> None:
@@ -52,20 +56,18 @@ def test_the_similarity_is_the_cosine_to_the_squashed_projection_whatever_the_le
 
 
 def test_a_decision_on_the_prompt_is_held_for_every_generated_token_whatever_it_is() -> None:
-    history = History()
+    history = Sequences(1)
     assert cast_of(history, row(NO, YES, YES), 0) == [0, 1, 1]
     for past in (3, 4, 5):
-        history.note(past, 1)
         assert cast_of(history, row(NO), past) == [1.0]
-    history = History()
+    history = Sequences(1)
     assert cast_of(history, row(YES, NO, NO), 0) == [0, 0, 0]
     for past in (3, 4):
-        history.note(past, 1)
         assert cast_of(history, row(10 * YES), past) == [0.0]
 
 
 def test_the_decision_held_is_that_of_the_whole_prompt_and_not_of_its_last_token() -> None:
-    history = History()
+    history = Sequences(1)
     assert cast_of(history, row(NO, 3 * YES, 0.5 * NO), 0) == [0, 1, 1]
     assert cast_of(history, row(30 * NO, NO), 3) == [0.0, 0.0]  # a second chunk of the prompt changes the mean
 
@@ -73,10 +75,11 @@ def test_the_decision_held_is_that_of_the_whole_prompt_and_not_of_its_last_token
 def test_a_prompt_in_chunks_is_decided_on_as_in_one_piece() -> None:
     regulator = dsas.Cast(torch.randn(8), torch.tensor(0.4))
     t = torch.randn(5, 12, 8) + 0.3
-    whole = regulator(t, ForwardPass(5, 12, history=History(torch.tensor([9]))))
+    whole = regulator(t, ForwardPass(5, 12, history=Sequences(5, prompt_tokens=torch.tensor([9]))))
     assert 0 < float(whole.mean()) < 1
-    history, found, past = History(torch.tensor([9])), [], 0
+    history, found, past = Sequences(5, prompt_tokens=torch.tensor([9])), [], 0
     for piece in t.split([4, 1, 3, 1, 2, 1], dim=1):
+        history.begin(past, piece.shape[1])
         found.append(regulator(piece, ForwardPass(5, piece.shape[1], past=past, history=history)))
         past += piece.shape[1]
     assert torch.equal(torch.cat(found, dim=1), whole)
@@ -84,19 +87,20 @@ def test_a_prompt_in_chunks_is_decided_on_as_in_one_piece() -> None:
 
 
 def test_a_new_sequence_knows_nothing_of_the_one_before() -> None:
-    history = History()
+    history = Sequences(1)
     assert cast_of(history, row(YES, YES, YES), 0) == [0, 1, 1]
     assert cast_of(history, row(NO, NO, NO), 0) == [0, 0, 0]
-    assert cast_of(History(), row(NO), 3) == [0.0]  # and a history of its own has no memory either
+    assert cast_of(Sequences(1), row(NO), 3) == [0.0]  # and a history of its own has no memory either
 
 
 def test_two_sites_with_one_regulator_do_not_share_a_decision() -> None:
-    history, regulator = History(), cast()
+    history, regulator = Sequences(1), cast()
+    history.begin(0, 2)
     for site, token in enumerate((YES, NO)):
         forward_pass = ForwardPass(1, 2, history=history)
         forward_pass.site = site
         regulator(row(token, token), forward_pass)
-    history.note(2, 1)
+    history.begin(2, 1)
     for site, expected in enumerate((1.0, 0.0)):
         forward_pass = ForwardPass(1, 1, past=2, history=history)
         forward_pass.site = site

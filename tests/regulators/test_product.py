@@ -10,7 +10,8 @@ from makers import check_golden_regulator, logits_of, random_steering, unchecked
 import dsas
 from dsas.errors import OptionError
 from dsas.fitting.method_names import regulator_fit
-from dsas.model.forward_pass import ForwardPass, History
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.sequence import Sequences
 from dsas.regulators.base import Regulator
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
@@ -55,17 +56,19 @@ def test_it_reads_the_step_as_soon_as_a_factor_does() -> None:
     product = dsas.Product([LOGISTIC, dsas.Schedule("prompt")])
     assert product.reads_forward_pass
     t = torch.randn(1, 4, 8)
-    values = product(t, ForwardPass(1, 4, history=History(torch.tensor([2]))))
+    values = product(t, ForwardPass(1, 4, history=Sequences(1, prompt_tokens=torch.tensor([2]))))
     assert (values > 0).flatten().tolist() == [True, True, False, False]
 
 
 def test_two_factors_of_one_kind_do_not_share_a_memory() -> None:
     yes, no = (dsas.Cast(torch.tensor(way), torch.tensor(0.5)) for way in ([1.0, 0.0], [0.0, 1.0]))
     either = torch.tensor([[[1.0, 0.0]] * 3])
-    history = History()
+    history = Sequences(1)
+    history.begin(0, 3)
     product = dsas.Product([yes, dsas.Product([yes, dsas.Constant(2.0)])])
     assert product(either, ForwardPass(1, 3, history=history)).flatten().tolist() == [0, 2, 2]
-    history.note(3, 1)
+    history.end()
+    history.begin(3, 1)
     assert float(product(either[:, :1], ForwardPass(1, 1, past=3, history=history))) == 2
     assert dsas.Product([yes, no])(either, ForwardPass(1, 3)).flatten().tolist() == [0, 0, 0]
 

@@ -8,7 +8,8 @@ from makers import check_golden_regulator, golden, random_steering, unchecked
 
 import dsas
 from dsas.errors import OptionError
-from dsas.model.forward_pass import ForwardPass, History
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.sequence import Sequences
 from dsas.testing import tiny_model
 from dsas.testing.passes import padded
 
@@ -19,7 +20,7 @@ NEW = 5
 @pytest.mark.parametrize("window", ["all 1 3", "prompt 0 None", "prompt 1 None", "generated 0 None", "generated 1 2"])
 def test_the_tokens_steered_are_those_of_the_reference(window: str) -> None:
     mask, lengths = (torch.tensor(golden()[name]) for name in ("mask", "prompt_tokens"))
-    forward_pass = ForwardPass(2, 5, mask=mask, history=History(lengths))
+    forward_pass = ForwardPass(2, 5, mask=mask, history=Sequences(2, prompt_tokens=lengths))
     check_golden_regulator(dsas.Schedule, f"schedule {window}", forward_pass)
 
 
@@ -72,7 +73,7 @@ def test_beams_and_samples_of_a_row_share_the_length_of_its_prompt() -> None:
 
 def test_prompt_and_generated_steering_together_are_all_of_it() -> None:
     forward_pass = ForwardPass(
-        2, 6, mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6]), history=History(torch.tensor([2, 3]))
+        2, 6, mask=torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6]), history=Sequences(2, prompt_tokens=torch.tensor([2, 3]))
     )
     t = torch.randn(2, 6, 4)
     parts = {part: dsas.Schedule(part)(t, forward_pass) for part in ("prompt", "generated", "all")}

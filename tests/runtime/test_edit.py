@@ -201,7 +201,7 @@ def test_from_the_second_pass_on_a_hook_does_the_same_by_a_shorter_way(dtype: An
         long.append(output)
         return edit_with(way, output, None).t
 
-    hook = shortened(way, change, gains.append)
+    hook = shortened(way, change, gains.append, (), lambda: True)
     expected = hook(torch.nn.Identity(), (), t)
     assert (len(long), gains) == (1, [])
     torch.testing.assert_close(hook(torch.nn.Identity(), (), t), expected, rtol=0, atol=0)
@@ -214,7 +214,12 @@ def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
     way = fused_way(HOW["addition"], WHEN["logistic"], torch.tensor(0.7))
     assert isinstance(way, Fused)
     seen: list[Any] = []
-    hook = shortened(way, seen.append, None)
+
+    def change(output: Any) -> Any:
+        seen.append(output)
+        return output
+
+    hook = shortened(way, change, None, (), lambda: True)
     module, t = torch.nn.Identity(), torch.randn(2, 3, WIDTH)
     hook(module, (), (t,))  # no plain tensor: no shorter way is made of it
     hook(module, (), t)

@@ -18,18 +18,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dsas.errors import OptionError, StrengthError
 from dsas.files.atomic import replace_files
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import check_texts
-from dsas.model.foreign import Foreign, Model, Tokenizer
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.subject import subject_of
 from dsas.model.token_batches import greedy, pad_token, tokenize
 from dsas.model.token_text import pieces
-from dsas.model.token_trace import Trace
+from dsas.model.token_trace import Trace, stacked
 from dsas.steering.steering import Steering
 from dsas.views.explained import Choice, Comparison, NextTokens
 
@@ -74,7 +73,7 @@ def explain(
     with torch.no_grad(), evaluation_mode(model):
         run = _Run(model, tokenizer, steering, strength, skip_sinks)
         traces = [run.trace(row, new_tokens, next_tokens) for row in rows]
-    return _stacked(traces)
+    return stacked(traces)
 
 
 def write_explanation(path: str | Path, trace: Trace, *, title: str = "What was steered") -> None:
@@ -82,27 +81,6 @@ def write_explanation(path: str | Path, trace: Trace, *, title: str = "What was 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_files({path: trace.to_html(title).encode("utf-8", errors="replace")})
-
-
-def _stacked(traces: Sequence[Trace]) -> Trace:
-    width = max(trace.real.shape[1] for trace in traces)
-
-    def joined(values: Sequence[Tensor | None], rows: int) -> Foreign:
-        padded = [pad(value, (0, width - value.shape[-1])) for value in values if value is not None]
-        return torch.cat(padded, dim=rows) if padded else None
-
-    return Trace(
-        traces[0].sites,
-        joined([trace.strengths for trace in traces], 1),
-        joined([trace.real for trace in traces], 0),
-        joined([trace.token_ids for trace in traces], 0),
-        torch.cat([trace.strength for trace in traces if trace.strength is not None]),
-        joined([trace.regulators for trace in traces], 1),
-        joined([trace.doses for trace in traces], 1),
-        tuple(row for trace in traces for row in trace.tokens),
-        tuple(row for trace in traces for row in trace.next_tokens),
-        tuple(row for trace in traces for row in trace.comparisons),
-    )
 
 
 class _Run:

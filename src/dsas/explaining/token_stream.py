@@ -32,7 +32,7 @@ class TokenStream:
     def put(self, value: Int[Tensor, "*row token"]) -> None:
         """Take the prompt, or the token that was drawn, and show those that the model has read."""
         if self._waiting and self._applied.has_trace and self._applied.rules:
-            read = self._applied.trace(start=self._shown).strengths[:, 0].mean(0).tolist()
+            read = self._applied.trace(start=self._shown).strengths[:, 0].nanmean(0).tolist()
             self._give(read[: len(self._waiting)])
         self._waiting += torch.as_tensor(value).flatten().tolist()
 

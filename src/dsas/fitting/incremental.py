@@ -94,7 +94,7 @@ class PausedPasses:
             if self._way is None:
                 return None
             step = self._reader.at(site, t, given)
-            step.site = number
+            step.ask(number)
             return site.write(given, self._way(t, step).t)
 
         return hold

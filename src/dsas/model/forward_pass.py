@@ -3,41 +3,27 @@
 Positions count a row's real tokens absolutely: the first real token of every row is 0, whatever the padding side, and
 counting goes on over the key-value cache.
 
-A row's prompt is as long as the user says (`prompt_tokens`). Where nobody says it, the prompt is all that comes before
-the first pass of a single token that goes on from a cache: so `generate()` runs, a chunked prefill too unless its last
-chunk is of one token.
+A row's prompt is as long as the user says (`prompt_tokens`), or else what `generate()` was given. Where nobody says it,
+the prompt is all that comes before the first pass of a single token that goes on from a cache, and a pass of several
+tokens after that begins the prompt of a new turn (`dsas.model.sequence`).
 
-In a pipeline that draws pictures a token is a spatial position, all are real, and a pass knows its denoising step. Who
-reads a pass from what runs: `dsas.model.token_passes` and `dsas.model.picture_passes`.
+In a packed row, which holds several texts, every text counts as a row of its own here. In a pipeline that draws
+pictures a token is a spatial position, all are real, and a pass knows its denoising step. Who reads a pass from what
+runs: `dsas.model.token_passes` and `dsas.model.picture_passes`.
 """
 
+from collections.abc import Hashable
+from copy import copy
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from dsas.model.strength import per_row
-
-
-class History:
-    """What is kept of the rows of one batch from pass to pass: where their prompts end, and what regulators remember.
-
-    prompt_tokens: Int (row,), real tokens of each row's prompt, or None when nobody said.
-    end: how many columns, padding included, the prompts take; None while they have not ended.
-    memories: for each site's number, what its regulator keeps.
-    """
-
-    def __init__(self, prompt_tokens: Tensor | None = None) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.end: int | None = None
-        self.memories: dict[int, dict[Any, Any]] = {}
-
-    def note(self, past: int, tokens: int) -> None:
-        """Take note of a pass of `tokens` columns that follow on `past` others."""
-        if self.end is None and past > 0 and tokens == 1:
-            self.end = past
+from dsas.model.packed_rows import Packing
+from dsas.model.sequence import PackedSequences, Sequences
+from dsas.model.strength import per_request, per_row
 
 
 class Denoising(NamedTuple):
@@ -59,16 +45,18 @@ class ForwardPass:
     positions: Int (batch, token), index among the row's real tokens since its beginning; padding holds -1.
     past: how many tokens of each row, padding included, earlier passes have put into the cache.
     token_ids: Int (batch, token), or None when the decoder was given embeddings.
-    site: number of the site whose regulator is asked, set by whoever asks.
+    site: which site's regulator is asked, set by whoever asks.
     denoising: where in the schedule the pass is, None outside of a denoiser.
     rows, copies: which rows of the model's batch these are, None for all of them; and how often the rows of the user's
     batch are repeated in them, one after another. grid: height and width of the positions, None where there are none.
+    packing: which tokens of packed rows each text is, None where a row is one text.
     """
 
     denoising: Denoising | None = None
     rows: slice | None = None
     copies: int = 1
     grid: tuple[int, int] | None = None
+    packing: Packing | None = None
 
     def __init__(
         self,
@@ -79,50 +67,109 @@ class ForwardPass:
         mask: Tensor | None = None,
         token_ids: Tensor | None = None,
         device: torch.device | str = "cpu",
-        history: History | None = None,
+        history: Sequences | PackedSequences | None = None,
     ) -> None:
         """Describe a pass of `tokens` tokens in `batch` rows; `mask` (batch, past + token) is truthy on real tokens."""
         self.batch, self.tokens, self.past, self.device = batch, tokens, past, torch.device(device)
         self.token_ids = token_ids
-        self.site = 0
+        self.site: Hashable = 0
+        if history is None:
+            history = Sequences(batch, unseen=past)
+            history.begin(past, tokens)
+        self.history = history
         self._mask = mask
-        self._history = history or History()
-        self._elsewhere: dict[torch.device, ForwardPass] = {}
 
     def on(self, device: torch.device) -> "ForwardPass":
         """Return this step as it is on another device, where a model spread over several has the site."""
         if device == self.device:
             return self
         if device not in self._elsewhere:
-            self._elsewhere[device] = ForwardPass(
+            there = self._elsewhere[device] = ForwardPass(
                 self.batch, self.tokens, past=self.past, mask=self._mask, token_ids=self.token_ids, device=device,
-                history=self._history,
+                history=self.history,
             )  # fmt: skip
+            there.packing = self.packing
         return self._elsewhere[device]
 
+    def ask(self, site: int) -> None:
+        """Take note that the regulator of a site is asked next; of a module that runs again in the pass, apart."""
+        times = self._asked[site] = self._asked.get(site, -1) + 1
+        self.site = (site, times)
+
+    def part(self, number: int) -> "ForwardPass":
+        """Return this step for one of several regulators that are asked at the same site: each carries its own."""
+        other = copy(self)
+        other.site = (self.site, number)
+        return other
+
     def take(self, whole: Tensor) -> Tensor:
-        """Return the rows of the model's batch that this step is of."""
+        """Return the rows of the model's batch that this step is of, or the texts of packed rows."""
+        if self.packing is not None:
+            return self.packing.take(whole)
         return whole if self.rows is None else whole[self.rows]
 
     def put(self, whole: Tensor, part: Tensor) -> Tensor:
         """Return `whole` with the rows of this step replaced, as a copy where there are others."""
+        if self.packing is not None:
+            return self.packing.put(whole, part)
         if len(part) == len(whole):
             return part
         copied = whole.clone()
         copied[self.rows] = part
         return copied
 
+    def spread(self, values: Num[Tensor, " row"], what: str = "strengths") -> Num[Tensor, " batch"]:
+        """Return the user's values, one or one for each row, for the rows of this step; see `per_row`.
+
+        Of requests that come and go, each has the value of its number. Raises StrengthError, OptionError.
+        """
+        if self.packing is not None and self.packing.numbers is not None:
+            return per_request(values, self.packing.numbers, what)
+        return per_row(values, self.batch, what, copies=self.copies)
+
     @property
-    def memory(self) -> dict[Any, Any]:
-        """What the regulator of the current site keeps from pass to pass of these rows; empty at their beginning."""
-        return self._history.memories.setdefault(self.site, {})
+    def generated(self) -> bool:
+        """Whether it is known, without a look at the tokens, that none of them belongs to a prompt."""
+        starts = self.packing.starts if self.packing is not None else (self.past,)
+        turns = [one.turn for one in self.history.each]
+        return self.history.prompt_tokens is None and all(
+            turn.end is not None and start >= turn.end for turn, start in zip(turns, starts, strict=True)
+        )
+
+    def carried(self, name: str, *, anew: bool = False) -> Float[Tensor, "batch size"] | None:
+        """Return the state that the regulator of this site carried out of the last token before this pass.
+
+        None at the beginning of the rows; anew: at the beginning of each turn's prompt, too.
+        """
+        state = self.history.state((self.site, name), anew=anew)
+        return None if state is None else state.to(self.device)
+
+    def carry(self, name: str, states: Float[Tensor, "batch token size"]) -> None:
+        """Keep the state that follows each token of this pass, so that a cache may be cut anywhere and go on."""
+        self.history.carry((self.site, name), states.detach())
+
+    @cached_property
+    def _asked(self) -> dict[int, int]:
+        return {}
+
+    @cached_property
+    def _elsewhere(self) -> "dict[torch.device, ForwardPass]":
+        return {}
 
     @cached_property
     def _seen(self) -> Bool[Tensor, "batch seen"]:
         total = self.past + self.tokens
         if self._mask is None or self._mask.ndim != 2 or self._mask.shape[-1] < total:
-            return torch.ones(self.batch, total, dtype=torch.bool, device=self.device)
-        return self._mask[:, :total].to(self.device, torch.bool)
+            seen = torch.ones(self.batch, total, dtype=torch.bool, device=self.device)
+        else:
+            seen = self._mask[:, :total].to(self.device, torch.bool)
+        virtual = self.history.virtual
+        return seen if virtual == 0 else seen & (torch.arange(total, device=self.device) >= virtual)
+
+    @cached_property
+    def _starts(self) -> Int[Tensor, "batch 1"] | int:
+        """What packed texts have had before this pass, whose mask begins with it."""
+        return 0 if self.packing is None else torch.tensor(self.packing.starts, device=self.device).unsqueeze(-1)
 
     @cached_property
     def real(self) -> Bool[Tensor, "batch token"]:
@@ -132,16 +179,22 @@ class ForwardPass:
     @cached_property
     def positions(self) -> Int[Tensor, "batch token"]:
         """The absolute index of every token of this pass among its row's real tokens."""
-        counted = self._seen.long().cumsum(-1) - 1
+        counted = self._seen.long().cumsum(-1) - 1 + self._starts
         return counted.masked_fill(~self._seen, -1)[:, self.past :]
 
     @cached_property
     def prompt_lengths(self) -> Int[Tensor, " batch"]:
-        """How many real tokens each row's prompt has; while it has not ended, how many came so far."""
-        given = self._history.prompt_tokens
+        """How many real tokens each row has up to the end of its prompt, or so far while that has not ended.
+
+        In a conversation over one cache: the prompt of the last turn.
+        """
+        given = self.history.prompt_tokens
         if given is not None:
-            return per_row(given.to(self.device), self.batch, "prompt lengths")
-        return self._seen[:, : self._history.end].sum(-1)
+            return self.spread(given.to(self.device), "prompt lengths")
+        if self.packing is None:
+            return self._seen[:, : self.history.each[0].turn.end].sum(-1)
+        ends = [one.turn.end if one.turn.end is not None else one.current.end for one in self.history.each]
+        return torch.tensor(ends, device=self.device)
 
     @cached_property
     def prompt(self) -> Bool[Tensor, "batch token"]:

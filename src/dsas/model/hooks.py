@@ -9,9 +9,11 @@ itself.
 """
 
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial, update_wrapper
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -19,6 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.sites import Site
+
+_CHANGING = threading.RLock()  # whoever adds or takes off hooks holds it, so that two threads never do at once
 
 
 class StopForward(Exception):
@@ -41,7 +45,7 @@ class Hooks:
 
     def on_output(self, module: nn.Module, change: Callable[[nn.Module, Arguments, Given], Given]) -> None:
         """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
-        self._add(module.register_forward_hook(_Hook(change)), module._forward_hooks)
+        self._add(partial(module.register_forward_hook, _Hook(change)), module._forward_hooks)
 
     def at_site(self, model: nn.Module, site: Site, change: Callable[[Given], Given]) -> None:
         """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
@@ -54,7 +58,9 @@ class Hooks:
     def on_input(self, module: nn.Module, change: Callable[[Given], Given]) -> None:
         """Call `change(input)` before every forward of `module`, on its first argument; None keeps it as it is."""
 
-        def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> Foreign:
+        def hook(_module: nn.Module, args: Arguments, kwargs: Options | None = None) -> Foreign:
+            if kwargs is None:  # taken off while another thread was about to call it
+                return None
             name = "" if args else next(iter(kwargs), "")
             changed = change(args[0] if args else kwargs.get(name))
             if changed is None:
@@ -66,24 +72,36 @@ class Hooks:
     def on_call(self, module: nn.Module, look: Callable[[Arguments, JsonObject], object]) -> None:
         """Call `look(args, kwargs)` before every forward of `module`; what it returns is not used."""
 
-        def hook(_module: nn.Module, args: Arguments, kwargs: Options) -> None:
-            look(args, kwargs)
+        def hook(_module: nn.Module, args: Arguments, kwargs: Options | None = None) -> None:
+            if kwargs is not None:  # otherwise taken off while another thread was about to call it
+                look(args, kwargs)
 
         self._before(module, hook)
 
     def on_result(self, owner: Foreign, name: str, look: Callable[[Given], object]) -> None:
-        """Call `look(result)` after every call of the method `name` of an object that is no module."""
-        watched = vars(owner).get(name)
-        if not isinstance(watched, _Watched):
-            watched = _Watched(owner, name)
-        watched.looks.append(look)
-        self._take_off.append(partial(watched.drop, look))
+        """Call `look(result)` after every call of the method `name` of an object."""
+        self._watch(owner, name, results=look)
+
+    def on_run(
+        self, owner: Foreign, name: str, around: Callable[[Arguments, Options], AbstractContextManager[object]]
+    ) -> None:
+        """Run every call of the method `name` of an object inside of the context `around(args, kwargs)`."""
+        self._watch(owner, name, around=around)
+
+    def _watch(self, owner: Foreign, name: str, **look: Callable[..., Foreign]) -> None:
+        with _CHANGING:
+            watched = vars(owner).get(name)
+            if not isinstance(watched, _Watched):
+                watched = _Watched(owner, name)
+            watched.looks.append(look)
+            self._take_off.append(partial(watched.drop, look))
 
     def remove(self) -> bool:
         """Take every hook off. Returns whether compiled code may have run them, and so nobody could watch them."""
-        compiled = bool(self._take_off) and forget_compiled()
-        while self._take_off:
-            self._take_off.pop()()
+        with _CHANGING:
+            compiled = bool(self._take_off) and forget_compiled()
+            while self._take_off:
+                self._take_off.pop()()
         return compiled
 
     def __enter__(self) -> "Hooks":
@@ -93,14 +111,16 @@ class Hooks:
         self.remove()
 
     def _before(self, module: nn.Module, hook: Callable[..., Foreign]) -> None:
-        self._add(module.register_forward_pre_hook(_Hook(hook), with_kwargs=True), module._forward_pre_hooks)
+        register = partial(module.register_forward_pre_hook, _Hook(hook), with_kwargs=True)
+        self._add(register, module._forward_pre_hooks)
 
-    def _add(self, handle: RemovableHandle, others: Any) -> None:
-        for number in [number for number, hook in others.items() if not isinstance(hook, _Hook)]:
-            others.move_to_end(number)
-        if not self._take_off:
-            forget_compiled()
-        self._take_off.append(handle.remove)
+    def _add(self, register: Callable[[], RemovableHandle], others: Any) -> None:
+        with _CHANGING:
+            if not self._take_off:
+                forget_compiled()
+            self._take_off.append(register().remove)
+            for number in [number for number, hook in others.copy().items() if not isinstance(hook, _Hook)]:
+                others.move_to_end(number)
 
 
 class _Hook(partial[Any]):
@@ -111,27 +131,38 @@ class _Hook(partial[Any]):
 
 
 class _Watched:
-    """A method whose results somebody looks at: it stands in the object's own attributes while anybody does."""
+    """A method that somebody watches: it stands in the object's own attributes while anybody does."""
 
     def __init__(self, owner: Foreign, name: str) -> None:
         self._method, self._owner, self._name = getattr(owner, name), owner, name
         self._own = name in vars(owner)
-        self.looks: list[Callable[[Given], object]] = []
+        self.looks: list[dict[str, Callable[..., Foreign]]] = []
         update_wrapper(self, self._method)
         vars(owner)[name] = self
 
     def __call__(self, *args: Given, **kwargs: Given) -> Foreign:
-        result = self._method(*args, **kwargs)
-        for look in list(self.looks):
-            look(result)
+        looks = list(self.looks)
+        with ExitStack() as stack:
+            for look in looks:
+                if "around" in look:
+                    stack.enter_context(look["around"](args, kwargs))
+            result = self._method(*args, **kwargs)
+        for look in looks:
+            if "results" in look:
+                look["results"](result)
         return result
 
-    def drop(self, look: Callable[[Given], object]) -> None:
-        self.looks.remove(look)
-        if not self.looks and vars(self._owner).get(self._name) is self:
-            del vars(self._owner)[self._name]
-            if self._own:
-                vars(self._owner)[self._name] = self._method
+    def __reduce__(self) -> Arguments:
+        """A copy of the object has the method that nobody watches."""
+        return (cast, (None, self._method)) if self._own else (getattr, (self._owner, self._name))
+
+    def drop(self, look: dict[str, Callable[..., Foreign]]) -> None:
+        with _CHANGING:
+            self.looks = [other for other in self.looks if other is not look]
+            if not self.looks and vars(self._owner).get(self._name) is self:
+                del vars(self._owner)[self._name]
+                if self._own:
+                    vars(self._owner)[self._name] = self._method
 
 
 def _nothing(*_arguments: Given) -> None:

@@ -45,7 +45,9 @@ class ImagePipeline:
         """Return the sites that `patterns` name; see `find_sites`."""
         return find_sites(self.module, patterns)
 
-    def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool) -> PicturePasses:
+    def passes(
+        self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool, by: object = None
+    ) -> PicturePasses:
         """Return the reader of the pipeline's passes. Raises OptionError for what only tokens of texts have."""
         if skip_sinks or prompt_tokens is not None:
             raise OptionError("skip_sinks and prompt_tokens are for the tokens of texts, not for pipelines")

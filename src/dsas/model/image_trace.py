@@ -7,8 +7,8 @@ scheduler runs the denoiser twice in a step, the mean of both is kept.
 Left out: how a map is drawn (`dsas.views`).
 """
 
-import threading
 from collections.abc import Sequence
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dsas.errors import OptionError, StateError, closest
+from dsas.model.by_thread import ByThread
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.site_summary import NOT_RECORDED, SiteSummary
 from dsas.model.strength import per_row
@@ -96,83 +97,96 @@ class Maps(NamedTuple):
         return self.strengths[self.sites.index(site)]
 
 
+class _Run:
+    """What was recorded of one run: maps by site and step, and for each step how many rows and copies there were."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, int | None], list[list[Tensor]]] = {}
+        self.steps: dict[int, tuple[int, int]] = {}
+
+
 class PictureRecorder:
     """Collects what is applied in a run of a pipeline, apart for each thread."""
 
     def __init__(self, sites: Sequence[str]) -> None:
         self._sites = tuple(sites)
-        self._local = threading.local()
+        self._runs: ByThread[_Run] = ByThread()
 
-    @property
-    def has_passes(self) -> bool:
-        """Whether this thread has recorded anything."""
-        return bool(getattr(self._local, "found", None))
+    def has_passes(self, thread: Thread | None = None) -> bool:
+        """Whether anything was recorded that `maps` would return."""
+        run = self._runs.of(thread)
+        return run is not None and bool(run.found)
 
-    def begin(self, step: ForwardPass) -> None:
+    def begin(self, step: ForwardPass | None) -> None:
         """Open a pass of the denoiser; going back in the schedule begins a new run."""
-        self._local.steps = getattr(self._local, "steps", {})
-        if step.denoising is not None and step.denoising.number < max(self._local.steps, default=0):
+        if step is None:
+            return
+        run = self._runs.own() or self._runs.put(_Run())
+        if step.denoising is not None and step.denoising.number < max(run.steps, default=0):
             self.restart()
+            run = self._runs.own() or run
         if step.denoising is not None and step.rows is not None and step.rows.stop > step.rows.start:
-            self._local.steps[step.denoising.number] = (step.rows.stop - step.rows.start, step.copies)
+            run.steps[step.denoising.number] = (step.rows.stop - step.rows.start, step.copies)
 
     def restart(self) -> None:
         """Forget what was recorded of the denoiser, for a new run begins; sites of the prompt have run already."""
-        self._local.steps = {}
-        kept = {key: values for key, values in getattr(self._local, "found", {}).items() if key[1] is None}
-        self._local.found = kept
+        before, run = self._runs.own(), _Run()
+        if before is not None:
+            run.found = {key: values for key, values in before.found.items() if key[1] is None}
+        self._runs.put(run)
 
     def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
         """Record what site number `site` did: what it applied, and then, if kept, regulator and dose."""
         assert step is not None  # in a pipeline every site is asked for its step
+        run = self._runs.own() or self._runs.put(_Run())
         height, width = step.grid or (1, step.tokens)
         maps = [value.detach().float().mean(-1).expand(-1, step.tokens) for value in values]
         maps = [value.unflatten(1, (height, width)) for value in maps]
         number = None if step.denoising is None else step.denoising.number
-        if not hasattr(self._local, "found"):
-            self._local.found = {}
         if number is None:  # once a run, before it begins
-            self._local.found[site, number] = [maps]
+            run.found[site, number] = [maps]
         else:
-            self._local.found.setdefault((site, number), []).append(maps)
+            run.found.setdefault((site, number), []).append(maps)
 
     def add_gain(self, site: int, factor: float, gain: Tensor | None) -> NoReturn:
         """Raise StateError: in a pipeline a gain says nothing without its pass, so `add` is called."""
         raise StateError("a pipeline's gains are recorded with their pass")
 
-    def maps(self, strength: Float[Tensor, " row"]) -> Maps:
-        """Return what this thread recorded; `strength` as asked for. Raises StateError when that is nothing."""
-        if not self.has_passes:
+    def maps(self, strength: Float[Tensor, " row"], *, thread: Thread | None = None) -> Maps:
+        """Return what was recorded of the last run; `strength` as asked for. Raises StateError when that is nothing."""
+        run = self._runs.of(thread)
+        if run is None or not run.found:
             raise StateError(
-                "nothing was recorded: run the pipeline once, in this thread, while steering is applied with "
-                "record=True (compiled code records nothing)"
+                "nothing was recorded: run the pipeline once while steering is applied with record=True, and ask the "
+                "thread that ran it, or for it by maps(thread=...) (compiled code records nothing)"
             )
-        steps: dict[int, tuple[int, int]] = getattr(self._local, "steps", {})
-        rows, copies = next(iter(steps.values()), (len(strength), 1))
-        kinds = max(len(maps) for values in self._local.found.values() for maps in values)
-        grids = [tuple(self._grid(site, kind, steps) for site in range(len(self._sites))) for kind in range(kinds)]
+        rows, copies = next(iter(run.steps.values()), (len(strength), 1))
+        kinds = max(len(maps) for values in run.found.values() for maps in values)
+        grids = [tuple(_grid(run, site, kind) for site in range(len(self._sites))) for kind in range(kinds)]
         asked = per_row(strength, rows, copies=copies)
-        return Maps(self._sites, grids[0], tuple(steps), asked, *grids[1:])
+        return Maps(self._sites, grids[0], tuple(run.steps), asked, *grids[1:])
 
-    def _grid(self, site: int, kind: int, steps: dict[int, tuple[int, int]]) -> Grid:
-        """Return one site's map over the steps that ran; the mean where it fired more than once in a step."""
-        found = self._local.found
-        keys = [key for key in [(site, None), *((site, number) for number in steps)] if key in found]
-        if not keys:
-            return torch.zeros(0, 0, 0, 0)
-        each = [torch.stack([maps[kind] for maps in found[key]]).mean(0).cpu() for key in keys]
-        return torch.stack(each, dim=1)
-
-    def trace(self, strength: Float[Tensor, " row"], *, start: int = 0) -> NoReturn:
+    def trace(self, strength: Float[Tensor, " row"], *, start: int = 0, thread: Thread | None = None) -> NoReturn:
         """Raise StateError: there are no tokens here."""
         raise StateError("a pipeline draws pictures and has no tokens: use maps() instead of trace()")
 
-    def summaries(self, strength: Float[Tensor, " row"], weights: Sequence[float]) -> list[SiteSummary]:
-        """Return what happened at each site in this thread's last run; weights: each site's own."""
-        maps = self.maps(strength)
+    def summaries(
+        self, strength: Float[Tensor, " row"], weights: Sequence[float], thread: Thread | None = None
+    ) -> list[SiteSummary]:
+        """Return what happened at each site in the last run; weights: each site's own."""
+        maps = self.maps(strength, thread=thread)
         means = maps.mean()
         hits = [maps.hits(0.5 * weight * maps.strength)[site] for site, weight in enumerate(weights)]
         return [
             SiteSummary(float(means[site]), int(hits[site])) if maps.strengths[site].numel() else NOT_RECORDED
             for site in range(len(weights))
         ]
+
+
+def _grid(run: _Run, site: int, kind: int) -> Grid:
+    """Return one site's map over the steps that ran; the mean where it fired more than once in a step."""
+    keys = [key for key in [(site, None), *((site, number) for number in run.steps)] if key in run.found]
+    if not keys:
+        return torch.zeros(0, 0, 0, 0)
+    each = [torch.stack([maps[kind] for maps in run.found[key]]).mean(0).cpu() for key in keys]
+    return torch.stack(each, dim=1)

@@ -21,7 +21,7 @@ from dsas.model.sites import Site, SitePatterns, find_sites
 from dsas.model.strength import PromptTokens, read_prompt_tokens
 from dsas.model.token_batches import Batch, cut_rows, inputs_of, pad_token, read_batches, tokenize
 from dsas.model.token_passes import TokenPasses
-from dsas.model.token_trace import TokenRecorder
+from dsas.model.token_recorder import TokenRecorder
 
 
 @final
@@ -40,9 +40,11 @@ class LanguageModel:
         """Return the sites that `patterns` name; see `find_sites`."""
         return find_sites(self.module, patterns)
 
-    def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool) -> TokenPasses:
-        """Return the reader of the model's passes; there is one branch, so `branch` says nothing here."""
-        return TokenPasses(self.module, read_prompt_tokens(prompt_tokens))
+    def passes(
+        self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool, by: object = None
+    ) -> TokenPasses:
+        """Return the reader of the model's passes; `branch` is that of `generate(guidance_scale=...)`."""
+        return TokenPasses(self.module, read_prompt_tokens(prompt_tokens), branch, by)
 
     def recorder(self, sites: Sequence[str]) -> TokenRecorder:
         """Return what records applied strengths by token."""

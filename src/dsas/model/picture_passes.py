@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError, closest
 from dsas.model.foreign import Arguments, Foreign, Given, Options
@@ -59,6 +59,7 @@ class PicturePasses:
     """Keeps the current pass of each part of a pipeline, for the calling thread."""
 
     always = True
+    active = exact = False
 
     def __init__(self, parts: PipelineModules, branch: Branch = "conditional") -> None:
         """Read the parts; `calls` are the modules to hook and how. Raises OptionError when branches cannot be told."""
@@ -77,6 +78,19 @@ class PicturePasses:
         readers: dict[str, Callable[..., Any]] = dict.fromkeys(parts.encoders, self._encode)
         readers |= dict.fromkeys(parts.denoisers, self._denoise)
         self.calls = [(parts.get_submodule(name), partial(read, name)) for name, read in readers.items()]
+
+    unsteered = ()  # rows are chosen at each site instead
+
+    def end(self, module: nn.Module, output: Given) -> None:
+        """Do nothing: a run is told by its beginning."""
+
+    def acts(self) -> bool:
+        """Whether a pass is steered: every one, at the rows that are chosen at each site."""
+        return True
+
+    def records(self, site: Site) -> bool:
+        """Whether what happens at a site can be recorded: always."""
+        return True
 
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
         """Let a run be seen when it begins, and call `restarted` then."""

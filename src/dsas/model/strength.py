@@ -27,6 +27,21 @@ def per_row(
     return values.repeat_interleave(own // len(values)).repeat(copies)
 
 
+def per_request(values: Num[Tensor, " row"], numbers: Sequence[int], what: str = "strengths") -> Num[Tensor, " batch"]:
+    """Return the values of these requests, each by its number; one value is every request's.
+
+    Raises StrengthError (OptionError for anything but strengths) for a request of which there is none.
+    """
+    if len(values) == 1:
+        return values.expand(len(numbers))
+    if max(numbers) >= len(values):
+        kind = StrengthError if what == "strengths" else OptionError
+        raise kind(
+            f"{len(values)} {what} were given, but request number {max(numbers)} came; give one, or one for each"
+        )
+    return values[torch.tensor(numbers, device=values.device)]
+
+
 def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
     """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
     try:

@@ -31,11 +31,11 @@ from dsas.model.pipeline_modules import Branch, PipelineModules
 from dsas.model.sites import Site, SitePatterns
 from dsas.model.strength import PromptTokens
 from dsas.model.token_passes import TokenPasses
-from dsas.model.token_trace import TokenRecorder
+from dsas.model.token_recorder import TokenRecorder
 from dsas.parallel.workers import Spread
 
-Passes = TokenPasses | PicturePasses  # reads what each forward pass is, per thread, from the calls that the model makes
-Recorder = TokenRecorder | PictureRecorder  # keeps what was applied at numbered sites, per thread
+Passes = TokenPasses | PicturePasses  # reads what each forward pass is from the calls that the model makes
+Recorder = TokenRecorder | PictureRecorder  # keeps what was applied at numbered sites
 
 
 @runtime_checkable
@@ -138,8 +138,11 @@ class Subject(Protocol):
         """Return the sites that `patterns` name, in the order of the model. Raises SiteError."""
         ...
 
-    def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool) -> Passes:
-        """Return the reader of its passes. Raises OptionError for options that this kind does not have."""
+    def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool, by: object = None) -> Passes:
+        """Return the reader of its passes; by: compared by ==, which tells one Steering's work from another's.
+
+        Raises OptionError for options that this kind does not have.
+        """
         ...
 
     def recorder(self, sites: Sequence[str]) -> Recorder:

@@ -1,80 +1,294 @@
 """Token passes: the current forward pass of a language model, read from the arguments of its decoder's call.
 
-It is read once per pass and only when somebody asks, and is kept per thread, so that two threads never share a pass.
+What goes on from pass to pass belongs to the cache that the decoder takes and gives (`dsas.model.caches`), and without
+one to nothing: such a pass begins anew. Only the pass that runs is kept by thread, so that two threads never share one.
+
+Padding is read by `dsas.model.padding`, several texts in a row by `dsas.model.packed_rows`.
 """
 
 import inspect
 import threading
-from collections.abc import Callable
-from typing import Any
+import warnings
+import weakref
+from collections.abc import Callable, Sequence, Sized
+from typing import get_args
 
-import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from dsas.errors import OptionError
-from dsas.model.foreign import Arguments, Given, Options
-from dsas.model.forward_pass import ForwardPass, History
+from dsas.errors import DsasWarning, OptionError, StateError
+from dsas.model.caches import NAMES, cache_in, carrier_of, counted, length_of, virtual_columns, watch_of
+from dsas.model.continuous_batching import UNKNOWN_REQUESTS, ContinuousBatching
+from dsas.model.foreign import Arguments, Foreign, Given, Options
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.generation import Generations
 from dsas.model.hooks import Hooks
+from dsas.model.packed_rows import Packing, spans_of
+from dsas.model.padding import real_columns
+from dsas.model.pipeline_modules import Branch
+from dsas.model.sequence import PackedSequences, Sequences
 from dsas.model.sites import Site, decoder_of
 
 
+class _Here:
+    """What is known of the pass that runs in this thread."""
+
+    def __init__(self) -> None:
+        self.step: ForwardPass | None = None
+        self.shape: tuple[int, ...] = ()  # rows and columns that the decoder was given
+        self.steered = True
+        self.carrier: weakref.ref[Foreign] | None = None  # of the cache that the decoder was given
+        self.encoded: ForwardPass | None = None
+        self.problem = ""  # why the pass cannot be read
+
+
 class TokenPasses:
-    """Keeps the calling thread's current `ForwardPass`, read from the arguments with which the decoder is called."""
+    """Reads every pass of a language model: `calls` are the modules to hook, and with what."""
 
     always = False
 
-    def __init__(self, model: nn.Module, prompt_tokens: Tensor | None = None) -> None:
-        """Read the decoder of `model`; `module` is where to hook `read`; prompt_tokens as in `History`."""
-        self._prompt_tokens = prompt_tokens
-        self.module = decoder_of(model)
-        self.calls = [(self.module, self.read)]
-        self._names = tuple(inspect.signature(self.module.forward).parameters)
-        self._local = threading.local()
+    def __init__(
+        self,
+        model: nn.Module,
+        prompt_tokens: Int[Tensor, " row"] | None = None,
+        branch: Branch = "conditional",
+        by: object = None,
+    ) -> None:
+        """Read the decoder of `model`; prompt_tokens as in `Sequences`; by: what is compared to tell Steerings apart.
 
-    def read(self, args: Arguments, kwargs: Options) -> ForwardPass:
-        """Read the pass from the arguments of a decoder call and remember it for this thread."""
-        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        Raises OptionError for a branch that there is not.
+        """
+        if branch not in get_args(Branch):
+            raise OptionError(f"branch must be one of {get_args(Branch)}, got {branch!r}")
+        self.active = False  # whether the Steering is at work, and so nobody else may take its sequences over
+        self.exact = True  # whether somebody may ask where tokens stand
+        self._prompt_tokens, self._branch, self._by = prompt_tokens, branch, by
+        self._model, self.module = model, decoder_of(model)
+        self._generations, self._batching = Generations(model, both=branch == "both"), ContinuousBatching(model)
+        self._local, self._told = threading.local(), False
+        self._names = tuple(inspect.signature(self.module.forward).parameters)
+        self.calls: list[tuple[nn.Module, Callable[[Arguments, Options], ForwardPass | None]]] = [
+            (self.module, self.read)
+        ]
+        encoder = _encoder_of(model, self.module)
+        if encoder is not None:
+            self.calls.append((encoder, self._encode))
+        paths = {id(module): path for path, module in model.named_modules()}
+        self._inside = paths.get(id(self.module), "")
+        self._encoder = paths.get(id(encoder)) if encoder is not None else None
+        find: Foreign = getattr(model, "get_output_embeddings", None)
+        self._head = paths.get(id(find())) if callable(find) else None
+
+    @property
+    def _here(self) -> _Here:
+        try:
+            here: _Here = self._local.here
+        except AttributeError:
+            here = self._local.here = _Here()
+        return here
+
+    @property
+    def unsteered(self) -> Sized:
+        """What holds something while passes may run, in any thread, of another branch than the one that is steered."""
+        return self._generations.guided
+
+    def acts(self) -> bool:
+        """Whether the pass that runs in this thread is of the branch that is steered."""
+        return not self._generations.guided or self._here.steered
+
+    def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
+        """Let every call of `generate` be seen, and every manager of requests."""
+        self._generations.watch(hooks)
+        self._batching.watch(hooks)
+
+    def records(self, site: Site) -> bool:
+        """Whether what happens at a site is about the tokens that the decoder was given."""
+        inside = not self._inside or f"{site.path}.".startswith(f"{self._inside}.")
+        return inside or site.path == self._head
+
+    def read(self, args: Arguments, kwargs: Options) -> ForwardPass | None:
+        """Read the pass from the arguments of a decoder call, and remember it for this thread.
+
+        None where nothing can be recorded: a pass of the other branch, or of packed rows that cannot be read.
+        Raises OptionError when it was given no tokens.
+        """
+        here = self._here
+        here.step, here.encoded, here.carrier, here.problem, here.steered = None, None, None, "", True
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs} if args else kwargs
         ids = given.get("input_ids")
         tokens = ids if ids is not None else given.get("inputs_embeds")
         if not isinstance(tokens, Tensor):
+            if not self.exact:
+                return None
             raise OptionError(
                 f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering reads"
             )
-        mask = given.get("attention_mask")
-        padding = mask if isinstance(mask, Tensor) and mask.ndim == 2 else _padding_from(mask)
-        cache = given.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-        batch, count = tokens.shape[:2]
-        before: ForwardPass | None = getattr(self._local, "step", None)
-        if before is None or past == 0 or before.batch != batch:
-            self._local.history = History(self._prompt_tokens)
-        history: History = self._local.history
-        history.note(past, count)
-        self._local.step = ForwardPass(
-            batch, count, past=past, mask=padding, token_ids=ids, device=tokens.device, history=history
+        here.shape = rows, columns = tuple(tokens.shape[:2])
+        ids = ids if ids is not None and ids.ndim == 2 else None
+        if given.get("cache") is not None and "cu_seq_lens_q" in given:
+            here.step = self._requests(given["cache"], ids, columns)
+            return here.step
+        cache = next((given[name] for name in NAMES if given.get(name) is not None), None)
+        sequences, start = self._sequences(cache, rows, columns, given)
+        generation = self._generations.current
+        prompt, mask = None, None
+        if generation is not None:
+            cached = cache is not None
+            main = generation.takes(sequences, cached=cached)
+            here.steered = self._branch == "both" or main == (self._branch == "conditional")
+            prompt = generation.prompt(columns, cached=cached, main=main)
+            mask = generation.mask if main else None
+        sequences.begin(start, columns, ids, generation=generation, prompt=prompt)
+        if self.exact:
+            sequences.real = real_columns(given.get("attention_mask"), mask, sequences.real, rows, start, columns)
+            if generation is None and columns > 1:
+                packed = self._packed(given, sequences, ids, start)
+                if packed is not None or here.problem:
+                    here.step = packed
+                    return packed
+        here.step = ForwardPass(
+            rows, columns, past=start, mask=sequences.real, token_ids=ids, device=tokens.device, history=sequences
         )
-        return self._local.step
-
-    def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
-        """Do nothing: a new sequence is told by its empty cache."""
+        return here.step if here.steered else None
 
     def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
-        """Return this thread's pass at a site whose activation is `t`."""
-        return self.current(*t.shape[:2], device=t.device)
+        """Return this thread's pass at a site whose activation is `t`.
 
-    def current(self, batch: int, tokens: int, device: torch.device) -> ForwardPass:
-        """Return this thread's pass there, or a plain one (all tokens real, no past) if the decoder was not called."""
-        step = getattr(self._local, "step", None)
-        if step is None or (step.batch, step.tokens) != (batch, tokens):
-            return ForwardPass(batch, tokens, device=device)
-        return step.on(device)
+        Where the decoder was not called: all tokens real, no past. Raises StateError where the pass cannot be read.
+        """
+        here = self._here
+        if self._encoder is not None and f"{site.path}.".startswith(f"{self._encoder}."):
+            step, shape = here.encoded, None if here.encoded is None else (here.encoded.batch, here.encoded.tokens)
+        elif self.records(site):
+            if here.problem:
+                raise StateError(f"site {site}: {here.problem}")
+            step, shape = here.step, here.shape
+        else:
+            step, shape = None, None
+        if step is None or shape != tuple(t.shape[:2]):
+            return ForwardPass(*t.shape[:2], device=t.device)
+        return step.on(t.device)
+
+    def end(self, module: nn.Module, output: Given) -> None:
+        """Take note that a call that was read has ended, and keep its sequences on the cache that came out."""
+        here = self._here
+        if module is not self.module or here.step is None:
+            return
+        for one in here.step.history.each:
+            one.end()
+        came, before = cache_in(output), here.carrier() if here.carrier is not None else None
+        watch = watch_of(before) if before is not None else None
+        if watch is not None:
+            others = watch.forget()
+            if others:
+                self._tell(others)
+        if came is not None and isinstance(here.step.history, Sequences):
+            carrier = carrier_of(came)
+            if carrier is not None and carrier is not before:
+                watch = watch_of(carrier, make=True)
+                assert watch is not None
+                watch.keep(self, self._by, here.step.history)
+
+    def _sequences(self, cache: Given, rows: int, columns: int, given: Options) -> tuple[Sequences, int]:
+        """Return the sequences that a cache holds, and how many columns it has; new ones where nothing is known."""
+        carrier = carrier_of(cache)
+        if carrier is None:
+            return Sequences(rows, prompt_tokens=self._prompt_tokens), 0
+        self._here.carrier = weakref.ref(carrier)
+        watch = watch_of(carrier, make=True)
+        assert watch is not None
+        known, length = watch.of(self, self._by), length_of(cache)
+        if length is None:  # recurrent states do not count
+            length = known.length if known is not None else counted(given, columns)
+        if length is None:
+            self._tell("an unknown number of")
+            length = 0
+        if known is not None and known.batch == rows and 0 < length <= known.length:
+            known.prompt_tokens = self._prompt_tokens
+            return known, length
+        virtual = virtual_columns(self._model, length)
+        if length > virtual:
+            self._tell(length - virtual)
+        new = Sequences(rows, unseen=length, virtual=virtual, prompt_tokens=self._prompt_tokens)
+        watch.keep(self, self._by, new)
+        return new, length
+
+    def _tell(self, count: object) -> None:
+        """Say once that a cache was not filled under this steering."""
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"the cache already holds {count} tokens for each row that were not filled under this steering alone, "
+                "at this strength: what comes after them is steered, but they stay as they were filled, and regulators "
+                "that read whole prompts do not know them; fill the cache while the same Steering is applied",
+                DsasWarning,
+                stacklevel=7,
+            )
+
+    def _packed(self, given: Options, sequences: Sequences, ids: Tensor | None, start: int) -> ForwardPass | None:
+        """Return the pass of rows that hold several texts, or None where they do not or it cannot be read."""
+        here, (rows, columns) = self._here, self._here.shape
+        real = None if sequences.real is None else sequences.real[:, start:]
+        try:
+            spans = spans_of(given, rows, columns, real)
+        except StateError as error:
+            here.problem = str(error)
+            return None
+        if spans is None:
+            return None
+        if start > 0:
+            here.problem = "packed rows go on from a cache: which text of it each goes on from cannot be told"
+            return None
+        each = [Sequences(1, prompt_tokens=None) for _ in spans]
+        return self._pass_of(Packing(spans, columns), each, ids, prompts=[None] * len(each))
+
+    def _requests(self, cache: Given, ids: Tensor | None, columns: int) -> ForwardPass | None:
+        """Return the pass of transformers' continuous batching, whose row holds a part of each request."""
+        parts = self._batching.parts(cache)
+        if parts is None:
+            self._here.problem = UNKNOWN_REQUESTS
+            return None
+        spans, each, prompts = zip(*((part.span, part.sequences, part.prompt) for part in parts), strict=True)
+        numbers = [one.number for one in each]
+        packing = Packing(spans, columns, [part.start for part in parts], numbers)
+        return self._pass_of(packing, each, ids, generation=cache, prompts=prompts)
+
+    def _pass_of(
+        self,
+        packing: Packing,
+        each: Sequence[Sequences],
+        ids: Tensor | None,
+        *,
+        generation: object = None,
+        prompts: Sequence[int | None],
+    ) -> ForwardPass:
+        """Begin a pass of packed texts."""
+        texts = None if ids is None else packing.take(ids)
+        for number, (one, (_, _, length), prompt) in enumerate(zip(each, packing.spans, prompts, strict=True)):
+            own = None if texts is None else texts[number : number + 1, :length]
+            one.begin(packing.starts[number], length, own, generation=generation, prompt=prompt)
+            one.current.rows = slice(number, number + 1)
+        history = PackedSequences(each, self._prompt_tokens)
+        device = "cpu" if texts is None else texts.device
+        made = ForwardPass(
+            len(each), packing.longest, mask=packing.real, token_ids=texts, device=device, history=history
+        )
+        made.packing = packing
+        return made
+
+    def _encode(self, args: Arguments, kwargs: Options) -> None:
+        """Read a call of the encoder, all of whose tokens are there at once."""
+        tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        mask = kwargs.get("attention_mask")
+        if isinstance(tokens, Tensor) and tokens.ndim >= 2:
+            kept = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            self._here.encoded = ForwardPass(*tokens.shape[:2], mask=kept, device=tokens.device)
 
 
-def _padding_from(mask: Any) -> Tensor | None:
-    """Recover which keys are real from a prepared attention mask: what the last query of each row may see."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values()), None))
-    if not isinstance(mask, Tensor) or mask.ndim != 4:
+def _encoder_of(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
+    """Return the encoder of a model that has one beside its decoder."""
+    config, find = getattr(model, "config", None), getattr(model, "get_encoder", None)
+    if not getattr(config, "is_encoder_decoder", False) or not callable(find):
         return None
-    last = mask[:, 0, -1]
-    return last if last.dtype == torch.bool else last == 0
+    encoder = find()
+    return encoder if isinstance(encoder, nn.Module) and encoder is not decoder and encoder is not model else None

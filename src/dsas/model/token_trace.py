@@ -3,27 +3,21 @@
     applied strength = strength * weight * regulator(t)
     relative dose    = |applied strength * (transform(t) - t)| / |t|          (Euclidean norms, in float32)
 
-A `TokenRecorder` keeps, per thread, the passes since the row's beginning: a pass with an empty cache starts anew, a
-pass that goes back in the cache (speculative decoding) overwrites what it redoes. Only small tensors (batch, token) are
-kept, and nothing is moved off the device before `trace` is asked for.
-
-Left out: how a trace is drawn (`dsas.views`), and how the text of its tokens is found (`dsas.explain`).
+How a trace is recorded is in `dsas.model.token_recorder`, how it is drawn in `dsas.views`, and how the text of its
+tokens is found in `dsas.explaining`.
 """
 
 import json
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dsas.errors import OptionError, StateError
-from dsas.model.forward_pass import ForwardPass
-from dsas.model.image_trace import Maps
-from dsas.model.site_summary import NOT_RECORDED, SiteSummary
-from dsas.model.strength import per_row
+from dsas.model.foreign import Foreign
 from dsas.views.explained import Comparison, Explained, NextTokens
 
 if TYPE_CHECKING:
@@ -31,15 +25,15 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.text import Text
 
-ONE = torch.ones(1, 1, 1)
-
 
 class Trace(NamedTuple):
     """The applied strength (strength x site weight x regulator) of the last sequence each row ran.
 
     sites: names, in the order of the model. strengths: Float (site, row, token), >= 0, averaged over neurons where
-    the regulator has one value per neuron; 0 on padding. real: Bool (row, token), False on padding.
-    token_ids: Int (row, token), or None when the model was given embeddings. Under beam search a row is a beam.
+    the regulator has one value per neuron, and over the calls of a module that runs several times a pass; 0 on padding,
+    and nan where nothing was recorded. real: Bool (row, token), False on padding.
+    token_ids: Int (row, token), -1 where the model was given embeddings, None when it always was. Under beam search a
+    row is a beam; of packed rows, a row is one text.
     strength: Float (row), what was asked for. regulators, doses: Float (site, row, token), >= 0, 0 on padding; the
     regulator alone and the relative dose, or None when recorded without record="doses".
     tokens: the text of each row's real tokens; next_tokens, comparisons: one a row. What was not asked for is empty.
@@ -68,19 +62,23 @@ class Trace(NamedTuple):
     def row(self, number: int = 0) -> Explained:
         """Return what is known of one row's real tokens, as plain data. Raises OptionError when there is no such row.
 
+        Sites of which nothing was recorded are left out. Raises StateError where none was recorded.
         Without their text, tokens are shown by their number in the vocabulary, or as # when the model had embeddings.
         """
         if not 0 <= number < len(self.real):
             raise OptionError(f"expected a row from 0 to {len(self.real) - 1}, got {number}")
         real = self.real[number]
         measured = {"strength": self.strengths, "regulator": self.regulators, "dose": self.doses}
-        values = {name: value[:, number, real] for name, value in measured.items() if value is not None}
-        ids = None if self.token_ids is None else self.token_ids[number, real].tolist()
-        shown = [f"[{token}]" for token in ids] if ids is not None else ["#"] * int(real.sum())
+        known = ~self.strengths[:, number, real].isnan().all(-1)
+        if not bool(known.any()):
+            raise StateError("nothing was recorded of these tokens: every site of this Steering reads others")
+        values = {name: value[known, number][:, real] for name, value in measured.items() if value is not None}
+        ids = self.token_ids[number, real].tolist() if self.token_ids is not None else [-1] * int(real.sum())
+        shown = [f"[{token}]" if token >= 0 else "#" for token in ids]
         return Explained(
             f"Text {number + 1}",
             self.tokens[number] if self.tokens else tuple(shown),
-            self.sites,
+            tuple(site for site, is_known in zip(self.sites, known.tolist(), strict=True) if is_known),
             None if self.strength is None else float(self.strength[number]),
             values,
             self.next_tokens[number] if self.next_tokens else None,
@@ -99,7 +97,9 @@ class Trace(NamedTuple):
 
     def to_json(self) -> str:
         """Return everything as one JSON object: site names, and for each row tokens and (site, token) values."""
-        return json.dumps({"sites": self.sites, "rows": [row.as_dict() for row in self.rows()]}, allow_nan=False)
+        rows = self.rows()
+        sites = rows[0].sites if rows else self.sites
+        return json.dumps({"sites": sites, "rows": [row.as_dict() for row in rows]}, allow_nan=False)
 
     def plot(self, row: int = 0) -> "Figure":
         """Return a matplotlib figure, site by token, of the strength applied to one row.
@@ -127,88 +127,23 @@ class Trace(NamedTuple):
         return coloured(self.rows())
 
 
-class TokenRecorder:
-    """Collects applied strengths pass by pass, apart for each thread."""
+def stacked(traces: Sequence[Trace]) -> Trace:
+    """Return the rows of several traces of the same sites as one, filled on the right where they are shorter."""
+    width = max(trace.real.shape[1] for trace in traces)
 
-    def __init__(self, sites: Sequence[str]) -> None:
-        self._sites = tuple(sites)
-        self._local = threading.local()
+    def joined(values: Sequence[Tensor | None], rows: int) -> Foreign:
+        padded = [pad(value, (0, width - value.shape[-1])) for value in values if value is not None]
+        return torch.cat(padded, dim=rows) if padded else None
 
-    @property
-    def has_passes(self) -> bool:
-        """Whether this thread has recorded a pass."""
-        return bool(getattr(self._local, "passes", None))
-
-    def begin(self, step: ForwardPass) -> None:
-        """Open the record of one pass, forgetting the passes before it when it starts a new sequence."""
-        passes = getattr(self._local, "passes", None)
-        if passes is None or step.past == 0 or passes[-1][0].batch != step.batch:
-            passes = self._local.passes = []
-        passes.append((step, [(1.0, ())] * len(self._sites)))
-
-    def restart(self) -> None:
-        """Forget what was recorded, since a new run begins."""
-        self._local.passes = []
-
-    def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
-        """Record what site number `site` did in the open pass: what it applied, and then, if kept, regulator and dose.
-
-        Without an open pass nothing is kept.
-        """
-        passes = getattr(self._local, "passes", None)
-        if passes:
-            values = tuple([value.detach() if value.requires_grad else value for value in values])
-            passes[-1][1][site] = 1.0, values
-
-    def add_gain(self, site: int, factor: float, gain: Float[Tensor, "batch token 1"] | None) -> None:
-        """Record, as `add` would, that site number `site` applied factor x gain, where None is 1 for every token."""
-        passes = getattr(self._local, "passes", None)
-        if passes:
-            gain = ONE if gain is None else gain.detach() if gain.requires_grad else gain
-            passes[-1][1][site] = factor, (gain,)
-
-    def trace(self, strength: Float[Tensor, " row"], *, start: int = 0) -> Trace:
-        """Return what this thread recorded, from the pass that begins at cache position `start` on.
-
-        strength: as asked for, one or one per row. Raises StateError when nothing was recorded.
-        """
-        passes = [made for made in getattr(self._local, "passes", None) or () if made[0].past >= start]
-        if not passes:
-            raise StateError(
-                "nothing was recorded: run the model once, in this thread, while steering is applied with record=True "
-                "(compiled code records nothing)"
-            )
-        last, _ = passes[-1]
-        first, total = passes[0][0].past, last.past + last.tokens
-        kept = max((len(values) for _, found in passes for _, values in found), default=0)
-        measured = torch.zeros(3, len(self._sites), last.batch, total - first)
-        real = torch.zeros(last.batch, total - first, dtype=torch.bool)
-        ids = None if last.token_ids is None else torch.zeros(last.batch, total - first, dtype=torch.long)
-        for step, found in passes:
-            span = slice(step.past - first, min(step.past + step.tokens, total) - first)
-            count = span.stop - span.start
-            real[:, span] = step.real[:, :count].cpu()
-            if ids is not None and step.token_ids is not None:
-                ids[:, span] = step.token_ids[:, :count].cpu()
-            for site, (factor, values) in enumerate(found):
-                for kind, value in enumerate(values):
-                    measured[kind, site, :, span] = factor * value.float().mean(-1)[:, :count].cpu()
-        strengths, regulators, doses = measured * real
-        detail = (regulators, doses) if kept == 3 else (None, None)
-        return Trace(self._sites, strengths, real, ids, per_row(strength, last.batch), *detail)
-
-    def maps(self, strength: Float[Tensor, " row"]) -> Maps:
-        """Raise StateError: there are no pictures here."""
-        raise StateError("a model of texts draws no pictures: use trace() instead of maps()")
-
-    def summaries(self, strength: Float[Tensor, " row"], weights: Sequence[float]) -> list[SiteSummary]:
-        """Return what happened at each site in this thread's last sequence; weights: each site's own."""
-        trace = self.trace(strength)
-        assert trace.strength is not None
-        fired = {site for _, found in self._local.passes for site, (_, values) in enumerate(found) if values}
-        means = trace.mean()
-        hits = [trace.hits(0.5 * weight * trace.strength)[site] for site, weight in enumerate(weights)]
-        return [
-            SiteSummary(float(means[site]), int(hits[site])) if site in fired else NOT_RECORDED
-            for site in range(len(weights))
-        ]
+    return Trace(
+        traces[0].sites,
+        joined([trace.strengths for trace in traces], 1),
+        joined([trace.real for trace in traces], 0),
+        joined([trace.token_ids for trace in traces], 0),
+        torch.cat([trace.strength for trace in traces if trace.strength is not None]),
+        joined([trace.regulators for trace in traces], 1),
+        joined([trace.doses for trace in traces], 1),
+        tuple(row for trace in traces for row in trace.tokens),
+        tuple(row for trace in traces for row in trace.next_tokens),
+        tuple(row for trace in traces for row in trace.comparisons),
+    )

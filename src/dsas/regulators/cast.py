@@ -6,7 +6,8 @@ c is the first principal direction of the differences between source and control
 the pooled samples apart best, and the side on which to steer follows from it.
 
 A prompt may come in pieces, so m is the mean of the prompt's tokens so far (its first token, an attention sink, left
-out): a prompt token is steered by what has been read up to it, and from the prompt's end on the decision stands.
+out): a prompt token is steered by what has been read up to it, and from the prompt's end on the decision stands. In a
+conversation over one cache, each turn's prompt is decided on anew, from its own tokens.
 
 Source: CAST (arXiv 2409.05907, section 3). Left out: a condition read at other sites than those that are steered;
 logical combinations of conditions (multiply regulators instead).
@@ -60,15 +61,22 @@ class Cast(Regulator):
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 or 0 for every token; flat, so no gradient comes through."""
-        counted = forward_pass.real & forward_pass.prompt & (forward_pass.positions > 0)
-        wide = t.detach().to(self.condition.dtype)
-        nothing = (wide.new_zeros(()), wide.new_zeros(()))
-        total, count = forward_pass.memory.get(self, nothing) if forward_pass.past > 0 else nothing
-        total = total + torch.cumsum(wide.masked_fill(~counted.unsqueeze(-1), 0.0), dim=1)
-        count = count + torch.cumsum(counted.unsqueeze(-1).to(wide.dtype), dim=1)
-        forward_pass.memory[self] = (total[:, -1:], count[:, -1:])
-        holds = (similarity(total / count.clamp(min=1), self.condition) > self.threshold) == self.above
-        return (holds.unsqueeze(-1) & (count > 0)).float()
+        total, count = (forward_pass.carried(name, anew=True) for name in ("total", "count"))
+        if forward_pass.generated:
+            if total is None or count is None:  # no prompt was seen, so there is nothing to decide on
+                return t.new_zeros(*t.shape[:2], 1, dtype=torch.float32)
+            sums, counts = total.unsqueeze(1), count.unsqueeze(1)
+        else:
+            counted = forward_pass.real & forward_pass.prompt & (forward_pass.positions > 0)
+            wide = t.detach().to(self.condition.dtype)
+            sums = torch.cumsum(wide.masked_fill(~counted.unsqueeze(-1), 0.0), dim=1)
+            counts = torch.cumsum(counted.unsqueeze(-1).to(wide.dtype), dim=1)
+            if total is not None and count is not None:
+                sums, counts = sums + total.unsqueeze(1), counts + count.unsqueeze(1)
+            forward_pass.carry("total", sums)
+            forward_pass.carry("count", counts)
+        holds = (similarity(sums / counts.clamp(min=1), self.condition) > self.threshold) == self.above
+        return (holds.unsqueeze(-1) & (counts > 0)).float().expand(-1, t.shape[1], -1)
 
 
 def similarity(m: Float[Tensor, "*sample dim"], condition: Float[Tensor, " dim"]) -> Float[Tensor, "*sample"]:

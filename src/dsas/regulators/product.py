@@ -51,4 +51,4 @@ class Product(Regulator):
         self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token gain"]:
         """Return the product of the factors' values."""
-        return reduce(mul, (factor(t, forward_pass) for factor in self.factors))
+        return reduce(mul, (factor(t, forward_pass.part(number)) for number, factor in enumerate(self.factors)))

@@ -5,17 +5,19 @@ At every site, every token t becomes
     t' = t + strength * weight * regulator(t) * (transform(t) - t)          (arXiv 2512.03661, equation 1)
 
 with `strength` one number or one per row, and `weight` the site's own (0 or 1 under a threshold, between under smooth
-selection). Nothing here outlives the hooks, and nothing is shared between threads or rows.
+selection). What is kept from pass to pass belongs to the sequences that run (`dsas.model.sequence`), and nothing is
+shared between threads or rows.
 """
 
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Thread
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, StateError
 from dsas.model.foreign import Arguments, Foreign, Given, Options
@@ -24,12 +26,14 @@ from dsas.model.hooks import Hooks
 from dsas.model.image_trace import Maps
 from dsas.model.pipeline_modules import Branch
 from dsas.model.site_summary import NOT_RECORDED, SiteSummary
-from dsas.model.sites import Site, labels
+from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength, read_strength
 from dsas.model.subject import Subject
 from dsas.model.token_trace import Trace
 from dsas.runtime.edit import Fused, General, edit_with, shortened, way_of
+from dsas.runtime.filling import Filling
 from dsas.runtime.rule import Rule
+from dsas.runtime.scope import Entered, Scope
 from dsas.runtime.site_report import AppliedSite, applied_report
 
 Record = bool | Literal["doses"]
@@ -42,6 +46,7 @@ class ApplyOptions(NamedTuple):
     skip_sinks: bool = False
     prompt_tokens: PromptTokens = None
     branch: Branch = "conditional"
+    scope: Scope = "process"
 
 
 class Applied:
@@ -52,18 +57,25 @@ class Applied:
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._all_rules = tuple(rules)
         self._model = subject.module
-        self._hooks = Hooks()
+        self._hooks, self._scope = Hooks(), Entered(options.scope)
         self._passes = subject.passes(
-            branch=options.branch, prompt_tokens=options.prompt_tokens, skip_sinks=options.skip_sinks
+            branch=options.branch,
+            prompt_tokens=options.prompt_tokens,
+            skip_sinks=options.skip_sinks,
+            by=Filling(self.rules, self.strength, options.skip_sinks),
         )
         self._names = labels([rule.site for rule in self.rules])
         self._recorder = subject.recorder(self._names) if options.record else None
         self._keep_doses = options.record == "doses"
         self._skip_sinks = options.skip_sinks
-        asked = options.skip_sinks or any(rule.regulator.reads_forward_pass for rule in self.rules)
-        self._needs_step = asked or self._passes.always
+        by_row = self.strength.numel() > 1
+        self._passes.exact = bool(options.record) or by_row or any(self._asks(rule) for rule in self.rules)
+        # Asked at every site, so in the shortest way: whether the pass that runs is one that is steered.
+        self._acts = self._passes.acts if self._scope.is_everywhere else self._in_scope
+        self._others = self._passes.unsteered if self._scope.is_everywhere else ("context",)
+        self._refusals = [found for found in map(self._refusal, self.rules) if found]
         self._fired = [False] * len(self.rules)
-        self._called = False
+        self._called, self._local = False, threading.local()
         self._lock = threading.Lock()
 
     def install(self) -> "Applied":
@@ -76,13 +88,15 @@ class Applied:
             try:
                 for module, read in self._passes.calls:
                     self._hooks.on_call(module, partial(self._begin, read))
-                restarted = self._recorder.restart if self._recorder is not None else lambda: None
-                self._passes.watch_runs(self._hooks, restarted)
+                    self._hooks.on_output(module, self._finish)
+                self._passes.watch_runs(self._hooks, self._restart)
                 for number, rule in enumerate(self.rules):
                     self._hook(number, rule)
             except BaseException:
                 self._hooks.remove()
                 raise
+            self._passes.active = True
+            self._scope.enter()
         return self
 
     def remove(self) -> None:
@@ -96,35 +110,40 @@ class Applied:
 
     @property
     def has_trace(self) -> bool:
-        """Whether this thread has recorded anything that `trace` or `maps` could return."""
-        return self._recorder is not None and self._recorder.has_passes
+        """Whether anything was recorded that `trace` or `maps` would return."""
+        return self._recorder is not None and self._recorder.has_passes()
 
-    def trace(self, *, start: int = 0) -> Trace:
-        """Return the strengths applied since this thread's last sequence began, per site, row and token.
+    def trace(self, *, start: int = 0, thread: Thread | None = None) -> Trace:
+        """Return the strengths applied to the last sequences, since they began, per site, row and token.
 
+        Those that this thread ran; where it ran none, those that ran last in any thread, as a streamer's.
         start: leave out the passes before this cache position, as one does who reads along while a model generates.
+        thread: whose sequences are meant. Tokens of a cache that was filled otherwise are not in it.
         Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False; or when the
         model is a pipeline, which has `maps`.
         """
-        return self._recording.trace(self._asked, start=start)
+        return self._recording.trace(self._asked, start=start, thread=thread)
 
-    def maps(self) -> Maps:
-        """Return the strengths applied in this thread's last run of a pipeline, per site, picture, step and position.
+    def maps(self, *, thread: Thread | None = None) -> Maps:
+        """Return the strengths applied in the last run of a pipeline, per site, picture, step and position.
 
+        Of which thread: as `trace`.
         Raises StateError when nothing was recorded, as `trace`, or when the model is no pipeline.
         """
-        return self._recording.maps(self._asked)
+        return self._recording.maps(self._asked, thread=thread)
 
-    def report(self) -> list[AppliedSite]:
-        """Return one line per site of the Steering: what happened there in this thread's last sequence or run.
+    def report(self, *, thread: Thread | None = None) -> list[AppliedSite]:
+        """Return one line per site of the Steering: what happened there in the last sequences or run.
 
-        A site that was not selected is reported with the reason. Where nothing is known, because recording is off,
-        nothing ran yet, or the site never fired, `mean_strength` and `hits` are None and `status` says why.
+        Of which thread: as `trace`. A site that was not selected is reported with the reason. Where nothing is known,
+        because recording is off, nothing ran yet, the site never fired, or what it reads are not the tokens that the
+        decoder was given, `mean_strength` and `hits` are None and `status` says why.
         """
         found: list[SiteSummary] = [NOT_RECORDED] * len(self.rules)
-        if self._recorder is not None and self._recorder.has_passes:
-            found = self._recorder.summaries(self._asked, [rule.weight for rule in self.rules])
-        return applied_report(self._all_rules, found, recording=self._recorder is not None, ran=self.has_trace)
+        ran = self._recorder is not None and self._recorder.has_passes(thread)
+        if self._recorder is not None and ran:
+            found = self._recorder.summaries(self._asked, [rule.weight for rule in self.rules], thread)
+        return applied_report(self._all_rules, found, self._fired, recording=self._recorder is not None, ran=ran)
 
     def __enter__(self) -> "Applied":
         return self.install()
@@ -149,63 +168,98 @@ class Applied:
         """Take the hooks off and return the sites that never fired, if the model ran and anybody could tell."""
         with self._lock:
             was_active = self._hooks.active
+            self._passes.active = False
             unwatched = self._hooks.remove()
+            self._scope.leave()
         if unwatched or not (was_active and self._called):
             return []
         return [name for name, fired in zip(self._names, self._fired, strict=True) if not fired]
 
+    def _asks(self, rule: Rule) -> bool:
+        """Whether a rule needs to know where tokens stand."""
+        return rule.regulator.reads_forward_pass or self._skip_sinks or self._passes.always
+
+    def _refusal(self, rule: Rule) -> str:
+        """Return what a compiled graph cannot know that a rule asks for, empty where there is nothing."""
+        if not self._scope.is_everywhere:
+            return "scope='context' inside torch.compile: a compiled graph cannot know who runs it"
+        if not self._asks(rule):
+            return ""
+        what = "skip_sinks" if self._skip_sinks else type(rule.regulator).__name__
+        return f"{what} at {rule.site} inside torch.compile: a compiled graph cannot know where tokens stand"
+
+    def _in_scope(self) -> bool:
+        return self._scope.here() and self._passes.acts()
+
     def _begin(self, read: Callable[..., ForwardPass | None], args: Arguments, kwargs: Options) -> None:
         if torch.compiler.is_compiling():
-            if self._needs_step:
-                raise _unknown_positions()
+            if self._refusals:  # torch then runs this part uncompiled, or fails
+                raise StateError(self._refusals[0])
             return
-        if self._recorder is None and not self._needs_step:
-            self._called = True
+        if not self._passes.active or not self._scope.here():
             return
         step = read(args, kwargs)
-        if step is None:  # a part that runs before the model proper
+        if step is None and self._passes.always:  # a part that runs before the model proper
             return
-        self._called = True
+        self._local.running = True
         if self._recorder is not None:
             self._recorder.begin(step)
+
+    def _restart(self) -> None:
+        if self._recorder is not None and self._scope.here():
+            self._recorder.restart()
+
+    def _finish(self, module: nn.Module, _args: Arguments, output: Given) -> None:
+        """Take note that the model ran: only then can a site be said never to have fired."""
+        if torch.compiler.is_compiling() or not getattr(self._local, "running", False):
+            return
+        self._local.running = False
+        self._passes.end(module, output)
+        if self._passes.active:  # otherwise hooks come off while it runs, some sooner than others
+            self._called = True
 
     def _hook(self, number: int, rule: Rule) -> None:
         strengths, doses = self.strength * rule.weight, self._keep_doses
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
-        needs_step = rule.regulator.reads_forward_pass or self._skip_sinks or self._passes.always
-        edit = self._editor(number, rule.site, way, needs_step)
-        plain = rule.site.is_plain and rule.site.side == "output" and not needs_step
+        edit = self._editor(number, rule, way)
+        plain = rule.site.is_plain and rule.site.side == "output" and not self._asks(rule)
         if not (plain and isinstance(way, Fused) and way.same_for_all_rows):
             self._hooks.at_site(self._model, rule.site, edit)
             return
-        record = partial(self._recorder.add_gain, number, way.factor) if self._recorder is not None else None
-        self._hooks.on_output(self._model.get_submodule(rule.site.path), shortened(way, edit, record))
+        recorder = self._recorder if self._passes.records(rule.site) else None
+        record = partial(recorder.add_gain, number, way.factor) if recorder is not None else None
+        self._hooks.on_output(
+            self._model.get_submodule(rule.site.path), shortened(way, edit, record, self._others, self._acts)
+        )
 
-    def _editor(self, number: int, site: Site, way: Fused | General, needs_step: bool) -> Callable[[Given], Given]:
-        doses = self._keep_doses
+    def _editor(self, number: int, rule: Rule, way: Fused | General) -> Callable[[Given], Given]:
+        doses, site, asks, by_row = self._keep_doses, rule.site, self._asks(rule), self.strength.numel() > 1
+        recorder = self._recorder if self._passes.records(site) else None
+        refusal = self._refusal(rule)
 
         def edit(output: Given) -> Foreign:
+            compiling = torch.compiler.is_compiling()
+            if compiling and refusal:
+                raise StateError(refusal)
+            if not compiling and not self._acts():
+                return None
             whole = site.read(output)
             step = None
-            if needs_step:
-                if torch.compiler.is_compiling():
-                    raise _unknown_positions()
+            if asks or (by_row and not compiling):
                 step = self._passes.at(site, whole, output)
-                step.site = number
+                if asks:
+                    step.ask(number)
+                elif step.packing is None:
+                    step = None
             t = whole if step is None else step.take(whole)
             if len(t) == 0:  # another branch of guidance than the one that is steered
                 return None
             edited = edit_with(way, t, step)
-            if not torch.compiler.is_compiling():
+            if not compiling:
                 self._fired[number] = True
-                if self._recorder is not None:
+                if recorder is not None:
                     detail = way.detail(t, edited) if doses and isinstance(way, General) else ()
-                    self._recorder.add(number, step, way.applied(t, edited), *detail)
+                    recorder.add(number, step, way.applied(t, edited), *detail)
             return site.write(output, edited.t if step is None else step.put(whole, edited.t))
 
         return edit
-
-
-def _unknown_positions() -> StateError:
-    """Return what stops tracing where token positions are needed: torch then runs this part uncompiled, or fails."""
-    return StateError("inside torch.compile, sinks cannot be skipped and no regulator can read token positions")

@@ -9,7 +9,7 @@ Limitations: supports and rectified regulators go the general way, since folding
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -90,12 +90,17 @@ def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], forwa
 
 
 def shortened(
-    way: "Fused", change: Callable[[Given], Given], record: Callable[[Tensor | None], None] | None
+    way: "Fused",
+    change: Callable[[Given], Given],
+    record: Callable[[Tensor | None], None] | None,
+    asks: Sized,
+    acts: Callable[[], bool],
 ) -> Callable[[nn.Module, Arguments, Given], Given]:
     """Return a forward hook that does what `change` does to an output, in less Python from the second pass on.
 
     The first plain activation that comes says for which dtype and device; any other goes through `change` again.
-    record: called with each token's gain over `way.factor`, None for 1, when nothing is being compiled.
+    record: called with each token's gain over `way.factor`, None for 1, when nothing is being compiled. acts: whether
+    the pass that runs is steered at all, asked while `asks` holds anything.
     """
     # dtype, device, its kind and the step are one tuple, so that another thread sees all of them or none.
     ready: Any = (None, None, None, None)
@@ -105,12 +110,14 @@ def shortened(
         dtype, device, kind, step = ready
         plain = type(output) is Tensor and output.ndim == 3
         if plain and output.dtype is dtype and output.device == device and not autocasts(kind):
+            if asks and not torch.compiler.is_compiling() and not acts():
+                return None
             steered, gain = step(output)
             if record is not None and not torch.compiler.is_compiling():
                 record(gain)
             return steered
         changed = change(output)
-        if plain and dtype is None and not torch.compiler.is_compiling():
+        if plain and changed is not None and dtype is None and not torch.compiler.is_compiling():
             ready = output.dtype, output.device, output.device.type, way.prepared(output)
         return changed
 
@@ -127,14 +134,18 @@ class Fused:
         self._here: tuple[tuple[object, ...], Step] | None = None  # a kind of activation, and what steers it
 
     def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
-        """Return the steered activation; of the forward pass only the copies of the rows count."""
-        copies = 1 if forward_pass is None else forward_pass.copies
+        """Return the steered activation; of the forward pass only counts which rows these are of the user's."""
         if torch.compiler.is_compiling():
-            return Edited(*self.prepared(t, copies)(t))
+            return Edited(*self.prepared(t, forward_pass)(t))
         here = self._here  # read once: another thread may put another there
-        kind = (t.device, t.dtype, copies, 0 if self.same_for_all_rows else len(t))
+        rows: tuple[object, ...] = ()
+        if not self.same_for_all_rows:
+            packing = None if forward_pass is None else forward_pass.packing
+            copies = 1 if forward_pass is None else forward_pass.copies
+            rows = len(t), copies, None if packing is None else packing.numbers
+        kind = (t.device, t.dtype, *rows)
         if here is None or here[0] != kind:
-            here = self._here = kind, self.prepared(t, copies)
+            here = self._here = kind, self.prepared(t, forward_pass)
         return Edited(*here[1](t))
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
@@ -143,11 +154,11 @@ class Fused:
         every = t.new_full((1, 1, 1), self.factor, dtype=torch.float32) if gain is None else gain * self.factor
         return every.expand(*t.shape[:2], 1)
 
-    def prepared(self, t: Float[Tensor, "batch token dim"], copies: int = 1) -> Step:
+    def prepared(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None = None) -> Step:
         """Return what this does to activations of the dtype and device of `t`, and of its rows where they differ."""
         wide, rows = torch.promote_types(t.dtype, self._edit.offset.dtype), None
         if self._rows is not None:
-            each = per_row(self._rows, len(t), copies=copies)
+            each = per_row(self._rows, len(t)) if forward_pass is None else forward_pass.spread(self._rows)
             rows = None if self._alike else each.to(t.device, wide).view(-1, 1, 1)
         return prepared(self._edit.to(t.device, wide), t.dtype, rows)
 
@@ -171,7 +182,7 @@ class General:
         regulated = regulator(t, forward_pass)
         by_row = self._shared
         if by_row is None:
-            each = per_row(self._strengths.reshape(-1), len(t), copies=forward_pass.copies)
+            each = forward_pass.spread(self._strengths.reshape(-1))
             by_row = each.view(-1, 1, 1).to(t.device)
         gain = regulated * by_row
         if self._skip_sinks:

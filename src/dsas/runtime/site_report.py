@@ -7,6 +7,8 @@ from dsas.model.site_summary import SiteSummary
 from dsas.model.sites import labels
 from dsas.runtime.rule import Rule
 
+_UNRECORDED = "steered, but not recorded: what it reads are not the tokens that the decoder was given"
+
 
 class FittedSite(NamedTuple):
     """One line of `Steering.report`: accuracy and weight as in `Rule`; status: "steered", or why it is not."""
@@ -41,17 +43,18 @@ def fitted_report(rules: Sequence[Rule]) -> list[FittedSite]:
 
 
 def applied_report(
-    rules: Sequence[Rule], found: Sequence[SiteSummary], *, recording: bool, ran: bool
+    rules: Sequence[Rule], found: Sequence[SiteSummary], fired: Sequence[bool], *, recording: bool, ran: bool
 ) -> list[AppliedSite]:
-    """Return a line per rule; found: what was recorded at those with a weight, in their order."""
+    """Return a line per rule; found, fired: what was recorded, and whether anything ran, at those with a weight."""
     unknown = "never fired" if ran else "nothing was recorded yet" if recording else "not known: recording is off"
-    recorded, lines = iter(found), []
+    recorded, lines = iter(zip(found, fired, strict=True)), []
     for name, rule in zip(labels([rule.site for rule in rules]), rules, strict=True):
         if rule.weight == 0:
             lines.append(AppliedSite(name, 0.0, _selected(rule), None, None))
             continue
-        mean, hits = next(recorded)
-        lines.append(AppliedSite(name, rule.weight, "steered" if mean is not None else unknown, mean, hits))
+        (mean, hits), acted = next(recorded)
+        status = "steered" if mean is not None else _UNRECORDED if acted and recording else unknown
+        lines.append(AppliedSite(name, rule.weight, status, mean, hits))
     return lines
 
 

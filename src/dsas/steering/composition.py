@@ -27,6 +27,7 @@ from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength
 from dsas.runtime.applied import Applied, Record
 from dsas.runtime.rule import Rule
+from dsas.runtime.scope import Scope
 from dsas.transforms.affine import Translation
 from dsas.transforms.base import Transform
 
@@ -48,6 +49,7 @@ class Steers(Protocol):
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
         branch: Branch = "conditional",
+        scope: Scope = "process",
     ) -> Applied:
         """Return the context manager inside which it acts."""
         ...
@@ -115,6 +117,7 @@ class Composition:
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
         branch: Branch = "conditional",
+        scope: Scope = "process",
     ) -> AppliedTogether:
         """Return a context manager inside which all act on `model`; its items are the Applied of each, in order.
 
@@ -138,7 +141,15 @@ class Composition:
                 stacklevel=2,
             )
         return AppliedTogether(
-            steering.apply(model, one, record=record, skip_sinks=skip_sinks, prompt_tokens=prompt_tokens, branch=branch)
+            steering.apply(
+                model,
+                one,
+                record=record,
+                skip_sinks=skip_sinks,
+                prompt_tokens=prompt_tokens,
+                branch=branch,
+                scope=scope,
+            )
             for steering, one in zip(self.steerings, each, strict=True)
         )
 

@@ -24,6 +24,7 @@ from dsas.regulators import REGULATORS
 from dsas.runtime.applied import Applied, ApplyOptions, Record
 from dsas.runtime.fuse import Fusion
 from dsas.runtime.rule import Rule
+from dsas.runtime.scope import Scope
 from dsas.runtime.site_report import FittedSite, fitted_report
 from dsas.steering.artifact import Artifact, read_artifact, write_artifact
 from dsas.steering.calibration_record import Calibration
@@ -92,6 +93,7 @@ class Steering(ModelHubMixin):
         skip_sinks: bool = False,
         prompt_tokens: PromptTokens = None,
         branch: Branch = "conditional",
+        scope: Scope = "process",
     ) -> Applied:
         """Return a context manager inside which `model`, a torch module or a diffusers pipeline, is steered.
 
@@ -104,15 +106,20 @@ class Steering(ModelHubMixin):
         tensors only); "doses" keeps the regulator alone and the relative dose as well, which takes the norms of every
         activation.
         skip_sinks: leave the first real token of each row alone.
-        prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask; when not
-        given, the prompt is what comes before the first pass of one token over a cache, as `generate()` runs.
-        branch: of a pipeline, which branch of classifier-free guidance is steered: "conditional" (the prompt's),
-        "unconditional" (the negative prompt's) or "both"; in a run without guidance all is conditional.
-        Raises StrengthError, ModelMismatchError, SiteError; warns when the weights are not those it was fitted on.
+        prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask. When not
+        given, the prompt is what `generate()` was given; in a loop of one's own, it is what comes before the first pass
+        of one token over a cache, and a later pass of several tokens begins the prompt of a new turn.
+        branch: which branch of classifier-free guidance is steered, in a pipeline or in `generate(guidance_scale=...)`:
+        "conditional" (the prompt's), "unconditional" (the negative prompt's) or "both"; in a run without guidance all
+        is conditional.
+        scope: "process" steers every pass of the model, whoever runs it; "context" only those of the thread or asyncio
+        task that applies it, so that several can steer one model differently at once.
+        Raises StrengthError, ModelMismatchError, SiteError, OptionError; warns when the weights are not those it was
+        fitted on, and once when a cache is continued that was filled without this Steering or at another strength.
         """
         subject = subject_of(model)
         self._check(subject)
-        options = ApplyOptions(record, skip_sinks, prompt_tokens, branch)
+        options = ApplyOptions(record, skip_sinks, prompt_tokens, branch, scope)
         return Applied(self.rules, subject, self.default_strength if strength is None else strength, options)
 
     def fuse(self, model: Model, strength: Strength | None = None) -> Fusion:

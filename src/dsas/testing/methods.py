@@ -14,7 +14,8 @@ from torch.func import functional_call
 
 from dsas.methods.base import Fitted
 from dsas.model.foreign import Given
-from dsas.model.forward_pass import ForwardPass, History
+from dsas.model.forward_pass import ForwardPass
+from dsas.model.sequence import Sequences
 from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.testing.laws import close, require, require_gradient, untouched
 from dsas.transforms.base import Transform
@@ -141,8 +142,11 @@ def _check_rows(regulator: Regulator, t: Tensor, value: Tensor) -> None:
         forward_pass = ForwardPass(ROWS, TOKENS + pad, mask=torch.tensor([mask] * ROWS))
         got = regulator(padded, forward_pass)[:, torch.tensor(mask, dtype=torch.bool)]
         require(2, close(got, value), f"{name} gives other values when rows are padded on the {side}")
-    history = History()
+    history = Sequences(ROWS)
+    history.begin(0, 2)
     regulator(t[:, :2], ForwardPass(ROWS, 2, history=history))
+    history.end()
+    history.begin(2, TOKENS - 2)
     later = ForwardPass(ROWS, TOKENS - 2, past=2, mask=torch.ones(ROWS, TOKENS), history=history)
     require(
         2, close(regulator(t[:, 2:], later), value[:, 2:]), f"{name} gives other values to tokens that come in chunks"

@@ -3,6 +3,7 @@
 Left out: how it was measured.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -59,11 +60,15 @@ class Explained(NamedTuple):
         return self.values["strength"].mean(0).tolist()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
+        """Return it as JSON-ready values; what was not recorded is null."""
         plain: dict[str, Any] = {"label": self.label, "tokens": self.tokens, "asked": self.strength}
-        plain |= {name: value.tolist() for name, value in self.values.items()}
+        plain |= {name: _plain(value) for name, value in self.values.items()}
         if self.next_tokens is not None:
             plain["next_tokens"] = self.next_tokens._asdict()
         if self.comparison is not None:
             plain["comparison"] = self.comparison._asdict()
         return plain
+
+
+def _plain(values: Float[Tensor, "site token"]) -> list[list[float | None]]:
+    return [[None if math.isnan(value) else value for value in row] for row in values.tolist()]

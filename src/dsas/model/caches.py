@@ -1,0 +1,216 @@
+"""Caches: which sequences a cache holds, kept on the cache itself, so that they live, move and are copied with it.
+
+What stands for a cache is the object that a decoder takes and gives: a transformers `Cache`, the state of Mamba, RWKV's
+list of tensors, of which the first carries the sequences. A deep copy of it gets sequences of its own, and methods that
+cut it or choose its rows (`crop`, `reset`, `reorder_cache`, `batch_select_indices`, `batch_repeat_interleave`) do the
+same to its sequences. Nothing here keeps a cache alive.
+
+Limitations: a cache that is rebuilt from its tensors by hand is taken for another one.
+"""
+
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsas.model.foreign import Arguments, Foreign, Given, Options
+from dsas.model.sequence import Sequences
+
+NAMES = ("past_key_values", "cache_params", "state", "past", "layer_past", "mems")
+_MARK = "_dsas_sequences"
+
+
+class Held(NamedTuple):
+    """Sequences of one cache, by whom they are steered, and the reader of passes that keeps them, if it still lives."""
+
+    reader: "weakref.ref[Any]"
+    by: object
+    sequences: Sequences
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the reader is at work."""
+        return getattr(self.reader(), "active", False)
+
+
+class Watch:
+    """What a cache carries: its sequences, one set for each Steering at work, and its methods that change rows."""
+
+    def __init__(self, cache: Foreign) -> None:
+        self.held: list[Held] = []
+        self._stand_on(cache)
+
+    def _stand_on(self, cache: Foreign) -> None:
+        self._owner: weakref.ref[Any] | None = weakref.ref(cache)
+        setattr(cache, _MARK, self)
+        names = [name for name in _FOLLOW if callable(getattr(type(cache), name, None)) and name not in vars(cache)]
+        if names:
+            vars(cache).update({name: _Followed(self, name) for name in names}, __getstate__=_Plain(self))
+
+    @property
+    def owner(self) -> Foreign:
+        """The cache; None when it is gone, or not known yet."""
+        return None if self._owner is None else self._owner()
+
+    def claim(self, cache: Foreign) -> bool:
+        """Return whether this is what `cache` carries, which is so of the first that asks after a copy."""
+        if self._owner is None:
+            self._stand_on(cache)
+        return self.owner is cache
+
+    def of(self, reader: object, by: object) -> Sequences | None:
+        """Return the sequences that a reader keeps here, or takes over from one whose work is done, or None."""
+        for held in self.held:
+            if held.reader() is reader:
+                return held.sequences
+        for held in self.held:
+            if not held.is_open and held.by == by:
+                self.held = [other for other in self.held if other is not held]
+                self.keep(reader, by, held.sequences)
+                return held.sequences
+        return None
+
+    def forget(self) -> int:
+        """Forget the sequences of readers whose work is done, after a pass that they did not see.
+
+        Returns how many columns they had seen.
+        """
+        if len(self.held) < 2:
+            return 0
+        closed = [held for held in self.held if not held.is_open]
+        self.held = [held for held in self.held if held.is_open]
+        return max((held.sequences.length for held in closed), default=0)
+
+    def keep(self, reader: object, by: object, sequences: Sequences) -> None:
+        """Keep these sequences for a reader, in place of what it had."""
+        others = [held for held in self.held if held.reader() is not reader]
+        self.held = [*others, Held(weakref.ref(reader), by, sequences)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Watch":
+        other, copied = Watch.__new__(Watch), memo.get(id(self.owner))
+        other.held = [held._replace(sequences=held.sequences.fork()) for held in self.held]
+        other._owner = None
+        if copied is not None:  # a tensor's attributes are copied before it is known itself
+            other._stand_on(copied)
+        return other
+
+    def __reduce__(self) -> Arguments:
+        return type(None), ()
+
+
+class _Followed:
+    """A method of a cache, after which the sequences of the cache follow."""
+
+    def __init__(self, watch: Watch, name: str) -> None:
+        self._watch, self._name = watch, name
+        self.__name__ = name
+
+    def __call__(self, *args: Given, **kwargs: Given) -> Foreign:
+        cache = self._watch.owner
+        result = getattr(type(cache), self._name)(cache, *args, **kwargs)
+        for held in self._watch.held:
+            _FOLLOW[self._name](held.sequences, cache, next(iter((*args, *kwargs.values())), None))
+        return result
+
+
+class _Plain:
+    """What copies and pickles of a cache are made of: all but the methods above, which a copy is given anew."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __call__(self) -> Foreign:
+        cache = self._watch.owner
+        kind: Foreign = type(cache)
+        state: Options = kind.__getstate__(cache)
+        return {name: value for name, value in state.items() if not isinstance(value, (_Followed, _Plain))}
+
+
+def carrier_of(given: Given) -> Foreign:
+    """Return the object that sequences can be kept on: the cache, or the first tensor in a list or tuple; or None."""
+    while isinstance(given, (list, tuple)):
+        given = next((part for part in given if isinstance(part, (Tensor, list, tuple))), None)
+    return given if given is not None and hasattr(given, "__dict__") else None
+
+
+def watch_of(carrier: Foreign, *, make: bool = False) -> Watch | None:
+    """Return what a cache carries, made where there is none yet if asked for."""
+    watch = getattr(carrier, _MARK, None)
+    if isinstance(watch, Watch) and watch.claim(carrier):
+        return watch
+    return Watch(carrier) if make else None
+
+
+def length_of(cache: Given) -> int | None:
+    """Return how many columns a cache holds; 0 for an empty one or None, and None where it does not know."""
+    if cache is None:
+        return 0
+    count: Foreign = getattr(cache, "get_seq_length", None)
+    try:
+        if callable(count):
+            length: Foreign = count()
+            return int(length)
+    except ValueError:  # of a cache without attention, which does not count
+        pass
+    previous: Foreign = getattr(cache, "has_previous_state", None)
+    with suppress(ValueError):
+        if previous is False or (callable(previous) and not previous()):
+            return 0
+    offset = getattr(cache, "seqlen_offset", None)
+    return offset if isinstance(offset, int) else None
+
+
+def counted(given: Options, columns: int) -> int | None:
+    """Return how many columns a cache holds that does not count them, by what else is given; None where none says."""
+    place, mask = given.get("cache_position"), given.get("attention_mask")
+    if isinstance(place, Tensor) and place.numel():
+        return int(place.flatten()[0])
+    return mask.shape[1] - columns if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > columns else None
+
+
+def virtual_columns(model: nn.Module, length: int) -> int:
+    """Return how many leading columns of a cache are the virtual tokens of PEFT's prefix tuning."""
+    config = getattr(model, "active_peft_config", None)
+    kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
+    return length if kind == "PREFIX_TUNING" and getattr(config, "num_virtual_tokens", None) == length else 0
+
+
+def cache_in(output: Given) -> Foreign:
+    """Return the cache that a decoder's output holds, or None."""
+    for name in NAMES:
+        found = getattr(output, name, None)
+        if found is not None:
+            return found
+    if isinstance(output, tuple):
+        return next((part for part in output if hasattr(part, "get_seq_length")), None)
+    return None
+
+
+def _crop(sequences: Sequences, cache: Foreign, removed: Given) -> None:
+    length = length_of(cache)
+    sequences.crop(sequences.length + min(0, removed) if length is None else length)
+
+
+def _reset(sequences: Sequences, cache: Foreign, given: Given) -> None:
+    sequences.crop(0)
+
+
+def _select(sequences: Sequences, cache: Foreign, rows: Given) -> None:
+    chosen = torch.as_tensor(rows).detach().cpu()
+    sequences.select(chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen)
+
+
+def _repeat(sequences: Sequences, cache: Foreign, repeats: Given) -> None:
+    sequences.select(torch.arange(sequences.batch).repeat_interleave(int(repeats)))
+
+
+_FOLLOW: dict[str, Callable[[Sequences, Foreign, Given], None]] = {
+    "crop": _crop,
+    "reset": _reset,
+    "reorder_cache": _select,
+    "batch_select_indices": _select,
+    "batch_repeat_interleave": _repeat,
+}

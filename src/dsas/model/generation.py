@@ -1,0 +1,128 @@
+"""Generation: what a call of transformers' `generate` says about the passes that it runs.
+
+Where a prompt ends cannot be told from the sizes of passes alone: a chunk of a prompt may be one token, speculative
+decoding runs guesses right behind the prompt, and without a cache every pass holds everything. The call itself knows.
+
+Under classifier-free guidance (`guidance_scale`) `generate` runs a second sequence, of the negative prompt, in turn
+with the first. The first pass of the call is of the prompt; what goes on from another cache is of the negative prompt,
+and without caches every other pass is.
+
+Source: transformers, generation/utils.py and logits_process.py (UnbatchedClassifierFreeGuidanceLogitsProcessor).
+Limitations: a model that is called by a loop of one's own is told by sizes, or by `prompt_tokens`.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from dsas.errors import StateError
+from dsas.model.foreign import Arguments, Foreign, Given, Options
+from dsas.model.hooks import Hooks
+from dsas.model.sequence import Sequences
+
+
+class Generation:
+    """One call of `generate`.
+
+    owner: whose it is. columns: of the prompt, those that a given cache holds included; None where it is what the first
+    pass reads. mask: Int (row, column), the prompt's padding, or None. guided: whether there is a negative one.
+    """
+
+    def __init__(self, owner: nn.Module, columns: int | None, mask: Tensor | None, guided: bool) -> None:
+        self.owner, self.columns, self.mask, self.guided = owner, columns, mask, guided
+        self._main: weakref.ref[Sequences] | None = None
+        self._passes, self._cached = 0, False  # passes that ran; whether the first was given a cache
+
+    def takes(self, sequences: Sequences, *, cached: bool) -> bool:
+        """Take note of a pass of these sequences, and return whether it is of the prompt and not the negative one."""
+        if self._main is None:
+            self._main, self._cached = weakref.ref(sequences), cached
+        number, self._passes = self._passes, self._passes + 1
+        if not self.guided or self._main() is sequences:
+            return True
+        return not (self._cached or cached) and number % 2 == 0
+
+    def prompt(self, tokens: int, *, cached: bool, main: bool) -> int | None:
+        """Return how many columns the prompt has; None for all that the first pass reads."""
+        if self.columns is None and main and not cached:
+            self.columns = tokens
+        return self.columns if main else None
+
+
+class Generations:
+    """The calls of `generate` that run in this thread."""
+
+    def __init__(self, model: nn.Module, *, both: bool) -> None:
+        """Watch a model of which both branches of guidance are steered, or one."""
+        self._local = threading.local()
+        self._model, self._both = model, both
+        self.guided: list[Generation] = []  # in any thread, those that run passes of a branch that is not steered
+
+    @property
+    def current(self) -> Generation | None:
+        """The innermost call in this thread."""
+        calls: list[Generation] = getattr(self._local, "calls", None) or []
+        return calls[-1] if calls else None
+
+    def watch(self, hooks: Hooks) -> None:
+        """Let every `generate` of the model be seen."""
+        for module in self._model.modules():
+            if callable(getattr(type(module), "generate", None)):
+                hooks.on_run(module, "generate", lambda args, kwargs, owner=module: self._run(owner, args, kwargs))
+
+    @contextmanager
+    def _run(self, owner: nn.Module, args: Arguments, kwargs: Options) -> Iterator[None]:
+        call = _read(owner, args, kwargs)
+        outer = self.current
+        if outer is not None and outer.owner is owner and outer.columns is not None and call.columns is not None:
+            call.columns = min(outer.columns, call.columns)  # a draft goes on from what was generated
+        if call.guided and not self._both:
+            self._refuse_compiled()
+        calls: list[Generation] = self._local.__dict__.setdefault("calls", [])
+        calls.append(call)
+        if call.guided and not self._both:
+            self.guided.append(call)
+        try:
+            yield
+        finally:
+            calls.remove(call)
+            if call in self.guided:
+                self.guided.remove(call)
+
+    def _refuse_compiled(self) -> None:
+        for path, module in self._model.named_modules():
+            if getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules:
+                raise StateError(
+                    f"guidance_scale with {path or 'the model'} inside torch.compile: a compiled graph cannot know of "
+                    "which branch a pass is; apply with branch='both', or run the model uncompiled"
+                )
+
+
+def _read(owner: nn.Module, args: Arguments, kwargs: Options) -> Generation:
+    """Read a call of `owner.generate(*args, **kwargs)`."""
+    given = {**dict(zip(("inputs", "generation_config"), args, strict=False)), **kwargs}
+    asked = given.get("guidance_scale")
+    for settings in (given.get("generation_config"), getattr(owner, "generation_config", None)):
+        asked = getattr(settings, "guidance_scale", None) if asked is None else asked
+    guided = asked is not None and asked != 1
+    encodes = getattr(getattr(owner, "config", None), "is_encoder_decoder", False)
+    if encodes:
+        prompt, mask = given.get("decoder_input_ids"), given.get("decoder_attention_mask")
+    else:
+        prompt, mask = _first(given, "inputs_embeds", "inputs", "input_ids"), given.get("attention_mask")
+    mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    columns = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.ndim >= 2 else None
+    if encodes:
+        generate: Foreign = getattr(type(owner), "generate", None)
+        plain = getattr(generate, "__module__", "") == "transformers.generation.utils"
+        columns = 1 if plain and prompt is None else None  # the token that decoders begin with
+    if columns is not None and mask is not None:
+        columns = max(columns, mask.shape[1])  # the mask is of the cached columns, too, where ids are the new ones
+    return Generation(owner, columns, mask, guided)
+
+
+def _first(given: Options, *names: str) -> Given:
+    return next((given[name] for name in names if given.get(name) is not None), None)

@@ -1,0 +1,293 @@
+"""Sequence: what is kept of the rows of one batch from forward pass to forward pass, for as long as their cache lives.
+
+A row of a batch is one sequence. Its columns are the places of the cache, padding included. What is kept:
+
+    turns    where prompts begin and end: a conversation over one cache has several
+    real     which columns are tokens and which are padding
+    log      the passes that ran, each with what was recorded and what regulators carry, and how rows were moved
+
+`Sequences` holds the rows that share one cache; `PackedSequences` those that share one row, each with a history of its
+own. When a cache is cut, copied, or its rows are chosen anew, its sequences are, too (`dsas.model.caches`).
+
+Limitations: what regulators carry is kept for every column of a pass of at most `KEPT_COLUMNS` columns; a longer pass
+keeps its last column only, and a cache that is cut inside of such a pass cannot go on (StateError).
+"""
+
+from collections.abc import Hashable, Sequence
+from copy import copy
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dsas.errors import StateError
+
+KEPT_COLUMNS = 4096
+
+
+class Found(NamedTuple):
+    """What a site did in one pass: `factor` times values (row, token, _), averaged over `calls` calls of its module.
+
+    values: what was applied, and where kept the regulator alone and the relative dose; none when nothing was recorded.
+    """
+
+    factor: float = 1.0
+    values: tuple[Tensor, ...] = ()
+    calls: int = 1
+
+
+NOTHING = Found()
+
+
+class Turn(NamedTuple):
+    """A prompt and what is generated after it: the columns where the prompt begins and ends; None while it goes on."""
+
+    start: int
+    end: int | None = None
+
+
+class Passed:
+    """One pass of some rows: its columns, its tokens where they are known, and what was found at every site.
+
+    rows: which rows of what was found are its own, None for all. carried: for each regulator that asked, its states
+    (row, token, size), or (row, 1, size) of the last column alone.
+    """
+
+    __slots__ = ("carried", "found", "ids", "rows", "start", "tokens", "whole")
+
+    def __init__(self, start: int, tokens: int, ids: Int[Tensor, "row token"] | None) -> None:
+        self.start, self.tokens, self.ids, self.whole = start, tokens, ids, tokens
+        self.found: list[Found] = []
+        self.rows: slice | None = None
+        self.carried: dict[Hashable, Float[Tensor, "row _ size"]] = {}
+
+    @property
+    def end(self) -> int:
+        """The column after its last one."""
+        return self.start + self.tokens
+
+    def state(self, key: Hashable) -> Float[Tensor, "row size"] | None:
+        """Return what was carried out of its last column. Raises StateError when that was not kept."""
+        kept = self.carried.get(key)
+        if kept is None:
+            return None
+        if kept.shape[1] == self.whole:
+            return kept[:, self.tokens - 1]
+        if self.tokens < self.whole:
+            raise StateError(
+                f"the cache was cut inside of a pass of {self.whole} tokens, of which only the end is remembered "
+                f"(more than {KEPT_COLUMNS}): run the prompt in smaller chunks, or from its beginning"
+            )
+        return kept[:, 0]
+
+
+class Sequences:
+    """The rows of one batch, over the passes that they ran.
+
+    rows: that the last pass had. length: columns in the cache after it. unseen: leading columns that no pass showed.
+    virtual: leading columns that are no tokens at all, as those of prefix tuning.
+    prompt_tokens: Int (row,), real tokens of each row's prompt, or None when the user did not say. refusal: why a state
+    that is not known must not be taken for that of a beginning; empty where it may. number: of the request that it is.
+    """
+
+    refusal = ""
+    number: int | None = None
+
+    def __init__(
+        self, batch: int, *, unseen: int = 0, virtual: int = 0, prompt_tokens: Int[Tensor, " row"] | None = None
+    ) -> None:
+        self.rows, self.length, self.unseen, self.virtual = batch, unseen, unseen, virtual
+        self.prompt_tokens = prompt_tokens
+        self.real: Bool[Tensor, "row column"] | None = None
+        self.turns: list[Turn] = []
+        self.log: list[Passed | Int[Tensor, " row"]] = []
+        self.current = Passed(0, 0, None)
+        self._chosen: list[Int[Tensor, " row"]] = []  # since the last pass
+        self._latest: dict[Hashable, tuple[int, Float[Tensor, "row size"] | None]] = {}
+        self._before: dict[Hashable, tuple[int, Float[Tensor, "row size"] | None]] = {}  # the running pass carried
+        self._generation: tuple[object, Turn] | None = None
+
+    @property
+    def batch(self) -> int:
+        """How many rows the next pass has."""
+        return len(self._chosen[-1]) if self._chosen else self.rows
+
+    @property
+    def each(self) -> "tuple[Sequences, ...]":
+        """These sequences, as those of packed rows have several."""
+        return (self,)
+
+    @property
+    def turn(self) -> Turn:
+        """The prompt that is read now, or answered."""
+        return self.turns[-1] if self.turns else Turn(0)
+
+    def begin(
+        self,
+        start: int,
+        tokens: int,
+        ids: Int[Tensor, "row token"] | None = None,
+        *,
+        generation: object = None,
+        prompt: int | None = None,
+    ) -> None:
+        """Begin a pass of `tokens` columns after the first `start`, which is what of these rows goes on.
+
+        generation: the call of `generate` that runs it, if one does. prompt: how many columns it was given, cached
+        ones included, where that is known.
+        """
+        if self._chosen:
+            self._choose()
+        if self.length != start or self.current.end != start:
+            self.crop(start)
+        if generation is None:
+            self._by_sizes(start, tokens)
+        elif self._generation is not None and self._generation[0] is generation:
+            turn = self._generation[1]
+            self.turns = [*(one for one in self.turns if one.start < turn.start), turn]
+        else:
+            self._by_generation(generation, start, tokens, prompt)
+        self.current, self._before = Passed(start, tokens, ids), {}
+
+    def end(self) -> None:
+        """Take note that the pass has run to its end."""
+        self.length = self.current.end
+
+    def keep(self) -> Passed:
+        """Return the pass that is running, which is kept from now on."""
+        if not self.log or self.log[-1] is not self.current:
+            self.log.append(self.current)
+        return self.current
+
+    def passes(self) -> list[tuple[Passed, Int[Tensor, " row"] | None]]:
+        """Return the passes kept, first to last, without gap up to the last; and which row each row was then."""
+        found: list[tuple[Passed, Int[Tensor, " row"] | None]] = []
+        moved: Int[Tensor, " row"] | None = None
+        for entry in reversed(self.log):
+            if isinstance(entry, Tensor):
+                moved = entry if moved is None else entry[moved]
+            elif found and entry.end != found[-1][0].start:
+                break
+            else:
+                found.append((entry, moved))
+        return found[::-1]
+
+    def state(self, key: Hashable, *, anew: bool) -> Float[Tensor, "row size"] | None:
+        """Return what was carried under this key before the pass that is running, or last where none is.
+
+        anew: None unless it was carried since the beginning of the prompt.
+        """
+        if key not in self._latest:
+            self._latest[key] = self._found(key)
+        running = self.length < self.current.end
+        begun, value = self._before[key] if running and key in self._before else self._latest[key]
+        if value is None and self.refusal:
+            raise StateError(self.refusal)
+        return value if begun >= (self.turn.start if anew and self.prompt_tokens is None else 0) else None
+
+    def carry(self, key: Hashable, states: Float[Tensor, "row token size"]) -> None:
+        """Keep the states that follow every column of the pass that is running."""
+        if key not in self._before:
+            self._before[key] = self._latest.get(key, (-1, None))
+        kept = states if states.shape[1] <= KEPT_COLUMNS else states[:, -1:].clone()
+        self.keep().carried[key] = kept
+        self._latest[key] = self.current.start, states[:, -1]
+
+    def crop(self, length: int) -> None:
+        """Forget what came after the first `length` columns."""
+        if self.current.end <= length and self.length <= length:
+            return
+        self.length = min(self.length, length)
+        self._latest, self._before = {}, {}
+        kept: list[Passed | Int[Tensor, " row"]] = []
+        for entry in self.log:
+            if not isinstance(entry, Tensor):
+                if entry.start >= length:
+                    continue
+                entry.tokens = min(entry.tokens, length - entry.start)
+            kept.append(entry)
+        self.log = kept
+        if self.real is not None:
+            self.real = self.real[:, :length]
+        self.turns = [turn for turn in self.turns if turn.start < length]
+        if self.turns and self.turns[-1].end is not None and self.turns[-1].end >= length:
+            self.turns[-1] = Turn(self.turns[-1].start)
+
+    def select(self, rows: Int[Tensor, " row"]) -> None:
+        """Let the next pass go on with these rows: its row i is what row rows[i] was."""
+        self._chosen.append(rows)
+
+    def fork(self) -> "Sequences":
+        """Return sequences of the same past that go on by themselves."""
+        other = copy(self)
+        other._chosen = list(self._chosen)
+        other.turns, other._latest, other._before = list(self.turns), dict(self._latest), {}
+        other.log = [entry if isinstance(entry, Tensor) else copy(entry) for entry in self.log]
+        return other
+
+    def _choose(self) -> None:
+        """Move the rows as was asked for since the last pass."""
+        for rows in self._chosen:
+            self.log.append(rows)
+            self.rows = len(rows)
+            if self.real is not None:
+                self.real = self.real[rows.to(self.real.device)]
+            for key, (begun, value) in self._latest.items():
+                self._latest[key] = begun, None if value is None else value[rows.to(value.device)]
+        self._chosen = []
+
+    def _found(self, key: Hashable) -> tuple[int, Float[Tensor, "row size"] | None]:
+        """Return the last state under a key and the column where its pass began, looked up in the log."""
+        for entry, moved in reversed(self.passes()):
+            value = entry.state(key)
+            if value is not None:
+                return entry.start, value if moved is None else value[moved.to(value.device)]
+        return -1, None
+
+    def _by_sizes(self, start: int, tokens: int) -> None:
+        """Tell prompts from what is generated by the sizes of passes alone."""
+        turn = self.turns[-1] if self.turns else None
+        self._generation = None
+        if turn is None:
+            self.turns = [Turn(0, start if start > self.virtual and tokens == 1 else None)]
+        elif turn.end is None and tokens == 1 and start > self.virtual:
+            self.turns[-1] = Turn(turn.start, start)
+        elif turn.end is not None and tokens > 1:
+            self.turns.append(Turn(start))
+
+    def _by_generation(self, generation: object, start: int, tokens: int, prompt: int | None) -> None:
+        """Take the prompt that `generate` was given; it goes on with one that nothing was generated after."""
+        if prompt is None:
+            end = start + tokens
+        else:
+            end = (prompt if prompt > start - self.virtual else prompt + start - self.virtual) + self.virtual
+        if not self.turns:
+            self.turns = [Turn(0, end)]
+        elif self.turns[-1].end is None:
+            self.turns[-1] = Turn(self.turns[-1].start, end)
+        elif end > start and tokens > 1:  # one token is the last that was generated before
+            self.turns.append(Turn(start, end))
+        self._generation = generation, self.turns[-1]
+
+
+class PackedSequences:
+    """Sequences of one row each that run side by side in a packed row: what `Sequences` is for rows of a batch."""
+
+    virtual = 0
+
+    def __init__(self, each: Sequence[Sequences], prompt_tokens: Int[Tensor, " row"] | None = None) -> None:
+        self.each, self.prompt_tokens = tuple(each), prompt_tokens
+
+    def state(self, key: Hashable, *, anew: bool) -> Float[Tensor, "row size"] | None:
+        """Return what each sequence carries under this key, 0 where one carries nothing; None where none does."""
+        found = [one.state(key, anew=anew) for one in self.each]
+        like = next((value for value in found if value is not None), None)
+        if like is None:
+            return None
+        return torch.cat([torch.zeros_like(like) if value is None else value for value in found])
+
+    def carry(self, key: Hashable, states: Float[Tensor, "row token size"]) -> None:
+        """Keep the states of each sequence."""
+        for number, one in enumerate(self.each):
+            one.carry(key, states[number : number + 1, : one.current.tokens])
