@@ -22,6 +22,7 @@ HELD_BY = {
     "cli/choices.py": "cli/test_options.py",
     "cli/demo.py": "demo/test_run.py",
     "cli/explanation.py": "cli/test_explain_and_inspect.py",
+    "cli/firing.py": "cli/test_explain_and_inspect.py",
     "cli/fitting.py": "cli/test_fit_and_generate.py",
     "cli/generation.py": "cli/test_fit_and_generate.py",
     "cli/images.py": "model/test_drawing.py",

@@ -70,6 +70,20 @@ def test_inspect_data_says_what_to_mend_and_ends_with_status_1_when_something_mu
     assert {tuple(f["sets"]) for f in told["findings"] if f["check"] == "overlap"} >= {("control", "held-out")}
 
 
+def test_fires_on_shows_each_kind_of_text_by_its_file_and_warns_where_it_should_not_fire(
+    run: Run, folder: Path
+) -> None:
+    asked = ["fires-on", folder / "detox", "--model", folder / "model"]
+    asked += ["--texts", folder / "rude.txt", "--texts", folder / "plain.txt"]
+    status, out, _ = run(*asked)
+    assert status == 0
+    assert "rude" in out
+    assert "warning: fires on plain" in out
+    told = json.loads(run(*asked, "--json")[1])
+    assert [kind["kind"] for kind in told["kinds"]] == ["rude", "plain"]
+    assert told["kinds"][1]["auroc"]["n"] == 18
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,6 +92,8 @@ def test_inspect_data_says_what_to_mend_and_ends_with_status_1_when_something_mu
         (["generate", "{}/model", "Hi", "--explain"], "--explain needs --steering"),
         (["generate", "{}/model", "Hi", "--steering", "{}/detox", "--explain", "--json"], "see also: dsas explain"),
         (["inspect-data", "--source", "{}/rude.txt", "--control", "{}/plane.txt"], "plain.txt"),
+        (["fires-on", "{}/detox", "--model", "{}/model", "--texts", "{}/rud.txt"], "rude.txt"),
+        (["fires-on", "{}/detox", "--model", "{}/model", *["--texts", "{}/rude.txt"] * 2], "some have one name"),
         (["playground", "{}/model", "--steering", "{}/detox", "--strength", "0"], "a strength > 0"),
     ],
 )

@@ -1,0 +1,185 @@
+"""Firing: what a Steering's regulators fire on, by kind of text, before anything is steered.
+
+    value(token) = mean over steered sites of h_site(t),     t as the unsteered model has it
+
+For each kind of text: the mean value, the share of (token, site) pairs above one half, and, against the first kind,
+the AUROC of a token's value: how often a token of the first kind has a higher value than one of this kind (ties count
+half). A regulator that leaves other texts alone has values near 0 on every kind but the first, kinds that it was not
+fitted on included. Intervals are bootstrapped over texts, whose tokens resemble each other.
+
+The Steering is applied with a transform that changes nothing, so every regulator is asked as it is when it steers, its
+caches, masks and sinks included, and no site sees what an earlier one would have done.
+
+Limitations: texts longer than `max_tokens` are cut; special tokens count as all others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
+from dsas.files.json_values import JsonObject
+from dsas.methods.base import Facts, Samples
+from dsas.model.device_map import device_of
+from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.foreign import Model, Tokenizer
+from dsas.model.token_batches import batches, cut_rows, pad_token, tokenize
+from dsas.steering.steering import Steering
+from dsas.transforms.base import Transform
+
+FIRES_ALIKE = 0.5  # a kind on which the mean value is above this share of the first kind's is warned about
+
+
+@dataclass(frozen=True)
+class Firing:
+    """What regulators do on one kind of text.
+
+    value: mean regulator value. above_half: share in [0, 1] of (token, site) pairs whose value exceeds one half.
+    auroc: of single tokens, first kind against this one, in [0, 1]; None for the first kind itself. tokens: read.
+    """
+
+    kind: str
+    value: Interval
+    above_half: Interval
+    auroc: Interval | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class FiringReport:
+    """What a Steering fires on: one `Firing` for each kind of text, the first of which is the behaviour itself.
+
+    by_site: mean value for each steered site, in the order of the model, by kind.
+    """
+
+    kinds: tuple[Firing, ...]
+    sites: tuple[str, ...]
+    by_site: dict[str, tuple[float, ...]]
+
+    def warnings(self) -> list[str]:
+        """Return a line, with the remedy, for each kind on which the regulators fire nearly as on the first."""
+        first, *others = self.kinds
+        return [
+            f"fires on {one.kind} at {one.value.mean / first.value.mean:.0%} of its value on {first.kind}: put texts "
+            f"like these into the control set (half of it is a good start) and fit again"
+            for one in others
+            if one.value.mean > FIRES_ALIKE * first.value.mean
+        ]
+
+    def as_dict(self) -> JsonObject:
+        """Return it as JSON-ready values."""
+        return {
+            "kinds": [_plain(one) for one in self.kinds],
+            "sites": list(self.sites),
+            "by_site": {kind: list(values) for kind, values in self.by_site.items()},
+            "warnings": self.warnings(),
+        }
+
+
+@final
+class _Nothing(Transform):
+    """Takes every activation to itself."""
+
+    name: ClassVar[str] = "nothing"
+    facts: ClassVar[Facts] = Facts(formula="t", paper="-", left_out="-", flops="0")
+
+    @classmethod
+    def fit(cls, source: Samples, target: Samples) -> "_Nothing":
+        return cls()
+
+    def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        return torch.zeros_like(t)
+
+
+def fires_on(
+    model: Model,
+    tokenizer: Tokenizer,
+    steering: Steering,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    max_tokens: int = 50,
+    batch_size: int = 32,
+    resamples: int = 1000,
+) -> FiringReport:
+    """Return what `steering` fires on, by kind of text; the first kind should be the behaviour itself.
+
+    texts: kind -> texts, each cut to `max_tokens`. resamples: of the bootstrap, whose seed is 0.
+    Raises OptionError for no kinds or numbers < 1, TextsError for a kind without texts, and as `Steering.apply`.
+    """
+    if not texts or min(max_tokens, batch_size, resamples) < 1:
+        raise OptionError(
+            "expected at least one kind of text and max_tokens, batch_size, resamples >= 1, got "
+            f"{len(texts)} kinds and {max_tokens}, {batch_size}, {resamples}"
+        )
+    rules = [rule._replace(transform=_Nothing(), weight=1.0) for rule in steering.rules if rule.weight > 0]
+    if not rules:
+        raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
+    quiet, read, names = Steering(rules, steering.model), dict[str, list[np.ndarray]](), ()
+    with torch.no_grad(), evaluation_mode(model), quiet.apply(model, 1.0) as applied:
+        for kind, own in texts.items():
+            rows = cut_rows(tokenize(tokenizer, own), max_tokens)
+            read[kind] = [np.zeros(0)] * len(rows)
+            for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
+                device = device_of(model)
+                mask = batch.mask.to(device, torch.long)
+                model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False)
+                trace = applied.trace()
+                names = trace.sites
+                for place, row in enumerate(batch.rows):
+                    read[kind][row] = trace.strengths[:, place, trace.real[place]].double().numpy()
+    first = next(iter(read))
+    found = [_firing(kind, read[kind], read[first] if kind != first else None, resamples) for kind in read]
+    by_site = {kind: tuple(np.concatenate(own, axis=1).mean(1).tolist()) for kind, own in read.items()}
+    return FiringReport(tuple(found), tuple(names), by_site)
+
+
+def _firing(kind: str, texts: list[np.ndarray], first: list[np.ndarray] | None, resamples: int) -> Firing:
+    sizes = np.array([text.size for text in texts], dtype=np.float64)
+    draws = draw_counts(len(texts), resamples=resamples, seed=0)
+
+    def share(sums: np.ndarray) -> Interval:
+        return percentile_interval(float(sums.sum() / sizes.sum()), draws @ sums / (draws @ sizes), len(texts))
+
+    return Firing(
+        kind,
+        share(np.array([text.sum() for text in texts])),
+        share(np.array([float((text > 0.5).sum()) for text in texts])),
+        None if first is None else _auroc(first, texts, resamples),
+        sum(text.shape[1] for text in texts),
+    )
+
+
+def _auroc(above: list[np.ndarray], below: list[np.ndarray], resamples: int) -> Interval:
+    """Return how often a token of the one has a higher value than one of the other; texts of each are drawn apart."""
+    values = np.concatenate([text.mean(0) for text in [*above, *below]])
+    owner = np.repeat(np.arange(len(above) + len(below)), [text.shape[1] for text in [*above, *below]])
+    order = np.argsort(values, kind="stable")
+    _, ties = np.unique(values[order], return_inverse=True)
+    high = owner[order] < len(above)
+
+    def measured(weights: np.ndarray) -> float:
+        own = weights[owner[order]]
+        ones = np.bincount(ties, own * high)
+        zeros = np.bincount(ties, own * ~high)
+        beaten = np.cumsum(zeros) - zeros / 2
+        return float((ones * beaten).sum() / (ones.sum() * zeros.sum()))
+
+    tops = draw_counts(len(above), resamples=resamples, seed=[0, 0])
+    bottoms = draw_counts(len(below), resamples=resamples, seed=[0, 1])
+    drawn = np.array([measured(np.concatenate(pair)) for pair in zip(tops, bottoms, strict=True)])
+    everything = np.ones(len(above) + len(below))
+    return percentile_interval(measured(everything), drawn, len(above) + len(below))
+
+
+def _plain(one: Firing) -> JsonObject:
+    found = asdict(one)
+    for name in ("value", "above_half", "auroc"):
+        interval: Interval | None = getattr(one, name)
+        found[name] = None if interval is None else interval._asdict()
+    return found
