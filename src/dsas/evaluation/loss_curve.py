@@ -1,0 +1,168 @@
+"""Loss curves: what texts lose under a Steering, in log-probability, at one strength after another.
+
+    loss(text)  = mean over the text's tokens but the first of  log p_unsteered - log p_steered     in nats per token
+    damage(s)   = mean over kinds of control text of the mean loss over that kind's texts           at strength s
+
+Nothing is sampled: every log-probability is that of a given token after those before it, and the unsteered ones are
+worked out once. So a measurement repeats exactly, and two Steerings are compared text by text.
+
+Strengths are the rungs of a ladder, each `STEP` times the one before.
+
+Limitations: texts longer than `max_tokens` (their rest is not read).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dsas.errors import OptionError, TextsError
+from dsas.evaluation.likelihood import Row, log_probabilities
+from dsas.files.json_values import JsonObject
+from dsas.model.examples import check_texts
+from dsas.model.foreign import Model, Tokenizer
+from dsas.model.token_batches import pad_token, tokenize
+
+DAMAGE = 0.02  # nats per token
+STEP = 1.5  # from rung to rung of the ladder of strengths
+MARGIN = 2.0  # the ladder goes on until the damage is this many times the stated one, and below it as far
+LEAST_STRENGTH = 1e-6
+
+
+class Losses(NamedTuple):
+    """What each text loses at one strength, in nats per token, in the order given; control by kind."""
+
+    source: Float[np.ndarray, " text"]
+    control: dict[str, Float[np.ndarray, " _"]]
+
+    @property
+    def damage(self) -> float:
+        """The mean over kinds of control text of each kind's mean."""
+        return float(np.mean([values.mean() for values in self.control.values()]))
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What was measured of one Steering: the losses at each of its strengths, which are > 0 and ascend."""
+
+    strengths: tuple[float, ...]
+    losses: tuple[Losses, ...]
+
+    def __post_init__(self) -> None:
+        ascend = all(low < high for low, high in zip((0.0, *self.strengths), self.strengths, strict=False))
+        if not self.strengths or not ascend or len(self.strengths) != len(self.losses):
+            raise OptionError(f"expected losses at strengths > 0 that ascend, got strengths {self.strengths}")
+
+    @property
+    def damage(self) -> list[float]:
+        """The damage at each strength."""
+        return [one.damage for one in self.losses]
+
+    def rows(self) -> list[JsonObject]:
+        """Return a row per strength: the strength, the source's mean loss, each kind's, and the damage."""
+        return [
+            {
+                "strength": strength,
+                "source": float(one.source.mean()),
+                **{kind: float(values.mean()) for kind, values in one.control.items()},
+                "damage": one.damage,
+            }
+            for strength, one in zip(self.strengths, self.losses, strict=True)
+        ]
+
+
+class Yardstick:
+    """The texts that selectivity is read on, with the log-probabilities that the unsteered model gives them.
+
+    texts and tokens are read when it is made; `losses` then takes one forward pass per batch of texts.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        source: Sequence[str],
+        control: Mapping[str, Sequence[str]],
+        max_tokens: int = 50,
+        batch_size: int = 16,
+    ) -> None:
+        """Read the unsteered model; control: texts by kind; max_tokens: each text is cut to, specials included.
+
+        Raises TextsError for no kinds, fewer than 4 texts in a set, or a text with nothing to predict; OptionError for
+        max_tokens < 2 or batch_size < 1.
+        """
+        if max_tokens < 2 or batch_size < 1:
+            raise OptionError(f"expected max_tokens >= 2 and batch_size >= 1, got {max_tokens} and {batch_size}")
+        if not control:
+            raise TextsError("selectivity is read against control texts: pass control={kind: texts}")
+        self._model, self._pad, self._batch_size = model, pad_token(tokenizer), batch_size
+        texts = {f"control {kind!r}": list(members) for kind, members in control.items()}
+        texts = {name: check_texts(name, members) for name, members in {"source": source, **texts}.items()}
+        self._kinds, self._sizes = list(control), [len(members) for members in texts.values()]
+        self._rows: list[Row] = []
+        for name, members in texts.items():
+            rows = [row[:max_tokens] for row in tokenize(tokenizer, members)]
+            short = [number for number, row in enumerate(rows) if len(row) < 2]
+            if short:
+                raise TextsError(
+                    f"{name}: expected texts of at least 2 tokens (the first is not predicted): {short[:10]}"
+                )
+            self._rows += [Row(row, 1) for row in rows]
+        self._unsteered = self._means()
+
+    def losses(self, steered: AbstractContextManager[object]) -> Losses:
+        """Return what each text loses inside `steered`."""
+        with steered:
+            lost = self._unsteered - self._means()
+        source, *control = np.split(lost, np.cumsum(self._sizes)[:-1])
+        return Losses(source, dict(zip(self._kinds, control, strict=True)))
+
+    def _means(self) -> Float[np.ndarray, " text"]:
+        found = log_probabilities(self._model, self._rows, pad=self._pad, batch_size=self._batch_size)
+        return np.array([logs.double().mean().item() for logs in found])
+
+
+def measured_curve(
+    losses: Callable[[float], Losses], *, damage: float = DAMAGE, start: float = 0.1, max_strength: float = 64.0
+) -> Curve:
+    """Return the curve around the stated damage, from half of it to twice, or up to `max_strength`.
+
+    losses: at a strength, such as `lambda strength: yardstick.losses(steering.apply(model, strength, record=False))`.
+    start: the strength to begin with. Raises OptionError for numbers that are not above 0.
+    """
+    if not (0 < start <= max_strength < math.inf and 0 < damage < math.inf):
+        raise OptionError(f"expected 0 < start <= max_strength and damage > 0, got {start}, {max_strength}, {damage}")
+    found: dict[int, Losses] = {}
+
+    def at(rung: int) -> float:
+        if rung not in found:
+            found[rung] = losses(_strength(start, rung))
+        return found[rung].damage
+
+    def steps(much: float) -> int:
+        """Return how many rungs are missing to the stated damage, were it to grow with the square of the strength."""
+        wanted = math.log(damage / much) / (2 * math.log(STEP)) if much > 0 else 4.0
+        return min(4, max(1, math.floor(abs(wanted))))
+
+    last = math.floor(math.log(max_strength / start) / math.log(STEP) + 1e-9)
+    high = 0
+    while at(high) < MARGIN * damage and high < last:
+        high = min(last, high + steps(found[high].damage))
+    low = min(found)
+    while at(low) > damage / MARGIN and _strength(start, low - 1) >= LEAST_STRENGTH:
+        low -= steps(found[low].damage)
+    enough = [rung for rung in found if at(rung) >= MARGIN * damage]
+    little = [rung for rung in found if at(rung) <= damage / MARGIN and rung < min(enough, default=last + 1)]
+    for rung in range(max(little, default=low), min(enough, default=max(found)) + 1):
+        at(rung)
+    rungs = sorted(found)
+    return Curve(tuple(_strength(start, rung) for rung in rungs), tuple(found[rung] for rung in rungs))
+
+
+def _strength(start: float, rung: int) -> float:
+    return float(f"{start * STEP**rung:.6g}")
