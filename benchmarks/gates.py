@@ -20,7 +20,7 @@ from dsas.model.token_batches import batches, inputs_of, pad_token, tokenize
 from dsas.regulators.base import FittedRegulator, Regulator
 
 Samples = Literal["means", "tokens", "running"]
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # sklearn's C, on standardised activations
+PENALTIES = {"means": 1e-3, "tokens": 1e-2, "running": 1e-2}  # sklearn's C, on standardised activations
 
 
 class Shared:
@@ -163,11 +163,12 @@ class Material(NamedTuple):
         return [("clean", half), ("web", self.size - half)] if mixed else [("clean", self.size)]
 
 
-def ridge(material: Material, site: Site, samples: Samples, mixed: bool) -> tuple[Tensor, Tensor, float]:
+def ridge(
+    material: Material, site: Site, samples: Samples, mixed: bool, penalty: float
+) -> tuple[Tensor, Tensor, float]:
     """Return theta, bias and held-out accuracy of a penalised logistic regression on standardised activations.
 
-    The penalty is the one of least held-out log-loss over folds of texts; both sets weigh the same, and every text of a
-    set.
+    Both sets weigh the same, and so does every text of a set. penalty: sklearn's C, for a weight of 1 per text.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
@@ -184,22 +185,14 @@ def ridge(material: Material, site: Site, samples: Samples, mixed: bool) -> tupl
     z = (x - mean) / scale
     folds = list(StratifiedGroupKFold(4, shuffle=True, random_state=0).split(z, y, group))
     folds = folds if samples == "means" else folds[:1]
-    losses, accuracies = [], []
-    for penalty in PENALTIES:
-        loss, right = [], []
-        for train, test in folds:
-            one = LogisticRegression(C=penalty, max_iter=100, tol=1e-3).fit(z[train], y[train], weight[train])
-            odds = one.decision_function(z[test])
-            sign = np.where(y[test] == 1, odds, -odds)
-            loss.append(np.average(np.logaddexp(0, -sign), weights=weight[test]))
-            right.append(np.average(sign > 0, weights=weight[test]))
-        losses.append(np.mean(loss))
-        accuracies.append(float(np.mean(right)))
-    best = int(np.argmin(losses))
-    fitted = LogisticRegression(C=PENALTIES[best], max_iter=200, tol=1e-4).fit(z, y, weight)
+    right = []
+    for train, test in folds:
+        one = LogisticRegression(C=penalty, max_iter=200).fit(z[train], y[train], weight[train])
+        right.append(np.average(one.predict(z[test]) == y[test], weights=weight[test]))
+    fitted = LogisticRegression(C=penalty, max_iter=200).fit(z, y, weight)
     theta = fitted.coef_[0] / scale
     bias = float(fitted.intercept_[0] - theta @ mean)
-    return torch.from_numpy(theta).float(), torch.tensor(bias).float(), accuracies[best]
+    return torch.from_numpy(theta).float(), torch.tensor(bias).float(), float(np.mean(right))
 
 
 def library(*, mixed: bool = False, **options: Any) -> Callable[[Material], dsas.Steering]:
@@ -214,14 +207,20 @@ def library(*, mixed: bool = False, **options: Any) -> Callable[[Material], dsas
 
 
 def gates(
-    samples: Samples = "means", *, mixed: bool = True, every: int = 1, least: float = 0.0, **form: Any
+    samples: Samples = "means",
+    *,
+    mixed: bool = True,
+    every: int = 1,
+    least: float = 0.0,
+    penalty: float | None = None,
+    **form: Any,
 ) -> Callable[[Material], dsas.Steering]:
     """Return what makes CAA with `Gate` at every nth site whose held-out accuracy is at least `least`."""
 
     def make(material: Material) -> dsas.Steering:
         rules, shared = [], Shared()
         for site in material.sites[::every]:
-            theta, bias, accuracy = _fitted(material, site, samples, mixed)
+            theta, bias, accuracy = _fitted(material, site, samples, mixed, penalty or PENALTIES[samples])
             gate = Gate(theta, bias, **form)
             gate.shared = shared
             source, target = (
@@ -236,13 +235,15 @@ def gates(
     return make
 
 
-_KEPT: dict[tuple[str, Samples, bool], tuple[Tensor, Tensor, float]] = {}
+_KEPT: dict[Any, tuple[Tensor, Tensor, float]] = {}
 
 
-def _fitted(material: Material, site: Site, samples: Samples, mixed: bool) -> tuple[Tensor, Tensor, float]:
-    key = (str(site), samples, mixed)
+def _fitted(
+    material: Material, site: Site, samples: Samples, mixed: bool, penalty: float
+) -> tuple[Tensor, Tensor, float]:
+    key = (str(site), samples, mixed, penalty)
     if key not in _KEPT:
-        _KEPT[key] = ridge(material, site, samples, mixed)
+        _KEPT[key] = ridge(material, site, samples, mixed, penalty)
     return _KEPT[key]
 
 
@@ -251,37 +252,40 @@ def logistic(components: int) -> Any:
     return partial(dsas.Logistic.fit, components=components)
 
 
+EVIDENCE = {"every": 2, "over_tokens": True, "over_sites": True}
+SHARP = {"sharpness": 2.0, "shift": -2.0}
+
 GATES: dict[str, Callable[[Material], dsas.Steering]] = {
     "constant": library(regulator="constant"),
     "logistic (the library's), clean": library(),
     "logistic, clean and web": library(mixed=True),
-    "ridge, clean": gates(mixed=False, sink=True),
-    "ridge, clean and web": gates(sink=True),
-    "running mean, averaged over sites so far": gates("running", every=2, over_tokens=True, over_sites=True),
+    "running mean, over sites, x 2 - 2": gates("running", **EVIDENCE, **SHARP),
+    "running mean, x 2 - 2": gates("running", every=2, over_tokens=True, **SHARP),
+    "running mean, over sites": gates("running", **EVIDENCE),
+    "tokens, x 2 - 2": gates("tokens", every=2, **SHARP),
+    "means, x 2 - 2": gates("means", every=2, **SHARP),
+    "means, over sites, x 2 - 2": gates("means", every=2, over_sites=True, **SHARP),
+    "means": gates("means", every=2),
     "running mean": gates("running", every=2, over_tokens=True),
-    "the same, first token not steered": gates(),
-    "the same, every second site": gates(every=2),
-    "averaged over sites so far": gates(every=2, over_sites=True),
-    "on tokens": gates("tokens", every=2),
-    "running mean, averaged over sites, log-odds x 2 - 2": gates(
-        "running", every=2, over_tokens=True, over_sites=True, sharpness=2.0, shift=-2.0
-    ),
-    "on tokens, read as running mean, averaged over sites": gates("tokens", every=2, over_tokens=True, over_sites=True),
+    "tokens": gates("tokens", every=2),
     "logistic 50, clean": library(regulator=logistic(50)),
     "logistic 50, clean and web": library(mixed=True, regulator=logistic(50)),
     "logistic 250, clean": library(regulator=logistic(250)),
     "logistic 250, clean and web": library(mixed=True, regulator=logistic(250)),
     "no PCA, clean": library(regulator=whole_space),
     "no PCA, clean and web": library(mixed=True, regulator=whole_space),
-    "constant, every second site": library(regulator="constant", sites=[f"model.layers.{n}" for n in range(0, 30, 2)]),
-    "on tokens, averaged over sites": gates("tokens", every=2, over_sites=True),
-    "running mean, likelihood ratio": gates("running", every=2, over_tokens=True, form="ratio"),
-    "running mean, averaged over sites, likelihood ratio": gates(
-        "running", every=2, over_tokens=True, over_sites=True, form="ratio"
+    "means, first token steered": gates("means", every=2, sink=True),
+    "means, every site": gates("means"),
+    "means, clean": gates("means", mixed=False, every=2),
+    "means, over sites": gates("means", every=2, over_sites=True),
+    "tokens, over sites, x 2 - 2": gates("tokens", every=2, over_sites=True, **SHARP),
+    "tokens, read as running mean, over sites, x 2 - 2": gates("tokens", **EVIDENCE, **SHARP),
+    "running mean, over sites, x 4 - 4": gates("running", **EVIDENCE, sharpness=4.0, shift=-4.0),
+    "running mean, over sites, likelihood ratio": gates("running", **EVIDENCE, form="ratio"),
+    "running mean, over sites, x 2 - 2, clean": gates("running", mixed=False, **EVIDENCE, **SHARP),
+    "running mean, over sites, x 2 - 2, every site": gates("running", **{**EVIDENCE, "every": 1}, **SHARP),
+    "fading mean (0.8), over sites, x 2 - 2": gates("running", **EVIDENCE, **SHARP, decay=0.8),
+    "constant, every second site": library(
+        regulator="constant", sites=[f"model.layers.{number}" for number in range(0, 30, 2)]
     ),
-    "running mean, averaged over sites, all sites": gates("running", over_tokens=True, over_sites=True),
-    "running mean, averaged over sites, clean": gates(
-        "running", mixed=False, every=2, over_tokens=True, over_sites=True
-    ),
-    "fading mean (0.8), averaged over sites": gates("running", every=2, over_tokens=True, over_sites=True, decay=0.8),
 }

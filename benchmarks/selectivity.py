@@ -122,11 +122,11 @@ def main() -> None:
           " | source nats by kind alone |", flush=True)  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
     constant: dict[float, Curve] = {}
-    start = 0.04
     for name in dict.fromkeys([next(iter(GATES)), *arguments.only]):
         steering = GATES[name](material)
         losses = remembered(results, yardstick, steering, loaded, depends)
         for damage in arguments.damage:
+            start = 0.04 if not constant else 0.2025  # a rung of the same ladder, nearer to what gates need
             curve = measured_curve(losses, damage=damage, start=start)
             constant.setdefault(damage, curve)
             print(shown(name, steering, curve, constant[damage], damage), flush=True)
