@@ -30,6 +30,7 @@ HELD_BY = {
     "cli/models.py": "cli/test_fit_and_generate.py",
     "cli/output.py": "cli/test_fit_and_generate.py",
     "cli/playground.py": "demo/test_playground.py",
+    "cli/selectivity.py": "cli/test_explain_and_inspect.py",
     "cli/serving.py": "serving/test_cli_serve.py",
     "cli/training.py": "training/test_gradients.py",
     "errors.py": "model/test_sites.py",

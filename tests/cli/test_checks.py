@@ -82,6 +82,7 @@ CASES = {
     f"{IMAGES} --branch all": "'all' is not one of 'conditional', 'unconditional', 'both'",
     f"{IMAGES} --out rude.txt": "cannot write to rude.txt",
     IMAGES.replace("someone/absent", "./absent"): "expected a folder with a diffusers pipeline",
+    "selectivity gone --model someone/absent --source gone.txt --control rude.txt": "gone.txt: no such file",
     "fires-on gone --model someone/absent --texts gone.txt": "gone.txt: no such file",
     "inspect-data --source rude.txt --control gone.txt --model someone/absent": "gone.txt: no such file",
     "inspect-data --source rude.txt --control plain.txt --model ./absent": "no model could be loaded from './absent'",

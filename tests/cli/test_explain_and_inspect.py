@@ -84,6 +84,20 @@ def test_fires_on_shows_each_kind_of_text_by_its_file_and_warns_where_it_should_
     assert told["kinds"][1]["auroc"]["n"] == 18
 
 
+def test_selectivity_shows_what_source_loses_at_the_stated_damage_beside_no_regulator(run: Run, folder: Path) -> None:
+    asked = ["selectivity", folder / "detox", "--model", folder / "model", "--source", folder / "rude.txt"]
+    asked += ["--control", folder / "plain.txt"]
+    status, out, err = run(*asked)
+    assert status == 0
+    assert "where control texts lose 0.02 nats per token" in out
+    assert "times what they lose without a regulator" in out
+    assert "measuring strengths" in err
+    told = json.loads(run(*asked, "--json")[1])
+    assert told["kinds"].keys() == {"plain"}
+    assert told["kinds"]["plain"]["loss"]["mean"] == pytest.approx(0.02)
+    assert [row["strength"] for row in told["curve"]] == sorted(row["strength"] for row in told["curve"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,7 +5,7 @@ from makers import random_steering
 import dsas
 from dsas.errors import OptionError
 from dsas.evaluation.loss_curve import Curve, Losses, Yardstick, measured_curve
-from dsas.evaluation.selectivity import selectivity
+from dsas.evaluation.selectivity import measure_selectivity, selectivity
 from dsas.testing import tiny_model, tiny_tokenizer
 
 SOURCE = ["The door is open.", "Tea", "A long walk along the river bank, in the rain", "It is late"]
@@ -129,3 +129,14 @@ def test_curves_and_options_out_of_range_are_refused():
         selectivity(curve, resamples=0)
     with pytest.raises(OptionError, match="same texts"):
         selectivity(curve, against=at(lawful(1.0, {"a": 1.0}, texts=5), [0.1, 0.2]))
+
+
+def test_a_steering_is_measured_against_itself_without_a_regulator():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    constant = random_steering(model, "model.layers.1", regulator=dsas.Constant(1.0))
+    found = measure_selectivity(model, tokenizer, constant, source=SOURCE, control=CONTROL, progress=False)
+    assert found.ratio.mean == found.ratio.low == 1.0
+    gated = random_steering(model, "model.layers.1")
+    other = measure_selectivity(model, tokenizer, gated, source=SOURCE, control=CONTROL, progress=False)
+    assert other.ratio.mean == pytest.approx(other.nats.mean / found.nats.mean)
+    assert other.as_dict()["ratio"]["mean"] == other.ratio.mean != 1.0

@@ -14,7 +14,7 @@ __all__ = ["app", "main"]
 
 COMMANDS = (
     *("fitting", "training", "calibration", "generation", "explanation", "images"),
-    *("inspection", "firing", "pareto", "playground", "serving", "demo"),
+    *("inspection", "firing", "selectivity", "pareto", "playground", "serving", "demo"),
 )
 for group in COMMANDS:  # in the order in which help lists them
     import_module(f"dsas.cli.{group}")

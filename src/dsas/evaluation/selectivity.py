@@ -23,7 +23,12 @@ from jaxtyping import Float
 
 from dsas.errors import OptionError
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
-from dsas.evaluation.loss_curve import DAMAGE, Curve
+from dsas.evaluation.loss_curve import DAMAGE, Curve, Losses, Yardstick, measured_curve
+from dsas.files.json_values import JsonObject
+from dsas.model.foreign import Model, Tokenizer
+from dsas.parallel.progress import progress_bar
+from dsas.regulators.constant import Constant
+from dsas.steering.steering import Steering
 
 
 class Kind(NamedTuple):
@@ -56,6 +61,48 @@ class Selectivity:
     def reached(self) -> bool:
         """Whether some measured strength does the stated damage."""
         return self.nats is not None
+
+    def as_dict(self) -> JsonObject:
+        """Return it as JSON-ready values, the whole curve included; what was not reached is null."""
+        return {
+            "damage": self.damage,
+            **{name: _plain(getattr(self, name)) for name in ("strength", "nats", "ratio")},
+            "kinds": {
+                name: {key: _plain(value) for key, value in kind._asdict().items()} for name, kind in self.kinds.items()
+            },
+            "curve": self.curve.rows(),
+        }
+
+
+def measure_selectivity(
+    model: Model,
+    tokenizer: Tokenizer,
+    steering: Steering,
+    *,
+    source: Sequence[str],
+    control: Mapping[str, Sequence[str]],
+    damage: float = DAMAGE,
+    progress: bool = True,
+) -> Selectivity:
+    """Return how selective a Steering is on texts that it was not fitted on, against itself without a regulator.
+
+    source, control: held-out texts; control by kind. damage: nats per token that control may lose on average.
+    Raises TextsError, OptionError as `Yardstick` and `selectivity`, and as `Steering.apply`.
+    """
+    yardstick = Yardstick(model, tokenizer, source=source, control=control)
+    constant = Steering([rule._replace(regulator=Constant(1.0)) for rule in steering.rules], steering.model)
+    with progress_bar(progress) as bar:
+        task = bar.add_task("measuring strengths", total=None)
+
+        def curve(one: Steering) -> Curve:
+            def losses(strength: float) -> Losses:
+                found = yardstick.losses(one.apply(model, strength, record=False))
+                bar.advance(task)
+                return found
+
+            return measured_curve(losses, damage=damage)
+
+        return selectivity(curve(steering), damage=damage, against=curve(constant))
 
 
 def selectivity(
@@ -100,6 +147,10 @@ def selectivity(
         ratio=ratio,
         curve=curve,
     )
+
+
+def _plain(interval: Interval | None) -> JsonObject | None:
+    return None if interval is None else interval._asdict()
 
 
 _SOURCE, _DAMAGE = "\0source", "\0damage"  # beside the kinds of control text, whose names are the user's
