@@ -30,6 +30,8 @@ def test_it_equals_the_definition_in_float64_for_any_batch_size(llama, tokenizer
     expected = by_hand(llama.eval(), rows_of(TEXTS))
     np.testing.assert_allclose(result.per_text, expected, rtol=1e-5)
     assert result.mean == pytest.approx(expected.mean(), rel=1e-5)
+    predicted = [len(row) - 1 for row in rows_of(TEXTS)]
+    assert result.of_tokens == pytest.approx(np.exp(np.average(np.log(expected), weights=predicted)), rel=1e-5)
 
 
 def test_texts_are_cut_to_max_tokens(llama, tokenizer):

@@ -1,6 +1,10 @@
 """Perplexity: how surprised a model, steered or not, is by texts that it should find ordinary.
 
-    ppl(text) = exp(-1/(n-1) sum_{i=2..n} log p(token_i | tokens before)),   result = mean over texts
+    ppl(text) = exp(-1/(n-1) sum_{i=2..n} log p(token_i | tokens before)),   mean = mean over texts
+    of_tokens = exp(-mean over all predicted tokens of log p(token_i | tokens before))
+
+The mean over texts is the paper's. A few texts that surprise most rule it: where every token loses, it may still fall.
+What all tokens lose together is `of_tokens`; look at both.
 
 The first token is given, not predicted: that is <bos> where the tokenizer adds one, else the text's own first token.
 So numbers of models with different tokenizers do not compare.
@@ -26,10 +30,11 @@ from dsas.model.token_batches import batches, pad_token, tokenize
 
 
 class PerplexityResult(NamedTuple):
-    """The mean over the texts, and the perplexity of each text in the order given; 1 is certainty."""
+    """The mean over texts, the perplexity of each text in the order given, and that of all tokens; 1 is certainty."""
 
     mean: float
     per_text: Float[np.ndarray, " text"]
+    of_tokens: float
 
 
 def perplexity(
@@ -62,4 +67,6 @@ def perplexity(
                 end = len(rows[row])
                 surprise[row] = cross_entropy(logits[place, : end - 1].float(), tokens[place, 1:end]).item()
     per_text = surprise.exp().numpy()
-    return PerplexityResult(float(per_text.mean()), per_text)
+    predicted = torch.tensor([len(row) - 1 for row in rows], dtype=torch.float64)
+    of_tokens = float(((surprise * predicted).sum() / predicted.sum()).exp())
+    return PerplexityResult(float(per_text.mean()), per_text, of_tokens)
