@@ -91,6 +91,19 @@ class SeesPadding(Gate):
         return self.score(t.float().mean(1, keepdim=True)).expand(-1, t.shape[1], -1)
 
 
+class OnItself(Gate):
+    """Keeps what it has read on itself, from the last pass without a past on, and not with the sequence."""
+
+    reads_forward_pass = True
+
+    def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
+        read = (t.float() * forward_pass.real.unsqueeze(-1)).cumsum(1)
+        if forward_pass.past > 0:
+            read = read + self.__dict__["kept"][:, -1:]
+        self.__dict__["kept"] = read
+        return self.score(read)
+
+
 class Negative(Gate):
     def forward(self, t: Tensor, forward_pass: ForwardPass) -> Tensor:
         return self.score(t) - 0.9

@@ -68,6 +68,7 @@ HELD_BY = {
     "sweep/jobs.py": "sweep/test_sweep.py",
     "sweep/lab.py": "sweep/test_sweep.py",
     "sweep/run.py": "sweep/test_sweep.py",
+    "testing/sequences.py": "testing/test_law_steerings.py",
     "testing/drawings.py": "testing/test_law_steerings.py",
     "testing/laws.py": "testing/test_law_methods.py",
     "testing/passes.py": "testing/test_law_steerings.py",

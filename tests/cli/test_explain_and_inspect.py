@@ -107,7 +107,6 @@ def test_selectivity_shows_what_source_loses_at_the_stated_damage_beside_no_regu
         (["generate", "{}/model", "Hi", "--steering", "{}/detox", "--explain", "--json"], "see also: dsas explain"),
         (["inspect-data", "--source", "{}/rude.txt", "--control", "{}/plane.txt"], "plain.txt"),
         (["fires-on", "{}/detox", "--model", "{}/model", "--texts", "{}/rud.txt"], "rude.txt"),
-        (["fires-on", "{}/detox", "--model", "{}/model", *["--texts", "{}/rude.txt"] * 2], "some have one name"),
         (["playground", "{}/model", "--steering", "{}/detox", "--strength", "0"], "a strength > 0"),
     ],
 )

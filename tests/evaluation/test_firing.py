@@ -29,7 +29,7 @@ def gates(model: torch.nn.Module, steering: dsas.Steering, text: str) -> Tensor:
 def test_values_shares_and_auroc_are_those_of_the_gates_on_the_unsteered_model() -> None:
     model = tiny_model(layers=3)
     steering = random_steering(model, ["model.layers.0", "model.layers.1"])
-    report = fires_on(model, tiny_tokenizer(), steering, TEXTS, resamples=20)
+    report = fires_on(model, tiny_tokenizer(), steering, TEXTS, progress=False)
     expected = {kind: [gates(model, steering, text) for text in texts] for kind, texts in TEXTS.items()}
     means = {}
     for kind, one in zip(TEXTS, report.kinds, strict=True):
@@ -49,7 +49,7 @@ def test_values_shares_and_auroc_are_those_of_the_gates_on_the_unsteered_model()
 def test_ties_count_half_and_a_regulator_that_is_constant_tells_nothing_apart_and_is_warned_about() -> None:
     model = tiny_model(layers=1)
     steering = random_steering(model, regulator=dsas.Constant(0.7))
-    report = fires_on(model, tiny_tokenizer(), steering, TEXTS, resamples=10)
+    report = fires_on(model, tiny_tokenizer(), steering, TEXTS, progress=False)
     assert report.kinds[1].auroc is not None
     assert tuple(report.kinds[1].auroc)[:3] == (0.5, 0.5, 0.5)
     assert report.kinds[0].value.mean == pytest.approx(0.7)
@@ -61,7 +61,7 @@ def test_ties_count_half_and_a_regulator_that_is_constant_tells_nothing_apart_an
 def test_a_text_counts_by_its_tokens_and_intervals_come_from_whole_texts() -> None:
     model = tiny_model(layers=1)
     steering = random_steering(model, regulator=dsas.Schedule("all", 0, 2))
-    report = fires_on(model, tiny_tokenizer(), steering, {"mixed": ["ab", "abcdefgh"] * 20}, resamples=400)
+    report = fires_on(model, tiny_tokenizer(), steering, {"mixed": ["ab", "abcdefgh"] * 20}, progress=False)
     found = report.kinds[0].value
     assert found.mean == pytest.approx(4 / 10)  # the first two tokens of each, of 2 and of 8
     draws = np.random.default_rng(1).binomial(40, 0.5, 4000)
@@ -72,9 +72,9 @@ def test_a_text_counts_by_its_tokens_and_intervals_come_from_whole_texts() -> No
 def test_nothing_is_steered_while_it_is_measured() -> None:
     model = tiny_model(layers=2)
     steering = random_steering(model)
-    both = fires_on(model, tiny_tokenizer(), steering, TEXTS, resamples=5)
+    both = fires_on(model, tiny_tokenizer(), steering, TEXTS, progress=False)
     alone = dsas.Steering([steering.rules[1]], steering.model)
-    second = fires_on(model, tiny_tokenizer(), alone, TEXTS, resamples=5)
+    second = fires_on(model, tiny_tokenizer(), alone, TEXTS, progress=False)
     assert both.by_site["rude"][1] == pytest.approx(second.by_site["rude"][0], abs=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 def test_a_report_is_plain_data() -> None:
     model = tiny_model(layers=1)
-    plain = fires_on(model, tiny_tokenizer(), random_steering(model), TEXTS, resamples=5).as_dict()
+    plain = fires_on(model, tiny_tokenizer(), random_steering(model), TEXTS, progress=False).as_dict()
     assert plain["kinds"][1]["auroc"].keys() == {"mean", "low", "high", "n"}
     assert plain["by_site"].keys() == TEXTS.keys()
     assert isinstance(FiringReport((), (), {}).sites, tuple)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lawless import Counts, FirstRow, InPlace, SeesPadding
+from lawless import Counts, FirstRow, InPlace, OnItself, SeesPadding
 from makers import Idle, random_steering
 from pictures import drawn, steered_at
 from torch import Tensor
@@ -57,6 +57,11 @@ def how(kind: type[Any]) -> Callable[[dsas.Rule], dsas.Rule]:
 def test_a_regulator_that_looks_past_its_row_is_caught_in_every_way(regulator: Any, way: str) -> None:
     with pytest.raises(LawBroken, match=r"^law 2 \("):
         check_text(when(regulator), way=way)
+
+
+def test_a_regulator_that_keeps_its_state_on_itself_is_caught() -> None:
+    with pytest.raises(LawBroken, match=r"^law 9 \("):
+        check_text(when(OnItself))
 
 
 @pytest.mark.parametrize("way", ["apply", "install", "composition"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsas import Steering
+    from dsas.evaluation.intervals import Interval
 
 
 def show_table(
@@ -46,3 +47,8 @@ def show(steering: "Steering", as_json: bool, **extra: str) -> None:
         print(f"{key}: {value}")
     for line in steering.calibration.lines() if steering.calibration is not None else []:
         print(line)
+
+
+def said(interval: "Interval | None") -> str:
+    """Return a value with its 95 % interval; of one that there is not, a dash."""
+    return "-" if interval is None else f"{interval.mean:.3g} [{interval.low:.3g}, {interval.high:.3g}]"

@@ -1,21 +1,19 @@
 """Selectivity: what source texts lose under a stored Steering for what it costs on texts to be left alone."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model
+from dsas.cli.checks import check_model, kinds_of
 from dsas.cli.models import loaded_model
-from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Field, Precision, Source, in_model, in_texts
-from dsas.cli.output import show_table
-from dsas.errors import OptionError
+from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
+from dsas.cli.output import said, show_table
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 
 if TYPE_CHECKING:
-    from dsas.evaluation.intervals import Interval
     from dsas.evaluation.selectivity import Selectivity
 
 
@@ -26,24 +24,22 @@ if TYPE_CHECKING:
 def selectivity(
     steering: Annotated[str, typer.Argument(help=STEERING)],
     model: Annotated[str, in_model(help="Folder, hub id or .gguf file of the model.")],
-    source: Source,
+    source: options.Source,
     control: Annotated[
-        list[Path], in_texts(help=f"A file for each kind of text that must stay as it is. {REPEATABLE}")
+        list[str], in_texts(help=f"Each kind of text that must stay as it is: [KIND=]FILE. {REPEATABLE}")
     ],
     damage: Annotated[float, in_texts(min=0.0, help="What control texts may lose, in nats per token.")] = 0.02,
-    field: Field = DEFAULT_FIELD,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    as_json: AsJson = False,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure by how much source texts become less probable at a stated damage to control texts, without sampling.
 
     Texts must be others than those the Steering was fitted on. Beside it: the same without a regulator.
     """
     texts = read_texts(source, field=field)
-    kinds = {path.stem: read_texts(path, field=field) for path in control}
-    if len(kinds) < len(control):
-        raise OptionError(f"each file is a kind of text by its name, but some have one name: {[*map(str, control)]}")
+    kinds = kinds_of(control, field)
     check_model(model)
     from dsas.evaluation.selectivity import measure_selectivity
     from dsas.steering.steering import Steering
@@ -63,17 +59,11 @@ def _show(found: "Selectivity") -> None:
             f"no strength does the stated damage of {found.damage:g} nats per token, so nothing can be compared there"
         )
     else:
-        print(f"where control texts lose {found.damage:g} nats per token, at strength {_said(found.strength)}:")
-        print(f"  source texts lose {_said(found.nats)}, {_said(found.ratio)} times what they lose without a regulator")
+        print(f"where control texts lose {found.damage:g} nats per token, at strength {said(found.strength)}:")
+        print(f"  source texts lose {said(found.nats)}, {said(found.ratio)} times what they lose without a regulator")
         show_table(
             ("control texts", "lose there", "source, where these alone lose as much"),
-            [(name, _said(kind.loss), _said(kind.nats)) for name, kind in found.kinds.items()],
+            [(name, said(kind.loss), said(kind.nats)) for name, kind in found.kinds.items()],
         )
     rows = found.curve.rows()
     show_table(list(rows[0]), [[f"{value:.4g}" for value in row.values()] for row in rows], title="The whole curve")
-
-
-def _said(interval: "Interval | None") -> str:
-    if interval is None:
-        return "not reached"
-    return f"{interval.mean:.3g} [{interval.low:.3g}, {interval.high:.3g}]"

@@ -30,9 +30,11 @@ from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.token_batches import batches, cut_rows, pad_token, tokenize
+from dsas.parallel.progress import progress_bar
 from dsas.steering.steering import Steering
 from dsas.transforms.base import Transform
 
+RESAMPLES = 1000
 FIRES_ALIKE = 0.5  # a kind on which the mean value is above this share of the first kind's is warned about
 
 
@@ -105,23 +107,24 @@ def fires_on(
     *,
     max_tokens: int = 50,
     batch_size: int = 32,
-    resamples: int = 1000,
+    progress: bool = True,
 ) -> FiringReport:
     """Return what `steering` fires on, by kind of text; the first kind should be the behaviour itself.
 
-    texts: kind -> texts, each cut to `max_tokens`. resamples: of the bootstrap, whose seed is 0.
+    texts: kind -> texts, each cut to `max_tokens`. Intervals are of 1000 draws, seed 0.
     Raises OptionError for no kinds or numbers < 1, TextsError for a kind without texts, and as `Steering.apply`.
     """
-    if not texts or min(max_tokens, batch_size, resamples) < 1:
+    if not texts or min(max_tokens, batch_size) < 1:
         raise OptionError(
-            "expected at least one kind of text and max_tokens, batch_size, resamples >= 1, got "
-            f"{len(texts)} kinds and {max_tokens}, {batch_size}, {resamples}"
+            f"expected at least one kind of text and max_tokens, batch_size >= 1, got {len(texts)} kinds and "
+            f"{max_tokens}, {batch_size}"
         )
     rules = [rule._replace(transform=_Nothing(), weight=1.0) for rule in steering.rules if rule.weight > 0]
     if not rules:
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
     quiet, read, names = Steering(rules, steering.model), dict[str, list[np.ndarray]](), ()
-    with torch.no_grad(), evaluation_mode(model), quiet.apply(model, 1.0) as applied:
+    with torch.no_grad(), evaluation_mode(model), quiet.apply(model, 1.0) as applied, progress_bar(progress) as bar:
+        task = bar.add_task("reading texts", total=sum(map(len, texts.values())))
         for kind, own in texts.items():
             rows = cut_rows(tokenize(tokenizer, own), max_tokens)
             read[kind] = [np.zeros(0)] * len(rows)
@@ -133,15 +136,16 @@ def fires_on(
                 names = trace.sites
                 for place, row in enumerate(batch.rows):
                     read[kind][row] = trace.strengths[:, place, trace.real[place]].double().numpy()
+                bar.advance(task, len(batch.rows))
     first = next(iter(read))
-    found = [_firing(kind, read[kind], read[first] if kind != first else None, resamples) for kind in read]
+    found = [_firing(kind, read[kind], read[first] if kind != first else None) for kind in read]
     by_site = {kind: tuple(np.concatenate(own, axis=1).mean(1).tolist()) for kind, own in read.items()}
     return FiringReport(tuple(found), tuple(names), by_site)
 
 
-def _firing(kind: str, texts: list[np.ndarray], first: list[np.ndarray] | None, resamples: int) -> Firing:
+def _firing(kind: str, texts: list[np.ndarray], first: list[np.ndarray] | None) -> Firing:
     sizes = np.array([text.size for text in texts], dtype=np.float64)
-    draws = draw_counts(len(texts), resamples=resamples, seed=0)
+    draws = draw_counts(len(texts), resamples=RESAMPLES, seed=0)
 
     def share(sums: np.ndarray) -> Interval:
         return percentile_interval(float(sums.sum() / sizes.sum()), draws @ sums / (draws @ sizes), len(texts))
@@ -150,12 +154,12 @@ def _firing(kind: str, texts: list[np.ndarray], first: list[np.ndarray] | None, 
         kind,
         share(np.array([text.sum() for text in texts])),
         share(np.array([float((text > 0.5).sum()) for text in texts])),
-        None if first is None else _auroc(first, texts, resamples),
+        None if first is None else _auroc(first, texts),
         sum(text.shape[1] for text in texts),
     )
 
 
-def _auroc(above: list[np.ndarray], below: list[np.ndarray], resamples: int) -> Interval:
+def _auroc(above: list[np.ndarray], below: list[np.ndarray]) -> Interval:
     """Return how often a token of the one has a higher value than one of the other; texts of each are drawn apart."""
     values = np.concatenate([text.mean(0) for text in [*above, *below]])
     owner = np.repeat(np.arange(len(above) + len(below)), [text.shape[1] for text in [*above, *below]])
@@ -170,8 +174,8 @@ def _auroc(above: list[np.ndarray], below: list[np.ndarray], resamples: int) -> 
         beaten = np.cumsum(zeros) - zeros / 2
         return float((ones * beaten).sum() / (ones.sum() * zeros.sum()))
 
-    tops = draw_counts(len(above), resamples=resamples, seed=[0, 0])
-    bottoms = draw_counts(len(below), resamples=resamples, seed=[0, 1])
+    tops = draw_counts(len(above), resamples=RESAMPLES, seed=[0, 0])
+    bottoms = draw_counts(len(below), resamples=RESAMPLES, seed=[0, 1])
     drawn = np.array([measured(np.concatenate(pair)) for pair in zip(tops, bottoms, strict=True)])
     everything = np.ones(len(above) + len(below))
     return percentile_interval(measured(everything), drawn, len(above) + len(below))

@@ -81,8 +81,9 @@ class PicturePasses:
 
     unsteered = ()  # rows are chosen at each site instead
 
-    def end(self, module: nn.Module, output: Given) -> None:
-        """Do nothing: a run is told by its beginning."""
+    def end(self, module: nn.Module, output: Given) -> bool:
+        """Return True: a run is told by its beginning."""
+        return True
 
     def acts(self) -> bool:
         """Whether a pass is steered: every one, at the rows that are chosen at each site."""

@@ -85,8 +85,8 @@ class Passed:
 class Sequences:
     """The rows of one batch, over the passes that they ran.
 
-    rows: that the last pass had. length: columns in the cache after it. unseen: leading columns that no pass showed.
-    virtual: leading columns that are no tokens at all, as those of prefix tuning.
+    rows: that the last pass had. length: columns in the cache after it, and before the first those that no pass
+    showed (`unseen`). virtual: leading columns that are no tokens at all, as those of prefix tuning.
     prompt_tokens: Int (row,), real tokens of each row's prompt, or None when the user did not say. refusal: why a state
     that is not known must not be taken for that of a beginning; empty where it may. number: of the request that it is.
     """
@@ -97,7 +97,7 @@ class Sequences:
     def __init__(
         self, batch: int, *, unseen: int = 0, virtual: int = 0, prompt_tokens: Int[Tensor, " row"] | None = None
     ) -> None:
-        self.rows, self.length, self.unseen, self.virtual = batch, unseen, unseen, virtual
+        self.rows, self.length, self.virtual = batch, unseen, virtual
         self.prompt_tokens = prompt_tokens
         self.real: Bool[Tensor, "row column"] | None = None
         self.turns: list[Turn] = []
@@ -192,7 +192,7 @@ class Sequences:
             self._before[key] = self._latest.get(key, (-1, None))
         kept = states if states.shape[1] <= KEPT_COLUMNS else states[:, -1:].clone()
         self.keep().carried[key] = kept
-        self._latest[key] = self.current.start, states[:, -1]
+        self._latest[key] = self.current.start, kept[:, -1]
 
     def crop(self, length: int) -> None:
         """Forget what came after the first `length` columns."""

@@ -169,11 +169,16 @@ class TokenPasses:
             return ForwardPass(*t.shape[:2], device=t.device)
         return step.on(t.device)
 
-    def end(self, module: nn.Module, output: Given) -> None:
-        """Take note that a call that was read has ended, and keep its sequences on the cache that came out."""
+    def end(self, module: nn.Module, output: Given) -> bool:
+        """Take note that a call that was read has ended, and keep its sequences on the cache that came out.
+
+        Returns whether it was the decoder's, and not its encoder's alone.
+        """
         here = self._here
-        if module is not self.module or here.step is None:
-            return
+        if module is not self.module:
+            return False
+        if here.step is None:
+            return True
         for one in here.step.history.each:
             one.end()
         came, before = cache_in(output), here.carrier() if here.carrier is not None else None
@@ -188,6 +193,7 @@ class TokenPasses:
                 watch = watch_of(carrier, make=True)
                 assert watch is not None
                 watch.keep(self, self._by, here.step.history)
+        return True
 
     def _sequences(self, cache: Given, rows: int, columns: int, given: Options) -> tuple[Sequences, int]:
         """Return the sequences that a cache holds, and how many columns it has; new ones where nothing is known."""
@@ -239,7 +245,7 @@ class TokenPasses:
         if start > 0:
             here.problem = "packed rows go on from a cache: which text of it each goes on from cannot be told"
             return None
-        each = [Sequences(1, prompt_tokens=None) for _ in spans]
+        each = [Sequences(1) for _ in spans]
         return self._pass_of(Packing(spans, columns), each, ids, prompts=[None] * len(each))
 
     def _requests(self, cache: Given, ids: Tensor | None, columns: int) -> ForwardPass | None:

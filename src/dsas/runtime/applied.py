@@ -72,7 +72,7 @@ class Applied:
         self._passes.exact = bool(options.record) or by_row or any(self._asks(rule) for rule in self.rules)
         # Asked at every site, so in the shortest way: whether the pass that runs is one that is steered.
         self._acts = self._passes.acts if self._scope.is_everywhere else self._in_scope
-        self._others = self._passes.unsteered if self._scope.is_everywhere else ("context",)
+        self._unsteered = self._passes.unsteered if self._scope.is_everywhere else ("context",)
         self._refusals = [found for found in map(self._refusal, self.rules) if found]
         self._fired = [False] * len(self.rules)
         self._called, self._local = False, threading.local()
@@ -214,8 +214,8 @@ class Applied:
         if torch.compiler.is_compiling() or not getattr(self._local, "running", False):
             return
         self._local.running = False
-        self._passes.end(module, output)
-        if self._passes.active:  # otherwise hooks come off while it runs, some sooner than others
+        ran = self._passes.end(module, output)
+        if ran and self._passes.active:  # otherwise hooks come off while it runs, some sooner than others
             self._called = True
 
     def _hook(self, number: int, rule: Rule) -> None:
@@ -229,7 +229,7 @@ class Applied:
         recorder = self._recorder if self._passes.records(rule.site) else None
         record = partial(recorder.add_gain, number, way.factor) if recorder is not None else None
         self._hooks.on_output(
-            self._model.get_submodule(rule.site.path), shortened(way, edit, record, self._others, self._acts)
+            self._model.get_submodule(rule.site.path), shortened(way, edit, record, self._unsteered, self._acts)
         )
 
     def _editor(self, number: int, rule: Rule, way: Fused | General) -> Callable[[Given], Given]:

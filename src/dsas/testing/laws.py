@@ -15,6 +15,7 @@ LAWS: dict[int, str] = {
     6: "nothing is ignored in silence",
     7: "gradients flow through transform, regulator and strength, and never into the model's weights",
     8: "torch.compile never ignores steering",
+    9: "state follows the sequence: over cached prefixes and copies of them, caches in turn, cuts",
 }
 TOLERANCE = 1e-4
 DIFFERENCE = 1e-6

@@ -25,6 +25,7 @@ from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
 from dsas.testing.laws import close, require
 from dsas.testing.passes import Pass, logits_of, one_row, padded, read_rows, require_same, state_of, steered_rows
+from dsas.testing.sequences import check_sequences
 from dsas.testing.watch import Watch
 from dsas.testing.ways import Kind, Way, applied_of, strengths_of
 
@@ -40,7 +41,7 @@ def check_steering(
     prompts: Sequence[str] = PROMPTS,
     way: Kind = "apply",
 ) -> None:
-    """Raise AssertionError, naming the law, if a Steering breaks one of laws 1 to 7 on a causal language model.
+    """Raise AssertionError, naming the law, if a Steering breaks one of laws 1 to 7 or 9 on a causal language model.
 
     prompts: two or more, of different lengths in tokens. way: how it comes to act; "fuse" is not for a composition.
     """
@@ -50,6 +51,7 @@ def check_steering(
     check_rows(acting, model, ids, alone, pad_token(tokenizer))
     check_threads(acting, model, ids, alone, pad_token(tokenizer))
     check_generation(acting, model, ids, pad_token(tokenizer))
+    check_sequences(acting, model, ids, alone)
     check_dtypes(acting, model, ids[0], alone[0])
     check_exits(acting, model, model, lambda: state_of(model), lambda: logits_of(model, ids[0][None]))
     check_storage(acting, model, ids[0], alone[0])
