@@ -253,3 +253,12 @@ def test_a_regulator_that_is_asked_twice_in_one_pass_is_told_the_same_twice() ->
         assert state is not None
         assert state.tolist() == [[2.0]]
         rows.carry("key", torch.tensor([[[5.0]]]))
+
+
+def test_of_a_long_pass_no_more_than_its_end_stays_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "KEPT_COLUMNS", 4)
+    rows = ran(8)
+    found = rows.state(KEY, anew=False)
+    assert found is not None
+    assert found.tolist() == [[7.0]]
+    assert found.untyped_storage().nbytes() == found.nbytes
