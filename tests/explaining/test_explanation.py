@@ -201,3 +201,35 @@ def test_a_row_that_is_not_there_is_refused_and_tokens_without_text_have_numbers
     assert applied.trace().row().tokens == ("[5]", "[6]")
     with pytest.raises(OptionError, match="row from 0 to 0, got 1"):
         applied.trace().row(1)
+
+
+def test_a_model_that_embeds_its_tokens_outside_its_decoder_is_explained_by_its_tokens(tokenizer: Any) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    seen, text = CLIPVisionConfig(**sizes, image_size=28, patch_size=14), LlamaConfig(**sizes, vocab_size=300)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=seen, text_config=text, image_token_index=299))
+    trace = dsas.explain(model, tokenizer, random_steering(model), TEXT, next_tokens=1)
+    assert trace.token_ids is not None
+    assert trace.token_ids[0].tolist() == tokenizer(TEXT)["input_ids"]
+    assert "".join(trace.tokens[0]) == TEXT
+    assert len(trace.next_tokens[0].kl) == len(TEXT)
+
+
+def test_a_decoder_beside_an_encoder_is_explained_by_its_own_tokens(tokenizer: Any) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=257, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, eos_token_id=256,
+                      decoder_start_token_id=0)  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    steering = random_steering(model, "decoder.block.1")
+    read = dsas.explain(model, tokenizer, steering, TEXT)
+    assert "".join(read.tokens[0]) == TEXT
+    said = dsas.explain(model, tokenizer, steering, prompt=TEXT, generate=3, next_tokens=1)
+    assert said.comparisons[0].prompt_tokens == 1
+    assert said.strengths.shape == (1, 1, 4)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    expected = model(input_ids=ids, decoder_input_ids=said.token_ids).logits[0].softmax(-1).max(-1).values
+    assert [choices[0].probability for choices in said.next_tokens[0].before] == pytest.approx(
+        expected.tolist(), abs=1e-5
+    )

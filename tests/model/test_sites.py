@@ -12,9 +12,10 @@ from torch import nn
 
 import dsas
 from dsas.errors import ActivationError, SiteError
+from dsas.model.identity import ModelIdentity
 from dsas.model.sites import SHORTHANDS, STREAMS
 from dsas.testing import FAMILIES, tiny_model
-from dsas.testing.models import HEADS, LAYERS
+from dsas.testing.models import HEADS, LAYERS, WIDTH
 
 # Where each family keeps layer {0, 1, 2}, its second norm, attention and feed-forward: read off transformers' sources.
 PARTS = {
@@ -195,7 +196,9 @@ def test_a_layout_says_where_the_width_of_three_dimensions_is() -> None:
     assert dsas.Site("norm", layout="channels").read(given).shape == (2, 7, 5)
     assert torch.equal(dsas.Site("norm", layout="channels").write(given, given.transpose(1, 2) + 1), given + 1)
     assert dsas.Site("block", layout="picture").read(given).shape == (2, 5, 7)
-    with pytest.raises(ActivationError, match=r"got shape \(2, 5, 3, 4\); if it is a picture .* layout='picture'"):
+    with pytest.raises(
+        ActivationError, match=r"got shape \(2, 5, 3, 4\); if it is a picture .* layout='picture'.*'mlp'"
+    ):
         dsas.Site("block").read(torch.randn(2, 5, 3, 4))
     with pytest.raises(SiteError, match="the layout of a site is one of"):
         unchecked_site(layout="image")
@@ -250,3 +253,29 @@ def test_a_block_of_two_streams_is_named_with_the_one_that_is_meant() -> None:
     assert not model.reads_text(named[""])
     with pytest.raises(SiteError, match="is no block of two streams, so it has no @text"):
         dsas.find_sites(model, "transformer.norm_out@text")
+
+
+def test_heads_are_those_of_each_layer_where_layers_have_different_numbers_of_them() -> None:
+    model = tiny_model(layers=2)
+    attention = model.model.layers[1].self_attn  # type: ignore
+    attention.o_proj = nn.Linear(2 * attention.head_dim, WIDTH)
+    parts = [(site.path, site.parts) for site in dsas.find_sites(model, "heads")]
+    assert parts == [
+        (f"model.layers.{n}.self_attn.o_proj", count) for n, count in ((0, 4), (1, 2)) for _ in range(count)
+    ]
+
+
+def test_a_decoder_that_is_called_by_the_name_of_the_head_is_found() -> None:
+    from transformers import ModernBertDecoderConfig, ModernBertDecoderForCausalLM
+
+    config = ModernBertDecoderConfig(
+        vocab_size=257, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    model: Any = ModernBertDecoderForCausalLM(config).eval()
+    assert model.get_decoder() is model.get_output_embeddings()
+    assert paths(model, "residual") == ["model.layers.0", "model.layers.1"]
+    rule = dsas.Rule(dsas.Site("model.layers.0"), dsas.Addition(torch.ones(WIDTH)), dsas.Constant())
+    with dsas.Steering([rule], ModelIdentity.of(model)).apply(model, 1.0) as applied:
+        model(input_ids=torch.tensor([[1, 5, 6, 2]]))
+    assert applied.trace().token_ids.tolist() == [[1, 5, 6, 2]]  # type: ignore

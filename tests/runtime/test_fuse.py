@@ -234,3 +234,21 @@ def test_compiled_code_is_fused_and_plain_again(regulator: Any) -> None:
     with steering.fuse(compiled):
         torch.testing.assert_close(logits_of(compiled, IDS, use_cache=False), steered)
     torch.testing.assert_close(logits_of(compiled, IDS, use_cache=False), plain)
+
+
+def test_what_saving_a_fused_model_would_lose_is_said_and_what_it_keeps_is_kept(tmp_path: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for family, stored in (("llama", False), ("gpt2", True)):
+        model = model_of(family, torch.float32)
+        fusion = constant_steering(model, "residual", multiplied=False).fuse(model, 1.0)
+        assert {(line.status, line.stored) for line in fusion.report()} == {("folded", stored)}
+        steered, folder = logits_of(model, IDS), tmp_path / family
+        if stored:
+            model.save_pretrained(folder)
+            assert torch.allclose(logits_of(AutoModelForCausalLM.from_pretrained(folder), IDS), steered, atol=1e-5)
+        else:
+            with pytest.warns(dsas.DsasWarning, match=r"2 sites, such as model.layers.0, are lost when it is loaded"):
+                model.save_pretrained(folder)
+        fusion.undo()
+        model.save_pretrained(folder)  # and no warning

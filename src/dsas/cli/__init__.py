@@ -13,7 +13,7 @@ from dsas.cli.app import app, show_warning
 __all__ = ["app", "main"]
 
 COMMANDS = (
-    *("fitting", "training", "calibration", "generation", "explanation", "images"),
+    *("fitting", "training", "calibration", "porting", "generation", "explanation", "images"),
     *("inspection", "firing", "selectivity", "pareto", "playground", "serving", "demo"),
 )
 for group in COMMANDS:  # in the order in which help lists them

@@ -19,14 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import kl_div
 
 from dsas.errors import OptionError
-from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.token_batches import Batch, batches, pad_token, tokenize
+from dsas.model.running import logits_on
+from dsas.model.token_batches import batches, pad_token, tokenize
 
 
 class DivergenceResult(NamedTuple):
@@ -57,9 +56,9 @@ def divergence(
     per_text = np.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
-            before = _logits(model, batch)
+            before = logits_on(model, batch)
             with steered():
-                after = _logits(model, batch)
+                after = logits_on(model, batch)
             for place, row in enumerate(batch.rows):
                 end = len(rows[row])
                 p, q = (logits[place, :end].float().log_softmax(-1) for logits in (before, after))
@@ -67,9 +66,3 @@ def divergence(
                 per_text[row] = nats.double().mean().item()
             del before, after  # or the next batch's would stand beside them
     return DivergenceResult(float(per_text.mean()), per_text)
-
-
-def _logits(model: Model, batch: Batch) -> Float[Tensor, "batch token vocabulary"]:
-    device = device_of(model)
-    mask = batch.mask.to(device, torch.long)
-    return model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False).logits

@@ -15,24 +15,20 @@ Limitations: texts longer than `max_tokens` are cut; special tokens count as all
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
 from dsas.files.json_values import JsonObject
-from dsas.methods.base import Facts, Samples
-from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.token_batches import batches, cut_rows, pad_token, tokenize
+from dsas.model.running import run_on
+from dsas.model.token_batches import batches, cut_rows, inputs_of, pad_token, tokenize
 from dsas.parallel.progress import progress_bar
+from dsas.runtime.unchanged import only_asked
 from dsas.steering.steering import Steering
-from dsas.transforms.base import Transform
 
 RESAMPLES = 1000
 FIRES_ALIKE = 0.5  # a kind on which the mean value is above this share of the first kind's is warned about
@@ -84,21 +80,6 @@ class FiringReport:
         }
 
 
-@final
-class _Nothing(Transform):
-    """Takes every activation to itself."""
-
-    name: ClassVar[str] = "nothing"
-    facts: ClassVar[Facts] = Facts(formula="t", paper="-", left_out="-", flops="0")
-
-    @classmethod
-    def fit(cls, source: Samples, target: Samples) -> "_Nothing":
-        return cls()
-
-    def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        return torch.zeros_like(t)
-
-
 def fires_on(
     model: Model,
     tokenizer: Tokenizer,
@@ -119,7 +100,7 @@ def fires_on(
             f"expected at least one kind of text and max_tokens, batch_size >= 1, got {len(texts)} kinds and "
             f"{max_tokens}, {batch_size}"
         )
-    rules = [rule._replace(transform=_Nothing(), weight=1.0) for rule in steering.rules if rule.weight > 0]
+    rules = only_asked(steering.rules)
     if not rules:
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
     quiet, read, names = Steering(rules, steering.model), dict[str, list[np.ndarray]](), ()
@@ -129,9 +110,7 @@ def fires_on(
             rows = cut_rows(tokenize(tokenizer, own), max_tokens)
             read[kind] = [np.zeros(0)] * len(rows)
             for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
-                device = device_of(model)
-                mask = batch.mask.to(device, torch.long)
-                model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False)
+                run_on(model, inputs_of(batch))
                 trace = applied.trace()
                 names = trace.sites
                 for place, row in enumerate(batch.rows):

@@ -24,6 +24,7 @@ from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Model, Tokenizer
+from dsas.model.running import logits_on
 from dsas.model.token_batches import Batch, batches
 
 Straddling = Literal["given", "judged"]
@@ -98,6 +99,5 @@ def _logits(model: Model, batch: Batch, positions: list[int]) -> Float[Tensor, "
     """Return the logits at these positions; a model that cannot be asked for some gives all."""
     device, some = device_of(model), "logits_to_keep" in inspect.signature(model.forward).parameters
     kept = {"logits_to_keep": torch.tensor(positions, device=device)} if some else {}
-    mask = batch.mask.to(device, torch.long)
-    logits = model(input_ids=batch.tokens.to(device), attention_mask=mask, use_cache=False, **kept).logits
+    logits = logits_on(model, batch, **kept)
     return logits if logits.shape[1] == len(positions) else logits[:, positions]

@@ -24,9 +24,10 @@ from dsas.files.atomic import replace_files
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import check_texts
-from dsas.model.foreign import Model, Tokenizer
+from dsas.model.foreign import Foreign, Model, Tokenizer
+from dsas.model.running import run_on
 from dsas.model.subject import subject_of
-from dsas.model.token_batches import greedy, pad_token, tokenize
+from dsas.model.token_batches import greedy, pad_token, text_tokenizer, tokenize
 from dsas.model.token_text import pieces
 from dsas.model.token_trace import Trace, stacked
 from dsas.steering.steering import Steering
@@ -65,6 +66,7 @@ def explain(
         raise StrengthError(f"expected a strength > 0, got {strength}: at 0 no token is steered")
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
+    tokenizer = text_tokenizer(tokenizer)
     subject_of(model, tokenizer).examples().pad_token()  # refuses a subject without tokens
     given = text if prompt is None else prompt
     texts = [given] if isinstance(given, str) else given
@@ -91,44 +93,55 @@ class _Run:
     ) -> None:
         self._model, self._tokenizer, self._steering = model, tokenizer, steering
         self._strength, self._skip_sinks = strength, skip_sinks
+        self._encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     def trace(self, row: list[int], new_tokens: int, next_tokens: int) -> Trace:
         ids = torch.tensor([row], device=device_of(self._model))
+        prompt = 1 if self._encodes else len(row)  # a decoder beside an encoder begins with a token of its own
         applied = self._steering.apply(self._model, self._strength, record="doses", skip_sinks=self._skip_sinks)
         with applied:
             if new_tokens:
-                self._continue(ids, new_tokens + 1)  # the last token that comes is never run through the model
+                row = [*row, *self._continue(ids, new_tokens + 1)[:-1]]  # the last that comes is never run
             else:
-                self._model(input_ids=ids, use_cache=False)
+                self._read(ids, ids)
         trace = applied.trace()
         read = trace.token_ids
-        assert read is not None
-        seen = read[0].tolist()
-        trace = trace._replace(tokens=(tuple(pieces(self._tokenizer, seen)),))
+        seen = row if read is None or bool((read < 0).any()) else read[0].tolist()
+        ahead = trace.real.shape[1] - len(seen)  # tokens of the model's own, before the text
+        trace = trace._replace(tokens=((*["#"] * ahead, *pieces(self._tokenizer, seen)),))
         if new_tokens:
-            trace = trace._replace(comparisons=(self._compare(ids, seen[len(row) :], new_tokens),))
+            trace = trace._replace(comparisons=(self._compare(ids, seen[prompt:], new_tokens, prompt + ahead),))
         if next_tokens:
-            trace = trace._replace(next_tokens=(self._next_tokens(read.to(ids.device), next_tokens),))
+            read = torch.tensor([seen], device=ids.device)
+            trace = trace._replace(next_tokens=(self._next_tokens(ids, read, next_tokens),))
         return trace
 
     def _continue(self, ids: Tensor, new_tokens: int) -> list[int]:
         config = greedy(new_tokens, pad_token(self._tokenizer))
         output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        return output[0, ids.shape[1] :].tolist()
+        return output[0, 1 if self._encodes else ids.shape[1] :].tolist()
 
-    def _compare(self, ids: Tensor, steered: list[int], new_tokens: int) -> Comparison:
+    def _read(self, ids: Tensor, seen: Tensor) -> Foreign:
+        """Run the model on the tokens that its decoder has seen; an encoder reads `ids`."""
+        given = {"input_ids": seen, "attention_mask": torch.ones_like(seen)}
+        if self._encodes:
+            names = {f"decoder_{name}": value for name, value in given.items()}
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **names}
+        return run_on(self._model, given)
+
+    def _compare(self, ids: Tensor, steered: list[int], new_tokens: int, prompt: int) -> Comparison:
         """Continue without steering, and find where both continuations part; the last, unsteered token is left off."""
         unsteered = self._continue(ids, new_tokens + 1)[:-1]
         pairs = zip_longest(steered, unsteered)
         first = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
         row = [*ids[0].tolist(), *unsteered]
         texts = pieces(self._tokenizer, row)[ids.shape[1] :]
-        return Comparison(ids.shape[1], tuple(texts), first)
+        return Comparison(prompt, tuple(texts), first)
 
-    def _next_tokens(self, ids: Tensor, top: int) -> NextTokens:
-        before = self._model(input_ids=ids, use_cache=False).logits[0]
+    def _next_tokens(self, ids: Tensor, seen: Tensor, top: int) -> NextTokens:
+        before = self._read(ids, seen).logits[0]
         with self._steering.apply(self._model, self._strength, record=False, skip_sinks=self._skip_sinks):
-            after = self._model(input_ids=ids, use_cache=False).logits[0]
+            after = self._read(ids, seen).logits[0]
         nats: list[float] = []
         choices: tuple[list[tuple[Choice, ...]], ...] = ([], [])
         for one, other in zip(before.split(_TOKENS_AT_ONCE), after.split(_TOKENS_AT_ONCE), strict=True):

@@ -8,27 +8,34 @@ that the earlier sites have steered already, and on unsteered target activations
 every example still runs once, see `dsas.fitting.incremental`. Limitations: one round only.
 """
 
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import torch
 from threadpoolctl import threadpool_limits
 
+from dsas.errors import DsasWarning
+from dsas.files.json_values import Json
 from dsas.fitting.collectors import Task, collected
 from dsas.fitting.method_names import FitRegulator, FitTransform, regulator_fit, transform_fit
 from dsas.fitting.selection import Selection, Threshold, selection_of
-from dsas.fitting.site_rule import Recipe, describe, select
+from dsas.fitting.site_rule import Recipe, SiteFit, describe, select
+from dsas.fitting.token_tuning import tuned_by_tokens
 from dsas.model.drawing import Drawing
 from dsas.model.examples import Example, check_sets
 from dsas.model.foreign import Model, Tokenizer
+from dsas.model.hooks import steered_at
 from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
-from dsas.model.subject import subject_of
+from dsas.model.subject import Subject, subject_of
 from dsas.parallel.progress import progress_bar
 from dsas.regulators.base import Regulator
-from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
 from dsas.transforms.base import Transform
+
+AUTO = "auto"
 
 
 def fit(
@@ -39,7 +46,7 @@ def fit(
     control: Sequence[str | Example],
     target: Sequence[str | Example] | None = None,
     transform: str | Transform | FitTransform = "caa",
-    regulator: str | Regulator | FitRegulator = "logistic",
+    regulator: str | Regulator | FitRegulator = "auto",
     sites: SitePatterns = DEFAULT_SITES,
     selection: Selection | str = Threshold(),
     reading: Reading | Drawing | None = None,
@@ -54,25 +61,35 @@ def fit(
     learns the genre. target: the desired behaviour; the control set when not given, with a warning that says so.
     transform, regulator: a name from `dsas.TRANSFORMS`, `dsas.REGULATORS` (or a product of names, such as
     "logistic*posterior"); an object to use at every site, such as `dsas.Custom(function)`; or a function with the
-    signature of their `fit`, such as `functools.partial(dsas.Logistic.fit, components=8)`.
-    sites: shorthand, path, glob or "re:..." regular expression, one or several.
+    signature of their `fit`, such as `functools.partial(dsas.Evidence.fit, false_positives=0.01)`. "auto" is "evidence"
+    for texts that are read as means of their tokens, else the paper's "logistic".
+    sites: shorthand, layer number, path, glob or "re:..." regular expression, one or several.
     selection: which sites are steered: `Threshold(0.75)`, `Smooth()`, `Top(48)`, `All()`, or one of their names.
     reading: how an example becomes a vector: `Reading` for texts, `Drawing` for prompts; their defaults when not given.
     `Reading(incremental=True)` fits each site with the earlier ones already steered. checkpoint: folder that keeps what
     was collected, to resume from; with incremental reading only the target's activations.
-    Raises TextsError, SiteError, OptionError, ActivationError.
+    Raises TextsError, SiteError, OptionError, ActivationError. Warns, and says so in the settings, while another
+    Steering is applied to the model.
     """
-    chosen = selection_of(selection)
-    recipe = Recipe(transform_fit(transform), regulator_fit(regulator), chosen)
+    chosen, how = selection_of(selection), transform_fit(transform)
+    if regulator != AUTO:
+        regulator_fit(regulator)
     sets = check_sets(source, control, target)
     subject = subject_of(model, tokenizer)
     examples = subject.examples(reading)
+    if regulator == AUTO:
+        regulator = examples.regulator if sets.spans is None else "logistic"
+    recipe = Recipe(how, regulator_fit(regulator), chosen)
     found = subject.sites(sites)
+    steered = _steered(subject)
     task = Task(subject, examples, sets, found, checkpoint, progress)
     # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
-    with threadpool_limits(1, user_api="blas"):
-        rules = _rules(task, recipe)
-    rules = select(sorted(rules, key=lambda rule: found.index(rule.site)), chosen)
+    # What is fitted can be trained later, even where a caller wants no gradients at all.
+    with threadpool_limits(1, user_api="blas"), torch.inference_mode(False):
+        fitted = _fitted(task, recipe)
+        rules = select(sorted((one.rule for one in fitted), key=lambda rule: found.index(rule.site)), chosen)
+        untuned = {one.rule.site: one.untuned for one in fitted if one.untuned is not None}
+        rules, values = tuned_by_tokens(task, rules, untuned)
     settings = {
         "transform": getattr(rules[0].transform, "name", type(rules[0].transform).__name__),
         "regulator": describe(rules[0].regulator),
@@ -81,19 +98,35 @@ def fit(
         "reading": examples.as_dict(),
         "fitted": "incrementally" if examples.incremental else "at once",
         "labels": "texts" if sets.spans is None else "tokens",
+        **({"read while steered at": steered} if steered else {}),
     }
+    if values is not None:
+        settings["held_out_tokens"] = values.as_dict()
     return Steering(rules, subject.identity, settings)
 
 
-def _rules(task: Task, recipe: Recipe) -> list[Rule]:
-    rules: list[Rule] = []
+def _steered(subject: Subject) -> list[Json]:
+    """Return the paths of modules that a Steering steers just now, and warn that it does."""
+    found = steered_at(subject.module)
+    if found:
+        warnings.warn(
+            f"a Steering is applied to this model at {len(found)} modules, so that what is read is steered; leave it "
+            "before fitting, unless that is meant",
+            DsasWarning,
+            stacklevel=3,
+        )
+    return list[Json](found)
+
+
+def _fitted(task: Task, recipe: Recipe) -> list[SiteFit]:
+    fitted: list[SiteFit] = []
     with closing(collected(task)) as sites, progress_bar(task.progress) as bar:
         number = bar.add_task("fitting sites", total=len(task.sites))
         data = next(sites)
         while True:
-            rules.append(recipe.rule(data))
+            fitted.append(recipe.fitted(data))
             bar.advance(number)
             try:
-                data = sites.send(rules[-1])
+                data = sites.send(fitted[-1].rule)
             except StopIteration:
-                return rules
+                return fitted

@@ -23,10 +23,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dsas.errors import ActivationError, OptionError, SiteError, closest
-from dsas.model.evaluation_mode import evaluation_mode, on_device
+from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Given
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.reading import Pooling
+from dsas.model.running import own_tokens, run_on
 from dsas.model.sites import Site
 
 SINK_RATIO = 8.0
@@ -49,7 +50,7 @@ def pooled_activations(
     pool = pooler(pooling, skip_sinks)
     for batch in batches:
         real = batch["attention_mask"].bool()
-        yield read_sites(model, batch, sites, lambda t, real=real: pool(t, real))
+        yield read_sites(model, batch, sites, lambda _, t, real=real: pool(t, real))
 
 
 def token_activations(
@@ -60,7 +61,29 @@ def token_activations(
     Each batch comes with a mask (batch, token) that is True on the tokens chosen; otherwise as `pooled_activations`.
     """
     for batch, chosen in batches:
-        yield read_sites(model, batch, sites, lambda t, chosen=chosen: t[chosen.to(t.device)].float())
+        yield read_sites(model, batch, sites, lambda _, t, chosen=chosen: t[chosen.to(t.device)].float())
+
+
+def token_projections(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    projections: Mapping[Site, Float[Tensor, "dim direction"]],
+) -> Iterator[list[Float[Tensor, "site token direction"]]]:
+    """Yield, for each batch of model inputs, what each row's tokens but the first are along each site's directions.
+
+    Nothing else of them is kept, so this takes little memory however many tokens there are. Otherwise as
+    `pooled_activations`; float32, on the CPU.
+    """
+    sites = list(projections)
+
+    def along(site: Site, t: Tensor) -> Tensor:
+        return t.float() @ projections[site].to(t.device, torch.float32)
+
+    for batch in batches:
+        found = read_sites(model, batch, sites, along)
+        values = torch.stack([found[site] for site in sites])
+        real = batch["attention_mask"].bool()
+        yield [values[:, row, own.nonzero().flatten()[1:]] for row, own in enumerate(real)]
 
 
 def pooler(pooling: Pooling, skip_sinks: bool) -> Callable[[Tensor, Tensor], Tensor]:
@@ -71,14 +94,16 @@ def pooler(pooling: Pooling, skip_sinks: bool) -> Callable[[Tensor, Tensor], Ten
 
 
 def read_sites(
-    model: nn.Module, batch: Mapping[str, Tensor], sites: Sequence[Site], read: Callable[[Tensor], Tensor]
+    model: nn.Module, batch: Mapping[str, Tensor], sites: Sequence[Site], read: Callable[[Site, Tensor], Tensor]
 ) -> dict[Site, Tensor]:
-    """Run one batch up to the last of `sites` and return what `read` makes of each one's activation, on the CPU."""
+    """Run one batch up to the last of `sites` and return what `read` makes of each and its activation, on the CPU."""
     found: dict[Site, Tensor] = {}
 
     def reader(site: Site) -> Callable[[Given], None]:
         def look(given: Given) -> None:
-            found[site] = read(site.read(given))
+            if site in found:  # a module that runs several times in a pass: the first is read
+                return
+            found[site] = read(site, own_tokens(site.read(given), batch["attention_mask"], f"site {site}"))
             if len(found) == len(sites):
                 raise StopForward
 
@@ -88,7 +113,7 @@ def read_sites(
         for site in sites:
             hooks.at_site(model, site, reader(site))
         with suppress(StopForward):
-            model(**on_device(model, batch), use_cache=False)
+            run_on(model, batch)
     missing = [str(site) for site in sites if site not in found]
     if missing:
         near = closest(missing[0], map(str, found))
@@ -96,7 +121,7 @@ def read_sites(
     return {site: finite(site, found[site]) for site in sites}
 
 
-def finite(site: Site, pooled: Float[Tensor, "sample dim"]) -> Float[Tensor, "sample dim"]:
+def finite(site: Site, pooled: Float[Tensor, "sample *rest"]) -> Float[Tensor, "sample *rest"]:
     """Return the vectors on the CPU. Raises ActivationError, naming the site, when one is not finite."""
     pooled = pooled.cpu()
     if not torch.isfinite(pooled).all():

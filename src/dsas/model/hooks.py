@@ -35,8 +35,10 @@ class Hooks:
     Use as a context manager, or call `remove` when done; removing twice is harmless.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, steering: bool = False) -> None:
+        """Own no hooks yet; steering: whether they are those of a Steering at work."""
         self._take_off: list[Callable[[], None]] = []
+        self._kind = _SteeringHook if steering else _Hook
 
     @property
     def active(self) -> bool:
@@ -45,7 +47,7 @@ class Hooks:
 
     def on_output(self, module: nn.Module, change: Callable[[nn.Module, Arguments, Given], Given]) -> None:
         """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
-        self._add(partial(module.register_forward_hook, _Hook(change)), module._forward_hooks)
+        self._add(partial(module.register_forward_hook, self._kind(change)), module._forward_hooks)
 
     def at_site(self, model: nn.Module, site: Site, change: Callable[[Given], Given]) -> None:
         """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
@@ -111,7 +113,7 @@ class Hooks:
         self.remove()
 
     def _before(self, module: nn.Module, hook: Callable[..., Foreign]) -> None:
-        register = partial(module.register_forward_pre_hook, _Hook(hook), with_kwargs=True)
+        register = partial(module.register_forward_pre_hook, self._kind(hook), with_kwargs=True)
         self._add(register, module._forward_pre_hooks)
 
     def _add(self, register: Callable[[], RemovableHandle], others: Any) -> None:
@@ -128,6 +130,10 @@ class _Hook(partial[Any]):
 
     def __reduce__(self) -> Arguments:
         return type(self), (_nothing,)
+
+
+class _SteeringHook(_Hook):
+    """A hook of a Steering at work."""
 
 
 class _Watched:
@@ -167,6 +173,16 @@ class _Watched:
 
 def _nothing(*_arguments: Given) -> None:
     """Change nothing."""
+
+
+def steered_at(model: nn.Module) -> list[str]:
+    """Return the paths of the modules that carry hooks of a Steering at work."""
+    found = []
+    for path, module in model.named_modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if any(isinstance(hook, _SteeringHook) for hook in hooks):
+            found.append(path)
+    return found
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -1,123 +1,183 @@
 """Identity: which model a Steering was fitted on, and how close another model comes.
 
-    exact       same class, same shapes, same weights
-    compatible  same class, width, depth and site widths, other weights (a fine-tuned or quantised relative)
+    exact       same family, width and depth, same weights
+    relative    same family, width and depth, other weights: tuned, adapted, quantised, or in another model
     refused     anything else, with a message that says what differs
 
-The fingerprint hashes a few values of every parameter, rounded to bfloat16, so that loading the same weights as
-float32 or bfloat16 gives the same one. It is computed once per model object, and again when a parameter was replaced or
-written into, or when one of some 50 of them has another value in its middle. Weights kept outside the model
-(`device_map`) are read where they are.
+The family is that of the decoder, so that a model, its wrappers (`dsas.model.wrappers`) and a model of texts and
+pictures that contains its decoder are relatives. Sites are found by their paths relative to the decoder.
+
+The fingerprint hashes a few values of every weight that acts (`dsas.model.weights`), rounded to bfloat16, so that
+loading the same weights as float32 or bfloat16 gives the same one. It is computed once per model object, and again when
+a weight was replaced or written into, when other adapters act, or when one of some 50 weights has another value in its
+middle. Weights kept outside the model (`device_map`) are read where they are.
 
 Limitations: once a model was fingerprinted, a write through `parameter.data` that spares those values is not noticed;
 merging an adapter into every layer, or quantising, does not spare them.
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dsas.errors import ModelMismatchError
+from dsas.errors import ModelMismatchError, closest
 from dsas.files.json_values import JsonObject
 from dsas.model.device_map import stored
+from dsas.model.layers import decoder_of
+from dsas.model.sites import Site
+from dsas.model.weights import Weight, acting_weights, how_kept, is_plain, values_of
+from dsas.model.wrappers import class_name, core_path, plain, plain_paths
 
 SAMPLES_PER_PARAMETER = 64
 PROBED = 50  # parameters whose middle value tells whether the model is still the one that was hashed
-Version = tuple[tuple[tuple[int, int], ...], tuple[float, ...]]  # of the parameters, and their middle values
+# Of the weights: their names, places and versions, and the values in their middles.
+Version = tuple[tuple[tuple[str, int, int], ...], tuple[float, ...]]
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[Version, str]]" = WeakKeyDictionary()
+_KINDS = re.compile(r"(_\d+)?VL|Text|Model|Decoder|For[A-Z]\w*|LMHead")  # what a family's class names differ in
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
     """What is recorded of a model: its class, `width` (hidden size), `depth` (layers) and weights' fingerprint.
 
-    Of a pipeline: those of its denoiser, and the fingerprint of text encoders and denoiser together.
+    family: of the decoder's class. decoder: its plain path. wrapped: where the model was below its wrappers, which the
+    paths of sites begin with. All three are empty in what was stored before they were recorded, and of a pipeline,
+    whose other fields are those of its denoiser, with the fingerprint of text encoders and denoiser together.
     """
 
     model_class: str
     width: int
     depth: int
     fingerprint: str
+    family: str = ""
+    decoder: str = ""
+    wrapped: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelIdentity":
         """Read the identity of a transformers model (or of any module: width and depth are then 0)."""
-        config = getattr(model, "config", None)
+        where = core_path(model)
+        core = model.get_submodule(where)
+        config = getattr(core, "config", None)
         get_text = getattr(config, "get_text_config", None)
         text = get_text() if callable(get_text) else config
+        decoder, path = _decoder(core)
         return cls(
-            model_class=type(model).__name__,
+            model_class=class_name(core),
             width=int(getattr(text, "hidden_size", 0) or 0),
             depth=int(getattr(text, "num_hidden_layers", 0) or 0),
             fingerprint=fingerprint(model),
+            family=_KINDS.sub("", class_name(decoder)) or class_name(decoder),
+            decoder=path,
+            wrapped=where,
         )
 
     def as_dict(self) -> JsonObject:
         """Return the identity as JSON-ready values."""
         return asdict(self)
 
-    def compare(self, other: "ModelIdentity") -> Literal["exact", "compatible"]:
+    def compare(self, other: "ModelIdentity") -> Literal["exact", "relative"]:
         """Return how well another model matches. Raises ModelMismatchError, naming every difference, if it does not."""
+        known = self.family and other.family
+        fields = ("width", "depth") if known and self.family == other.family else ("model_class", "width", "depth")
         differences = [
             f"{field} {getattr(self, field)!r} here, {getattr(other, field)!r} in the model given"
-            for field in ("model_class", "width", "depth")
+            for field in fields
             if getattr(self, field) != getattr(other, field)
         ]
+        if known and self.family != other.family and not differences:
+            differences = [f"family {self.family!r} here, {other.family!r} in the model given"]
         if differences:
-            raise ModelMismatchError(f"this Steering was fitted on another kind of model: {'; '.join(differences)}")
-        return "exact" if self.fingerprint == other.fingerprint else "compatible"
+            raise ModelMismatchError(
+                f"this Steering was fitted on another kind of model: {'; '.join(differences)}; fit one on this model"
+            )
+        return "exact" if self.fingerprint == other.fingerprint else "relative"
+
+    def differences(self, other: "ModelIdentity", model: nn.Module) -> list[str]:
+        """Return, as phrases, what is known of how a relative differs; `model` is the one of the `other` identity."""
+        inside = self.model_class != other.model_class
+        return [*([f"the model is a {other.model_class}"] if inside else []), *how_kept(acting_weights(model))]
+
+    def sites_in(self, model: nn.Module, sites: Sequence[Site]) -> list[Site]:
+        """Return the sites that were fitted on the model of this identity as they are in a relative.
+
+        Raises ModelMismatchError, with the closest path, when a site is not there.
+        """
+        _, there = _decoder(model.get_submodule(core_path(model)))
+        paths, own = dict(model.named_modules()), plain_paths(model)
+        found, missing = list[Site](), list[Site]()
+        for site in sites:
+            path = plain(site.path, self.wrapped)
+            if self.family and f"{path}.".startswith(f"{self.decoder}." if self.decoder else ""):
+                path = ".".join(filter(None, (there, path.removeprefix(self.decoder).removeprefix("."))))
+            actual = own.get(path, site.path)
+            (found if actual in paths else missing).append(replace(site, path=actual))
+        if missing:
+            raise ModelMismatchError(
+                f"this model has no module {missing[0].path!r} ({len(missing)} sites are missing); "
+                f"closest: {closest(missing[0].path, paths)}"
+            )
+        return found
 
 
 def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
-    """Return 16 hexadecimal digits over names, shapes and sampled values of the parameters.
+    """Return 16 hexadecimal digits over names, shapes and sampled values of the weights.
 
     owner: the module that lives as long as the weights, where `model` is only made to look at them.
     """
-    parameters = list(model.parameters())
+    weights = acting_weights(model)
     version = (
         # Tensors made in inference mode do not count the writes into them.
-        tuple((_place(one), 0 if one.is_inference() else one._version) for one in parameters),
-        _middles(parameters[:: max(1, len(parameters) // PROBED)]),
+        tuple((one.plain, _place(one.tensor), _writes(one.tensor)) for one in weights),
+        _middles([one.tensor for one in weights[:: max(1, len(weights) // PROBED)]]),
     )
     known = _KNOWN.get(owner or model)
     if known is None or known[0] != version:
-        known = _KNOWN[owner or model] = version, _hashed(model)
+        known = _KNOWN[owner or model] = version, _hashed(model, weights)
     return known[1]
 
 
-def _hashed(model: nn.Module) -> str:
+def _decoder(core: nn.Module) -> tuple[nn.Module, str]:
+    """Return the decoder of a model without wrappers, and its plain path."""
+    decoder = decoder_of(core)
+    return decoder, plain(next((path for path, module in core.named_modules() if module is decoder), ""))
+
+
+def _hashed(model: nn.Module, weights: Sequence[Weight]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        plain = name.replace("_orig_mod.", "")  # which torch.compile puts into names
-        digest.update(f"{plain}{tuple(parameter.shape)}".encode())
-        values = stored(model, name, parameter)
-        if values.is_meta or not values.is_floating_point():
+    for weight in weights:
+        digest.update(f"{weight.plain}{tuple(weight.tensor.shape)}".encode())
+        values = values_of(stored(model, weight.name, weight.tensor))
+        if values is None or values.is_meta:
             continue
         flat = values.flatten()
-        picked = flat[:: max(1, len(flat) // SAMPLES_PER_PARAMETER)][:SAMPLES_PER_PARAMETER]
-        digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        picked = flat[:: max(1, len(flat) // SAMPLES_PER_PARAMETER)][:SAMPLES_PER_PARAMETER].cpu()
+        same = picked.to(torch.bfloat16).view(torch.int16) if picked.is_floating_point() else picked.long()
+        digest.update(same.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _middles(parameters: list[nn.Parameter]) -> tuple[float, ...]:
-    """Return the value in the middle of each parameter that has values here, with one copy per device."""
+def _middles(tensors: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return the value in the middle of each tensor that has values here, with one copy per device."""
     by_device: dict[torch.device, list[Tensor]] = {}
-    for parameter in parameters:
-        held = _is_plain(parameter) and not parameter.is_meta and parameter.numel()
-        if held and parameter.is_floating_point():
-            middle = parameter.detach()[tuple(size // 2 for size in parameter.shape)]
-            by_device.setdefault(parameter.device, []).append(middle.to(torch.float32))
+    for tensor in tensors:
+        held = is_plain(tensor) and not tensor.is_meta and tensor.numel()
+        if held and tensor.is_floating_point():
+            middle = tensor.detach()[tuple(size // 2 for size in tensor.shape)]
+            by_device.setdefault(tensor.device, []).append(middle.to(torch.float32))
     return tuple(value for middles in by_device.values() for value in torch.stack(middles).tolist())
 
 
-def _place(parameter: Tensor) -> int:
+def _place(tensor: Tensor) -> int:
     """Return where the values are, or which tensor it is when it only stands for others, as a sharded one does."""
-    return parameter.data_ptr() if _is_plain(parameter) else id(parameter)
+    return tensor.data_ptr() if is_plain(tensor) else id(tensor)
 
 
-def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) in (Tensor, nn.Parameter)
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,8 +1,9 @@
 """Sites: the named module outputs (or inputs) of a model at which steering may act.
 
 A site is the path of a module and which of its tensors is meant. Users name sites by shorthand
-("residual", "norm", "attention", "mlp", "heads"), by exact path, by glob, by regular expression ("re:..."), or as
-`Site` objects; `find_sites` turns any mix of them into a list in the order in which the modules are registered.
+("residual", "norm", "attention", "mlp", "heads"), by the number of a layer, which means the residual stream after it
+(-1 is the last), by exact path, by glob, by regular expression ("re:..."), or as `Site` objects; `find_sites` turns any
+mix of them into a list in the order in which the modules are registered.
 
 Globs match whole dotted paths or their tails: `*` stays inside one segment, `**` crosses dots. So "layers.*" is every
 decoder layer and nothing inside one, and "*.post_attention_layernorm" is that norm in every layer. "@input" at the end
@@ -18,7 +19,7 @@ Left out: volumes (videos).
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from dsas.errors import ActivationError, SiteError, closest
 from dsas.model.foreign import Foreign, Given
+from dsas.model.layers import SHORTHANDS, head_count, part_paths
 
 Layout = Literal["tokens", "picture", "channels"]
 
@@ -107,7 +109,16 @@ class Site:
         if not isinstance(value, Tensor) or (value.ndim != 3 and (value.ndim != 4 or self.layout == "tokens")):
             came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             picture = isinstance(value, Tensor) and value.ndim == 4
-            hint = "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture')"
+            hint = (
+                "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture'); if it "
+                "is a residual of several streams (Gemma 3n, hyper-connections), steer 'mlp' or 'attention' instead"
+            )
+            picture = isinstance(value, Tensor) and value.ndim == 4
+            hint = (
+                "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture'); if it "
+                "is a residual of several streams (Gemma 3n, hyper-connections), steer 'mlp' or 'attention' instead"
+            )
+            picture = isinstance(value, Tensor) and value.ndim == 4
             raise ActivationError(
                 f"site {self}: expected a tensor (batch, token, dim), got {came}{hint if picture else ''}"
             )
@@ -134,34 +145,6 @@ def labels(sites: Sequence[Site]) -> list[str]:
     return [f"{name}:{site.layout}" if names.count(name) > 1 else name for name, site in zip(names, sites, strict=True)]
 
 
-class Family(NamedTuple):
-    """Where one family of models keeps its parts: globs below a decoder layer, first match wins.
-
-    Only modules that give (batch, token, dim): OPT's last norm and fc2 do not, so it has no "norm" and no "mlp".
-    heads: the attention's output projection, whose input is the heads side by side.
-    """
-
-    layer: str
-    norm: str
-    attention: str
-    mlp: str
-    heads: str
-
-
-# One row per naming scheme; a shorthand takes the first row whose layer glob matches the model.
-FAMILIES: tuple[Family, ...] = (
-    Family("layers.*", "post_feedforward_layernorm", "self_attn", "mlp", "self_attn.o_proj"),  # Gemma 2 and 3, OLMo 2
-    Family("layers.*", "post_attention_layernorm", "self_attn", "mlp", "self_attn.o_proj"),  # Llama, Mistral, Qwen, Phi
-    # Mixtral, older releases
-    Family("layers.*", "post_attention_layernorm", "self_attn", "block_sparse_moe", "self_attn.o_proj"),
-    Family("h.*", "ln_2", "attn", "mlp", "attn.c_proj"),  # GPT-2
-    Family("gpt_neox.layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"),  # GPT-NeoX, Pythia
-    Family("layers.*", "post_attention_layernorm", "attention", "mlp", "attention.dense"),  # the decoder of GPT-NeoX
-    Family("h.*", "post_attention_layernorm", "self_attention", "mlp", "self_attention.dense"),  # Falcon, BLOOM
-    Family("layers.*", "-", "self_attn", "-", "self_attn.out_proj"),  # OPT
-)
-SHORTHANDS: tuple[str, ...] = ("residual", "norm", "attention", "mlp", "heads")
-
 # What a block of two streams gives, by its class: the order has no rule, so it is written down (diffusers 0.42).
 _TEXT_FIRST = """AuraFlowJoint BriaFibo Bria BriaSingle Chroma Flux Flux2 Flux2Single Flux3Single FluxSingle Joint
     LongCatImage LongCatImageSingle OvisImage OvisImageSingle QwenImage""".split()  # noqa: SIM905
@@ -173,7 +156,7 @@ STREAMS: dict[str, tuple[str, str]] = {
 }
 _PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
 DEFAULT_SITES = "residual"
-SitePatterns = str | Site | Sequence[str | Site]
+SitePatterns = str | int | Site | Sequence[str | int | Site]
 
 
 def find_sites(model: nn.Module, patterns: SitePatterns = DEFAULT_SITES) -> list[Site]:
@@ -181,7 +164,7 @@ def find_sites(model: nn.Module, patterns: SitePatterns = DEFAULT_SITES) -> list
 
     Raises SiteError, with the closest names, for a pattern that matches nothing.
     """
-    asked = [patterns] if isinstance(patterns, (str, Site)) else list(patterns)
+    asked = [patterns] if isinstance(patterns, (str, int, Site)) else list(patterns)
     if not asked:
         raise SiteError(f"expected at least one site pattern, got none; try {DEFAULT_SITES!r}")
     order = {path: i for i, (path, _) in enumerate(model.named_modules()) if path}
@@ -191,13 +174,15 @@ def find_sites(model: nn.Module, patterns: SitePatterns = DEFAULT_SITES) -> list
     return sorted(found, key=lambda site: (order[site.path], site.side != "input", site.index, site.parts, site.part))
 
 
-def _match(model: nn.Module, pattern: str | Site, paths: list[str]) -> list[Site]:
+def _match(model: nn.Module, pattern: str | int | Site, paths: list[str]) -> list[Site]:
     if isinstance(pattern, Site):
         if pattern.path not in paths:
             raise SiteError(
                 f"no module {pattern.path!r} in {type(model).__name__}; {_near(model, pattern.path, paths)}"
             )
         return [pattern]
+    if isinstance(pattern, int) or (pattern not in paths and re.fullmatch(r"-?\d+", pattern)):
+        return [_layer(model, int(pattern), paths)]
     if pattern in SHORTHANDS or pattern in getattr(model, "shorthands", ()):
         return _shorthand(model, pattern, paths)
     pattern, _, which = pattern.partition("@")
@@ -253,32 +238,16 @@ def _shorthand(model: nn.Module, name: str, paths: list[str]) -> list[Site]:
             known = ", ".join(map(repr, own)) or "none"
             raise SiteError(f"the shorthand {name!r} is not known for this pipeline; it has {known}, or name modules")
         return [_site(path, model.get_submodule(path)) for path in found]
-    decoder = decoder_of(model)
-    prefix = next((path for path in paths if model.get_submodule(path) is decoder), "")
-    inside = [path.removeprefix(f"{prefix}.") for path in paths if not prefix or path.startswith(f"{prefix}.")]
-    for family in FAMILIES:
-        layers = [path for path in _glob(family.layer, inside) if path[-1].isdigit()]
-        parts = [f"{layer}.{getattr(family, name)}" for layer in layers] if name != "residual" else layers
-        if parts and all(part in inside for part in parts):
-            found = [f"{prefix}.{part}" if prefix else part for part in parts]
-            return _heads(model, found) if name == "heads" else [Site(path) for path in found]
-    raise SiteError(
-        f"the shorthand {name!r} is not known for {type(model).__name__}; name the modules by path or glob, "
-        f"for example one of {', '.join(map(repr, paths[:6]))}"
-    )
+    found = part_paths(model, name)
+    if name != "heads":
+        return [Site(path) for path in found]
+    counts = {path: head_count(model, path) for path in found}
+    return [Site(path, side="input", part=head, parts=n) for path, n in counts.items() for head in range(n)]
 
 
-def _heads(model: nn.Module, paths: list[str]) -> list[Site]:
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    count = int(getattr(text, "num_attention_heads", 0))
-    if count < 1:
-        raise SiteError(f"{type(model).__name__} does not say in its config how many attention heads it has")
-    return [Site(path, side="input", part=head, parts=count) for path in paths for head in range(count)]
-
-
-def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the module that runs the decoder layers: what every language-model head calls exactly once a pass."""
-    find = getattr(model, "get_decoder", None)
-    decoder = find() if callable(find) else None
-    return decoder if isinstance(decoder, nn.Module) else model
+def _layer(model: nn.Module, number: int, paths: list[str]) -> Site:
+    """Return the residual stream after a layer, counted from 0, or from the end as lists are."""
+    layers = _shorthand(model, "residual", paths)
+    if not -len(layers) <= number < len(layers):
+        raise SiteError(f"{type(model).__name__} has {len(layers)} layers, 0 to {len(layers) - 1}; got {number}")
+    return layers[number]

@@ -9,7 +9,7 @@ Nothing above `dsas.model` asks which kind it holds: what differs between kinds 
 subject is one file with two classes, a reader of its passes and a recorder, and one line in `subject_of`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
@@ -20,7 +20,7 @@ from dsas.files.json_values import JsonObject
 from dsas.model.examples import Spans
 from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
-from dsas.model.hooks import Hooks, uncompiled
+from dsas.model.hooks import Hooks
 from dsas.model.identity import ModelIdentity
 from dsas.model.image_pipeline import ImagePipeline
 from dsas.model.image_trace import PictureRecorder
@@ -32,6 +32,7 @@ from dsas.model.sites import Site, SitePatterns
 from dsas.model.strength import PromptTokens
 from dsas.model.token_passes import TokenPasses
 from dsas.model.token_recorder import TokenRecorder
+from dsas.model.wrappers import unwrapped
 from dsas.parallel.workers import Spread
 
 Passes = TokenPasses | PicturePasses  # reads what each forward pass is from the calls that the model makes
@@ -44,7 +45,8 @@ class Examples(Protocol):
 
     reading: the options it was made with. batch_size: examples per batch. incremental: whether each site is read with
     the earlier ones already steered. spread: over which workers. by_position: whether samples are single positions to
-    learn from, per_step: whether each denoising step gets a regulator of its own.
+    learn from, per_step: whether each denoising step gets a regulator of its own. regulator: the name of the one that
+    `dsas.fit` fits when none is named.
     """
 
     reading: Any
@@ -53,6 +55,7 @@ class Examples(Protocol):
     spread: Spread
     by_position: bool
     per_step: bool
+    regulator: str
 
     @property
     def module(self) -> nn.Module:
@@ -89,6 +92,18 @@ class Examples(Protocol):
         """Return single tokens, labelled by spans of characters. Raises OptionError where examples have no tokens.
 
         advance: called after every batch.
+        """
+        ...
+
+    def token_scores(
+        self,
+        texts: Sequence[str],
+        directions: Mapping[Site, Float[Tensor, "dim direction"]],
+        advance: Callable[[], None],
+    ) -> list[Float[Tensor, "site token direction"]] | None:
+        """Return what each text's tokens but the first are along the directions of each site, float32 on the CPU.
+
+        None where examples are no rows of tokens. advance: called after every batch.
         """
         ...
 
@@ -157,7 +172,8 @@ class Subject(Protocol):
 def subject_of(model: Model, tokenizer: Tokenizer = None) -> Subject:
     """Return what a user means by a model: a torch module with its tokenizer, or a diffusers pipeline.
 
-    torch.compile's wrapper is taken off. Raises OptionError for anything else, or a tokenizer beside a pipeline.
+    The wrappers of torch.compile and of data parallelism are taken off.
+    Raises OptionError for anything else, or a tokenizer beside a pipeline.
     """
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "components", None), dict) and callable(model):
         model = PipelineModules(model)
@@ -166,5 +182,5 @@ def subject_of(model: Model, tokenizer: Tokenizer = None) -> Subject:
             raise OptionError("a pipeline has its own tokenizers: leave tokenizer out")
         return ImagePipeline(model)
     if isinstance(model, nn.Module):
-        return LanguageModel(uncompiled(model), tokenizer)
+        return LanguageModel(unwrapped(model), tokenizer)
     raise OptionError(f"expected a torch module or a diffusers pipeline, got {type(model).__name__}")

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.examples import Spans
@@ -26,6 +26,20 @@ class Batch(NamedTuple):
     mask: Bool[Tensor, "batch token"]
 
 
+def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer of texts: what came, or the one that a processor of texts and pictures holds.
+
+    Raises OptionError for anything else.
+    """
+    own = getattr(tokenizer, "tokenizer", tokenizer)
+    if not isinstance(own, nn.Module) and (callable(own) or hasattr(own, "decode")):
+        return own
+    raise OptionError(
+        f"expected a tokenizer, or a processor that has one, got {type(tokenizer).__name__}; load it with "
+        "transformers.AutoTokenizer.from_pretrained(name of the model)"
+    )
+
+
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
     """Return the token numbers of each text, by default with the special tokens that the tokenizer adds.
 
@@ -35,7 +49,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool
         raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
     if not texts:
         raise TextsError("expected at least one text, got none")
-    found = tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False)
+    found = text_tokenizer(tokenizer)(list(texts), add_special_tokens=special_tokens, verbose=False)
     rows = [list(row) for row in found["input_ids"]]
     empty = [index for index, row in enumerate(rows) if not row]
     if empty:
@@ -85,7 +99,8 @@ def batches(rows: Sequence[Sequence[int]], size: int, *, pad: int, side: Literal
 
 def pad_token(tokenizer: Tokenizer) -> int:
     """Return a token number to fill rows with; the mask hides it, so any will do where the tokenizer has none."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+    own = text_tokenizer(tokenizer)
+    for token in (own.pad_token_id, own.eos_token_id):
         if isinstance(token, int):
             return token
     return 0

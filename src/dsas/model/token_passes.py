@@ -23,11 +23,12 @@ from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.generation import Generations
 from dsas.model.hooks import Hooks
+from dsas.model.layers import decoder_of, encoder_of
 from dsas.model.packed_rows import Packing, spans_of
 from dsas.model.padding import real_columns
 from dsas.model.pipeline_modules import Branch
 from dsas.model.sequence import PackedSequences, Sequences
-from dsas.model.sites import Site, decoder_of
+from dsas.model.sites import Site
 
 
 class _Here:
@@ -39,6 +40,7 @@ class _Here:
         self.steered = True
         self.carrier: weakref.ref[Foreign] | None = None  # of the cache that the decoder was given
         self.encoded: ForwardPass | None = None
+        self.ids: Tensor | None = None  # that the model was given, where it gives its decoder embeddings
         self.problem = ""  # why the pass cannot be read
 
 
@@ -67,10 +69,11 @@ class TokenPasses:
         self._generations, self._batching = Generations(model, both=branch == "both"), ContinuousBatching(model)
         self._local, self._told = threading.local(), False
         self._names = tuple(inspect.signature(self.module.forward).parameters)
-        self.calls: list[tuple[nn.Module, Callable[[Arguments, Options], ForwardPass | None]]] = [
-            (self.module, self.read)
-        ]
-        encoder = _encoder_of(model, self.module)
+        self.calls: list[tuple[nn.Module, Callable[[Arguments, Options], object]]] = [(self.module, self.read)]
+        config = getattr(model, "config", None)
+        if getattr(config, "get_text_config", lambda: config)() is not config:  # of texts and pictures
+            self.calls.append((model, self._remember))
+        encoder = encoder_of(model, self.module)
         if encoder is not None:
             self.calls.append((encoder, self._encode))
         paths = {id(module): path for path, module in model.named_modules()}
@@ -117,14 +120,15 @@ class TokenPasses:
         given = {**dict(zip(self._names, args, strict=False)), **kwargs} if args else kwargs
         ids = given.get("input_ids")
         tokens = ids if ids is not None else given.get("inputs_embeds")
+        if not isinstance(tokens, Tensor) and not self.exact:
+            return None
         if not isinstance(tokens, Tensor):
-            if not self.exact:
-                return None
             raise OptionError(
                 f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering reads"
             )
         here.shape = rows, columns = tuple(tokens.shape[:2])
-        ids = ids if ids is not None and ids.ndim == 2 else None
+        ids, here.ids = (here.ids if ids is None else ids), None
+        ids = ids if ids is not None and ids.shape == (rows, columns) else None
         if given.get("cache") is not None and "cu_seq_lens_q" in given:
             here.step = self._requests(given["cache"], ids, columns)
             return here.step
@@ -282,6 +286,10 @@ class TokenPasses:
         made.packing = packing
         return made
 
+    def _remember(self, args: Arguments, kwargs: Options) -> None:
+        """Remember the tokens of a model that makes embeddings of them, and of pictures, for its decoder."""
+        self._here.ids = args[0] if args else kwargs.get("input_ids")
+
     def _encode(self, args: Arguments, kwargs: Options) -> None:
         """Read a call of the encoder, all of whose tokens are there at once."""
         tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
@@ -289,12 +297,3 @@ class TokenPasses:
         if isinstance(tokens, Tensor) and tokens.ndim >= 2:
             kept = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
             self._here.encoded = ForwardPass(*tokens.shape[:2], mask=kept, device=tokens.device)
-
-
-def _encoder_of(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
-    """Return the encoder of a model that has one beside its decoder."""
-    config, find = getattr(model, "config", None), getattr(model, "get_encoder", None)
-    if not getattr(config, "is_encoder_decoder", False) or not callable(find):
-        return None
-    encoder = find()
-    return encoder if isinstance(encoder, nn.Module) and encoder is not decoder and encoder is not model else None

@@ -10,6 +10,7 @@ Source: the incremental decoding of text-generation servers (a window that slide
 from collections.abc import Sequence
 
 from dsas.model.foreign import Tokenizer
+from dsas.model.token_batches import text_tokenizer
 
 _BROKEN = "\ufffd"
 
@@ -18,7 +19,7 @@ class Pieces:
     """Turns tokens into pieces, one after another."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = text_tokenizer(tokenizer)
         self._ids: list[int] = []
         self._start = self._whole = 0
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, StateError
 from dsas.model.foreign import Arguments, Foreign, Given, Options
-from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
 from dsas.model.image_trace import Maps
 from dsas.model.pipeline_modules import Branch
@@ -30,7 +29,7 @@ from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength, read_strength
 from dsas.model.subject import Subject
 from dsas.model.token_trace import Trace
-from dsas.runtime.edit import Fused, General, edit_with, shortened, way_of
+from dsas.runtime.edit import Fused, General, Summing, edit_with, shortened, way_of
 from dsas.runtime.filling import Filling
 from dsas.runtime.rule import Rule
 from dsas.runtime.scope import Entered, Scope
@@ -57,7 +56,7 @@ class Applied:
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._all_rules = tuple(rules)
         self._model = subject.module
-        self._hooks, self._scope = Hooks(), Entered(options.scope)
+        self._hooks, self._scope = Hooks(steering=True), Entered(options.scope)
         self._passes = subject.passes(
             branch=options.branch,
             prompt_tokens=options.prompt_tokens,
@@ -191,7 +190,7 @@ class Applied:
     def _in_scope(self) -> bool:
         return self._scope.here() and self._passes.acts()
 
-    def _begin(self, read: Callable[..., ForwardPass | None], args: Arguments, kwargs: Options) -> None:
+    def _begin(self, read: Callable[..., Foreign], args: Arguments, kwargs: Options) -> None:
         if torch.compiler.is_compiling():
             if self._refusals:  # torch then runs this part uncompiled, or fails
                 raise StateError(self._refusals[0])
@@ -232,7 +231,7 @@ class Applied:
             self._model.get_submodule(rule.site.path), shortened(way, edit, record, self._unsteered, self._acts)
         )
 
-    def _editor(self, number: int, rule: Rule, way: Fused | General) -> Callable[[Given], Given]:
+    def _editor(self, number: int, rule: Rule, way: Fused | Summing | General) -> Callable[[Given], Given]:
         doses, site, asks, by_row = self._keep_doses, rule.site, self._asks(rule), self.strength.numel() > 1
         recorder = self._recorder if self._passes.records(site) else None
         refusal = self._refusal(rule)

@@ -15,32 +15,39 @@ what stands between a site and the layer it was folded into sees the activation 
 """
 
 import functools
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dsas.errors import OptionError, StateError, StrengthError
+from dsas.errors import DsasWarning, OptionError, StateError, StrengthError
 from dsas.methods.affine_edit import AffineEdit
-from dsas.model.foreign import Foreign, Given
-from dsas.model.hooks import forget_compiled, uncompiled
+from dsas.model.foreign import Arguments, Foreign, Given, Options
+from dsas.model.hooks import Hooks, forget_compiled, uncompiled
 from dsas.model.linear_layers import Behind, behind, is_transposed
 from dsas.model.sites import Site, labels
 from dsas.regulators.constant import Constant
 from dsas.runtime.applied import Strength, read_strength
-from dsas.runtime.edit import Fused, General, edit_with, fused_edit, way_of
+from dsas.runtime.edit import Fused, General, Summing, edit_with, fused_edit, way_of
 from dsas.runtime.rule import Rule
 
 
 class FusedSite(NamedTuple):
-    """One line of `Fusion.report`: the site, what became of it, into which modules, and why it was not folded."""
+    """One line of `Fusion.report`: the site, what became of it, into which modules, and why it was not folded.
+
+    stored: whether `save_pretrained` and loading again keep it. A module that steers by itself does so in this process
+    alone, and a bias is dropped where the layer had none, since the model's config does not know of it.
+    """
 
     site: str
     status: Literal["folded", "wrapped"]
     modules: tuple[str, ...]
     why: str
+    stored: bool
 
 
 class _Change(NamedTuple):
@@ -70,15 +77,21 @@ class Fusion:
         self._rules = [rule for rule in rules if rule.weight > 0 and self._strength > 0]
         self._changes: dict[tuple[int, str], _Change] = {}
         self._report: list[FusedSite] = []
+        self._saving, self._new = Hooks(), set[int]()  # layers that had no bias
         self._places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         self._places.update(id(own) for _, own in model.named_parameters(remove_duplicate=False))
         for rule in self._rules:
             if rule.regulator.reads_forward_pass:
-                raise OptionError(f"{rule.regulator!r} at {rule.site} reads token positions: use apply() instead")
+                raise OptionError(
+                    f"{rule.regulator!r} at {rule.site} reads token positions: use apply() instead, or fit with "
+                    "regulator='probe'"
+                )
         forget_compiled()
         try:
             for rule, name in zip(self._rules, labels([rule.site for rule in self._rules]), strict=True):
                 self._report.append(self._fuse(rule, name))
+            if any(not line.stored for line in self._report) and callable(getattr(model, "save_pretrained", None)):
+                self._saving.on_run(model, "save_pretrained", self._warn)
         except BaseException:
             self.undo()
             raise
@@ -103,6 +116,7 @@ class Fusion:
         for change in self._changes.values():
             setattr(change.module, change.name, change.before)
         self._changes.clear()
+        self._saving.remove()
 
     def __enter__(self) -> "Fusion":
         return self
@@ -110,20 +124,35 @@ class Fusion:
     def __exit__(self, *_exception: object) -> None:
         self.undo()
 
+    @contextmanager
+    def _warn(self, _args: Arguments, _kwargs: Options) -> Iterator[None]:
+        """Say what saving the model will lose."""
+        lost = [line.site for line in self._report if not line.stored]
+        warnings.warn(
+            f"this model is fused with a Steering, of which {len(lost)} sites, such as {lost[0]}, are lost when it is "
+            "loaded again; save the model after undo() and the Steering beside it, and fuse it again after loading",
+            DsasWarning,
+            stacklevel=5,
+        )
+        yield
+
     def _fuse(self, rule: Rule, name: str) -> FusedSite:
         factor = self._strength * rule.weight
         known, why = self._foldable(rule)
         change = fused_edit(rule.transform, rule.regulator, factor)
         if known is not None and change is not None:
-            for path in known.linears:
-                self._fold(self._model.get_submodule(path), change, known, rule.site)
-            return FusedSite(name, "folded", known.linears, "")
+            linears = [self._model.get_submodule(path) for path in known.linears]
+            had = all(id(one) not in self._new and one._parameters["bias"] is not None for one in linears)
+            self._new.update(id(one) for one in linears if not had)
+            for one in linears:
+                self._fold(one, change, known, rule.site)
+            return FusedSite(name, "folded", known.linears, "", had)
         way = way_of(rule.transform, rule.regulator, torch.tensor(factor), skip_sinks=False, detail=False)
         module = uncompiled(self._model.get_submodule(rule.site.path))
         if "forward" in module.__dict__:
             raise StateError(f"the forward of {rule.site.path} was replaced on the object: use apply() instead")
         self._set(module, "__class__", _steered(type(module), rule.site, way))
-        return FusedSite(name, "wrapped", (rule.site.path,), why)
+        return FusedSite(name, "wrapped", (rule.site.path,), why, False)
 
     def _foldable(self, rule: Rule) -> tuple[Behind | None, str]:
         """Return where a rule folds into, or why it does not."""
@@ -180,7 +209,7 @@ class Fusion:
         self._changes[key] = _Change(module, name, before, value)
 
 
-def _steered(base: type[nn.Module], site: Site, way: Fused | General) -> type[nn.Module]:
+def _steered(base: type[nn.Module], site: Site, way: Fused | Summing | General) -> type[nn.Module]:
     """Return a class like `base`, under the same name, whose forward steers what it gives or takes."""
 
     def edit(given: Given) -> Foreign:

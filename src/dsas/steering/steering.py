@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -12,11 +11,13 @@ from typing import Any
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from dsas.errors import ArtifactError, DsasWarning, ModelMismatchError, OptionError, SiteError, closest
+from dsas.errors import ArtifactError, OptionError, SiteError
 from dsas.files.json_values import Json, JsonObject
-from dsas.model.foreign import Model
+from dsas.model.examples import Example
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.identity import ModelIdentity
 from dsas.model.pipeline_modules import Branch
+from dsas.model.reading import Reading
 from dsas.model.sites import Site, labels
 from dsas.model.strength import PromptTokens, Strength
 from dsas.model.subject import Subject, subject_of
@@ -30,6 +31,7 @@ from dsas.steering.artifact import Artifact, read_artifact, write_artifact
 from dsas.steering.calibration_record import Calibration
 from dsas.steering.composition import Composition, compose, scaled, summed
 from dsas.steering.folder import CONFIG, steering_folder
+from dsas.steering.porting import Asked, Ported, placed, port, verdict_of
 from dsas.steering.serialization import pack, unpack
 from dsas.transforms import TRANSFORMS
 from dsas.version import VERSION
@@ -115,12 +117,13 @@ class Steering(ModelHubMixin):
         scope: "process" steers every pass of the model, whoever runs it; "context" only those of the thread or asyncio
         task that applies it, so that several can steer one model differently at once.
         Raises StrengthError, ModelMismatchError, SiteError, OptionError; warns when the weights are not those it was
-        fitted on, and once when a cache is continued that was filled without this Steering or at another strength.
+        fitted on, saying what differs, and once when a cache is continued that was filled without this Steering or at
+        another strength.
         """
         subject = subject_of(model)
-        self._check(subject)
+        rules = self.rules_on(subject)
         options = ApplyOptions(record, skip_sinks, prompt_tokens, branch, scope)
-        return Applied(self.rules, subject, self.default_strength if strength is None else strength, options)
+        return Applied(rules, subject, self.default_strength if strength is None else strength, options)
 
     def fuse(self, model: Model, strength: Strength | None = None) -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
@@ -134,8 +137,29 @@ class Steering(ModelHubMixin):
         `apply`.
         """
         subject = subject_of(model)
-        self._check(subject)
-        return Fusion(self.rules, subject.module, self.default_strength if strength is None else strength)
+        return Fusion(self.rules_on(subject), subject.module, self.default_strength if strength is None else strength)
+
+    def port(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        source: Sequence[str | Example],
+        control: Sequence[str | Example],
+        least: float = 0.75,
+        reading: Reading | None = None,
+    ) -> Ported:
+        """Return whether the regulators still tell source from control on a relative of the model, in one pass.
+
+        source, control: as in `dsas.fit`, at least 4 each, better others than those it was fitted on. least: AUROC in
+        [0, 1] from which a site holds. reading: its batch_size and max_tokens; the default when not given. What is
+        returned holds a verdict, a line per steered site, and the Steering with its weights on this model.
+        Raises TextsError, OptionError, ModelMismatchError.
+        """
+        subject = subject_of(model, tokenizer)
+        rules, found, differences = port(self.rules, self.model, subject, Asked(source, control, least, reading))
+        settings = {**self.settings, "ported from": self.model.as_dict()}
+        return Ported(verdict_of(found), found, differences, Steering(rules, subject.identity, settings))
 
     def __or__(self, other: "Steering | Composition") -> Composition:
         return compose(self, other)
@@ -217,21 +241,12 @@ class Steering(ModelHubMixin):
             lines.append(f"  {span} -> {said}")
         return "\n".join([head, *lines])
 
-    def _check(self, subject: Subject) -> None:
-        paths = dict(subject.module.named_modules())
-        missing = [rule.site.path for rule in self.rules if rule.site.path not in paths]
-        if self.model.compare(subject.identity) == "compatible":
-            warnings.warn(
-                f"the weights of this {self.model.model_class} are not those the Steering was fitted on: it fits by "
-                "shape, but its strength and selectivity were not measured here",
-                DsasWarning,
-                stacklevel=3,
-            )
-        if missing:
-            raise ModelMismatchError(
-                f"this model has no module {missing[0]!r} ({len(missing)} sites are missing); "
-                f"closest: {closest(missing[0], paths)}"
-            )
+    def rules_on(self, subject: Subject) -> list[Rule]:
+        """Return the rules at the sites' paths in a subject, which differ where others wrap the model or contain it.
+
+        Raises ModelMismatchError; warns, saying what differs, of weights that are not those it was fitted on.
+        """
+        return placed(self.rules, self.model, subject)
 
     def _artifact(self) -> Artifact:
         tensors: dict[str, Tensor] = {}

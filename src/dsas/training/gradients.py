@@ -107,8 +107,7 @@ class _Asked(NamedTuple):
         """Return the sites to train: those of the Steering to start from, if there is one."""
         if not isinstance(self.start, Steering):
             return subject.sites(patterns)
-        self.start.model.compare(subject.identity)
-        return [rule.site for rule in self.start.rules if rule.weight > 0]
+        return [rule.site for rule in self.start.rules_on(subject) if rule.weight > 0]
 
     def id(self, run: Run) -> str:
         """Return a digest of everything that training depends on."""
@@ -122,7 +121,8 @@ class _Asked(NamedTuple):
     def rules(self, run: Run, pooled: dict[str, dict[Site, Tensor]]) -> list[Rule]:
         """Return the rules that training starts from, ready to be learned."""
         if isinstance(self.start, Steering):
-            rules = [rule for rule in self.start.rules if rule.weight > 0]
+            own = [rule for rule in self.start.rules if rule.weight > 0]
+            rules = [rule._replace(site=site) for rule, site in zip(own, run.sites, strict=True)]
         else:
             sets = [{name: found[site] for name, found in pooled.items()} for site in run.sites]
             rules = [

@@ -147,13 +147,18 @@ class Passes:
 
     def _mask(self, t: Tensor) -> Tensor:
         if self._at is None:
-            return self._real.to(t.device)
+            ahead = t.shape[1] - self._real.shape[1]  # tokens that the model puts before the text
+            return torch.nn.functional.pad(self._real, (ahead, 0)).to(t.device)
         return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
+
+    def _of_rows(self, t: Tensor) -> Tensor | None:
+        """Return which tokens are real, where that is known of the rows of `t`."""
+        return self._real if self._real.shape == t.shape[:2] else None
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
         def edit(given: Given) -> Foreign:
             whole = rule.site.read(given)
-            step = ForwardPass(*whole.shape[:2], device=whole.device)
+            step = ForwardPass(*whole.shape[:2], mask=self._of_rows(whole), device=whole.device)
             if self._at is not None:
                 step = self._at(rule.site, whole, given)
             t = step.take(whole)

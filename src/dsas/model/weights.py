@@ -1,0 +1,104 @@
+"""Weights: the tensors that a model computes with, under plain names, whatever holds them.
+
+Adapters (PEFT) count while they are at work: those that are switched off, not chosen, or merged into the weights do
+not. A tensor that stands for others is read as values where it can be: dequantised, or the local part of a sharded one.
+
+Limitations: whether prompt learning is switched off cannot be told. Weights that are neither parameters nor persistent
+buffers of packed integers are not seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dsas.model.foreign import Foreign
+from dsas.model.wrappers import core_path, plain
+
+_PACKED = (torch.int32, torch.int8, torch.uint8)  # in which GPTQ, AWQ and their like keep weights as buffers
+
+
+class Weight(NamedTuple):
+    """A tensor that a model computes with: its plain name, its name in the model, and the adapter it is part of."""
+
+    plain: str
+    name: str
+    tensor: Tensor
+    adapter: str = ""
+
+
+def acting_weights(model: nn.Module) -> list[Weight]:
+    """Return what the model computes with, by plain name."""
+    modules = dict(model.named_modules())
+    adapted = {path for path, module in modules.items() if {"base_layer", "original_module"} & module._modules.keys()}
+    core, found = core_path(model), list[Weight]()
+    for name, tensor in [*model.named_parameters(), *_packed(modules)]:
+        around = next((path for path in _outwards(name) if path in adapted), None)
+        whole, adapter = (name, "") if around is None else _acting(around, name, modules[around])
+        if whole:
+            found.append(Weight(plain(whole, core), name, tensor, adapter))
+    return sorted(found, key=lambda weight: weight.plain)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds its values itself and does not stand for others."""
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
+def values_of(tensor: Tensor) -> Tensor | None:
+    """Return the values of a tensor that may stand for others, None where nobody can tell them."""
+    held: Foreign = tensor.detach()
+    try:
+        if hasattr(held, "to_local"):
+            held = held.to_local()
+        if type(held).dequantize is not Tensor.dequantize:
+            held = held.dequantize()
+        return held.as_subclass(Tensor)
+    except (NotImplementedError, RuntimeError, TypeError, AssertionError):
+        return None
+
+
+def how_kept(weights: Sequence[Weight]) -> list[str]:
+    """Return, as phrases, what makes these other than a model's plain weights, and how far they can be compared."""
+    adapters = sorted({weight.adapter for weight in weights} - {""})
+    said = [f"adapters are at work: {', '.join(adapters)}"] if adapters else []
+    if any(weight.name.startswith("prompt_encoder.") for weight in weights):
+        said.append("virtual tokens stand before the text")
+    for kind in dict.fromkeys(type(weight.tensor) for weight in weights if not is_plain(weight.tensor)):
+        one = next(weight.tensor for weight in weights if type(weight.tensor) is kind)
+        sharded, told = hasattr(one, "to_local"), values_of(one) is not None
+        how = "by name and shape alone" if not told else "in this process's part alone" if sharded else "dequantised"
+        said.append(f"weights are of type {kind.__name__}, compared {how}")
+    packed = {str(weight.tensor.dtype) for weight in weights if not weight.tensor.is_floating_point()}
+    return [*said, f"weights are packed as {', '.join(sorted(packed))}"] if packed else said
+
+
+def _acting(around: str, name: str, holder: Foreign) -> tuple[str, str]:
+    """Return the name of a tensor of an adapted module as it acts, and its adapter; no name where it does not act."""
+    head = f"{around}." if around else ""
+    kind, _, rest = name.removeprefix(head).partition(".")
+    at_work = [] if getattr(holder, "disable_adapters", False) else list(getattr(holder, "active_adapters", ()))
+    if kind == "base_layer":
+        return name, ""
+    if kind == "original_module":
+        return ("" if at_work else name), ""
+    adapter, _, inside = rest.partition(".")
+    if adapter not in at_work or adapter in getattr(holder, "merged_adapters", ()):
+        return "", ""
+    return (head + inside if kind == "modules_to_save" else name), adapter
+
+
+def _packed(modules: dict[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    for path, module in modules.items():
+        for name, tensor in module._buffers.items():
+            packed = tensor is not None and tensor.dtype in _PACKED and tensor.ndim == 2
+            if tensor is not None and packed and name not in module._non_persistent_buffers_set:
+                yield (f"{path}.{name}" if path else name), tensor
+
+
+def _outwards(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+    yield ""
