@@ -9,6 +9,7 @@ import numpy as np
 
 Line = dict[str, Any]
 SCORERS = ("alpha", "beta")
+TOKENS = 12
 
 
 def cell_lines(
@@ -20,7 +21,10 @@ def cell_lines(
     choices: Mapping[str, Sequence[int]] | None = None,
     kl: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Line]:
-    """Return the samples of one cell; toxic: flags (prompt, seed), on which both scorers agree."""
+    """Return the samples of one cell; toxic: flags (prompt, seed), on which both scorers agree.
+
+    perplexities: of sentences that have TOKENS tokens each.
+    """
     head = {"series": series, "strength": strength}
     lines: list[Line] = [
         {
@@ -34,9 +38,11 @@ def cell_lines(
         }
         for (prompt, seed), flag in np.ndenumerate(toxic)
     ]
-    for measure, kinds in (("perplexity", perplexities), ("choice", choices or {}), ("kl", kl or {})):
+    losses = {kind: np.log(values) for kind, values in perplexities.items()}
+    for measure, kinds in (("loss", losses), ("choice", choices or {}), ("kl", kl or {})):
         for kind, values in kinds.items():
             row = {**head, "seed": None, "measure": measure, "kind": kind}
+            row |= {"tokens": TOKENS} if measure == "loss" else {}
             lines += [{**row, "item": item, "value": value} for item, value in enumerate(np.asarray(values).tolist())]
     return lines
 

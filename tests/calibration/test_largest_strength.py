@@ -60,7 +60,7 @@ class Known:
         return [int(text.split()[1]) * self.damage(fragile * mild, fragile * harsh) for text in texts]
 
 
-def run(measure: Known, kind: Any = "perplexity", most: float = 1.05, **options: Any) -> dsas.Calibration:
+def run(measure: Known, kind: Any = "mean-perplexity", most: float = 1.05, **options: Any) -> dsas.Calibration:
     model, steering = toy()
     budget = options.pop("budget", dsas.Budget(kind, most, measure=measure))
     given = {"tune": TUNE, "held_out": OTHERS, **options}
@@ -101,7 +101,7 @@ def test_steering_that_first_lowers_perplexity_is_followed_to_where_the_budget_i
 
 def test_the_smallest_of_several_budgets_decides_and_the_worst_kind_where_that_is_asked_for() -> None:
     both = (
-        dsas.Budget("perplexity", 1.05, measure=Known(squared)),
+        dsas.Budget("mean-perplexity", 1.05, measure=Known(squared)),
         dsas.Budget("kl", 0.01, on=("odd",), measure=Known(lambda mild, harsh: mild)),
     )
     with pytest.warns(DsasWarning, match="not kept"):  # the numbers in the held-out texts are larger, and so is "kl"
@@ -130,7 +130,7 @@ def test_points_of_accuracy_lost_are_a_budget_of_questions_that_are_no_texts() -
 def test_a_budget_that_held_out_texts_break_is_reported_and_does_not_move_the_strength() -> None:
     fragile = {"plain": [f"plain {n} fragile" for n in range(11, 21)]}
     with pytest.warns(
-        DsasWarning, match=r"not kept on the held-out texts: perplexity 1\.\d+, at most 1.05, at strength"
+        DsasWarning, match=r"not kept on the held-out texts: mean-perplexity 1\.\d+, at most 1.05, at strength"
     ):
         found = run(Known(squared), held_out=fragile)
     assert not found.kept
@@ -147,7 +147,7 @@ def test_a_budget_that_no_strength_breaks_ends_at_the_limit_with_a_warning() -> 
 
 def test_a_budget_that_the_smallest_strength_breaks_is_an_error_that_says_by_how_much() -> None:
     with pytest.raises(
-        StrengthError, match=r"0\.005 itself gives perplexity 2 \(at most 1\.05\): start lower, or allow"
+        StrengthError, match=r"0\.005 itself gives mean-perplexity 2 \(at most 1\.05\): start lower, or allow"
     ):
         run(Known(lambda mild, harsh: 2.0 if mild else 1.0))
 
@@ -203,7 +203,7 @@ def test_per_site_the_more_harmful_site_gets_less_in_proportion_to_the_damage_it
 def test_per_site_leaves_sites_alone_that_are_not_steered() -> None:
     model, steering = toy()
     some = dsas.Steering([steering.rules[0], steering.rules[1]._replace(weight=0.0)], steering.model)
-    budget = dsas.Budget("perplexity", 1.05, measure=Known(squared))
+    budget = dsas.Budget("mean-perplexity", 1.05, measure=Known(squared))
     found = dsas.calibrate(model, None, some, tune=TUNE, held_out=OTHERS, budget=budget, per="site", progress=False)
     assert found.weights == {"mild": 1.0, "harsh": 0.0}
 
@@ -290,6 +290,17 @@ def test_the_digest_is_that_of_the_steering_without_a_strength(
 ) -> None:
     _, steering, found = real
     assert steering.calibrated(found).digest() == steering.digest()
+
+
+def test_a_perplexity_that_was_stored_before_is_read_as_the_mean_over_texts_that_it_was(
+    real: tuple[Any, dsas.Steering, dsas.Calibration],
+) -> None:
+    stored = real[2].as_dict()
+    assert dsas.Calibration.from_dict(stored) == real[2]
+    del stored["format"]
+    found = dsas.Calibration.from_dict(stored)
+    assert [spent.damage for spent in found.budgets] == ["mean-perplexity", "kl"]
+    assert dsas.Calibration.from_dict(found.as_dict()) == found
 
 
 def test_a_calibration_goes_with_the_steering_it_was_made_of(real: tuple[Any, dsas.Steering, dsas.Calibration]) -> None:

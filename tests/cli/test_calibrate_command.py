@@ -50,7 +50,8 @@ def test_two_files_of_texts_are_enough_and_the_result_is_that_of_the_library(run
 
 def test_kinds_budgets_and_the_other_options_reach_the_search_and_the_evidence_is_shown(run: Run, folder: Path) -> None:
     files = ["--tune", f"first={folder / 'neutral.txt'}", "--held-out", f"first={folder / 'other.txt'}"]
-    options = ["--budget", "perplexity=1.5", "--budget", "kl=0.1", "--worst", "--per", "site", "--start", 0.01]
+    budgets = [part for budget in ("perplexity=1.5", "kl=0.1", "loss=0.5") for part in ("--budget", budget)]
+    options = [*budgets, "--worst", "--per", "site", "--start", 0.01]
     status, out, err = run(
         "calibrate", folder / "model", folder / "detox", *files, *options, "--limit", 8, "--out", folder / "new" / "x"
     )
@@ -60,6 +61,7 @@ def test_kinds_budgets_and_the_other_options_reach_the_search_and_the_evidence_i
     assert [(spent.damage, spent.most, spent.worst) for spent in found.calibration.budgets] == [
         ("perplexity", 1.5, True),
         ("kl", 0.1, True),
+        ("loss", 0.5, True),
     ]
     assert list(found.calibration.tune) == ["first"]
     assert min(strength or 0 for strength, *_ in found.calibration.curve) == 0.01

@@ -50,7 +50,8 @@ def test_pareto_writes_samples_and_a_report_and_says_what_was_chosen(run, files)
     assert set(json.loads(ended.out)["chosen"]) == {"caa + constant", "caa + logistic"}
     lines = [json.loads(line) for line in (files / "front" / "samples.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in lines if line["measure"] != "generation"} == {"sky", "quiz"}
-    assert "caa + logistic" in (files / "front" / "report.html").read_text()
+    page = (files / "front" / "report.html").read_text()
+    assert all(text in page for text in ("caa + logistic", "not measured", "--held-out-source FILE"))
     about = json.loads((files / "front" / "sweep.json").read_text())
     assert about["command"].startswith("dsas pareto ")
     assert about["settings"]["seeds"] == [0, 1]
@@ -61,6 +62,8 @@ def test_pareto_writes_samples_and_a_report_and_says_what_was_chosen(run, files)
     [
         ({"--neutral": "tune.txt"}, "2 texts are in both --tune and --neutral"),
         ({"--tune": "rude.txt"}, "8 texts are in both the texts to fit on and --tune"),
+        ({"--held-out-source": "rude.txt"}, "8 texts are in both --held-out-source and the texts to fit on"),
+        ({"--held-out-source": "tune.txt"}, "2 texts are in both --held-out-source and --tune"),
         ({"--scorer": "toxblock"}, "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"),
         ({"--questions": "ask.txt"}, "expected a file ending in .jsonl with a question a line"),
     ],
@@ -72,6 +75,16 @@ def test_pareto_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(run, f
     assert message in ended.err
     assert ended.err.count("error:") == 1
     assert not (files / "front").exists()
+
+
+def test_with_held_out_source_texts_the_report_has_the_selectivity_of_every_series(run, files):
+    (files / "more.txt").write_text("\n".join(f"you fool {n}" for n in range(6)))
+    (files / "four.txt").write_text("\n".join(f"the moon is far {n}" for n in range(4)))
+    said = {"--neutral": f"sky={files / 'four.txt'}", "--held-out-source": files / "more.txt"}
+    ended = run(*arguments(files, **said), "--regulator", "constant", "--json")
+    assert ended.status == 0, ended.err
+    assert list(json.loads((files / "front" / "curves.json").read_text())["against"]) == ["caa + constant"]
+    assert "source, where sky alone loses 0.02" in (files / "front" / "report.html").read_text()
 
 
 def test_a_line_that_is_no_question_is_named(run, files):

@@ -29,4 +29,7 @@ def test_a_second_demo_reuses_the_first_and_both_give_the_same_figures(tmp_path:
     assert looks[0].unsteered.startswith(" lazy b")  # pyright: ignore[reportAttributeAccessIssue]
     page = second.report.read_text()
     assert all(text in page for text in ("CAA + DSAS", "Which tokens were steered", "What the model says"))
-    assert summary(second.found, second.chosen)[0] == "unsteered at strength 0"
+    lines = summary(second.found, second.chosen)
+    assert lines[0] == "unsteered at strength 0"
+    assert sum(line.startswith("  selectivity: source texts lose") for line in lines) == len(CONDITIONS)
+    assert set(first.texts.held_out_source).isdisjoint(first.texts.source + first.texts.control)

@@ -13,7 +13,7 @@ from dsas.errors import TextsError
 from dsas.sweep.jobs import Job, Setup, Worker
 
 
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rude: int, **sizes: bool) -> DemoTexts:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rude: int, **sizes: int) -> DemoTexts:
     """Return the texts of a model that goes on rudely `rude` times, each time with a prompt of its own."""
     prompts = [f"{'rude' if number % 2 else 'soft'} words of prompt {number}" for number in range(623)]
     fit = [prompt.replace("rude", "soft") for prompt in prompts[:270]]
@@ -73,6 +73,16 @@ def test_the_neutral_sentences_in_the_style_of_the_prompts_are_those_that_no_sco
     for kinds, prompts in ((found.tune, found.tune_prompts), (found.report, found.prompts)):
         assert kinds["prompt style"]
         assert set(kinds["prompt style"]) <= {prompt for prompt in prompts if prompt.startswith("soft")}
+
+
+def test_selectivity_is_read_on_toxic_prompts_of_the_report_that_nothing_was_fitted_or_tuned_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = made(tmp_path, monkeypatch, rude=30, report_sentences=40)
+    assert len(found.held_out_source) == 40
+    assert set(found.held_out_source) <= {prompt for prompt in found.prompts if prompt.startswith("rude")}
+    others = {*found.source, *found.control, *found.target, *found.tune_prompts}
+    assert others.isdisjoint(found.held_out_source)
 
 
 def test_the_prompts_to_report_on_come_harshest_first_when_asked_for(

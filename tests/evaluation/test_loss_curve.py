@@ -6,7 +6,7 @@ import torch
 from makers import hooks_on, random_steering
 
 from dsas.errors import OptionError, TextsError
-from dsas.evaluation.loss_curve import Curve, Losses, Yardstick, measured_curve
+from dsas.evaluation.loss_curve import Curve, Losses, Yardstick, ladder, measured_curve
 from dsas.testing import tiny_model, tiny_tokenizer
 
 SOURCE = ["The door is open.", "Tea", "A long walk along the river bank, in the rain", "It is late"]
@@ -80,6 +80,27 @@ def test_the_curve_encloses_the_damage_by_half_and_twice_from_any_start(start, s
     assert len(asked) == len(set(asked)) <= 20
     near = [s for s, d in zip(curve.strengths, curve.damage, strict=True) if 0.01 < d < 0.04]
     assert len(near) >= 1
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_start_at_which_the_model_breaks_down_is_too_large_and_not_on_the_curve(broken):
+    law = lawful(1.0, {"a": 1.0})
+    fails = Losses(np.full(6, broken), {"a": np.full(6, broken)})
+    curve = measured_curve(lambda s: fails if s > 0.5 else law(s), damage=0.02, start=30.0)
+    assert curve.damage[0] <= 0.01
+    assert 0.04 <= curve.damage[-1] <= 0.25
+    with pytest.raises(OptionError, match="not finite at any strength down to"):
+        measured_curve(lambda s: fails)
+
+
+def test_the_rungs_between_half_and_twice_the_damage_are_asked_for_together():
+    law, climb = lawful(1.0, {"a": 1.0}), ladder(damage=0.02, start=0.02)
+    asked = [next(climb)]
+    while asked[-1] != [0.03, 0.045, 0.0675]:
+        asked.append(climb.send([law(strength) for strength in asked[-1]]))
+    with pytest.raises(StopIteration) as ended:
+        climb.send([law(strength) for strength in asked[-1]])
+    assert ended.value.value.rows() == measured_curve(law, damage=0.02, start=0.02).rows()
 
 
 def test_texts_and_options_out_of_range_are_refused():

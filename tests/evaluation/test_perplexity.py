@@ -31,6 +31,8 @@ def test_it_equals_the_definition_in_float64_for_any_batch_size(llama, tokenizer
     np.testing.assert_allclose(result.per_text, expected, rtol=1e-5)
     assert result.mean == pytest.approx(expected.mean(), rel=1e-5)
     predicted = [len(row) - 1 for row in rows_of(TEXTS)]
+    assert result.tokens.tolist() == predicted
+    np.testing.assert_allclose(result.losses, np.log(expected), rtol=1e-5)
     assert result.of_tokens == pytest.approx(np.exp(np.average(np.log(expected), weights=predicted)), rel=1e-5)
 
 
@@ -50,7 +52,12 @@ def test_the_mode_of_every_module_and_the_tokenizer_are_as_before(llama, tokeniz
 
 @pytest.mark.parametrize(
     ("texts", "said"),
-    [([], "got none"), (["w3 w4", ""], r"none: \[1\]"), (["w3 w4", "w3"], r"short: \[1\]"), ("w3", "one text")],
+    [
+        ([], "got none"),
+        (["w3 w4", ""], r"none: \[1\]"),
+        (["w3 w4", "w3"], r"short: \[1\], the first of them 'w3'"),
+        ("w3", "one text"),
+    ],
 )
 def test_texts_with_nothing_to_predict_are_refused(llama, tokenizer, texts, said):
     with pytest.raises(TextsError, match=said):

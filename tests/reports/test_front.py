@@ -102,6 +102,12 @@ def test_panels_share_axes_and_one_legend():
         front_multiples({}, x_label="x", y_label="y")
 
 
+def test_a_strength_is_written_with_three_digits():
+    svg = drawn([point("constant", 0.0444444, 1.2, 0.1), point("constant", 1000.0, 1.4, 0.3)])
+    assert ">0.0444</text>" in svg
+    assert ">1000</text>" in svg
+
+
 def test_of_strengths_at_nearly_one_place_only_the_largest_is_written():
     near = [point("constant", strength, 1.1 + strength / 1e5, 0.2) for strength in (0.3, 0.7)]
     svg = drawn([*POINTS, *near])

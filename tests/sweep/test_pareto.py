@@ -112,7 +112,7 @@ def test_the_interval_of_a_hypervolume_holds_the_true_one_about_as_often_as_it_s
         for name, strength, share in (("unsteered", 0.0, 0.6), ("one", 1.0, 0.3)):
             scores, judge = (chance < share)[None].astype(float), np.full((150, 1), np.nan)
             cells.append(Cell(name, strength, (("",),) * 150, scores, judge, {"web": SPREAD}, {}, {}, {}, {}))
-        samples = Samples(("alpha",), tuple(range(150)), (0,), tuple(cells), ())
+        samples = Samples(("alpha",), tuple(range(150)), (0,), tuple(cells), (), {"web": SPREAD})
         found = hypervolumes(resample(samples, resamples=400, seed=trial))["one"]
         held += found.low <= 0.5 <= found.high
     assert 181 <= held <= 199
@@ -182,8 +182,9 @@ def test_a_large_sweep_takes_seconds():
         name, strength = ("unsteered", 0.0) if number == 0 else (f"series {number % 12}", float(number))
         scores = RNG.random((3, 500, 3)) * 0.9
         cells.append(Cell(name, strength, (("one two three four five",) * 3,) * 500, scores, scores[0] + 2,
-                          {kind: RNG.uniform(9, 30, 300) for kind in ("web", "news")}, {}, {}, {}, {}))  # fmt: skip
-    samples = Samples(("a", "b", "c"), tuple(range(500)), (0, 1, 2), tuple(cells), ())
+                          {kind: RNG.uniform(2, 4, 300) for kind in ("web", "news")}, {}, {}, {}, {}))  # fmt: skip
+    tokens = dict.fromkeys(("web", "news"), np.full(300, 20.0))
+    samples = Samples(("a", "b", "c"), tuple(range(500)), (0, 1, 2), tuple(cells), (), tokens)
     start = time.process_time()
     found = resample(samples)
     assert len(compare(found)) == 12 * 11

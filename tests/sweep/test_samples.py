@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweeps import Line, cell_lines, first_toxic, write_samples
+from sweeps import TOKENS, Line, cell_lines, first_toxic, write_samples
 
 from dsas.errors import DsasWarning, TextsError
 from dsas.sweep.samples import read_samples
@@ -34,7 +34,8 @@ def test_every_sample_is_found_in_its_place(file: Path):
     assert unsteered.texts[2] == ("unsteered says darned things 2 0", "unsteered says darned things 2 1")
     np.testing.assert_array_equal(unsteered.scores[1], [[0.9, 0.9]] * 3 + [[0.1, 0.1]])
     np.testing.assert_array_equal(caa.judge, np.full((4, 2), 3.1))
-    np.testing.assert_array_equal(caa.perplexities["web"], [10, 20])
+    np.testing.assert_allclose(caa.losses["web"], np.log([10, 20]))
+    np.testing.assert_array_equal(samples.tokens["web"], [TOKENS, TOKENS])
     np.testing.assert_array_equal(caa.choices["quiz"], [1, 0, 1])
     np.testing.assert_array_equal([unsteered.kl["web"], caa.kl["web"]], [[0, 0], [0.1, 0.1]])
 
@@ -46,20 +47,20 @@ def test_the_order_of_the_lines_does_not_matter(file: Path, tmp_path: Path):
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_no_judge_is_a_gap_and_a_broken_model_is_infinitely_perplexed(tmp_path: Path):
+def test_no_judge_is_a_gap_and_a_broken_model_is_infinitely_surprised(tmp_path: Path):
     lines = sweep()
     lines[0]["judge"] = None
     values = iter((None, float("nan")))
     for line in lines:
-        if line["series"] == "caa" and line["strength"] == 0.2 and line["measure"] == "perplexity":
+        if line["series"] == "caa" and line["strength"] == 0.2 and line["measure"] == "loss":
             line["value"] = next(values)
     cell = read_samples(write_samples(tmp_path / "s.jsonl", lines)).cells[2]
     assert np.isnan(cell.judge[0, 0])
     assert np.isfinite(cell.judge).sum() == 7
-    assert cell.perplexities["web"].tolist() == [np.inf, np.inf]
+    assert cell.losses["web"].tolist() == [np.inf, np.inf]
 
 
-def test_of_a_pipeline_a_change_takes_the_place_of_perplexity_and_pictures_are_named_where_there_are_any(
+def test_of_a_pipeline_a_change_takes_the_place_of_losses_and_pictures_are_named_where_there_are_any(
     tmp_path: Path,
 ):
     lines = [line for line in sweep() if line["measure"] == "generation"]
@@ -83,7 +84,7 @@ def test_a_picture_is_named_by_a_text(tmp_path: Path):
         read_samples(write_samples(tmp_path / "s.jsonl", lines))
 
 
-@pytest.mark.parametrize("measure", ["generation", "perplexity", "kl", "choice"])
+@pytest.mark.parametrize("measure", ["generation", "loss", "kl", "choice"])
 def test_a_cell_that_lacks_a_sample_is_left_out_and_named(tmp_path: Path, measure: str):
     lines = sweep()
     lines.remove([line for line in lines if line["strength"] == 0.1 and line["measure"] == measure][-1])
@@ -125,7 +126,8 @@ def test_the_same_result_twice_is_one_and_another_result_is_an_error(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"measure": "perplexty"}, "no measure 'perplexty'; closest: 'perplexity'"),
+        ({"measure": "los"}, "no measure 'los'; closest: 'loss'"),
+        ({"measure": "perplexity", "kind": "web", "value": 23.1}, "earlier versions .* run the sweep again"),
         ({"series": 3}, "expected 'series' as str, got 3"),
         ({"strength": -1}, "finite 'strength' >= 0"),
         ({"strength": True}, "'strength' as int or float, got True"),
@@ -138,7 +140,9 @@ def test_the_same_result_twice_is_one_and_another_result_is_an_error(tmp_path: P
         ({"measure": "choice", "kind": "quiz", "value": 0.5}, "choice of 0 or 1"),
         ({"measure": "kl", "kind": "web", "value": -0.5}, "expected a kl >= 0"),
         ({"measure": "kl", "kind": "web"}, "no field 'value'"),
-        ({"measure": "perplexity", "value": 3.0}, "no field 'kind'"),
+        ({"measure": "loss", "value": 3.0}, "no field 'kind'"),
+        ({"measure": "loss", "kind": "web", "value": 3.0}, "no field 'tokens'"),
+        ({"measure": "loss", "kind": "web", "value": 3.0, "tokens": 0}, "at least 1 token, got 0"),
     ],
 )
 def test_a_bad_line_is_named_with_file_and_number(tmp_path: Path, change: dict, message: str):
@@ -157,14 +161,21 @@ def test_a_line_that_is_no_json_object_is_named(file: Path, line: bytes, message
         read_samples(file)
 
 
-def test_without_file_unsteered_model_or_perplexity_the_error_says_so(file: Path, tmp_path: Path):
+def test_without_file_unsteered_model_or_losses_the_error_says_so(file: Path, tmp_path: Path):
     with pytest.raises(TextsError, match=r"no such file; closest in its folder: 'samples\.jsonl'"):
         read_samples(tmp_path / "sample.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     with pytest.raises(TextsError, match="expected the series 'unsteered' at strength 0; closest: 'caa'"):
         read_samples(write_samples(file, [line for line in lines if line["series"] == "caa"]))
-    with pytest.raises(TextsError, match="got none of perplexity"):
-        read_samples(write_samples(file, [line for line in lines if line["measure"] != "perplexity"]))
+    with pytest.raises(TextsError, match="got none of loss"):
+        read_samples(write_samples(file, [line for line in lines if line["measure"] != "loss"]))
+
+
+def test_cells_that_read_texts_of_different_lengths_were_not_measured_on_the_same_texts(tmp_path: Path):
+    lines = sweep()
+    next(line for line in lines if line["measure"] == "loss")["tokens"] = TOKENS + 1
+    with pytest.raises(TextsError, match=rf"read {TOKENS} tokens of web 0, another cell {TOKENS + 1}: "):
+        read_samples(write_samples(tmp_path / "s.jsonl", lines))
 
 
 def test_an_unsteered_model_that_breaks_down_is_refused(tmp_path: Path):

@@ -8,13 +8,15 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 import dsas
-from dsas.errors import DsasWarning, OptionError
+from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.evaluation.choice import Question
 from dsas.evaluation.generations import Sampling, sample_continuations
+from dsas.evaluation.loss_curve import Yardstick
 from dsas.evaluation.perplexity import perplexity
 from dsas.model.identity import fingerprint
 from dsas.model.loading import load_model
 from dsas.parallel.workers import Spread
+from dsas.sweep.curves import read_curves
 from dsas.sweep.jobs import Job, Part, Setup, Worker, scorer_of
 from dsas.sweep.run import Grid, Series, run_sweep
 
@@ -68,12 +70,14 @@ def test_every_sample_is_what_the_measures_say_by_themselves(tmp_path, setup, se
     strength = max(chosen["caa + logistic"].strengths)
     with series[1].steering.apply(loaded.model, strength):
         texts = sample_continuations(*loaded, PROMPTS, seeds=(0, 1), sampling=setup.sampling)
-        read = perplexity(*loaded, NEUTRAL[2:]).per_text
+        read = perplexity(*loaded, NEUTRAL[2:])
     mine = [line for line in found if (line["series"], line["strength"]) == ("caa + logistic", strength)]
     said = {(line["seed"], line["item"]): line for line in mine if line["measure"] == "generation"}
     assert [[said[seed, item]["text"] for item in range(3)] for seed in (0, 1)] == texts
-    assert [line["value"] for line in mine if line["measure"] == "perplexity"] == pytest.approx(read)
-    assert {line["measure"]: 0 for line in mine}.keys() == {"generation", "perplexity", "kl", "choice"}
+    losses = [line for line in mine if line["measure"] == "loss"]
+    assert [line["value"] for line in losses] == pytest.approx(read.losses)
+    assert [line["tokens"] for line in losses] == read.tokens.tolist()
+    assert {line["measure"]: 0 for line in mine}.keys() == {"generation", "loss", "kl", "choice"}
     assert [said[seed, 0]["judge"] is None for seed in (0, 1)] == [
         False,
         True,
@@ -83,22 +87,48 @@ def test_every_sample_is_what_the_measures_say_by_themselves(tmp_path, setup, se
     for item, text in enumerate(texts[0]):
         assert said[0, item]["scores"][name] == pytest.approx(scorer([text])[0] if text else 0.0)
     unsteered = {line["measure"] for line in found if line["series"] == "unsteered"}
-    assert unsteered == {"generation", "perplexity", "choice"}
+    assert unsteered == {"generation", "loss", "choice"}
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["series"][0]["regulator"] == "constant"
 
 
 def test_the_chosen_strength_keeps_the_budget_on_the_tuning_texts_and_the_next_tried_does_not(tmp_path, setup, series):
     chosen = run_sweep(tmp_path / "out", setup, series, grid=GRID._replace(budget=1.02), progress=False)
     loaded = load_model(setup.model)
-    plain = perplexity(*loaded, NEUTRAL[:2]).mean
+    plain = perplexity(*loaded, NEUTRAL[:2]).of_tokens
     for one in series:
         strength = chosen[one.name].strength
         assert strength not in {None, *STRENGTHS}  # halved between two of the grid, or below it
         ratios = []
         for value in (strength, 1.6 * strength):
             with one.steering.apply(loaded.model, value):
-                ratios.append(perplexity(*loaded, NEUTRAL[:2]).mean / plain)
+                ratios.append(perplexity(*loaded, NEUTRAL[:2]).of_tokens / plain)
         assert ratios[0] <= 1.02 < ratios[1]
+
+
+def with_source(setup) -> Setup:
+    """Return the setup with enough texts to measure selectivity on."""
+    report = setup.parts["report"]._replace(
+        perplexity={"plain": tuple(f"w{i} w{i + 1} w{i + 2}" for i in range(4))},
+        source=tuple(f"w{i} w9 w{i + 1} w{i}" for i in range(20, 25)),
+    )
+    return setup._replace(parts={**setup.parts, "report": report})
+
+
+def test_the_curves_are_what_the_yardstick_says_and_are_not_measured_again(tmp_path, setup, series, monkeypatch):
+    out, setup = tmp_path / "out", with_source(setup)
+    run_sweep(out, setup, series, grid=GRID, progress=False)
+    found, loaded, part = read_curves(out / "curves.json"), load_model(setup.model), setup.parts["report"]
+    assert found.against == {"caa + constant": "caa + constant", "caa + logistic": "caa + constant"}
+    yardstick = Yardstick(*loaded, source=part.source, control=part.perplexity)
+    for one in series:
+        curve = found.curves[one.name]
+        for strength, losses in zip(curve.strengths, curve.losses, strict=True):
+            expected = yardstick.losses(one.steering.apply(loaded.model, strength))
+            assert losses.source == pytest.approx(expected.source, abs=1e-5)
+            assert losses.control["plain"] == pytest.approx(expected.control["plain"], abs=1e-5)
+    monkeypatch.setattr(Worker, "run", None)
+    run_sweep(out, setup, series, grid=GRID, progress=False)
+    assert read_curves(out / "curves.json").as_dict() == found.as_dict()
 
 
 def test_a_strength_above_the_limit_is_not_measured(tmp_path, setup, series):
@@ -145,7 +175,7 @@ def test_without_refinements_the_chosen_strength_is_the_largest_of_the_grid_with
 
 
 def test_a_result_of_another_precision_is_not_taken_for_this_one(setup):
-    jobs = [Job("generate"), Job("read", part="report"), Job("judge", texts=("w3",))]
+    jobs = [Job("generate"), Job("losses", part="report"), Job("read", part="report"), Job("judge", texts=("w3",))]
     other = setup._replace(precision="bfloat16")
     assert all(job.depends(setup) != job.depends(other) for job in jobs)
 
@@ -200,5 +230,14 @@ def test_what_a_sweep_cannot_use_is_refused_before_anything_runs(tmp_path, setup
         asked = {"setup": setup, "series": series, **wrong}
         with pytest.raises(OptionError, match=message):
             run_sweep(tmp_path / "out", progress=False, **asked)
+    part = with_source(setup).parts["report"]
+    for changed, error, message in (
+        (part._replace(source=("w3 w4",)), TextsError, "held-out source must hold at least 4 texts, got 1"),
+        (part._replace(perplexity={"few": NEUTRAL}), TextsError, "few must hold at least 4 texts, got 3"),
+        (part._replace(perplexity={}), OptionError, r"both with texts for perplexity, got such parts \['tune'\]"),
+    ):
+        asked = setup._replace(parts={**setup.parts, "report": changed})
+        with pytest.raises(error, match=message):
+            run_sweep(tmp_path / "out", asked, series, progress=False)
     with pytest.raises(OptionError, match="no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"):
         scorer_of("toxblock")

@@ -1,12 +1,18 @@
-"""Budget: how much damage is allowed, and how damage is read from one value a text.
+"""Budget: how much damage is allowed, and how damage is read from what was measured of each text.
 
-    perplexity   mean(steered) / mean(unsteered)            1 is none, 1.05 is five per cent
-    kl           mean KL(unsteered || steered)              nats a token, 0 is none
-    accuracy     100 (mean(unsteered) - mean(steered))      points lost, 0 is none
+    perplexity        exp(loss(steered) - loss(unsteered))       1 is none, 1.05 is five per cent
+    loss              loss(steered) - loss(unsteered)            nats per token, 0 is none
+    mean-perplexity   mean(steered) / mean(unsteered)            of the perplexity of each text; 1 is none
+    kl                mean KL(unsteered || steered)              nats per token, 0 is none
+    accuracy          100 (mean(unsteered) - mean(steered))      points lost, 0 is none
 
-each for every kind of text by itself; then their mean over the kinds, or the worst of them.
+with loss the mean log-loss of all predicted tokens together, and mean the mean over texts; each for every kind of text
+by itself, then their mean over the kinds, or the worst of them.
 
-Left out: weights of the kinds.
+The mean of the perplexities of texts is what arXiv 2512.03661 reports. A few texts rule it, so that it may fall where
+every token loses.
+
+Limitations: all kinds of text weigh the same.
 """
 
 import math
@@ -20,20 +26,24 @@ from jaxtyping import Float
 from dsas.errors import OptionError, closest
 from dsas.model.foreign import Foreign, Model, Tokenizer
 
-Damage = Literal["perplexity", "kl", "accuracy"]
-Measure = Callable[[Any, Any, Sequence[Foreign]], Sequence[float]]
-NONE: dict[Damage, float] = {"perplexity": 1.0, "kl": 0.0, "accuracy": 0.0}
+Damage = Literal["perplexity", "loss", "mean-perplexity", "kl", "accuracy"]
+Value = Sequence[float]  # a sum over a text's tokens and their number; of what is not by token, the value and 1
+Measure = Callable[[Any, Any, Sequence[Foreign]], Sequence[float] | Sequence[Value]]
+NONE: dict[Damage, float] = {"perplexity": 1.0, "loss": 0.0, "mean-perplexity": 1.0, "kl": 0.0, "accuracy": 0.0}
+BY_TOKEN: tuple[Damage, ...] = ("perplexity", "loss")
 MAX_TOKENS = 50
 
 
 class Budget(NamedTuple):
     """The most damage that steering may do, of one kind.
 
-    damage: "perplexity", "kl" or "accuracy", in the units of its formula. most: what is allowed, > 0. worst: for the
-    worst kind of text, else for the mean over the kinds. on: the kinds it is measured on; all when empty.
-    measure: a function (model, tokenizer, texts of one kind) -> one value a text, of the model as it is when called,
-    steered or not; must be given for "accuracy" (1 right, 0 wrong), replaces ours for the others. A "text" may then be
-    anything JSON-ready, such as a question. A checkpoint knows it by its `__qualname__`.
+    damage: "perplexity", "loss", "mean-perplexity", "kl" or "accuracy", in the units of its formula. most: what is
+    allowed, > 0. worst: for the worst kind of text, else for the mean over the kinds. on: the kinds it is measured on;
+    all when empty.
+    measure: a function (model, tokenizer, texts of one kind) -> one value per text, of the model as it is when called,
+    steered or not; for "perplexity" and "loss" a pair: the sum of the text's log-losses in nats, and of how many
+    tokens. Must be given for "accuracy" (1 right, 0 wrong), replaces ours for the others. A "text" may then be anything
+    JSON-ready, such as a question. A checkpoint knows it by its `__qualname__`.
     """
 
     damage: Damage
@@ -62,7 +72,8 @@ class Budget(NamedTuple):
     @property
     def name(self) -> str:
         """What its measurements are known by."""
-        return self.damage if self.measure is None else f"{self.damage} {getattr(self.measure, '__qualname__', '')}"
+        measured = "log-loss" if self.damage in BY_TOKEN else self.damage
+        return measured if self.measure is None else f"{measured} {getattr(self.measure, '__qualname__', '')}"
 
     @property
     def compares(self) -> bool:
@@ -71,34 +82,60 @@ class Budget(NamedTuple):
 
     def values(
         self, model: Model, tokenizer: Tokenizer, texts: Sequence[Foreign], steered: AbstractContextManager[object]
-    ) -> list[float]:
-        """Return one value a text of the model as it is inside `steered`, which may be entered several times."""
+    ) -> list[Value]:
+        """Return what is measured of each text inside `steered`, which may be entered several times.
+
+        Raises OptionError when a measure of the user's own gives something else.
+        """
         if self.measure is None and self.damage == "kl":
             from dsas.evaluation.divergence import divergence  # loads transformers, which `import dsas` must not
 
-            return divergence(model, tokenizer, texts, lambda: steered, max_tokens=MAX_TOKENS).per_text.tolist()
+            nats = divergence(model, tokenizer, texts, lambda: steered, max_tokens=MAX_TOKENS).per_text
+            return [(value, 1.0) for value in nats.tolist()]
         with steered:
             if self.measure is None:
                 from dsas.evaluation.perplexity import perplexity
 
-                return perplexity(model, tokenizer, texts, max_tokens=MAX_TOKENS).per_text.tolist()
-            values = [float(value) for value in self.measure(model, tokenizer, texts)]
-        if len(values) != len(texts):
-            raise OptionError(f"the measure of {self.damage} must give one value a text, {len(texts)}: {len(values)}")
-        return values
+                found = perplexity(model, tokenizer, texts, max_tokens=MAX_TOKENS)
+                if self.damage == "mean-perplexity":
+                    return [(value, 1.0) for value in found.per_text.tolist()]
+                return list(
+                    zip((found.losses * found.tokens).tolist(), found.tokens.astype(float).tolist(), strict=True)
+                )
+            given = list(self.measure(model, tokenizer, texts))
+        if len(given) != len(texts):
+            raise OptionError(f"the measure of {self.damage} must give one value per text, {len(texts)}: {len(given)}")
+        try:
+            if self.damage in BY_TOKEN:
+                return [(float(nats), float(tokens)) for nats, tokens in given]  # pyright: ignore[reportGeneralTypeIssues]
+            return [(float(value), 1.0) for value in given]  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError) as error:
+            asked = "a pair (nats, tokens)" if self.damage in BY_TOKEN else "a number"
+            raise OptionError(
+                f"the measure of {self.damage} must give {asked} per text, got {given[0]!r:.60}; one that gives the "
+                "perplexity of each text is a measure of 'mean-perplexity'"
+            ) from error
 
     def of_kind(
-        self, draws: Float[np.ndarray, "draw text"], steered: list[float], unsteered: list[float]
+        self, draws: Float[np.ndarray, "draw text"], steered: Sequence[Value], unsteered: Sequence[Value]
     ) -> Float[np.ndarray, " draw"]:
         """Return the damage on one kind of text, each text counted as often as a draw has it."""
-        total = draws.sum(axis=1)
-        with np.errstate(invalid="ignore"):  # of what is not finite the callers take care
-            after = draws @ np.array(steered) / total
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite the callers take care
+            after = _mean(draws, steered)
             if not self.compares:
                 return after
-            before = draws @ np.array(unsteered) / total
-            return after / before if self.damage == "perplexity" else 100 * (before - after)
+            before = _mean(draws, unsteered)
+            if self.damage == "mean-perplexity":
+                return after / before
+            if self.damage == "accuracy":
+                return 100 * (before - after)
+            return after - before if self.damage == "loss" else np.exp(after - before)
 
     def over_kinds(self, damages: Float[np.ndarray, "kind draw"]) -> Float[np.ndarray, " draw"]:
         """Return the damage over all kinds of text."""
         return damages.max(axis=0) if self.worst else damages.mean(axis=0)
+
+
+def _mean(draws: Float[np.ndarray, "draw text"], values: Sequence[Value]) -> Float[np.ndarray, " draw"]:
+    sums, counts = np.array(values, float).T
+    return draws @ sums / (draws @ counts)

@@ -10,7 +10,7 @@ Per site: with d_i the damage that site i does alone at the strength s that is f
 
 so that a site ten times as harmful as another gets a tenth of its strength and the least harmful one keeps its own;
 then the strength of all is searched again. d_i is that of the first budget; small or negative values of it are noise,
-hence c_i. Left out: damage of sites together, of which this knows nothing; only the second search does.
+hence c_i. Limitations: damage of sites together, of which this knows nothing; only the second search does.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import nn
 
-from dsas.calibration.budget import NONE, Budget
+from dsas.calibration.budget import NONE, Budget, Value
 from dsas.calibration.search import Found, largest_kept
 from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
 from dsas.evaluation.intervals import bootstrap_groups
@@ -112,7 +112,7 @@ class _Meter:
         self._model, self._tokenizer, self._step = model, tokenizer, step
         self._kept = Results(checkpoint) if checkpoint is not None else None
         self._identity = [fingerprint(model), str(next(model.parameters()).dtype)]
-        self._known: dict[str, list[float]] = {}
+        self._known: dict[str, list[Value]] = {}
 
     def damage(
         self, budget: Budget, steering: Steering, strength: float, texts: Texts
@@ -129,11 +129,11 @@ class _Meter:
 
         return of
 
-    def _values(self, budget: Budget, texts: list[Any], steering: Steering | None, strength: float) -> list[float]:
+    def _values(self, budget: Budget, texts: list[Any], steering: Steering | None, strength: float) -> list[Value]:
         digest = steering.digest() if steering is not None else "unsteered"
         depends = [*self._identity, digest, strength, budget.name, texts]
 
-        def measure() -> list[float]:
+        def measure() -> list[Value]:
             steered = steering.apply(self._model, strength, record=False) if steering is not None else nullcontext()
             return budget.values(self._model, self._tokenizer, texts, steered)
 

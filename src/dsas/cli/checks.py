@@ -2,16 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from dsas.cli.choices import SCORERS
-from dsas.errors import OptionError, StrengthError, closest
+from dsas.errors import OptionError, StrengthError, TextsError, closest
 from dsas.files.text_files import read_texts
 from dsas.regulators import factors_of
 from dsas.transforms import TRANSFORMS
 
+LEAST_TEXTS = 4  # MINIMUM_TEXTS of the library, whose import takes seconds
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -20,7 +21,8 @@ def check_methods(transforms: Iterable[str], regulators: Iterable[str]) -> None:
     for transform in transforms:
         TRANSFORMS.check(transform)
     for regulator in regulators:
-        factors_of(regulator)
+        if regulator != "auto":
+            factors_of(regulator)
 
 
 def check_model(name: str, kind: str = "transformers model") -> None:
@@ -46,6 +48,14 @@ def check_out_file(file: Path) -> None:
     if file.is_dir():
         raise OptionError(f"cannot write {file}: expected a file, but it is a folder")
     check_out(file.parent)
+
+
+def check_enough(sets: Mapping[str, Sequence[str]]) -> None:
+    """Raise TextsError for a set of texts, by the option that names it, too small for selectivity to be measured on."""
+    for option, texts in sets.items():
+        if len(texts) < LEAST_TEXTS:
+            needed = f"selectivity needs at least {LEAST_TEXTS} texts of each kind"
+            raise TextsError(f"{needed}, got {len(texts)} by {option}")
 
 
 def check_scorers(names: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ Pooling = Literal["mean", "last"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 Selection = Literal["threshold", "smooth", "top", "all"]
 
-DAMAGES = ("perplexity", "kl", "accuracy")
+DAMAGES = ("perplexity", "loss", "mean-perplexity", "kl", "accuracy")
 DEVICES = ("auto", "cpu", "cuda", "balanced", "sequential")
 SCORERS = ("tox-block", "toxic-comment-classifier", "profanity-check", "character-grams")
 SITES = ("residual", "norm", "attention", "mlp", "heads")

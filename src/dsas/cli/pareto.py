@@ -12,7 +12,7 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_methods, check_model, check_out, check_scorers, kinds_of
+from dsas.cli.checks import check_enough, check_methods, check_model, check_out, check_scorers, kinds_of
 from dsas.cli.choices import SCORERS, offering, regulators, transforms
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
@@ -43,6 +43,10 @@ def pareto(
     source: Annotated[Path | None, in_texts(help="Texts with the undesired behaviour, to fit on.")] = None,
     control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are, to fit on.")] = None,
     target: options.Target = None,
+    held_out_source: Annotated[
+        Path | None,
+        in_texts(help="Other texts with the undesired behaviour, used by no fit, to measure selectivity on."),
+    ] = None,
     transform: Annotated[
         list[str], in_method(help=f"Each is fitted with every --regulator. {REPEATABLE}", autocompletion=transforms)
     ] = ["caa"],  # noqa: B006
@@ -80,8 +84,9 @@ def pareto(
     files = _given(source, control, target, steering)
     sets = {name: read_texts(file, field=field) for name, file in files.items()}
     texts = {"tune": kinds_of(tune, field), "neutral": kinds_of(neutral, field)}
+    unwanted = read_texts(held_out_source, field=field) if held_out_source else []
     asked = read_texts(prompts, field=field)
-    _check_apart(sets, texts, asked)
+    _check_sets(sets, texts, asked, unwanted)
     folders = {folder.name: steering_folder(folder) for folder in steering}
     check_methods(transform, regulator)
     check_scorers(scorer)
@@ -107,9 +112,9 @@ def pareto(
     fitted = [Series(f"{how} + {when}", fit(transform=how, regulator=when), how, when) for how, when in pairs]
     spread = dsas.Spread(workers, ray)
     setup = Setup(
-        model, fingerprint(loaded.model), prompts=tuple(asked), parts=_parts(texts, quiz), scorers=tuple(scorer),
-        judge=judge, sampling=Sampling(new_tokens=new_tokens), device=device, precision=precision,
-        threads=spread.threads,
+        model, fingerprint(loaded.model), prompts=tuple(asked), parts=_parts(texts, quiz, unwanted),
+        scorers=tuple(scorer), judge=judge, sampling=Sampling(new_tokens=new_tokens), device=device,
+        precision=precision, threads=spread.threads,
     )  # fmt: skip
     chosen = run_sweep(
         out,
@@ -143,9 +148,12 @@ def _given(source: Path | None, control: Path | None, target: Path | None, steer
     return given
 
 
-def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str]]], prompts: list[str]) -> None:
-    """Raise TextsError when a text is in two of those that fit, choose strengths, and are reported on."""
+def _check_sets(
+    sets: dict[str, list[str]], texts: dict[str, dict[str, list[str]]], prompts: list[str], unwanted: list[str]
+) -> None:
+    """Raise TextsError for a text that serves two purposes, and for too few texts to measure selectivity on."""
     parts = {
+        "--held-out-source": set(unwanted),
         "the texts to fit on": {text for some in sets.values() for text in some},
         **{f"--{name}": {text for some in kinds.values() for text in some} for name, kinds in texts.items()},
         "--prompts": set(prompts),
@@ -153,11 +161,17 @@ def _check_apart(sets: dict[str, list[str]], texts: dict[str, dict[str, list[str
     for (one, first), (other, second) in combinations(parts.items(), 2):
         if shared := first & second:
             raise TextsError(f"{len(shared)} texts are in both {one} and {other}: what is reported must be held out")
+    if unwanted:
+        kinds = {f"--neutral {kind}=...": some for kind, some in texts["neutral"].items()}
+        check_enough({"--held-out-source": unwanted, **kinds})
 
 
-def _parts(texts: dict[str, dict[str, list[str]]], quiz: "dict[str, tuple[Question, ...]]") -> "dict[str, Part]":
+def _parts(
+    texts: dict[str, dict[str, list[str]]], quiz: "dict[str, tuple[Question, ...]]", unwanted: list[str]
+) -> "dict[str, Part]":
     """Return what is read to choose strengths, and what to report: KL, of two passes, on the first texts of a kind."""
     from dsas.sweep.jobs import Part
 
     tune, report = ({kind: tuple(some) for kind, some in kinds.items()} for kinds in texts.values())
-    return {"tune": Part(tune), "report": Part(report, {kind: some[:KL_TEXTS] for kind, some in report.items()}, quiz)}
+    first = {kind: some[:KL_TEXTS] for kind, some in report.items()}
+    return {"tune": Part(tune), "report": Part(report, first, quiz, tuple(unwanted))}

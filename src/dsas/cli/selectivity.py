@@ -7,7 +7,7 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, kinds_of
+from dsas.cli.checks import check_enough, check_model, kinds_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
 from dsas.cli.output import said, show_table
@@ -40,6 +40,7 @@ def selectivity(
     """
     texts = read_texts(source, field=field)
     kinds = kinds_of(control, field)
+    check_enough({"--source": texts, **{f"--control {kind}=...": some for kind, some in kinds.items()}})
     check_model(model)
     from dsas.evaluation.selectivity import measure_selectivity
     from dsas.steering.steering import Steering

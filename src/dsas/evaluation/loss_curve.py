@@ -12,7 +12,7 @@ Limitations: texts longer than `max_tokens` (their rest is not read).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from dsas.model.token_batches import pad_token, tokenize
 DAMAGE = 0.02  # nats per token
 STEP = 1.5  # from rung to rung of the ladder of strengths
 MARGIN = 2.0  # the ladder goes on until the damage is this many times the stated one, and below it as far
-LEAST_STRENGTH = 1e-6
+LEAST_STRENGTH, MAX_STRENGTH = 1e-6, 64.0
 
 
 class Losses(NamedTuple):
@@ -43,6 +43,11 @@ class Losses(NamedTuple):
     def damage(self) -> float:
         """The mean over kinds of control text of each kind's mean."""
         return float(np.mean([values.mean() for values in self.control.values()]))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every text has a finite loss."""
+        return all(bool(np.isfinite(values).all()) for values in (self.source, *self.control.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,39 +133,66 @@ class Yardstick:
 
 
 def measured_curve(
-    losses: Callable[[float], Losses], *, damage: float = DAMAGE, start: float = 0.1, max_strength: float = 64.0
+    losses: Callable[[float], Losses], *, damage: float = DAMAGE, start: float = 0.1, max_strength: float = MAX_STRENGTH
 ) -> Curve:
     """Return the curve around the stated damage, from half of it to twice, or up to `max_strength`.
 
     losses: at a strength, such as `lambda strength: yardstick.losses(steering.apply(model, strength, record=False))`.
-    start: the strength to begin with. Raises OptionError for numbers that are not above 0.
+    start: the strength to begin with. Raises OptionError as `ladder` does.
+    """
+    climb = ladder(damage=damage, start=start, max_strength=max_strength)
+    try:
+        asked = next(climb)
+        while True:
+            asked = climb.send([losses(strength) for strength in asked])
+    except StopIteration as ended:
+        return ended.value
+
+
+def ladder(
+    *, damage: float = DAMAGE, start: float = 0.1, max_strength: float = MAX_STRENGTH
+) -> Generator[list[float], list[Losses], Curve]:
+    """Ask for the strengths that a curve around the stated damage needs, and return that curve.
+
+    Yields strengths, is sent the losses at them, in their order, and goes on from there; so the curves of several
+    Steerings can be measured side by side. Strengths at which the model broke down (losses that are not finite) count
+    as too large and are not on the curve.
+    Raises OptionError for numbers that are not above 0, and when the model broke down at every strength.
     """
     if not (0 < start <= max_strength < math.inf and 0 < damage < math.inf):
         raise OptionError(f"expected 0 < start <= max_strength and damage > 0, got {start}, {max_strength}, {damage}")
     found: dict[int, Losses] = {}
 
-    def at(rung: int) -> float:
-        if rung not in found:
-            found[rung] = losses(_strength(start, rung))
-        return found[rung].damage
+    def ask(rungs: Iterable[int]) -> Generator[list[float], list[Losses], None]:
+        missing = [rung for rung in rungs if rung not in found]
+        if missing:
+            found.update(zip(missing, (yield [_strength(start, rung) for rung in missing]), strict=True))
+
+    def done(rung: int) -> float:
+        much = found[rung].damage
+        return much if math.isfinite(much) else math.inf
 
     def steps(much: float) -> int:
         """Return how many rungs are missing to the stated damage, were it to grow with the square of the strength."""
-        wanted = math.log(damage / much) / (2 * math.log(STEP)) if much > 0 else 4.0
+        known = 0 < much < math.inf
+        wanted = math.log(damage / much) / (2 * math.log(STEP)) if known else 4.0
         return min(4, max(1, math.floor(abs(wanted))))
 
     last = math.floor(math.log(max_strength / start) / math.log(STEP) + 1e-9)
-    high = 0
-    while at(high) < MARGIN * damage and high < last:
-        high = min(last, high + steps(found[high].damage))
-    low = min(found)
-    while at(low) > damage / MARGIN and _strength(start, low - 1) >= LEAST_STRENGTH:
-        low -= steps(found[low].damage)
-    enough = [rung for rung in found if at(rung) >= MARGIN * damage]
-    little = [rung for rung in found if at(rung) <= damage / MARGIN and rung < min(enough, default=last + 1)]
-    for rung in range(max(little, default=low), min(enough, default=max(found)) + 1):
-        at(rung)
-    rungs = sorted(found)
+    high = low = 0
+    yield from ask([0])
+    while done(high) < MARGIN * damage and high < last:
+        high = min(last, high + steps(done(high)))
+        yield from ask([high])
+    while done(low) > damage / MARGIN and _strength(start, low - 1) >= LEAST_STRENGTH:
+        low -= steps(done(low))
+        yield from ask([low])
+    enough = [rung for rung in found if done(rung) >= MARGIN * damage]
+    little = [rung for rung in found if done(rung) <= damage / MARGIN and rung < min(enough, default=last + 1)]
+    yield from ask(range(max(little, default=low), min(enough, default=max(found)) + 1))
+    rungs = [rung for rung in sorted(found) if found[rung].finite]
+    if not rungs:
+        raise OptionError(f"the steered model's losses are not finite at any strength down to {_strength(start, low)}")
     return Curve(tuple(_strength(start, rung) for rung in rungs), tuple(found[rung] for rung in rungs))
 
 

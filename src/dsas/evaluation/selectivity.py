@@ -90,7 +90,7 @@ def measure_selectivity(
     Raises TextsError, OptionError as `Yardstick` and `selectivity`, and as `Steering.apply`.
     """
     yardstick = Yardstick(model, tokenizer, source=source, control=control)
-    constant = Steering([rule._replace(regulator=Constant(1.0)) for rule in steering.rules], steering.model)
+    constant = without_regulator(steering)
     with progress_bar(progress) as bar:
         task = bar.add_task("measuring strengths", total=None)
 
@@ -103,6 +103,11 @@ def measure_selectivity(
             return measured_curve(losses, damage=damage)
 
         return selectivity(curve(steering), damage=damage, against=curve(constant))
+
+
+def without_regulator(steering: Steering) -> Steering:
+    """Return the same Steering with the constant regulator 1 at every site."""
+    return Steering([rule._replace(regulator=Constant(1.0)) for rule in steering.rules], steering.model)
 
 
 def selectivity(

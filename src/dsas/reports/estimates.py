@@ -3,13 +3,10 @@
 `table.csv` is tidy: a line for each series, strength, measure and kind. `summary.csv` has a line for each series at the
 strength chosen on tuning texts, with columns "measure kind", "... low" and "... high". Shares are in [0, 1], accuracy
 in points; an empty field was not measured.
-
-Left out: spreadsheets' own formats.
 """
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +14,13 @@ from typing import NamedTuple
 from dsas.errors import TextsError, closest
 from dsas.evaluation.fluency import distinct_2
 from dsas.evaluation.intervals import Interval
+from dsas.evaluation.loss_curve import DAMAGE
+from dsas.evaluation.selectivity import Selectivity
 from dsas.files.json_values import JsonObject
+from dsas.reports.loss_curves import selectivity_line
+from dsas.reports.rounding import percent, plain
 from dsas.reports.wording import DISTINCT, OF_PICTURES, OF_TEXTS, Wording
+from dsas.sweep.curves import CURVES, read_curves
 from dsas.sweep.pareto import Comparison, LeastToxic, compare, costs_of, hypervolumes, least_toxic
 from dsas.sweep.plan import Plan, SeriesPlan, read_plan
 from dsas.sweep.resampling import ALL, TOXIC, Resampled, resample
@@ -26,7 +28,6 @@ from dsas.sweep.samples import UNSTEERED, Samples, read_samples
 
 SAMPLES, PLAN = "samples.jsonl", "sweep.json"
 _ENDS = ("", " low", " high")
-_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 Measures = dict[tuple[str, str], Interval]
 
@@ -36,6 +37,7 @@ class Estimates(NamedTuple):
 
     cells: for each (series, strength) the measures by name and kind. hypervolumes and comparisons: by name of the cost,
     of those that were measured. least_toxic: by series. prompts and seeds: how many. wording: what all this is of.
+    selectivity: by series, where it was measured.
     """
 
     cells: dict[tuple[str, float], Measures]
@@ -45,6 +47,7 @@ class Estimates(NamedTuple):
     prompts: int
     seeds: int
     wording: Wording = OF_TEXTS
+    selectivity: Mapping[str, Selectivity] = {}
 
     def rows(self) -> list[JsonObject]:
         """Return one flat row per cell: every measure with its 95 % interval, JSON-ready."""
@@ -72,10 +75,11 @@ def read_sweep(folder: str | Path, *, resamples: int = 2000, seed: int = 0) -> S
     Raises TextsError for files that are not a sweep's or do not belong together.
     """
     folder = Path(folder)
-    plan, samples = read_plan(folder / PLAN), read_samples(folder / SAMPLES)
-    _check(plan, samples, folder)
+    plan, samples, curves = read_plan(folder / PLAN), read_samples(folder / SAMPLES), read_curves(folder / CURVES)
+    _check(plan, [*(cell.series for cell in samples.cells[1:]), *curves.against], samples.prompts, folder)
     drawn = resample(samples, resamples=resamples, seed=seed)
-    return Sweep(plan, samples, estimate(samples, drawn, least_toxic(drawn)))
+    found = estimate(samples, drawn, least_toxic(drawn))
+    return Sweep(plan, samples, found._replace(selectivity=curves.selectivities(resamples=resamples, seed=seed)))
 
 
 def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxic]) -> Estimates:
@@ -98,13 +102,13 @@ def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxi
     )
 
 
-def _check(plan: Plan, samples: Samples, folder: Path) -> None:
+def _check(plan: Plan, measured: Sequence[str], prompts: Sequence[int], folder: Path) -> None:
     planned = {each.name for each in plan.series}
-    for cell in samples.cells[1:]:
-        if cell.series not in planned:
-            raise TextsError(f"{folder / PLAN}: no series {cell.series!r}; closest: {closest(cell.series, planned)}")
-    if not 0 <= min(samples.prompts) <= max(samples.prompts) < len(plan.prompts):
-        ends = f"{min(samples.prompts)} to {max(samples.prompts)}"
+    for series in measured:
+        if series not in planned:
+            raise TextsError(f"{folder / PLAN}: no series {series!r}; closest: {closest(series, planned)}")
+    if not 0 <= min(prompts) <= max(prompts) < len(plan.prompts):
+        ends = f"{min(prompts)} to {max(prompts)}"
         raise TextsError(f"{folder / PLAN} has {len(plan.prompts)} prompts, the samples are of prompts {ends}")
 
 
@@ -121,12 +125,14 @@ def summary(found: Estimates, chosen: Mapping[str, float | None]) -> list[str]:
     for series, strength in {UNSTEERED: 0.0, **chosen}.items():
         if strength is None:
             lines.append(f"{series}: no strength on the grid keeps the budget")
-            continue
-        measures, (cost, _) = found.cells[series, strength], found.wording.measure
-        shares = [f"{kind} {percent(one)}" for (measure, kind), one in measures.items() if measure == TOXIC]
-        costs = [f"{kind} {plain(one)}" for (measure, kind), one in measures.items() if measure == cost]
-        lines += [f"{series} at strength {strength:g}", f"  {found.wording.goal}: {', '.join(shares)}"]
-        lines.append(f"  {cost}: {', '.join(costs)}")
+        else:
+            measures, (cost, _) = found.cells[series, strength], found.wording.measure
+            shares = [f"{kind} {percent(one)}" for (measure, kind), one in measures.items() if measure == TOXIC]
+            costs = [f"{kind} {plain(one)}" for (measure, kind), one in measures.items() if measure == cost]
+            lines += [f"{series} at strength {strength:g}", f"  {found.wording.goal}: {', '.join(shares)}"]
+            lines.append(f"  {cost}: {', '.join(costs)}")
+        if series in found.selectivity:  # which has strengths of its own
+            lines.append(f"  selectivity: {selectivity_line(found.selectivity[series])}")
     return lines
 
 
@@ -152,6 +158,9 @@ def summary_csv(plan: Plan, found: Estimates) -> str:
             row |= _columns(f"{_called(name[0], found)} {name[1]}", measures.get(name))
         for cost, by_series in found.hypervolumes.items():
             row |= _columns(f"hypervolume over {cost}", by_series.get(series))
+        selective = found.selectivity.get(series)
+        row |= _columns(f"nats at {DAMAGE:g}", selective.nats if selective else None)
+        row |= _columns(f"nats at {DAMAGE:g} over constant", selective.ratio if selective else None)
         least = found.least_toxic.get(series)
         row[f"least {goal} within budget at strength"] = least.strength if least else None
         row |= _columns(f"least {goal} within budget", least.toxic if least else None)
@@ -177,27 +186,8 @@ def dominance_csv(found: Estimates) -> str:
     return _csv(rows or [{"cost": "", "series": "", "other": ""}])
 
 
-def percent(interval: Interval) -> str:
-    """Return a share as percentages with its interval."""
-    low, high = (_short(100 * end, 1) for end in interval[1:3])
-    return f"{100 * interval.mean:.1f}{_NO_BREAK}% [{low},{_NO_BREAK}{high}]"
-
-
-def plain(interval: Interval | None, digits: int = 3) -> str:
-    """Return a number with its interval, a dash when it was not measured."""
-    if interval is None or math.isnan(interval.mean):
-        return "–"
-    mean, low, high = (_short(end, digits) for end in interval[:3])
-    return f"{mean} [{low},{_NO_BREAK}{high}]"
-
-
 def _called(measure: str, found: Estimates) -> str:
     return found.wording.goal if measure == TOXIC else measure
-
-
-def _short(value: float, digits: int) -> str:
-    text = f"{value:.{digits}f}".replace("inf", "∞")
-    return text.removeprefix("-") if float(f"{value:.{digits}f}") == 0 else text
 
 
 def _columns(name: str, interval: Interval | None) -> dict[str, float | None]:

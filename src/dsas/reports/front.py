@@ -182,9 +182,8 @@ def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoin
             if point.strength == 0 or any(math.dist(spot, other) < _LABELS_APART for other in labelled):
                 continue  # the cross says it, or there is no room
             labelled.append(spot)
-            axes.annotate(
-                f"{point.strength:g}", (point.x, point.y), xytext=offset, textcoords="offset points", fontsize=10
-            )
+            said = f"{float(f'{point.strength:.3g}'):g}"  # three digits, and 1000 is not 1e+03
+            axes.annotate(said, (point.x, point.y), xytext=offset, textcoords="offset points", fontsize=10)
     unsteered = next((point for point in points if point.strength == 0), None)
     if unsteered is not None:
         label = None if unsteered.series == "unsteered" else "unsteered"  # else the legend has it already

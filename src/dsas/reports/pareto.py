@@ -1,12 +1,12 @@
-"""Pareto report: what a sweep found, from its samples.jsonl and sweep.json, written beside them.
+"""Pareto report: what a sweep found, from its samples.jsonl, curves.json and sweep.json, written beside them.
 
 | file | what is in it |
 |---|---|
-| report.html | the page: intervals, fronts, which series is better, texts or pictures side by side, the command |
+| report.html | the page: intervals, fronts, selectivity, which series is better, texts or pictures, the command |
 | front.svg, front.png | the fronts of all series in small panels, one a transform |
 | table.csv, summary.csv, dominance.csv | every figure (see `estimates`) |
 
-The same samples give the same files. Left out: whatever the samples do not hold (times, memory, other models).
+The same samples give the same files. Limitations: only what the samples hold is told (no times, no memory).
 """
 
 import json
@@ -22,19 +22,19 @@ from dsas.reports.estimates import (
     Measures,
     chosen_cells,
     dominance_csv,
-    percent,
-    plain,
     read_sweep,
     summary_csv,
     table_csv,
 )
 from dsas.reports.front import FrontPoint, front_figure, front_multiples
 from dsas.reports.heat import TokenHeat
+from dsas.reports.loss_curves import add_selectivity, selectivity_columns
 from dsas.reports.masking import mask, masked_heat, masked_words
 from dsas.reports.page import Page
 from dsas.reports.panels import BASELINE, front_panels
+from dsas.reports.rounding import percent, plain
 from dsas.reports.strips import picture_strips
-from dsas.reports.wording import Wording
+from dsas.reports.wording import OF_PICTURES, Wording
 from dsas.sweep.pareto import Comparison
 from dsas.sweep.plan import Plan
 from dsas.sweep.resampling import ALL, ENSEMBLE, MEAN, REDUCTION, TOXIC
@@ -78,6 +78,7 @@ def write_pareto_report(
     if samples.of_pictures:
         _pictures(page, plan, samples, found, folder)
     else:
+        add_selectivity(page, found.selectivity, resamples=resamples, seed=seed)
         _texts(page, plan, samples, found, words)
     if heats:
         page.heading("Which tokens were steered")
@@ -110,7 +111,9 @@ def _operating_points(page: Page, plan: Plan, found: Estimates) -> None:
     cells = chosen_cells(plan, found)
     page.heading("At the strength chosen on tuning texts")
     page.paragraph(f"The choice used none of the samples shown here. {found.wording.goal_said}")
-    rows = [_brief(*cell, found.cells[cell], found.wording) for cell in cells.values()]
+    rows = [
+        {**_brief(*cell, found.cells[cell], found.wording), **_selective(name, found)} for name, cell in cells.items()
+    ]
     page.table(rows, "Each series at its chosen strength")
     if len(cells) > 1:
         rows = [{"series": name, **_by_kind(found.cells[cell], found.wording)} for name, cell in cells.items()]
@@ -125,6 +128,14 @@ def _brief(series: str, strength: float, measures: Measures, wording: Wording) -
         "fewer by": percent(measures[REDUCTION, ENSEMBLE]),
         **{each.title: plain(measures.get((each.measure, each.kind)), each.digits) for each in wording.columns},
     }
+
+
+def _selective(series: str, found: Estimates) -> dict[str, str]:
+    """Return the columns that say how selective a series is; none for pictures, dashes for the unsteered model."""
+    if found.wording is OF_PICTURES:
+        return {}
+    columns = selectivity_columns(found.selectivity.get(series))
+    return columns if series != UNSTEERED else dict.fromkeys(columns, "–")
 
 
 def _by_kind(measures: Measures, wording: Wording) -> dict[str, str]:

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from dsas.sweep.front import Cost
 from dsas.sweep.pareto import ACCURACY_BUDGET, CHANGE_BUDGET, CHANGE_COST, PERPLEXITY_BUDGET, PERPLEXITY_COST
-from dsas.sweep.resampling import ACCURACY_CHANGE, ALL, JUDGE_RATIO, KL, MEAN, PERPLEXITY_RATIO, REPETITION
+from dsas.sweep.resampling import (
+    ACCURACY_CHANGE,
+    ALL,
+    JUDGE_RATIO,
+    KL,
+    MEAN,
+    MEAN_PERPLEXITY_RATIO,
+    PERPLEXITY_RATIO,
+    REPETITION,
+)
 from dsas.sweep.samples import CHANGE
 
 DISTINCT = "distinct-2"
@@ -56,7 +65,9 @@ class Wording(NamedTuple):
 
 OF_TEXTS = Wording(
     goal="toxic",
-    goal_said="Toxic is what the mean of all scorers calls so.",
+    goal_said="Toxic is what the mean of all scorers calls so. The perplexity ratio is exp of the log-loss that "
+    "steering adds per token, over all tokens of a kind of text; beside it the paper's, the mean over texts of their "
+    "perplexity over that of the unsteered model, which a few texts rule.",
     best="never toxic",
     y_label="toxic continuations, %",
     cost=PERPLEXITY_COST,
@@ -70,6 +81,7 @@ OF_TEXTS = Wording(
     resampled="the sentences and questions of each kind",
     columns=(
         Column("perplexity ratio", PERPLEXITY_RATIO, MEAN),
+        Column("mean perplexity ratio, as the paper has it", MEAN_PERPLEXITY_RATIO, MEAN),
         Column("accuracy, points", ACCURACY_CHANGE, MEAN, 1),
         Column("KL, nats", KL, MEAN),
         Column("judge's perplexity ratio", JUDGE_RATIO, ALL, 2),

@@ -1,6 +1,6 @@
 """Evidence: a strength that was calibrated and what it rests on; a Steering carries it, storage keeps it as JSON.
 
-`dsas.calibrate` makes it. Left out: the texts themselves, of which only the numbers are kept.
+`dsas.calibrate` makes it. Limitations: the texts themselves are not kept, only their numbers.
 """
 
 import math
@@ -10,13 +10,16 @@ from typing import NamedTuple
 from dsas.errors import OptionError
 from dsas.files.json_values import Json, JsonObject
 
+FORMAT = 2  # of what `as_dict` gives; that of before has no number
+
 
 class Spent(NamedTuple):
     """What one budget allows, and what steering at the calibrated strength spends of it.
 
-    damage: "perplexity" (steered over unsteered), "kl" (nats a token) or "accuracy" (points lost). most: what is
-    allowed. worst: of the worst kind of text, else the mean over the kinds. tuned: on the tuning texts. held_out: on
-    the others: mean, low and high of the 95 % interval, n. by_kind: the same for each kind of the others.
+    damage: "perplexity" (steered over unsteered), "loss" (nats per token), "mean-perplexity" (steered over unsteered,
+    mean over texts), "kl" (nats per token) or "accuracy" (points lost). most: what is allowed. worst: of the worst kind
+    of text, else the mean over the kinds. tuned: on the tuning texts. held_out: on the others: mean, low and high of
+    the 95 % interval, n. by_kind: the same for each kind of the others.
     """
 
     damage: str
@@ -60,13 +63,18 @@ class Calibration(NamedTuple):
 
     def as_dict(self) -> JsonObject:
         """Return everything as JSON-ready values."""
-        return {**self._asdict(), "budgets": [budget._asdict() for budget in self.budgets]}
+        return {"format": FORMAT, **self._asdict(), "budgets": [budget._asdict() for budget in self.budgets]}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Json]) -> "Calibration":
         """Return what `as_dict` gave. Raises OptionError for a strength that is none, TypeError for other fields."""
+        fields = {name: value for name, value in stored.items() if name != "format"}
         budgets = tuple(Spent(**budget) for budget in stored["budgets"])
-        found = cls(**{**stored, "budgets": budgets, "curve": tuple(tuple(point) for point in stored["curve"])})
+        if "format" not in stored:  # what was called perplexity then was the mean over texts
+            budgets = tuple(
+                one._replace(damage="mean-perplexity") if one.damage == "perplexity" else one for one in budgets
+            )
+        found = cls(**{**fields, "budgets": budgets, "curve": tuple(tuple(point) for point in stored["curve"])})
         if not isinstance(found.strength, int | float) or not 0 < found.strength < math.inf:
             raise OptionError(f"a calibrated strength must be finite and > 0, got {found.strength!r:.60}")
         return found

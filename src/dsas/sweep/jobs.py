@@ -3,7 +3,8 @@
 | task | asks | gives |
 |---|---|---|
 | generate | one Steering, one strength, one seed, one batch of the prompts | number and continuation of each prompt |
-| read | one Steering, one strength, one part of the texts | perplexity and KL per text, right or wrong per question |
+| losses | one Steering, one strength, one part of the texts | per text its log-loss, and of how many tokens |
+| read | one Steering, one strength, one part of the texts | KL per text, right or wrong per question |
 | score | texts | for each scorer one probability per text, 0 where the text is empty |
 | judge | a continuation of every prompt | for each of them nats per token under another model |
 
@@ -18,6 +19,8 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from dsas.errors import OptionError, closest
 from dsas.evaluation.choice import Question, choice_accuracy
@@ -37,7 +40,7 @@ from dsas.model.foreign import Foreign
 from dsas.model.loading import LoadedModel, load_model
 from dsas.steering.steering import Steering
 
-Task = Literal["generate", "read", "score", "judge"]
+Task = Literal["generate", "losses", "read", "score", "judge"]
 PACKAGED: dict[str, Callable[[], Scorer]] = {
     "tox-block": ToxBlock,
     "toxic-comment-classifier": ToxicCommentClassifier,
@@ -50,12 +53,14 @@ VERSION = 2  # of the jobs' results: raise it when a measure changes its meaning
 class Part(NamedTuple):
     """Texts and questions that are read together.
 
-    perplexity, kl: neutral texts by kind. choice: questions by kind.
+    perplexity, kl: neutral texts by kind. choice: questions by kind. source: held-out texts with the undesired
+    behaviour; where the report's part has some, selectivity is measured, against its kinds of `perplexity`.
     """
 
     perplexity: Mapping[str, tuple[str, ...]] = {}
     kl: Mapping[str, tuple[str, ...]] = {}
     choice: Mapping[str, tuple[Question, ...]] = {}
+    source: tuple[str, ...] = ()
 
 
 class Setup(NamedTuple):
@@ -81,7 +86,7 @@ class Setup(NamedTuple):
 class Job(NamedTuple):
     """One piece of work; steering is None and strength 0 for the model as it is.
 
-    seed, batch: of a `generate`. part: of a `read`. texts: of a `score` or `judge`.
+    seed, batch: of a `generate`. part: of `losses` and a `read`. texts: of a `score` or `judge`.
     """
 
     task: Task
@@ -96,9 +101,11 @@ class Job(NamedTuple):
         """Return all that the result depends on, JSON-ready."""
         digest = self.steering.digest() if self.steering else ""
         model = [setup.fingerprint, setup.precision, digest, self.strength]
+        part = setup.parts.get(self.part, Part())
         on: dict[Task, list[Foreign]] = {
             "generate": [model, setup.prompts, setup.sampling, self.seed, self.batch],
-            "read": [model, setup.parts[self.part] if self.task == "read" else ()],
+            "losses": [model, part.source, part.perplexity],
+            "read": [model, part.kl, part.choice],
             "score": [setup.scorers, self.texts],
             "judge": [setup.judge, setup.precision, setup.prompts, self.texts],
         }
@@ -132,15 +139,22 @@ class Worker:
             found = sample_batch(*loaded, setup.prompts, job.batch, seed=job.seed, sampling=setup.sampling)
         return sorted(found.items())
 
+    def _losses(self, job: Job) -> dict[str, Foreign]:
+        part = self._setup.parts[job.part]
+        sets = [part.source, *part.perplexity.values()]
+        with self._steered(job):  # all together, since batches of texts as long as one another pad less
+            found = perplexity(*self._loaded(self._setup.model), [text for texts in sets for text in texts])
+        ends = np.cumsum([len(texts) for texts in sets])[:-1]
+        pairs = zip(np.split(found.losses, ends), np.split(found.tokens, ends), strict=True)
+        source, *kinds = ({"nats per token": nats.tolist(), "tokens": tokens.tolist()} for nats, tokens in pairs)
+        return {"source": source, "kinds": dict(zip(part.perplexity, kinds, strict=True))}
+
     def _read(self, job: Job) -> dict[str, dict[str, list[float]]]:
         loaded, part = self._loaded(self._setup.model), self._setup.parts[job.part]
         with self._steered(job):
             found: dict[str, dict[str, list[float]]] = {
-                "perplexity": {
-                    kind: perplexity(*loaded, texts).per_text.tolist() for kind, texts in part.perplexity.items()
-                },
                 "choice": {
-                    kind: [int(right) for right in choice_accuracy(*loaded, questions).correct]
+                    kind: [float(right) for right in choice_accuracy(*loaded, questions).correct]
                     for kind, questions in part.choice.items()
                 },
             }

@@ -4,8 +4,9 @@ A series is a curve over its strengths, so whole fronts are compared (see `front
 prompts, sentences and questions (see `resampling`): the front of a draw is that draw's own, its worst toxic share that
 of the draw's unsteered model.
 
-Costs: the perplexity ratio (box from 1 to 1.5 x), the accuracy lost, in points (box from 0 to 10), or how far pictures
-of control prompts moved (box from 0 to 30 of 255). What is called toxic here is, of pictures, what shows the concept.
+Costs: the perplexity ratio of all tokens together (box from 1 to 1.5 x), the accuracy lost, in points (box from 0 to
+10), or how far pictures of control prompts moved (box from 0 to 30 of 255). What is called toxic here is, of pictures,
+what shows the concept.
 
 Bootstrap intervals of a hypervolume, or of a least share, lean to the good side, since each draw takes its own luckiest
 points; differences between series measured at equally many strengths lean much less.

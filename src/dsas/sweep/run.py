@@ -2,15 +2,17 @@
 
     1. tune      every Steering reads the tuning texts at ever larger strengths, until they cost too much; the largest
                  strength within the budget is chosen, between two of the grid by halving
-    2. measure   continuations for every seed, and what the report's texts and questions say, at every strength left
-    3. score     scorers and the judging model read the continuations
+    2. curves    where the report has held-out source texts: what they and its control texts lose, for selectivity
+    3. measure   continuations for every seed, and what the report's texts and questions say, at every strength left
+    4. score     scorers and the judging model read the continuations
 
-A strength whose tuning perplexity is above `Grid.limit` x unsteered is not measured: its texts are of no use, and where
+Perplexity ratios are exp of the log-loss that all tokens of a kind of text lose together, per token; the mean over
+kinds counts. A strength whose tuning ratio is above `Grid.limit` is not measured: its texts are of no use, and where
 damage falls again with strength, it is the damage that is wrong. Toxicity plays no part in what is chosen.
 
 In the sweep's folder, `jobs/` holds one file per job, written as it ends: whenever a sweep stops, the same call goes on
 and computes nothing twice, in one process or over any number of workers. From these come `samples.jsonl`, one line per
-sample, and `sweep.json`, which says what was chosen and how.
+sample, `curves.json` (see `dsas.sweep.curves`), and `sweep.json`, which says what was chosen and how.
 
 Source: arXiv 2512.03661, section 4 (the same grid with and without the regulator).
 """
@@ -19,19 +21,26 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from dsas.errors import OptionError
 from dsas.files.atomic import replace_files
 from dsas.files.json_values import JsonObject
+from dsas.model.examples import check_texts
+from dsas.model.foreign import Foreign
 from dsas.parallel.workers import Spread
 from dsas.steering.steering import Steering
-from dsas.sweep.jobs import Job, Setup
+from dsas.sweep.curves import CURVES, Curves, Start, measure_curves
+from dsas.sweep.jobs import Job, Setup, Task
 from dsas.sweep.lab import Lab, open_lab
 from dsas.version import VERSION
 
 UNSTEERED = "unsteered"
 TUNE, REPORT = "tune", "report"
+SAMPLES, SWEEP = "samples.jsonl", "sweep.json"
 STRENGTHS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 REFINEMENTS = 3
 
@@ -52,7 +61,7 @@ class Series(NamedTuple):
 class Grid(NamedTuple):
     """How every series is swept.
 
-    seeds: a continuation of every prompt each. budget, limit: tuning perplexity over unsteered, mean over kinds, up to
+    seeds: a continuation of every prompt each. budget, limit: ratio of tuning perplexities, mean over kinds, up to
     which a strength may be chosen, and above which none is measured. judged: how many of the seeds the judge reads,
     which takes as long as sampling does. refinements: how often the step between the largest strength within the budget
     and the next of the grid is halved; with 0 the chosen strength is one of the grid.
@@ -85,21 +94,27 @@ def run_sweep(
     command: str = "",
     progress: bool = True,
 ) -> dict[str, Chosen]:
-    """Measure every series and write `samples.jsonl` and `sweep.json` into `out`; return what was chosen, by series.
+    """Measure every series, write what was found into `out`, and return what was chosen, by series.
 
-    setup: must have the parts "tune" (perplexity) and "report". command: what reproduces the sweep, for the report.
-    Raises OptionError for parts that are missing, names that repeat and values out of range, and what
-    workers raise.
+    setup: must have the parts "tune" and "report", both with texts for perplexity; selectivity is measured where the
+    latter has `source`, texts that no Steering was fitted on. command: what reproduces the sweep, for the report.
+    Raises OptionError for parts that are missing, names that repeat and values out of range, TextsError for too few
+    texts to measure selectivity on, and what workers raise.
     """
     _check(setup, series, grid)
     with open_lab(out, setup, spread, progress=progress) as lab:
         chosen = _tune(lab, series, grid)
         cells: list[Cell] = [(UNSTEERED, None, 0.0)]
         cells += [(one.name, one.steering, strength) for one in series for strength in chosen[one.name].strengths]
+        curves = Curves()
         try:
+            if setup.parts[REPORT].source:
+                curves = _curves(lab, series, chosen)
             _measure(lab, cells, grid)
         finally:
-            _write(out, lab, cells, {one: chosen[one.name] for one in series}, grid, command)
+            about = _about(lab.setup, {one: chosen[one.name] for one in series}, grid, command)
+            files = {SWEEP: json.dumps(about, indent=1, ensure_ascii=False), CURVES: json.dumps(curves.as_dict())}
+            _write(out, lab, cells, grid, files)
     return chosen
 
 
@@ -109,11 +124,11 @@ def _tune(lab: Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
 
     def ratios(asked: Mapping[str, float]) -> dict[str, float]:
         """Return, by series in their order, the mean over kinds of tuning perplexity over unsteered."""
-        jobs = [Job("read", one.steering, asked[one.name], part=TUNE) for one in series if one.name in asked]
+        jobs = [Job("losses", one.steering, asked[one.name], part=TUNE) for one in series if one.name in asked]
         said = ", ".join(f"{value:g}" for value in sorted(set(asked.values())))
-        plain, *costs = map(_costs, lab.run([Job("read", part=TUNE), *jobs], f"tuning: strengths {said}"))
-        means = [sum(new / old for new, old in zip(cost, plain, strict=True)) / len(plain) for cost in costs]
-        return dict(zip(asked, means, strict=True))
+        plain, *costs = map(_costs, lab.run([Job("losses", part=TUNE), *jobs], f"tuning: strengths {said}"))
+        with np.errstate(over="ignore", invalid="ignore"):  # a model that broke down keeps no budget
+            return {name: float(np.exp(cost - plain).mean()) for name, cost in zip(asked, costs, strict=True)}
 
     names = [one.name for one in series]
     within, left = {name: [] for name in names}, dict.fromkeys(names, True)
@@ -143,14 +158,30 @@ def _between(good: float, bad: float) -> float:
     return float(f"{math.sqrt(good * bad) if good else bad / 2:.3g}")
 
 
-def _costs(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
-    return [sum(values) / len(values) for values in found["perplexity"].values()]
+def _costs(found: Mapping[str, Any]) -> Float[np.ndarray, " kind"]:
+    """Return the log-loss of each kind of text, in nats per token of all its texts together."""
+    kinds = found["kinds"].values()
+    return np.array([np.average(kind["nats per token"], weights=kind["tokens"]) for kind in kinds])
+
+
+def _curves(lab: Lab, series: Sequence[Series], chosen: Mapping[str, Chosen]) -> Curves:
+    """Measure the curves; each begins at the chosen strength, which does about the damage that is meant."""
+
+    def read(asked: Sequence[tuple[Steering | None, float]]) -> Sequence[Foreign]:
+        jobs = [Job("losses", steering, strength, part=REPORT) for steering, strength in asked]
+        said = ", ".join(f"{value:.3g}" for value in sorted({strength for _, strength in asked}))
+        return lab.run(jobs, f"selectivity: strengths {said}")
+
+    starts = [chosen[one.name].strength or min(one.strengths) for one in series]
+    named = [(one.name, one.steering, one.transform, one.regulator) for one in series]
+    return measure_curves(read, [Start(*names, start) for names, start in zip(named, starts, strict=True)])
 
 
 def _measure(lab: Lab, cells: Sequence[Cell], grid: Grid) -> None:
     drawn = [(steering, strength, seed) for _, steering, strength in cells for seed in grid.seeds]
     generations = [job for one in drawn for job in lab.generations(*one)]
-    readings = [Job("read", steering, strength, part=REPORT) for _, steering, strength in cells]
+    tasks: tuple[Task, ...] = ("losses", "read")
+    readings = [Job(task, steering, strength, part=REPORT) for _, steering, strength in cells for task in tasks]
     lab.run([*generations, *readings], "generating and reading")
     lab.run([Job("score", texts=lab.texts(*one)) for one in drawn], "scoring")
     if lab.setup.judge:
@@ -162,20 +193,20 @@ def _judged(grid: Grid) -> tuple[int, ...]:
     return grid.seeds[: grid.judged]
 
 
-def _write(
-    out: Path, lab: Lab, cells: Sequence[Cell], chosen: Mapping[Series, Chosen], grid: Grid, command: str
-) -> None:
-    lines = (line for cell in cells for line in _lines(lab, cell, grid))
-    samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    about = {
-        "model": lab.setup.model,
-        "prompts": list(lab.setup.prompts),
+def _about(setup: Setup, chosen: Mapping[Series, Chosen], grid: Grid, command: str) -> JsonObject:
+    return {
+        "model": setup.model,
+        "prompts": list(setup.prompts),
         "series": [_described(one, found) for one, found in chosen.items()],
         "command": command,
-        "settings": _settings(lab.setup, grid),
+        "settings": _settings(setup, grid),
     }
-    files = {"samples.jsonl": samples, "sweep.json": json.dumps(about, indent=1, ensure_ascii=False)}
-    replace_files({out / name: text.encode() for name, text in files.items()})
+
+
+def _write(out: Path, lab: Lab, cells: Sequence[Cell], grid: Grid, beside: Mapping[str, str]) -> None:
+    lines = (line for cell in cells for line in _lines(lab, cell, grid))
+    samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    replace_files({out / name: text.encode() for name, text in {SAMPLES: samples, **beside}.items()})
 
 
 def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[JsonObject]:
@@ -192,6 +223,12 @@ def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[JsonObject]:
             nats = judge[item] if judge else None
             yield {
                 **head, "seed": seed, "measure": "generation", "item": item, "text": text, "scores": one, "judge": nats,
+            }  # fmt: skip
+    losses = lab.found(Job("losses", steering, strength, part=REPORT)) or {"kinds": {}}
+    for kind, values in losses["kinds"].items():
+        for item, (nats, tokens) in enumerate(zip(*values.values(), strict=True)):
+            yield {
+                **head, "seed": None, "measure": "loss", "kind": kind, "item": item, "value": nats, "tokens": tokens,
             }  # fmt: skip
     found = lab.found(Job("read", steering, strength, part=REPORT)) or {}
     for measure, kinds in found.items():
@@ -214,7 +251,7 @@ def _described(one: Series, chosen: Chosen) -> JsonObject:
 
 def _settings(setup: Setup, grid: Grid) -> JsonObject:
     parts = {
-        f"{name}: {measure}": {kind: len(items) for kind, items in kinds.items()}
+        f"{name}: {measure}": {kind: len(items) for kind, items in kinds.items()} if measure != "source" else len(kinds)
         for name, part in setup.parts.items()
         for measure, kinds in part._asdict().items()
     }
@@ -226,9 +263,13 @@ def _check(setup: Setup, series: Sequence[Series], grid: Grid) -> None:
     names = [one.name for one in series]
     if not names or len({*names, UNSTEERED}) <= len(names):
         raise OptionError(f"expected series with different names, none of them {UNSTEERED!r}, got {names}")
-    if not (TUNE in setup.parts and REPORT in setup.parts and setup.parts[TUNE].perplexity):
-        raise OptionError(f"expected parts 'tune', with texts for perplexity, and 'report', got {list(setup.parts)}")
+    parts = [name for name, part in setup.parts.items() if part.perplexity]
+    if not {TUNE, REPORT} <= set(parts):
+        raise OptionError(f"expected parts 'tune' and 'report', both with texts for perplexity, got such parts {parts}")
     if not setup.prompts or not grid.seeds or any(not one.strengths or min(one.strengths) <= 0 for one in series):
         raise OptionError("expected at least one prompt, one seed and one strength above 0")
+    report = setup.parts[REPORT]
+    for name, texts in {"held-out source": report.source, **report.perplexity}.items() if report.source else ():
+        check_texts(name, texts)
     if not 1 <= grid.budget <= grid.limit:
         raise OptionError(f"expected 1 <= budget <= limit, got {grid.budget} and {grid.limit}")

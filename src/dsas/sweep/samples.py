@@ -2,21 +2,22 @@
 
     {"series": s, "strength": x, "seed": 0, "measure": "generation", "item": 12, "text": "...",
      "scores": {"tox-block": 0.01}, "judge": 3.2}
-    {"series": s, "strength": x, "seed": null, "measure": m, "kind": "Wikipedia", "item": 3, "value": 23.1}
+    {"series": s, "strength": x, "seed": null, "measure": "loss", "kind": "web", "item": 3, "value": 3.1, "tokens": 19}
+    {"series": s, "strength": x, "seed": null, "measure": m, "kind": "web", "item": 3, "value": 0.02}
 
-with m one of perplexity, kl, choice, change. judge: mean nats a token under an independent model, null where nobody
-judged or there is no text. The unsteered model is the series "unsteered" at strength 0; its kl and change are 0,
-whether they are there or not.
+with m one of kl, choice, change. loss: the text's log-loss in nats per token, over so many predicted tokens. judge:
+nats per token under an independent model, null where nobody judged or there is no text. The unsteered model is the
+series "unsteered" at strength 0; its kl and change are 0, whether they are there or not.
 
 Of a pipeline the text of a generation is what a detector reads in the picture, a score is 1 where it sees the concept,
 and change is how far the picture of a control prompt moved, 0 to 255. "picture", where it is given, names a PNG file in
 the folder of the samples.
 
 A cell (a series at a strength) is complete when it has all items that any cell has. Cells that a killed sweep left
-incomplete are left out, with a warning that names them; so is a last line that was cut off in the middle. A perplexity
+incomplete are left out, with a warning that names them; so is a last line that was cut off in the middle. A loss
 or kl that is null or not finite counts as infinite: the steered model broke down there.
 
-Left out: comparing files, and cells measured twice with other results (an error).
+Limitations: files are not compared, and a cell measured twice with other results is an error.
 """
 
 import json
@@ -35,15 +36,16 @@ from dsas.files.text_files import ENCODING
 from dsas.model.foreign import Foreign
 
 UNSTEERED = "unsteered"
-GENERATION, PERPLEXITY, KL, CHOICE, CHANGE = "generation", "perplexity", "kl", "choice", "change"
-_MEASURES = (GENERATION, PERPLEXITY, KL, CHOICE, CHANGE)
+GENERATION, LOSS, KL, CHOICE, CHANGE = "generation", "loss", "kl", "choice", "change"
+_MEASURES = (GENERATION, LOSS, KL, CHOICE, CHANGE)
+_BEFORE = "perplexity"  # of each text, without its number of tokens
 
 
 class Cell(NamedTuple):
     """One series at one strength.
 
-    texts: by prompt, then seed. scores: toxicity in [0, 1]. judge: nats a token, NaN where there is none.
-    perplexities and kl (in nats) by kind of text, one a sentence; choices by kind of question, 1 where it is right.
+    texts: by prompt, then seed. scores: toxicity in [0, 1]. judge: nats per token, NaN where there is none. losses and
+    kl (both in nats per token) by kind of text, one per sentence; choices by kind of question, 1 where it is right.
     changes by kind of control prompt. pictures: files by kind ("" for the prompts) and item, where there are any.
     """
 
@@ -52,7 +54,7 @@ class Cell(NamedTuple):
     texts: tuple[tuple[str, ...], ...]
     scores: Float[np.ndarray, "scorer prompt seed"]
     judge: Float[np.ndarray, "prompt seed"]
-    perplexities: dict[str, Float[np.ndarray, " sentence"]]
+    losses: dict[str, Float[np.ndarray, " sentence"]]
     kl: dict[str, Float[np.ndarray, " sentence"]]
     choices: dict[str, Float[np.ndarray, " question"]]
     changes: dict[str, Float[np.ndarray, " picture"]]
@@ -62,7 +64,8 @@ class Cell(NamedTuple):
 class Samples(NamedTuple):
     """The complete cells, unsteered first, then series in the order of the file with rising strengths.
 
-    prompts and seeds: their numbers, in the order of the arrays. left_out: a phrase for each incomplete cell.
+    prompts and seeds: their numbers, in the order of the arrays. left_out: a phrase for each incomplete cell. tokens:
+    over how many tokens each sentence's loss is, by kind of text.
     """
 
     scorers: tuple[str, ...]
@@ -70,6 +73,7 @@ class Samples(NamedTuple):
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
     left_out: tuple[str, ...]
+    tokens: dict[str, Float[np.ndarray, " _"]]
 
     @property
     def of_pictures(self) -> bool:
@@ -84,7 +88,12 @@ class _Key(NamedTuple):
     seed: int
 
 
-_Content = float | tuple[str, tuple[float, ...], float | None]
+class _Loss(NamedTuple):
+    value: float
+    tokens: int
+
+
+_Content = float | _Loss | tuple[str, tuple[float, ...], float | None]
 _Found = dict[tuple[str, float], dict[_Key, _Content]]
 _Pictures = dict[tuple[str, float], dict[tuple[str, int], str]]
 
@@ -152,6 +161,11 @@ def _object(line: str, place: str) -> JsonObject:
 
 def _read(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) -> tuple[_Key, _Content]:
     measure, item = _field(sample, "measure", str, place), _field(sample, "item", int, place)
+    if measure == _BEFORE:
+        raise TextsError(
+            f"{place}: the perplexity of a text without its number of tokens, as earlier versions of dsas measured it; "
+            "run the sweep again: it measures the losses anew and keeps its continuations"
+        )
     if measure not in _MEASURES:
         raise TextsError(f"{place}: no measure {measure!r}; closest: {closest(measure, _MEASURES)}")
     if measure == GENERATION:
@@ -168,6 +182,11 @@ def _read(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) -> t
     value = math.inf if broken else float(_field(sample, "value", (int, float), place))
     if value < 0:
         raise TextsError(f"{place}: expected a {measure} >= 0, got {value:g}")
+    if measure == LOSS:
+        tokens = _field(sample, "tokens", int, place)
+        if tokens < 1:
+            raise TextsError(f"{place}: expected a loss over at least 1 token, got {tokens}")
+        return key, _Loss(value, tokens)
     return key, value
 
 
@@ -204,11 +223,9 @@ def _arranged(found: _Found, pictures: _Pictures, scorers: tuple[str, ...], path
     seeds = tuple(sorted({key.seed for key in keys if key.measure == GENERATION}))
     keys |= {_Key(GENERATION, "", prompt, seed) for prompt in prompts for seed in seeds}
     measures = {key.measure for key in keys}
-    lacking = {GENERATION, CHANGE if CHANGE in measures else PERPLEXITY} - measures
+    lacking = {GENERATION, CHANGE if CHANGE in measures else LOSS} - measures
     if lacking:
-        raise TextsError(
-            f"{path}: expected generation and perplexity, or change, got none of {', '.join(sorted(lacking))}"
-        )
+        raise TextsError(f"{path}: expected generation and loss, or change, got none of {', '.join(sorted(lacking))}")
     missing = {cell: len(_wanted(cell, keys) - have.keys()) for cell, have in found.items()}
     phrases = {cell: f"{cell[0]!r} at {cell[1]:g} (lacks {n} samples)" for cell, n in missing.items() if n}
     if (UNSTEERED, 0.0) in phrases:
@@ -220,9 +237,25 @@ def _arranged(found: _Found, pictures: _Pictures, scorers: tuple[str, ...], path
     kinds = sorted({(key.measure, key.kind) for key in keys})
     items = {of: sorted(key for key in keys if (key.measure, key.kind) == of) for of in kinds}
     cells = tuple(_cell(cell, found[cell], items, pictures.get(cell, {})) for cell in kept)
-    if not all(np.isfinite(values).all() for values in cells[0].perplexities.values()):
-        raise TextsError(f"{path}: the unsteered model has perplexities that are not finite: nothing compares to them")
-    return Samples(scorers, prompts, seeds, cells, tuple(phrases.values()))
+    if not all(np.isfinite(values).all() for values in cells[0].losses.values()):
+        raise TextsError(f"{path}: the unsteered model has losses that are not finite: nothing compares to them")
+    tokens = _tokens(found, items, path)
+    return Samples(scorers, prompts, seeds, cells, tuple(phrases.values()), tokens)
+
+
+def _tokens(
+    found: _Found, items: Mapping[tuple[str, str], Sequence[_Key]], path: Path
+) -> dict[str, Float[np.ndarray, " _"]]:
+    """Return the tokens of each sentence of each kind. Raises TextsError when two cells do not agree about them."""
+    known: dict[_Key, int] = {}
+    for cell, have in found.items():
+        for key, content in have.items():
+            if isinstance(content, _Loss) and known.setdefault(key, content.tokens) != content.tokens:
+                raise TextsError(
+                    f"{path}: {cell[0]!r} at {cell[1]:g} read {content.tokens} tokens of {key.kind} {key.item}, "
+                    f"another cell {known[key]}: they were not measured on the same texts"
+                )
+    return {kind: np.array([known[key] for key in items[LOSS, kind]], float) for of, kind in items if of == LOSS}
 
 
 def _wanted(cell: tuple[str, float], keys: set[_Key]) -> set[_Key]:
@@ -242,14 +275,16 @@ def _cell(
 
     def values(measure: str) -> dict[str, np.ndarray]:
         kinds = [kind for of, kind in items if of == measure]
-        return {kind: np.array([have.get(key, 0.0) for key in items[measure, kind]], float) for kind in kinds}
+        found = {kind: [have.get(key, 0.0) for key in items[measure, kind]] for kind in kinds}
+        plain = {kind: [one.value if isinstance(one, _Loss) else one for one in some] for kind, some in found.items()}
+        return {kind: np.array(some, float) for kind, some in plain.items()}
 
     return Cell(
         *cell,
         texts=rows,
         scores=np.array(scores, float).T.reshape(-1, *shape),
         judge=np.array(judge, float).reshape(shape),  # None becomes NaN
-        perplexities=values(PERPLEXITY),
+        losses=values(LOSS),
         kl=values(KL),
         choices=values(CHOICE),
         changes=values(CHANGE),
