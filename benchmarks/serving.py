@@ -1,13 +1,13 @@
 """Claim: a served model loses a few per cent of its throughput to steering, whatever the mix of requests.
 
-Runs vLLM twice, in a process each: as it is, and with a Steering of additions and logistic regulators at every decoder
-layer of SmolLM2-135M. Batches go to both in turn, stock and steered next to each other, so that what else the machine
-does falls on both; the ratio is the median over the pairs, with its 95 % interval. Two processes of one program differ,
-too, by where their memory lies: both are started anew for each round. With --reports both are steered, and the second
-keeps reports, for which all its requests ask. Needs the environment of `make test-vllm`.
+Runs vLLM twice, in a process each: as it is, and with a Steering of additions and logistic regulators (or evidence) at
+every decoder layer of SmolLM2-135M. Batches go to both in turn, stock and steered next to each other, so that what else
+the machine does falls on both; the ratio is the median over the pairs, with its 95 % interval. Two processes of one
+program differ, too, by where their memory lies: both are started anew for each round. With --reports both are steered,
+and the second keeps reports, for which all its requests ask. Needs the environment of `make test-vllm`.
 
     python benchmarks/serving.py [--eager] [--sites "layers.*"] [--batches 1 16 64] [--rounds 3] [--pairs 7]
-                                 [--new-tokens 16] [--reports]
+                                 [--new-tokens 16] [--reports] [--regulator logistic]
 """
 
 import argparse
@@ -43,13 +43,15 @@ SETTINGS = {
 }
 
 
-def write_steering(folder: Path, sites: str) -> None:
+def write_steering(folder: Path, sites: str, regulator: str) -> None:
     model = load_model(str(real_model("smollm2")), precision="bfloat16").model
     width, generator = model.config.hidden_size, torch.Generator().manual_seed(0)
     rules = []
     for site in dsas.find_sites(model, sites):
         vector, theta = (torch.randn(width, generator=generator) / width for _ in range(2))
-        rules.append(dsas.Rule(site, dsas.Addition(vector), dsas.Logistic(theta, torch.tensor(0.0))))
+        zero = torch.tensor(0.0)
+        gate = dsas.Logistic(theta, zero) if regulator == "logistic" else dsas.Evidence(theta, zero, zero)
+        rules.append(dsas.Rule(site, dsas.Addition(vector), gate))
     dsas.Steering(rules, ModelIdentity.of(model)).save_pretrained(folder)
     print(f"{len(rules)} sites of width {width}")
 
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--reports", action="store_true")
+    parser.add_argument("--regulator", choices=["logistic", "evidence"], default="logistic")
     parser.add_argument("--engine", choices=["stock", "steered", "reporting"])
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
@@ -134,7 +137,7 @@ def one_round(kinds: tuple[str, str], arguments: argparse.Namespace) -> dict[int
     """Return the seconds of both engines, pair by pair, for each batch; the engines are started for this round."""
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch) / "log", "wb") as log:
         folder, found = Path(scratch) / "steering", {}
-        write_steering(folder, arguments.sites)
+        write_steering(folder, arguments.sites, arguments.regulator)
         both = [Engine(["--engine", kind, "--folder", str(folder)], log) for kind in kinds]
         for count in arguments.batches:
             for one in both:

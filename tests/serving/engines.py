@@ -59,6 +59,15 @@ ASKS = (
     Ask(("detox",), (0.0,)),
 )
 
+TONES = (  # with the Steering whose evidence adds up
+    Ask(),
+    Ask(("tone",), (0.5,)),
+    Ask(("tone",), (1.0,)),
+    Ask(("detox",), (1.0,)),
+    Ask(("tone", "detox"), (1.0, 0.3)),
+    Ask(("detox", "tone"), (0.3, 1.0)),
+)
+
 
 def write_folders(root: Path) -> Path:
     """Write a model and Steerings that between them have every column, at residual, norm, attention and MLP sites."""
@@ -72,6 +81,13 @@ def write_folders(root: Path) -> Path:
     random_steering(model, ["norm", "layers.1"], seed=2, **norms).save_pretrained(root / "topic")
     bounded = {"transform": dsas.TRANSFORMS["linear-act"].fit(source, target)}
     random_steering(model, ["mlp", "attention", "layers.2"], seed=3, **bounded).save_pretrained(root / "line")
+    tone = random_steering(model, ["residual", "mlp"], seed=6)
+    adding = [
+        dsas.Evidence(torch.randn(WIDTH, generator=generator), torch.tensor(0.2), torch.tensor(0.1), prior)
+        for prior in torch.linspace(0, 5, len(tone.rules)).tolist()
+    ]
+    rules = [rule._replace(regulator=one) for rule, one in zip(tone.rules, adding, strict=True)]
+    dsas.Steering(rules, tone.model).save_pretrained(root / "tone")
     random_steering(model, "layers.0", seed=4).save_pretrained(root / "later")
     random_steering(model, "layers.0", seed=5).save_pretrained(root / "latest")
     return root
@@ -87,7 +103,7 @@ class Wanted(NamedTuple):
 class Reference:
     """The same model in transformers, steered by `Steering.apply`."""
 
-    def __init__(self, root: Path, names: Sequence[str] = (*NAMES, "later", "latest")) -> None:
+    def __init__(self, root: Path, names: Sequence[str] = (*NAMES, "tone", "later", "latest")) -> None:
         self.model: Any = tiny_model("llama", head_dim=32)
         self.tokenizer = tiny_tokenizer()
         self.steerings = {name: dsas.Steering.from_pretrained(root / name) for name in names}

@@ -1,5 +1,6 @@
 """Stand-ins for what dsas uses of vLLM: a model of its shape, runners of both generations, a configuration."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,13 @@ import torch
 from makers import random_steering
 from torch import Tensor, nn
 
+from dsas.model.forward_pass import ForwardPass
 from dsas.serving.config import ServingConfig, source_of
 from dsas.steering.steering import Steering
 from dsas.testing.models import LAYERS, WIDTH, tiny_model
 
 TOKENS, REQUESTS = 16, 4
+BLOCKS, BLOCK = 24, 4  # of the KV cache: how many, of how many tokens
 
 
 class Layer(nn.Module):
@@ -47,6 +50,33 @@ def request(*resolved: tuple[str, float], **extra_args: Any) -> Any:
     return SimpleNamespace(extra_args={"dsas_resolved": list(resolved), **extra_args} if resolved else extra_args)
 
 
+class SlidingWindowSpec(SimpleNamespace):
+    """What vLLM says of layers with a window."""
+
+
+class FullAttentionSpec(SimpleNamespace):
+    """What vLLM says of layers that attend to everything."""
+
+
+class MambaSpec(SimpleNamespace):
+    """What vLLM says of layers that keep one state."""
+
+
+def kv_cache(*specs: Any) -> Any:
+    """Return vLLM's configuration of a KV cache of these groups of layers; usually of two, the second with windows."""
+    usual = [SlidingWindowSpec(block_size=1), FullAttentionSpec(block_size=BLOCK)]
+    groups = [SimpleNamespace(kv_cache_spec=spec) for spec in specs or usual]
+    return SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=groups)
+
+
+def table_of_blocks(blocks: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the block table of requests."""
+    table = np.zeros((REQUESTS, BLOCKS), dtype=np.int32)
+    for row, own in zip(table, blocks, strict=False):
+        row[: len(own)] = own
+    return table
+
+
 class First:
     """A model runner of the first generation: it knows its requests by id, and prepares a step for those of a batch."""
 
@@ -57,6 +87,9 @@ class First:
     def get_model(self) -> nn.Module:
         return self.model
 
+    def initialize_kv_cache(self, config: Any) -> None:
+        self.kv_cache_config = config
+
     def _prepare_inputs(self, scheduler_output: Any, counts: np.ndarray) -> Any:
         self.input_batch.req_ids = scheduler_output  # the batch is put in order here, and no sooner
         return "prepared"
@@ -64,8 +97,18 @@ class First:
     def execute_model(self, t: Tensor) -> Tensor:
         return self.model(t)
 
-    def run(self, requests: dict[str, Any], counts: list[int]) -> Any:
-        """Prepare a step of these requests, as many tokens each."""
+    def run(
+        self,
+        requests: dict[str, Any],
+        counts: list[int],
+        computed: Sequence[int] = (),
+        blocks: Sequence[Sequence[int]] = (),
+    ) -> Any:
+        """Prepare a step of these requests, as many tokens each, after those computed before, in their blocks."""
+        batch, table = self.input_batch, table_of_blocks(blocks)
+        batch.num_computed_tokens_cpu = np.zeros(REQUESTS, dtype=np.int32)
+        batch.num_computed_tokens_cpu[: len(computed)] = computed
+        batch.block_table = [SimpleNamespace(get_numpy_array=lambda of=of: of) for of in (0 * table, table)]
         self.requests.update({name: SimpleNamespace(sampling_params=asked) for name, asked in requests.items()})
         return self._prepare_inputs(list(requests), np.array(counts, dtype=np.int32))
 
@@ -85,6 +128,13 @@ class State:
         return {"positions": None}
 
 
+class Tables:
+    """Block tables of the second generation, which lie on the device."""
+
+    def append_block_ids(self, number: int, ids: Any, overwrite: bool) -> None:
+        """Take more blocks of a request."""
+
+
 class Second:
     """A model runner of the second generation, which tells its model state of everything, by number."""
 
@@ -94,16 +144,41 @@ class Second:
     def get_model(self) -> nn.Module:
         return self.model
 
+    def initialize_kv_cache(self, config: Any) -> None:
+        self.kv_cache_config, self.block_tables = config, Tables()
+
     def execute_model(self, t: Tensor) -> Tensor:
         return self.model(t)
 
-    def run(self, requests: dict[str, Any], counts: list[int]) -> Any:
+    def run(
+        self,
+        requests: dict[str, Any],
+        counts: list[int],
+        computed: Sequence[int] = (),
+        blocks: Sequence[Sequence[int]] = (),
+    ) -> Any:
         """Add these requests, then prepare a step of them in reverse order of their numbers."""
         numbers = list(range(len(requests)))[::-1]
+        for number, own in zip(numbers, blocks, strict=False):
+            self.block_tables.append_block_ids(number, ([0] * len(own), own[:1]), overwrite=True)
+            self.block_tables.append_block_ids(number, ([], own[1:]), overwrite=False)
         for number, asked in zip(numbers, requests.values(), strict=True):
             self.model_state.add_request(number, SimpleNamespace(sampling_params=asked))
-        batch = SimpleNamespace(idx_mapping_np=np.array(numbers), num_scheduled_tokens=np.array(counts))
+        batch = SimpleNamespace(
+            idx_mapping_np=np.array(numbers),
+            num_scheduled_tokens=np.array(counts),
+            num_computed_tokens_np=np.array(computed or [0] * len(counts)),
+        )
         return self.model_state.prepare_inputs(batch, None)
+
+
+def steered_by_hand(steering: Steering, t: Tensor, strength: float) -> Tensor:
+    """Return the tokens of one row after all layers, each of which does nothing but steer."""
+    step = ForwardPass(1, len(t))
+    for number, rule in enumerate(steering.rules):
+        step.site = number
+        t = t + strength * rule.weight * (rule.regulator(t[None], step) * rule.transform.edit(t[None]))[0]
+    return t
 
 
 def store(root: Path, *names: str, sites: Any = "residual", **methods: Any) -> dict[str, Steering]:
@@ -128,7 +203,8 @@ def vllm_config(
             hf_text_config=text, hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"])
         ),
         "parallel_config": SimpleNamespace(),
-        "cache_config": SimpleNamespace(),
+        "cache_config": SimpleNamespace(enable_prefix_caching=True),
+        "kv_transfer_config": None,
         "speculative_config": None,
         "compilation_config": SimpleNamespace(max_cudagraph_capture_size=None),
         "scheduler_config": SimpleNamespace(max_num_batched_tokens=TOKENS),

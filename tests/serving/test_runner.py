@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from served import TOKENS, First, Second, Served, request, store, vllm_config
+from served import TOKENS, First, Second, Served, request, steered_by_hand, store, vllm_config
 from torch import Tensor, nn
 
 import dsas
@@ -16,14 +16,6 @@ from dsas.serving.runner import SteeredRunner
 from dsas.testing.models import WIDTH
 
 RUNNERS = pytest.mark.parametrize("kind", [First, Second])
-
-
-def steered_by_hand(steering: dsas.Steering, t: Tensor, strength: float) -> Tensor:
-    """Return tokens after all layers, each of which does nothing but steer."""
-    step = dsas.model.forward_pass.ForwardPass(1, len(t))
-    for rule in steering.rules:
-        t = t + strength * (rule.regulator(t[None], step) * rule.transform.edit(t[None]))[0]
-    return t
 
 
 def source(root: Path, name: str) -> Source:

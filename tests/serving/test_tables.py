@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.errors import ModelMismatchError, OptionError
-from dsas.serving.tables import Parts, SiteTable, check_model, row_of, rows_of
+from dsas.serving.tables import Adding, Parts, SiteTable, check_model, row_of, rows_of
 from dsas.testing.models import WIDTH, tiny_model
 
 SITE = dsas.Site("block")
@@ -111,10 +111,12 @@ def test_a_constant_regulator_among_others_is_exact() -> None:
 
 def test_columns_are_made_only_where_a_row_needs_them() -> None:
     kinds = [("caa", "constant"), ("lineas", "constant"), ("linear-act", "constant"), ("caa", "logistic")]
-    parts = [Parts.of([row_of(rule_of(*kind))]) for kind in kinds]
-    assert parts == [Parts(), Parts(slope=True), Parts(slope=True, support=True), Parts(gate=True)]
+    rows = [row_of(rule_of(*kind)) for kind in kinds]
+    parts = [Parts.of([row]) for row in [*rows, rows[-1]._replace(adding=Adding(4.0, 0.0))]]
+    bare, adding = Parts(gate=True), Parts(gate=True, evidence=True)
+    assert parts == [Parts(), Parts(slope=True), Parts(slope=True, support=True), bare, adding]
     assert [SiteTable(1, WIDTH, part).rows[0].nbytes for part in parts] == [
-        4 * WIDTH + 4, 8 * WIDTH + 4, 16 * WIDTH + 4, 8 * WIDTH + 12,
+        4 * WIDTH + 4, 8 * WIDTH + 4, 16 * WIDTH + 4, 8 * WIDTH + 12, 8 * WIDTH + 24,
     ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """With vLLM: every request gets what transformers and `Steering.apply` give it alone, whatever runs beside it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from engines import (
     NAMES,
     NEW_TOKENS,
     PROMPTS,
+    TONES,
     Ask,
     Reference,
     generate,
@@ -39,13 +40,13 @@ def reference(root: Path) -> Reference:
     return Reference(root)
 
 
-def check(llm: Any, reference: Reference, record: Any) -> list[Any]:
+def check(llm: Any, reference: Reference, record: Any, work: Sequence[tuple[str, Ask]] = WORK) -> list[Any]:
     """Run all requests twice, the second time over whatever the first has left in the cache."""
-    first, second = generate(llm, WORK), generate(llm, WORK)
-    wanted = [reference.generate(prompt, ask) for prompt, ask in WORK]
+    first, second = generate(llm, work), generate(llm, work)
+    wanted = [reference.generate(prompt, ask) for prompt, ask in work]
     worst = max(worst_difference(*pair) for outputs in (first, second) for pair in zip(outputs, wanted, strict=True))
     record("worst log-probability difference", worst)
-    record("tokens compared", 2 * len(WORK) * NEW_TOKENS)
+    record("tokens compared", 2 * len(work) * NEW_TOKENS)
     assert worst < TOLERANCE
     return second
 
@@ -95,6 +96,56 @@ def test_requests_that_are_preempted_agree_too(
         assert max(worst_difference(*pair) for pair in zip(outputs, wanted, strict=True)) < TOLERANCE
         counted = {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value
     record_property("preemptions", counted)
+    assert counted > 0
+
+
+EVERYONE = ("detox", "tone")  # two tables of both kinds of rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enforce_eager": True, "max_num_batched_tokens": 32},
+        {"enforce_eager": False, "max_num_batched_tokens": 32},
+        {"enforce_eager": False, "enable_prefix_caching": False},
+        {"enforce_eager": False, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+        {"enforce_eager": False, "pipeline_parallel_size": 2, "distributed_executor_backend": "mp"},
+    ],
+    ids=["eager-chunked", "compiled-chunked", "compiled-no-prefix-cache", "tensor-compiled", "pipeline-compiled"],
+)
+def test_evidence_adds_up_as_in_the_reference_and_is_told(
+    root: Path, reference: Reference, record_property: Any, options: dict[str, Any]
+) -> None:
+    from dsas.serving import engine
+
+    work = [(prompt, ask) for ask in TONES for prompt in PROMPTS]
+    with running(root, names=EVERYONE, reports=True, **options) as llm:
+        second = check(llm, reference, record_property, work)
+        told = [(prompt, ask) for prompt, ask in work if ask.names and prompt not in PROMPTS[:2]]  # fits in no block
+        outputs = generate(llm, told, report=True)
+        reports = [engine.report(llm, output) for output in outputs]
+    hits = sum(output.num_cached_tokens or 0 for output in second)
+    record_property("tokens that the prefix cache gave", hits)
+    assert (hits > 0) == options.get("enable_prefix_caching", True)
+    for (prompt, ask), report in zip(told, reports, strict=True):
+        assert report["mean_strength"] == pytest.approx(reference.applied(prompt, ask), abs=1e-5)
+
+
+@MODES
+@CACHES
+def test_evidence_of_requests_that_are_preempted_begins_again_or_goes_on(
+    root: Path, reference: Reference, record_property: Any, *, cached: bool, eager: bool
+) -> None:
+    little = {"num_gpu_blocks_override": 9, "enable_prefix_caching": cached, "max_num_seqs": 8}
+    with running(root, names=EVERYONE, enforce_eager=eager, **little) as llm:
+        work = [(LONG[:60], ask) for ask in TONES for _ in range(2)]
+        outputs = generate(llm, work, new_tokens=40)
+        wanted = [reference.generate(prompt, ask, 40) for prompt, ask in work]
+        worst = max(worst_difference(*pair) for pair in zip(outputs, wanted, strict=True))
+        counted = {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value
+    record_property("worst log-probability difference", worst)
+    record_property("preemptions", counted)
+    assert worst < TOLERANCE
     assert counted > 0
 
 

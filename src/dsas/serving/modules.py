@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, ModelMismatchError, closest
 from dsas.model.foreign import Foreign, Given
-from dsas.serving.tables import Parts, SiteTable
+from dsas.serving.tables import Parts, SiteTable, SoFar
 from dsas.serving.tokens import TokenBuffers
 
 CHILD = "dsas_site"
@@ -26,12 +26,19 @@ ELSEWHERE = "PPMissingLayer"
 class SiteStep(nn.Module):
     """The step at one site: the table, and the buffers that say which row each token takes."""
 
-    def __init__(self, path: str, table: SiteTable, tokens: TokenBuffers, *, sums: bool) -> None:
-        """Steer what the module at `path` gives; sums: its activation is the sum of the two tensors it gives."""
+    added: Tensor
+
+    def __init__(self, path: str, table: SiteTable, tokens: TokenBuffers, *, sums: bool, place: int = 0) -> None:
+        """Steer what the module at `path` gives; sums: its activation is the sum of the two tensors it gives.
+
+        place: where the sums of this site are among those of all sites that add up evidence.
+        """
         super().__init__()
         self.path, self.sums = path, sums
         self.table, self.tokens = table, tokens
         self.together = len(tokens.slots)
+        if table.parts.evidence:  # a buffer of its own, if only a view: compiled code copies whole what it writes into
+            self.register_buffer("added", tokens.sums[place], persistent=False)
 
     def forward(self, output: Given) -> Foreign:
         """Return the output with the edits of all tokens added, several of one token in their order."""
@@ -51,7 +58,17 @@ class SiteStep(nn.Module):
 
     def _edit(self, number: int, t: Tensor, count: int) -> Tensor:
         slots, strengths = self.tokens.slots[number, :count], self.tokens.strengths[number, :count]
-        change, applied = self.table(t, slots, strengths)
+        so_far = None
+        if self.table.parts.evidence:
+            tokens, twice = self.tokens, 2 * count
+            so_far = SoFar(
+                tokens.walk[:twice],
+                tokens.signs[:twice],
+                tokens.entered[:count],
+                tokens.positions[:count],
+                self.added[number, :count],
+            )
+        change, applied = self.table(t, slots, strengths, so_far)
         if self.tokens.reports:
             self.tokens.applied[number, :count] += applied
         return change
@@ -74,15 +91,20 @@ def served_module(model: nn.Module, path: str) -> nn.Module | None:
     return None if type(module).__name__ == ELSEWHERE else module
 
 
-def steer_module(model: nn.Module, path: str, *, slots: int, width: int, parts: Parts, tokens: TokenBuffers) -> bool:
-    """Give the module at a path its table and a forward that adds the step; False when it is on another stage."""
+def steer_module(
+    model: nn.Module, path: str, *, slots: int, width: int, parts: Parts, tokens: TokenBuffers, place: int = 0
+) -> bool:
+    """Give the module at a path its table and a forward that adds the step; False when it is on another stage.
+
+    place: as `SiteStep` has it.
+    """
     module = served_module(model, path)
     if module is None:
         return False
     parent, _, name = path.rpartition(".")
     sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
     table = SiteTable(slots, width, parts).to(tokens.slots.device)
-    module.add_module(CHILD, SiteStep(path, table, tokens, sums=sums))
+    module.add_module(CHILD, SiteStep(path, table, tokens, sums=sums, place=place))
     module.__class__ = _steered(type(module))
     return True
 

@@ -2,7 +2,8 @@
 
 After the weights are there, every site's module gets its table; then the runner's own preparation of a step is followed
 by filling the token buffers. In the first generation of vLLM's runners that is right after `_prepare_inputs`, where the
-order of the batch is settled; in the second the model state is told of every request and of every step.
+order of the batch is settled; in the second the model state is told of every request and of every step. Where evidence
+adds up, the runner is followed to its KV cache as well (`cache_blocks`).
 
 Nothing here imports vLLM: what is used of its objects is named in `SteeredRunner` and in the two followers.
 """
@@ -15,13 +16,13 @@ import numpy as np
 
 from dsas.errors import ModelMismatchError, OptionError, StateError
 from dsas.files.json_values import Json
-from dsas.methods.affine_edit import AffineEdit
 from dsas.model.foreign import Foreign, Given
+from dsas.serving.carried import Carried
 from dsas.serving.config import ServingConfig, Source, load
 from dsas.serving.modules import steer_module, table_of
 from dsas.serving.reports import Reports, Wanted
 from dsas.serving.requests import REPORTED, RESOLVED, STEERING
-from dsas.serving.tables import Parts, check_model, rows_of
+from dsas.serving.tables import Parts, Row, check_model, rows_of
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.steering.steering import Steering
 
@@ -54,17 +55,24 @@ class SteeredRunner:
         self._capacity = len(config.sources) + config.spare
         self._slots: dict[str, int] = {}
         self._seen: dict[str, tuple[Any, Served]] = {}
-        tokens = TokenBuffers(self.together, _most_tokens(vllm_config), reports=config.reports)
+        loaded = {name: self._rows(name, load(source)) for name, source in config.sources.items()}
+        self._sites = _parts(list(loaded.values()))
+        adding = [path for path, parts in self._sites.items() if parts.evidence]
+        tokens = TokenBuffers(self.together, _most_tokens(vllm_config), reports=config.reports, adding=len(adding))
         self.tokens = tokens.to(next(self._model.parameters()).device)
         self.reports = Reports(self.tokens)
         self._sites_of: dict[str, int] = {}
-        loaded = {name: self._rows(name, load(source)) for name, source in config.sources.items()}
-        self._install(list(loaded.values()))
+        self._install(adding)
         for name, source in config.sources.items():
             self._put(source.digest, loaded[name])
         follow = _follow_states if hasattr(runner, "model_state") else _follow_batches
         follow(self, runner)
-        if config.reports:
+        self.carried = None
+        if adding:
+            refuse_moved_blocks(vllm_config)
+            prefix_caching = bool(vllm_config.cache_config.enable_prefix_caching)
+            self.carried = Carried(self.tokens, runner, prefix_caching=prefix_caching)
+        if config.reports or self.carried is not None:
             _follow_passes(self, runner)
 
     def load(self, name: str, source: Source) -> None:
@@ -120,45 +128,64 @@ class SteeredRunner:
             self._seen[request] = known
         return known[1]
 
-    def begin(self, requests: Sequence["Served"], counts: np.ndarray) -> None:
-        """Bring the requests of a step to their tokens."""
+    def begin(
+        self, requests: Sequence["Served"], counts: np.ndarray, computed: np.ndarray, numbers: np.ndarray
+    ) -> None:
+        """Bring the requests of a step to their tokens.
+
+        counts, computed: how many tokens of each request the step reads, and how many were read before. numbers: by
+        which the runner's block tables know the requests.
+        """
         self.tokens.fill([one.row for one in requests], counts)
         self.reports.begin([one.wanted for one in requests], counts)
+        if self.carried is not None:
+            self.carried.begin(counts, computed, numbers)
+
+    def end(self) -> None:
+        """Keep what the step that ran has left."""
+        self.reports.end()
+        if self.carried is not None:
+            self.carried.end()
 
     def forget(self, alive: Mapping[str, Json]) -> None:
         """Forget requests that are over, once they are many."""
         if len(self._seen) > 2 * len(alive) + 64:
             self._seen = {request: known for request, known in self._seen.items() if request in alive}
 
-    def _rows(self, name: str, steering: Steering) -> dict[str, AffineEdit]:
+    def _rows(self, name: str, steering: Steering) -> dict[str, Row]:
         try:
             self._check(steering)
             return rows_of(steering)
         except (ModelMismatchError, OptionError) as error:
             raise type(error)(f"{name!r} cannot be served: {error}") from error
 
-    def _install(self, loaded: list[dict[str, AffineEdit]]) -> None:
-        at: dict[str, list[AffineEdit]] = {}
-        for rows in loaded:
-            for path, row in rows.items():
-                at.setdefault(path, []).append(row)
-        for path, rows in at.items():
+    def _install(self, adding: Sequence[str]) -> None:
+        for path, parts in self._sites.items():
             steer_module(
                 self._model,
                 path,
                 slots=self._capacity,
                 width=self._width,
-                parts=Parts.of(rows),
+                parts=parts,
                 tokens=self.tokens,
+                place=adding.index(path) if parts.evidence else 0,
             )
-        self._sites = tuple(at)
 
-    def _put(self, digest: str, rows: Mapping[str, AffineEdit]) -> None:
+    def _put(self, digest: str, rows: Mapping[str, Row]) -> None:
         slot = self._slots.setdefault(digest, len(self._slots) + 1)
         self._sites_of[digest] = len(rows)
         for path, row in rows.items():
             if (table := table_of(self._model, path)) is not None:
                 table.put(slot, row)
+
+
+def _parts(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:
+    """Return what the table of each site needs for the rows of these Steerings."""
+    at: dict[str, list[Row]] = {}
+    for rows in loaded:
+        for path, row in rows.items():
+            at.setdefault(path, []).append(row)
+    return {path: Parts.of(rows) for path, rows in at.items()}
 
 
 def refuse_untried(vllm_config: Foreign) -> None:
@@ -176,6 +203,20 @@ def refuse_untried(vllm_config: Foreign) -> None:
             raise OptionError(f"{what} cannot be combined with steering: leave it out")
 
 
+def refuse_moved_blocks(vllm_config: Foreign) -> None:
+    """Raise OptionError for features of vLLM under which blocks of the KV cache come without their sums."""
+    moving = {
+        "a KV connector": vllm_config.kv_transfer_config is not None,
+        "decode context parallelism": getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) > 1,
+    }
+    for what, used in moving.items():
+        if used:
+            raise OptionError(
+                f"{what} cannot be combined with the regulator 'evidence', whose sums stay where the blocks of the KV "
+                "cache were read: leave it out, or fit 'probe'"
+            )
+
+
 def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:
     """Fill the buffers after a runner of the first generation has prepared a step."""
     prepare: Callable[..., Foreign] = runner._prepare_inputs
@@ -183,8 +224,9 @@ def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:
     def prepare_inputs(scheduler_output: Any, counts: np.ndarray) -> Foreign:
         prepared = prepare(scheduler_output, counts)
         requests = runner.requests
-        ids = runner.input_batch.req_ids
-        steered.begin([steered.served_by_id(one, requests[one].sampling_params) for one in ids], counts)
+        ids, computed = runner.input_batch.req_ids, runner.input_batch.num_computed_tokens_cpu
+        served = [steered.served_by_id(one, requests[one].sampling_params) for one in ids]
+        steered.begin(served, counts, computed[: len(ids)], np.arange(len(ids)))
         steered.forget(requests)
         return prepared
 
@@ -202,19 +244,20 @@ def _follow_states(steered: SteeredRunner, runner: Foreign) -> None:
         add(number, request)
 
     def prepare_inputs(batch: Foreign, states: Any) -> Foreign:
-        steered.begin([served[number] for number in batch.idx_mapping_np], batch.num_scheduled_tokens)
+        requests = [served[number] for number in batch.idx_mapping_np]
+        steered.begin(requests, batch.num_scheduled_tokens, batch.num_computed_tokens_np, batch.idx_mapping_np)
         return prepare(batch, states)
 
     state.add_request, state.prepare_inputs = add_request, prepare_inputs
 
 
 def _follow_passes(steered: SteeredRunner, runner: Foreign) -> None:
-    """Keep what was applied in every pass of a runner, of either generation, as soon as it is on its way."""
+    """Keep what every pass of a runner, of either generation, has left, as soon as it is on its way."""
     execute: Callable[..., Foreign] = runner.execute_model
 
     def execute_model(*args: Given, **kwargs: Given) -> Foreign:
         output = execute(*args, **kwargs)
-        steered.reports.end()
+        steered.end()
         return output
 
     runner.execute_model = execute_model

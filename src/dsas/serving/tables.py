@@ -3,23 +3,31 @@
     edit(t)  =  strength * h(t) * (slope * t + offset)      with the row of the token's slot
     h(t)     =  sigmoid(theta . t + bias),  or max(0, theta . t + bias) in a rectified row
 
+    h(t_i)   =  sigmoid(e_i - cut),  e_i = (sum of theta . t_j + bias over the request's tokens 1 to i) / (i + prior)
+
+in a row of `evidence`, and 0 for a request's first token, number 0. All sums of a step are one running sum, along a
+walk through its tokens that `carried` lays out, on top of what earlier steps left.
+
 A row is the `AffineEdit` of one rule, with the rule's weight folded in. Row 0 is all zeros, so slot 0 leaves a token as
 it is. This is equation (1) of arXiv 2512.03661 in the form in which one graph of fixed shapes can compute it.
 
 Limitations, each refused by name when a Steering is loaded: transforms that are not affine, regulators that look at
-more than one projection of one token (those of a row, of a position, of single neurons, products), sites that are not
-a module's whole first output.
+more than one projection (those of a prompt's mean, of a position, of single neurons, products), evidence that fades or
+begins anew at each turn, sites that are not a module's whole first output.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from dsas.errors import ModelMismatchError, OptionError
 from dsas.methods.affine_edit import AffineEdit
+from dsas.model.wrappers import plain
+from dsas.regulators.constant import Constant
+from dsas.regulators.evidence import Evidence
 from dsas.runtime.edit import affine_edit
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
@@ -29,24 +37,58 @@ from dsas.transforms.affine import EVERYWHERE, AffineTransform
 ALWAYS = 100.0
 
 
+class Adding(NamedTuple):
+    """How the scores of a row add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`."""
+
+    prior: float
+    cut: float
+
+
+class Row(NamedTuple):
+    """A rule as a table has it: its affine edit, and how its scores add up over a request, None where they do not."""
+
+    edit: AffineEdit
+    adding: Adding | None = None
+
+
 class Parts(NamedTuple):
     """Which columns a site's table has besides the offset; a graph computes only what is there.
 
     slope: some row multiplies. support: some row holds in a range only. gate: some row has a regulator that looks.
+    evidence: the scores of some row add up.
     """
 
     slope: bool = False
     support: bool = False
     gate: bool = False
+    evidence: bool = False
 
     @classmethod
-    def of(cls, rows: Iterable[AffineEdit]) -> "Parts":
+    def of(cls, rows: Iterable[Row]) -> "Parts":
         """Return the columns that the table of these rows needs."""
-        needed = [(row.slope is not None, row.low is not None, row.theta is not None) for row in rows]
+        needed = [
+            (edit.slope is not None, edit.low is not None, edit.theta is not None, adding is not None)
+            for edit, adding in rows
+        ]
         return cls(*map(any, zip(*needed, strict=True)))
 
 
-def row_of(rule: Rule) -> AffineEdit:
+class SoFar(NamedTuple):
+    """What the evidence of a step's tokens begins with and comes to.
+
+    walk, signs: tokens, and +1 or -1, in an order in which the running sum of sign x score is, where a token is
+    entered, the sum over its sequence up to this token. positions: of each token in its sequence, from 0. sums: at each
+    request's first token what earlier steps have left, 0 elsewhere; each token's own sum is written over it.
+    """
+
+    walk: Int[Tensor, " place"]
+    signs: Float64[Tensor, " place"]
+    entered: Int[Tensor, " token"]
+    positions: Float[Tensor, " token"]
+    sums: Float[Tensor, " token"]
+
+
+def row_of(rule: Rule) -> Row:
     """Return a rule as a row. Raises OptionError, naming site and method, for what a server cannot do."""
     site, transform, regulator = rule.site, rule.transform, rule.regulator
     if site.side != "output" or site.index or site.parts > 1:
@@ -58,21 +100,41 @@ def row_of(rule: Rule) -> AffineEdit:
             f"the transform {transform.name!r} at {site} cannot be served: expected an affine one (T(t) - t = slope * "
             "t + offset), such as 'caa', 'linear-act' or 'lineas'"
         )
-    row = affine_edit(transform, regulator, rule.weight)
-    if row is None:
+    adding = None
+    if isinstance(regulator, Evidence):
+        adding = _adding(regulator, f"the regulator 'evidence' at {site} cannot be served")
+    edit = affine_edit(transform, Constant() if adding else regulator, rule.weight)
+    if edit is None:
         raise OptionError(
             f"the regulator {regulator.name!r} at {site} cannot be served: expected one that looks at one projection "
-            "of one token: 'constant', 'logistic', 'rectified' or 'mera'"
+            "of each token: 'evidence', 'probe', 'constant', 'logistic', 'rectified' or 'mera'"
         )
-    return row
+    if isinstance(regulator, Evidence):
+        edit = edit._replace(theta=regulator.theta[None], bias=regulator.bias.view(1))
+    return Row(edit, adding)
 
 
-def rows_of(steering: Steering) -> dict[str, AffineEdit]:
+def _adding(regulator: Evidence, problem: str) -> Adding:
+    if regulator.memory != 1:
+        raise OptionError(
+            f"{problem} with memory={regulator.memory:g}: a server adds up all tokens of a request alike; fit it with "
+            "memory=1, or fit 'probe', which looks at single tokens"
+        )
+    if regulator.by_turn:
+        raise OptionError(
+            f"{problem} with by_turn=True: a server does not know where the turns of a request begin; fit it with "
+            "by_turn=False"
+        )
+    return Adding(regulator.prior, float(regulator.cut))
+
+
+def rows_of(steering: Steering) -> dict[str, Row]:
     """Return the rows of a Steering by the path of the site's module; those of weight 0 are left out.
 
     Raises OptionError for what a server cannot do.
     """
-    return {rule.site.path: row_of(rule) for rule in steering.rules if rule.weight > 0}
+    wrapped = steering.model.wrapped
+    return {plain(rule.site.path, wrapped): row_of(rule) for rule in steering.rules if rule.weight > 0}
 
 
 def check_model(steering: Steering, model_class: str, width: int, depth: int) -> None:
@@ -94,9 +156,9 @@ def check_model(steering: Steering, model_class: str, width: int, depth: int) ->
 class SiteTable(nn.Module):
     """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
-    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias and rectified, one each:
-    what `parts` asks for. All is in one tensor, since each that a compiled graph reads costs it time at every call. Its
-    shape and address never change, so that compiled code and CUDA graphs stay valid when a row is written.
+    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias, rectified, adds, prior and cut,
+    one each: what `parts` asks for. All is in one tensor, since each that a compiled graph reads costs it time at every
+    call. Its shape and address never change, so that compiled code and CUDA graphs stay valid when a row is written.
     """
 
     rows: Tensor
@@ -105,12 +167,12 @@ class SiteTable(nn.Module):
         super().__init__()
         self.parts, self.width = parts, width
         wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support, *["theta"] * parts.gate]
-        single = ["factor", *["bias", "rectified"] * parts.gate]
+        single = ["factor", *["bias", "rectified"] * parts.gate, *["adds", "prior", "cut"] * parts.evidence]
         self._columns = {name: slice(width * n, width * (n + 1)) for n, name in enumerate(wide)}
         self._columns |= {name: width * len(wide) + n for n, name in enumerate(single)}
         self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
 
-    def check(self, row: AffineEdit) -> None:
+    def check(self, row: Row) -> None:
         """Raise OptionError when a row needs a column that this table lacks, ModelMismatchError for another width."""
         needed = Parts.of([row])
         lacking = [name for name, has, needs in zip(Parts._fields, self.parts, needed, strict=True) if needs > has]
@@ -119,37 +181,49 @@ class SiteTable(nn.Module):
                 f"it needs a column that no Steering had when the server started ({', '.join(lacking)}): start the "
                 "server with this Steering"
             )
-        if len(row.offset) != self.width:
-            raise ModelMismatchError(f"its vectors are {len(row.offset)} wide, the site is {self.width}")
+        if len(row.edit.offset) != self.width:
+            raise ModelMismatchError(f"its vectors are {len(row.edit.offset)} wide, the site is {self.width}")
 
-    def put(self, slot: int, row: AffineEdit) -> None:
+    def put(self, slot: int, row: Row) -> None:
         """Write a row into a slot >= 1, in place."""
         self.check(row)
+        edit, adding = row
         values: dict[str, Tensor | float] = {
-            "offset": row.offset,
-            "slope": 0.0 if row.slope is None else row.slope,
-            "low": -EVERYWHERE if row.low is None else row.low,
-            "high": EVERYWHERE if row.high is None else row.high,
-            "theta": 0.0 if row.theta is None else row.theta,
-            "bias": ALWAYS if row.bias is None else row.bias,
-            "rectified": float(row.form == "relu"),
-            "factor": row.factor,
+            "offset": edit.offset,
+            "slope": 0.0 if edit.slope is None else edit.slope,
+            "low": -EVERYWHERE if edit.low is None else edit.low,
+            "high": EVERYWHERE if edit.high is None else edit.high,
+            "theta": 0.0 if edit.theta is None else edit.theta,
+            "bias": ALWAYS if edit.bias is None else edit.bias,
+            "rectified": float(edit.form == "relu"),
+            "factor": edit.factor,
+            "adds": float(adding is not None),
+            "prior": 0.0 if adding is None else adding.prior,
+            "cut": 0.0 if adding is None else adding.cut,
         }
         with torch.no_grad():
             for name, column in self._columns.items():
                 self.rows[slot, column] = values[name]
 
     def forward(
-        self, t: Float[Tensor, "*batch token dim"], slots: Int[Tensor, " token"], strengths: Float[Tensor, " token"]
+        self,
+        t: Float[Tensor, "*batch token dim"],
+        slots: Int[Tensor, " token"],
+        strengths: Float[Tensor, " token"],
+        so_far: SoFar | None = None,
     ) -> tuple[Float[Tensor, "*batch token dim"], Float[Tensor, "*batch token"]]:
         """Return what is to be added to float32 activations whose tokens have these slots and strengths.
 
-        And what was applied to each token, as a report tells it: strength x weight x regulator.
+        And what was applied to each token, as a report tells it: strength x weight x regulator. so_far: of the tokens'
+        requests, where the scores of some row add up.
         """
         rows = self.rows[slots]
         gain = strengths
         if self.parts.gate:
             logit = (t * self._of(rows, "theta")).sum(-1) + self._of(rows, "bias")
+            if self.parts.evidence:
+                assert so_far is not None  # `modules` has it for every table with such rows
+                logit = self._evidence(logit, rows, so_far)
             gain = gain * torch.where(self._of(rows, "rectified") > 0, torch.relu(logit), torch.sigmoid(logit))
         edit = self._of(rows, "offset")
         if self.parts.slope:
@@ -157,6 +231,23 @@ class SiteTable(nn.Module):
         if self.parts.support:
             edit = edit.masked_fill((t < self._of(rows, "low")) | (t > self._of(rows, "high")), 0.0)
         return gain.unsqueeze(-1) * edit, gain * self._of(rows, "factor")
+
+    def _evidence(
+        self, scores: Float[Tensor, "*batch token"], rows: Float[Tensor, "token columns"], so_far: SoFar
+    ) -> Float[Tensor, "*batch token"]:
+        """Return e - cut where scores add up, -inf at a request's first token, and the score itself in other rows.
+
+        The running sum is in float64, as the signs are: no request rounds those behind it. What is not finite is not
+        added.
+        """
+        adds, counted = self._of(rows, "adds") > 0, so_far.positions > 0
+        added = torch.where(counted, scores, 0.0) + so_far.sums
+        added = torch.where(added.isfinite(), added, 0.0)
+        totals = (added[..., so_far.walk] * so_far.signs).cumsum(-1)[..., so_far.entered]
+        so_far.sums.copy_(totals.reshape(so_far.sums.shape))
+        evidence = totals.float() / (so_far.positions + self._of(rows, "prior")).clamp(min=1e-6)
+        evidence = torch.where(counted, evidence - self._of(rows, "cut"), -torch.inf)
+        return torch.where(adds, evidence, scores)
 
     def _of(self, rows: Float[Tensor, "token columns"], name: str) -> Float[Tensor, "token *dim"]:
         return rows[:, self._columns[name]]

@@ -29,18 +29,35 @@ class TokenBuffers(nn.Module):
     """The slot and strength of every token of a step: int64 and float32, both (together, tokens).
 
     applied: float32 of the same shape, where reports are kept: the sum over sites of what was applied to each token.
+    walk, signs, entered, positions, sums: where some site adds up evidence, what `tables.SoFar` says of a step: int64
+    and float64 (2 tokens,), int64 and float32 (tokens,), float32 (sites that add, together, tokens). `carried` fills
+    them.
     """
 
     slots: Tensor
     strengths: Tensor
     applied: Tensor
+    walk: Tensor
+    signs: Tensor
+    entered: Tensor
+    positions: Tensor
+    sums: Tensor
 
-    def __init__(self, together: int, tokens: int, *, reports: bool = False) -> None:
-        """Make buffers for steps of up to `tokens` tokens and requests of up to `together` Steerings; all unsteered."""
+    def __init__(self, together: int, tokens: int, *, reports: bool = False, adding: int = 0) -> None:
+        """Make buffers for steps of up to `tokens` tokens and requests of up to `together` Steerings; all unsteered.
+
+        adding: at how many sites evidence is added up.
+        """
         super().__init__()
         self.reports = reports
         if reports:
             self.register_buffer("applied", torch.zeros(together, tokens), persistent=False)
+        if adding:
+            self.register_buffer("walk", torch.zeros(2 * tokens, dtype=torch.int64), persistent=False)
+            self.register_buffer("signs", torch.zeros(2 * tokens, dtype=torch.float64), persistent=False)
+            self.register_buffer("entered", torch.zeros(tokens, dtype=torch.int64), persistent=False)
+            self.register_buffer("positions", torch.zeros(tokens), persistent=False)
+            self.register_buffer("sums", torch.zeros(adding, together, tokens), persistent=False)
         self.register_buffer("slots", torch.zeros(together, tokens, dtype=torch.int64), persistent=False)
         self.register_buffer("strengths", torch.zeros(together, tokens), persistent=False)
 
