@@ -48,7 +48,9 @@ def bare_forward(model, tokenizer, texts: list[str]) -> float:
 
 def timed_fit(model, tokenizer, of_set: dict[str, list[str]], *, incremental: bool = False) -> float:
     start = time.perf_counter()
-    dsas.fit(model, tokenizer, **of_set, reading=dsas.Reading(incremental=incremental), progress=False)
+    dsas.fit(
+        model, tokenizer, **of_set, regulator="logistic", reading=dsas.Reading(incremental=incremental), progress=False
+    )
     return time.perf_counter() - start
 
 

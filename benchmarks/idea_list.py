@@ -201,7 +201,7 @@ def preferring(material: Material) -> dsas.Steering:
     loaded, texts, folder = material.loaded, material.texts, material.folder
     pairs = drawn_pairs(loaded, material.prompts, material.scorers, file=folder / "pairs.json")
     sets = {**material.sets(), "target": material.own[:USUAL]}
-    fitted = dsas.fit(*loaded, **sets, checkpoint=folder / "collected", progress=False)
+    fitted = dsas.fit(*loaded, **sets, regulator="logistic", checkpoint=folder / "collected", progress=False)
     return kept(folder / "preference", lambda log: learned_from(pairs, fitted, loaded, texts, log))
 
 

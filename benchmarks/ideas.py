@@ -161,7 +161,7 @@ def row_of(name: str, lab: Lab, budget: float, first: np.ndarray | None) -> tupl
     material = lab.material
     made = IDEAS[name](material)
     if isinstance(made, dict):
-        asked = {**material.sets(), **made}
+        asked = {"regulator": "logistic", **material.sets(), **made}
         made = dsas.fit(*material.loaded, **asked, checkpoint=lab.folder / "collected", progress=False)
     steering = made
     strength = largest(lambda value: lab.cost(steering, value), budget)

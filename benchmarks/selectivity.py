@@ -1,14 +1,14 @@
-"""Claim: the regulator decides what steering costs: at equal damage to clean text, gates differ many times in effect.
+"""Claim: the regulator decides what steering costs: at equal damage to clean text, they differ many times in effect.
 
-CAA with the gates of `gates.py`, fitted on 130 toxic and 130 control texts: comments that people labelled (see
-`comments.py`), the control clean comments alone or in equal parts with web sentences; the target is always the clean
-comments. Read on others: by how many nats per token toxic comments become less probable at the strength where clean
-comments, Wikipedia and web sentences lose the stated damage on average (`dsas.evaluation.selectivity`), with 95 %
-intervals over texts, by kind of control text, and as a ratio to the constant regulator, paired by text.
-Nothing is sampled. Interrupted, it resumes where it was.
+CAA with each regulator at the residual stream, fitted on 130 texts of a behaviour (see `behaviours.py`) and 130 control
+texts: of the same kind, or half of them web sentences, or half of them drawn from the model itself; the target is
+always the control of the same kind. Read on others: by how many nats per token texts with the behaviour become less
+probable at the strength where control texts (of the same kind, Wikipedia, web) lose the stated damage on average
+(`dsas.evaluation.selectivity`), with 95 % intervals over texts, by kind of control text, and as a ratio to the constant
+regulator, paired by text. Nothing is sampled. Interrupted, it resumes where it was.
 
-    python benchmarks/selectivity.py [--model smollm2|gemma3] [--only NAME ...] [--damage 0.02 ...] [--read 100]
-        [--out out/selectivity]
+    python benchmarks/selectivity.py [--model smollm2|gemma3] [--behaviour NAME ...] [--only NAME ...]
+        [--damage 0.02 ...] [--read 100] [--out out/selectivity]
 """
 
 import argparse
@@ -16,16 +16,15 @@ import hashlib
 import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from comments import labelled_comments
-from gates import GATES, Material, Tokens
+from behaviours import BEHAVIOURS, Texts, texts_of
 
 import dsas
-from dsas.demo.data import openwebtext_sentences, split, wikipedia_sentences
 from dsas.demo.models import real_model
 from dsas.evaluation.intervals import Interval
 from dsas.evaluation.loss_curve import Curve, Losses, Yardstick, measured_curve
@@ -34,19 +33,55 @@ from dsas.files.results import Results
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
 
-FIT, MAX_TOKENS = 130, 40
+MAX_TOKENS = 40
 
 
-def texts_of(read: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return texts to fit on and others to read, by set; larger `read` only adds to what is read."""
-    comments = labelled_comments()
-    pools = {"toxic": comments.toxic, "clean": comments.clean}
-    pools |= {"web": openwebtext_sentences(), "Wikipedia": wikipedia_sentences()}
-    fit, others = {}, {}
-    for name, pool in pools.items():
-        fit[name], rest = split(pool, (FIT, min(len(pool) - FIT, 500)))
-        others[name] = rest[:read]
-    return fit, others
+class Row(NamedTuple):
+    """One row of the table: what the control set is mixed with ("", "web", "own"), and the options of the fit."""
+
+    mixed: str = ""
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+def evidence(**options: Any) -> dict[str, Any]:
+    """Return how `fit` is told of an evidence regulator with these options."""
+    return {"regulator": partial(dsas.Evidence.fit, **options)}
+
+
+def logistic(components: int) -> dict[str, Any]:
+    """Return how `fit` is told of a logistic regulator on so many components."""
+    return {"regulator": partial(dsas.Logistic.fit, components=components)}
+
+
+ROWS = {
+    "none": Row(options={"regulator": "constant"}),
+    "logistic (the paper's)": Row(options={"regulator": "logistic"}),
+    "evidence (the default)": Row(),
+    "probe": Row(options={"regulator": "probe"}),
+    "evidence, half web": Row("web"),
+    "evidence, half drawn from the model": Row("own"),
+    "logistic, half web": Row("web", {"regulator": "logistic"}),
+    "logistic, 50 components": Row(options=logistic(50)),
+    "evidence, every site": Row(options={"selection": "all"}),
+    "evidence, no prior": Row(options=evidence(prior=0.0)),
+    "evidence, memory 0.9": Row(options=evidence(memory=0.9)),
+    "evidence, 2 %, sharpness 4": Row(options=evidence(false_positives=0.02, sharpness=4.0)),
+    "evidence, 5 %": Row(options=evidence(false_positives=0.05)),
+    "evidence, 10 %": Row(options=evidence(false_positives=0.1)),
+    "evidence, 15 %": Row(options=evidence(false_positives=0.15)),
+}
+
+
+def fitted(row: Row, texts: Texts, loaded: LoadedModel, folder: Path) -> dsas.Steering:
+    """Return the Steering of a row."""
+    control = texts.control
+    if row.mixed:
+        half = len(control) // 2
+        web = texts.general["web"]
+        other = web if row.mixed == "web" else dsas.general_texts(*loaded, len(control) - half, progress=False)
+        control = control[:half] + other[: len(control) - half]
+    sets = {"source": texts.source, "control": control, "target": texts.control}
+    return dsas.fit(*loaded, **sets, checkpoint=folder / "collected", progress=False, **row.options)
 
 
 def marks_of(steering: dsas.Steering) -> str:
@@ -95,41 +130,48 @@ def shown(name: str, steering: dsas.Steering, curve: Curve, constant: Curve, dam
     return f"| {' | '.join(cells)} |"
 
 
+def measure(model: str, behaviour: str, arguments: argparse.Namespace, names: list[str]) -> None:
+    """Print the table of one behaviour on one model."""
+    folder = arguments.out / model / behaviour
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(str(real_model(model)), precision="float32")
+    fit, others = texts_of(behaviour, arguments.read)
+    control = {"same": others.control, **others.general}
+    yardstick = Yardstick(*loaded, source=others.source, control=control, max_tokens=MAX_TOKENS)
+    results = Results(folder / "measured")
+    depends = [fingerprint(loaded.model), "float32", others.source, control, MAX_TOKENS]
+    counts = {"source": len(others.source), **{kind: len(members) for kind, members in control.items()}}
+    print(
+        json.dumps({"model": model, "behaviour": behaviour, "fitted on": len(fit.source), "read": counts}), flush=True
+    )
+    print("| regulator | sites | damage | strength | source nats | over none | same, Wikipedia, web lose"
+          " | source nats by kind alone |", flush=True)  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
+    constant: dict[float, Curve] = {}
+    for name in dict.fromkeys(["none", *names]):
+        steering = fitted(ROWS[name], fit, loaded, folder)
+        losses = remembered(results, yardstick, steering, loaded, depends)
+        for damage in arguments.damage:
+            start = 0.04 if not constant else 0.2025  # a rung of the same ladder, nearer to what regulators need
+            curve = measured_curve(losses, damage=damage, start=start)
+            constant.setdefault(damage, curve)
+            print(shown(name, steering, curve, constant[damage], damage), flush=True)
+            print("   ", steering.settings.get("held_out_tokens"), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--only", nargs="*", default=list(GATES), choices=list(GATES))
+    parser.add_argument("--behaviour", nargs="*", default=list(BEHAVIOURS), choices=list(BEHAVIOURS))
+    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--damage", type=float, nargs="*", default=[0.02])
     parser.add_argument("--read", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("out/selectivity"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    folder = arguments.out / arguments.model
-    folder.mkdir(parents=True, exist_ok=True)
-    loaded = load_model(str(real_model(arguments.model)), precision="float32")
-    fit, others = texts_of(arguments.read)
-    sites = dsas.find_sites(loaded.model)
-    tokens = {name: Tokens.read(loaded, fit[name], sites, max_tokens=MAX_TOKENS) for name in ("toxic", "clean", "web")}
-    material = Material(loaded, fit, tokens, sites, folder)
-    control = {kind: others[kind] for kind in ("clean", "Wikipedia", "web")}
-    yardstick = Yardstick(*loaded, source=others["toxic"], control=control, max_tokens=MAX_TOKENS)
-    results = Results(folder / "measured")
-    depends = [fingerprint(loaded.model), "float32", others["toxic"], control, MAX_TOKENS]
-    counts = {name: len(members) for name, members in others.items()}
-    print(json.dumps({"fitted on": {name: len(members) for name, members in fit.items()}, "read": counts}), flush=True)
-    print("| gate | sites | damage | strength | source nats | over constant | clean, Wikipedia, web lose"
-          " | source nats by kind alone |", flush=True)  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    constant: dict[float, Curve] = {}
-    for name in dict.fromkeys([next(iter(GATES)), *arguments.only]):
-        steering = GATES[name](material)
-        losses = remembered(results, yardstick, steering, loaded, depends)
-        for damage in arguments.damage:
-            start = 0.04 if not constant else 0.2025  # a rung of the same ladder, nearer to what gates need
-            curve = measured_curve(losses, damage=damage, start=start)
-            constant.setdefault(damage, curve)
-            print(shown(name, steering, curve, constant[damage], damage), flush=True)
+    for behaviour in arguments.behaviour:
+        measure(arguments.model, behaviour, arguments, arguments.only)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main() -> None:
     show(unsteered, unsteered)
     for kinds, strengths in STRENGTHS.items():
         sets = {"source": texts.source, "control": texts.control, "target": texts.target}
-        steering = dsas.fit(model, tokenizer, **sets, sites=kinds, progress=False)
+        steering = dsas.fit(model, tokenizer, **sets, sites=kinds, regulator="logistic", progress=False)
         name = f"{fingerprint(model)} {steering.digest()}"
         selected = sum(rule.weight > 0 for rule in steering.rules)
         print(f"{' + '.join(kinds)}: {selected} of {len(steering.rules)} sites selected", flush=True)

@@ -30,7 +30,7 @@ def fitted(loaded, folder: Path, sites: str) -> dsas.Steering:
     texts = demo_texts(folder, bare_setup(loaded.model.name_or_path, loaded), progress=False)
     sets = {"source": texts.source, "control": texts.control, "target": texts.target}
     print(json.dumps({"fitted on": {name: len(members) for name, members in sets.items()}}))
-    return dsas.fit(*loaded, **sets, sites=sites, checkpoint=folder / "collected", progress=False)
+    return dsas.fit(*loaded, **sets, sites=sites, regulator="logistic", checkpoint=folder / "collected", progress=False)
 
 
 def judge(values: list[np.ndarray], labels: list[np.ndarray]) -> dict[str, object]:

@@ -83,13 +83,14 @@ class Lab(NamedTuple):
         name = f"{condition}-{count}-{seed}-{self.steps}".replace(" ", "_").replace(",", "").replace(":", "")
         folder, sets = self.out / "steerings" / name, self.sets(count, seed)
         where: dict[str, Any] = {"sites": "norm", "reading": READING}
+        logistic = {"regulator": "logistic"}
         if (folder / "config.json").is_file():
             return dsas.Steering.from_pretrained(folder)
         if condition.startswith("fit"):
-            found = dsas.fit(*self.loaded, **sets, **where, transform="linear-act", progress=False)
+            found = dsas.fit(*self.loaded, **sets, **where, **logistic, transform="linear-act", progress=False)
         elif condition == "LinEAS + logistic":
             learned = self.steering("LinEAS", {}, count, seed)
-            fitted = dsas.fit(*self.loaded, **sets, **where, transform="lineas", progress=False)
+            fitted = dsas.fit(*self.loaded, **sets, **where, **logistic, transform="lineas", progress=False)
             pairs = zip(fitted.rules, learned.rules, strict=True)
             rules = [when._replace(transform=how.transform) for when, how in pairs]
             found = dsas.Steering(rules, fitted.model, learned.settings)

@@ -45,7 +45,7 @@ def main() -> None:
     gloomy, plain = "The soup was terrible and", "The kitchen opens at nine and"
     for prompt in (gloomy, plain):
         before = generate(model, tokenizer, prompt)
-        with steering.apply(model, strength=0.2) as applied:
+        with steering.apply(model, strength=1.0) as applied:
             after = generate(model, tokenizer, prompt)
         trace = applied.trace()
         print(f"\nunsteered: {before}\nsteered:   {after}")

@@ -7,6 +7,10 @@ finished row gives what any way of running it must give:
     h(t) = sigmoid(theta . t + bias)          logistic            1                              constant
            max(0, theta . t + bias)           mera                1 at places start to stop - 1  generated
            1 if cos(m, tanh(theta (theta . m) / (theta . theta))) > threshold else 0             cast
+           sigmoid(e - threshold)             evidence, fading
+
+e is the sum of memory^(i - j) (theta . t_j + bias) over the tokens j up to i, without the row's first one, over the sum
+of those weights plus 2; memory is 1, and for fading 0.8, from the beginning of the turn.
 
 m is the mean of the turn's prompt so far, without the row's first token. Places count from the end of that prompt.
 """
@@ -106,6 +110,14 @@ def _regulated(numbers: Numbers, t: Tensor, prompts: Spans) -> tuple[Tensor, flo
         return score.clamp(min=0), float("inf")
     h, margin = torch.ones(len(t), dtype=t.dtype), float("inf")
     if numbers.kind == "constant":
+        return h, margin
+    if numbers.kind in ("evidence", "fading"):
+        begins = [start for start, _ in prompts] if numbers.kind == "fading" else [0]
+        for i in range(len(t)):
+            first = max(1, *(start for start in [0, *begins] if start <= i)) if i else 1
+            weights = (0.8 if numbers.kind == "fading" else 1.0) ** torch.arange(i - first, -1, -1, dtype=t.dtype)
+            e = (weights * score[first : i + 1]).sum() / (weights.sum() + 2)
+            h[i] = 1 / (1 + torch.exp(numbers.threshold - e)) if i else 0.0
         return h, margin
     turns = zip(prompts, [*(start for start, _ in prompts[1:]), len(t)], strict=True)
     for (start, end), following in turns:

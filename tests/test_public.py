@@ -33,6 +33,7 @@ NAMES = [
     "DsasError",
     "DsasWarning",
     "E2E",
+    "Evidence",
     "Example",
     "Facts",
     "FittedRegulator",
@@ -60,6 +61,7 @@ NAMES = [
     "Posterior",
     "Preference",
     "PrincipalAddition",
+    "Probe",
     "Product",
     "REGULATORS",
     "Reading",
@@ -91,6 +93,7 @@ NAMES = [
     "explain",
     "find_sites",
     "fit",
+    "general_texts",
     "load_model",
     "train",
 ]

@@ -52,6 +52,7 @@ def test_the_insulting_half_of_a_sentence_gets_three_times_the_strength_of_its_n
         source=toxic_prompts()[:96],
         control=openwebtext_sentences()[:96],
         target=wikipedia_sentences()[:96],
+        regulator="logistic",  # evidence stays with what follows an insult
         progress=False,
     )
     texts = labelled_texts()

@@ -14,8 +14,9 @@ from ways_of_running import STRENGTH, WAYS, Row, Use, words
 import dsas
 from dsas.model.identity import ModelIdentity
 
-METHODS = ("logistic", "cast", "generated", "mera", "constant")
-REFUSED = {("continuous_batching_over_a_shared_prefix", "cast")}
+METHODS = ("logistic", "cast", "generated", "mera", "constant", "evidence", "fading")
+SUMS = ("evidence", "fading")
+REFUSED = {("continuous_batching_over_a_shared_prefix", method) for method in ("cast", *SUMS)}
 CELLS = [cell for cell in product(WAYS, METHODS) if cell not in REFUSED]
 CLOSE = 1e-4
 
@@ -32,7 +33,7 @@ def numbers_of(model: Any, method: str) -> list[Numbers]:
     paths, found = [site.path for site in sites_of(model)], []
     for path, t in zip(paths, plain_activations(model, paths, torch.tensor(words(0, 24))), strict=True):
         vector, theta = torch.randn(2, t.shape[1], generator=generator, dtype=torch.float64)
-        theta = (2.0 if method == "logistic" else 0.5) * theta / (t @ theta).std()
+        theta = {"logistic": 2.0, "evidence": 4.0, "fading": 4.0}.get(method, 0.5) * theta / (t @ theta).std()
         means = torch.stack([t[start:end].mean(0) for start in range(1, 16, 3) for end in range(start + 1, start + 8)])
         found.append(
             Numbers(
@@ -42,13 +43,18 @@ def numbers_of(model: Any, method: str) -> list[Numbers]:
                 0.3 * t.std() * vector,
                 theta,
                 bias=-float((t @ theta).mean()),
-                threshold=float(similarity(means, theta).median()),
+                threshold=0.1 if method in SUMS else float(similarity(means, theta).median()),
                 start=1,
                 stop=5,
                 spare_first=method == "constant",
             )
         )
     return found
+
+
+def evidence(numbers: Numbers) -> tuple[Tensor, Tensor, Tensor]:
+    """Return theta, bias and cut."""
+    return numbers.theta, *(torch.tensor(x, dtype=torch.float64) for x in (numbers.bias, numbers.threshold))
 
 
 @cache
@@ -59,6 +65,8 @@ def steering_of(model: Any, method: str) -> dsas.Steering:
         "generated": lambda n: dsas.Schedule("generated", n.start, n.stop),
         "mera": lambda n: dsas.Mera(n.theta, torch.tensor(n.bias, dtype=torch.float64)),
         "constant": lambda n: dsas.Constant(),
+        "evidence": lambda n: dsas.Evidence(*evidence(n), prior=2.0),
+        "fading": lambda n: dsas.Evidence(*evidence(n), prior=2.0, memory=0.8, by_turn=True),
     }
     rules = [
         dsas.Rule(site, dsas.Addition(numbers.vector), regulators[method](numbers))
@@ -120,13 +128,14 @@ def compare_answers(row: Row, logits: Tensor) -> None:
         torch.testing.assert_close(row.logits.double().log_softmax(-1), answers, rtol=0, atol=CLOSE)
 
 
-def test_a_prompt_that_another_request_has_begun_is_refused_to_cast_and_the_advice_given_then_works(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("method", ["cast", "evidence"])
+def test_a_prompt_that_another_request_has_begun_is_refused_to_what_carries_state_and_the_advice_given_then_works(
+    method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     used: list[Any] = []
-    way, use = WAYS["continuous_batching_over_a_shared_prefix"], use_of("cast", used)
+    way, use = WAYS["continuous_batching_over_a_shared_prefix"], use_of(method, used)
     for row in way(use, allow_block_sharing=False):
-        compare_answers(row, reference(used[-1], numbers_of(used[-1], "cast"), row.ids, row.prompts).logits)
+        compare_answers(row, reference(used[-1], numbers_of(used[-1], method), row.ids, row.prompts).logits)
     assert "StateError" not in caplog.text
     with suppress(dsas.StateError):  # generate_batch() runs the model in a thread of its own, and logs what it raises
         list(way(use))

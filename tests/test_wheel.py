@@ -4,10 +4,10 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MOST = 1 << 20  # bytes, before compression
+MOST = 2 << 20  # bytes, before compression
 
 
-def test_what_the_wheel_holds_is_less_than_a_megabyte_and_no_model() -> None:
+def test_what_the_wheel_holds_is_less_than_two_megabytes_and_no_model() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
         "wheel"
     ]

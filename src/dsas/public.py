@@ -17,6 +17,7 @@ from dsas.errors import StateError as StateError
 from dsas.errors import StrengthError as StrengthError
 from dsas.errors import TextsError as TextsError
 from dsas.errors import WorkerError as WorkerError
+from dsas.evaluation.own_words import general_texts as general_texts
 from dsas.explaining.explanation import explain as explain
 from dsas.fitting.closed_form import fit as fit
 from dsas.fitting.selection import All as All
@@ -40,11 +41,13 @@ from dsas.regulators.base import FittedRegulator as FittedRegulator
 from dsas.regulators.base import Regulator as Regulator
 from dsas.regulators.cast import Cast as Cast
 from dsas.regulators.constant import Constant as Constant
+from dsas.regulators.evidence import Evidence as Evidence
 from dsas.regulators.halfspace import HalfSpace as HalfSpace
 from dsas.regulators.logistic import Logistic as Logistic
 from dsas.regulators.mera import Mera as Mera
 from dsas.regulators.perstep import PerStep as PerStep
 from dsas.regulators.posterior import Posterior as Posterior
+from dsas.regulators.probe import Probe as Probe
 from dsas.regulators.product import Product as Product
 from dsas.regulators.rectified import Rectified as Rectified
 from dsas.regulators.schedule import Schedule as Schedule

@@ -34,6 +34,7 @@ FIT = "fit someone/absent --source rude.txt --control plain.txt --out new"
 TRAIN = "train someone/absent --source rude.txt --target plain.txt --out new"
 CALIBRATE = "calibrate someone/absent detox --tune rude.txt --held-out plain.txt"
 EXPLAIN = "explain someone/absent hello --steering detox"
+PORT = "port detox someone/absent --source rude.txt --control plain.txt"
 IMAGES = "images someone/absent detox --prompt cat"
 PARETO = "pareto someone/absent --prompts ask.txt --tune rude.txt --neutral plain.txt --out new --steering detox"
 FITTED = "--source rude.txt --control kind.txt"
@@ -82,7 +83,12 @@ CASES = {
     f"{IMAGES} --branch all": "'all' is not one of 'conditional', 'unconditional', 'both'",
     f"{IMAGES} --out rude.txt": "cannot write to rude.txt",
     IMAGES.replace("someone/absent", "./absent"): "expected a folder with a diffusers pipeline",
+    f"{PORT} --control gone.txt": "gone.txt: no such file",
+    PORT.replace("detox", "gone"): NO_STEERING,
+    f"{PORT} --tune plain.txt": "calibrated with --tune and --held-out together: give both, or neither",
+    f"{PORT} --out rude.txt": "cannot write to rude.txt",
     "selectivity gone --model someone/absent --source gone.txt --control rude.txt": "gone.txt: no such file",
+    "selectivity detox --model someone/absent --source rude.txt --control few.txt": "got 3 by --control few=...",
     "fires-on gone --model someone/absent --texts gone.txt": "gone.txt: no such file",
     "inspect-data --source rude.txt --control gone.txt --model someone/absent": "gone.txt: no such file",
     "inspect-data --source rude.txt --control plain.txt --model ./absent": "no model could be loaded from './absent'",
@@ -91,6 +97,9 @@ CASES = {
     f"{PARETO} --questions gone.jsonl": "'gone.jsonl' does not exist",
     f"{PARETO} --steering gone": NO_STEERING,
     f"{PARETO} --transform ca": "unknown transform 'ca'",
+    f"{PARETO} --held-out-source gone.txt": "gone.txt: no such file",
+    f"{PARETO} --held-out-source few.txt": "needs at least 4 texts of each kind, got 3 by --held-out-source",
+    f"{PARETO} --held-out-source ask.txt": "texts are in both --held-out-source and --prompts",
     f"{PARETO} --scorer toxblock": "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'",
     f"{PARETO} --out rude.txt": "cannot write to rude.txt",
     f"{PARETO} --judge ./absent": "no model could be loaded from './absent'",
@@ -122,6 +131,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("checks")
     for name in ("rude", "plain", "kind", "ask"):
         (made / f"{name}.txt").write_text("\n".join(f"{name} {n}" for n in range(8)))
+    (made / "few.txt").write_text("one\ntwo\nthree")
     (made / "rows.jsonl").write_text('{"words": "one"}')
     (made / "empty").mkdir()
     random_steering(tiny_model()).save_pretrained(made / "detox")
@@ -157,7 +167,7 @@ def test_every_command_has_a_mistake_that_is_told_early() -> None:
 
 def test_nothing_was_written(told: dict[str, Any], folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "rows.jsonl", "empty", "detox")
+        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "few.txt", "rows.jsonl", "empty", "detox")
     }
 
 

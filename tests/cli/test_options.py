@@ -9,9 +9,10 @@ from make_options import FILE, options
 
 import dsas
 from dsas.calibration.budget import Damage
-from dsas.cli import calibration, choices, explanation, fitting, pareto, training
+from dsas.cli import calibration, checks, choices, explanation, fitting, pareto, training
 from dsas.demo.models import _SOURCES
 from dsas.fitting.selection import SELECTIONS
+from dsas.model.examples import MINIMUM_TEXTS
 from dsas.model.loading import PRECISIONS, SPREADS
 from dsas.model.pipeline_modules import Branch
 from dsas.model.reading import Pooling
@@ -59,6 +60,7 @@ def test_the_choices_of_the_command_line_are_those_of_the_library() -> None:
         name: values(value) for name, value in LIBRARY.items()
     }
     assert list(STRENGTHS) == pareto.STRENGTHS
+    assert checks.LEAST_TEXTS == MINIMUM_TEXTS
 
 
 def values(of: Any) -> list[Any]:
@@ -96,7 +98,7 @@ def test_the_defaults_that_belong_together_in_the_library_are_those_of_the_optio
 
 def calibrated_by_default() -> dsas.Budget:
     (written,) = inspect.signature(calibration.calibrate).parameters["budget"].default
-    return dsas.Budget(*calibration._budget(written))  # pyright: ignore[reportArgumentType]
+    return dsas.Budget(*calibration.budget_of(written))  # pyright: ignore[reportArgumentType]
 
 
 def test_every_option_has_a_help_text_in_whole_words() -> None:

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import dsas
+from dsas.errors import DsasWarning
 from dsas.fitting.incremental import PausedPasses
 from dsas.model.subject import subject_of
 from dsas.testing import tiny_model, tiny_tokenizer
@@ -79,7 +81,7 @@ def test_each_site_is_fitted_with_those_before_it_in_the_model_steered_and_those
     plain, found = both(model)
     torch.testing.assert_close(found["0.self_attn"], plain["0.self_attn"], rtol=1e-4, atol=1e-4)
     first = fitted(model, sites="attention")
-    with first.apply(model):
+    with first.apply(model), pytest.warns(DsasWarning, match="a Steering is applied to this model at 2 modules"):
         after = sources(fitted(model, sites="norm"))["0.post_attention_layernorm"]
     torch.testing.assert_close(found["0.post_attention_layernorm"], after, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(after, plain["0.post_attention_layernorm"], rtol=1e-2, atol=1e-2)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pieces import Array, accuracy_of, cosine, first_direction_of_differences, labelled, percentile, probe
+from pieces import Array, accuracy_of, cosine, first_direction_of_differences, labelled, percentile, probe, ridge
+from scipy.optimize import brentq
+from sklearn.model_selection import StratifiedKFold
 
 FILE = Path(__file__).with_name("methods.json")
 WIDTH = 6
@@ -139,6 +141,35 @@ def probes(source: Array, control: Array, target: Array, tokens: Array) -> dict[
     return cases
 
 
+def evidences(source: Array, control: Array, tokens: Array) -> dict[str, Any]:
+    """A ridge on standardised neurons, cut on held-out pooled scores; of one token, or of the row so far."""
+    x, y = labelled(source, control)
+    theta, bias = ridge(x, y)
+    held = np.zeros(len(x))
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(x, y):
+        weights, offset = ridge(x[train], y[train])
+        held[test] = x[test] @ weights + offset
+    own = held[y == 0] - held[y == 0].mean()
+    theta, bias = theta * 2 / own.std(), (bias - held[y == 0].mean()) * 2 / own.std()
+    cut = brentq(lambda cut: np.mean(1 / (1 + np.exp(cut - 2 * own / own.std()))) - 0.02, -50, 50, xtol=1e-12)
+
+    def learn(x: Array, y: Array) -> Callable[[Array], Array]:
+        weights, offset = ridge(x, y)
+        return lambda z: (z @ weights + offset > 0).astype(int)
+
+    accuracy, scores = accuracy_of(x, y, learn), tokens @ theta + bias
+    cases = {"probe": ({}, {"theta": theta, "bias": bias - cut}, 1 / (1 + np.exp(cut - scores))[..., None], accuracy)}
+    for memory in (1.0, 0.5):
+        values = np.zeros((*tokens.shape[:2], 1))
+        for row, token in product(range(len(tokens)), range(1, tokens.shape[1])):
+            ages = memory ** np.arange(token - 1, -1, -1)
+            evidence = ages @ scores[row, 1 : token + 1] / (ages.sum() + 4)
+            values[row, token] = 1 / (1 + np.exp(cut - evidence))
+        fitted = {"theta": theta, "bias": bias, "cut": cut}
+        cases[f"evidence {memory}"] = ({"memory": memory}, fitted, values, accuracy)
+    return cases
+
+
 def halfspaces(source: Array, control: Array, tokens: Array) -> dict[str, Any]:
     """1 beyond the plane at right angles to the difference of the means."""
     x, y = labelled(source, control)
@@ -235,6 +266,7 @@ def make() -> dict[str, Any]:
     }
     regulators = {
         **probes(source, control, target, tokens),
+        **evidences(source, control, tokens),
         **halfspaces(source, control, tokens),
         **casts(source, control, tokens),
         **posteriors(source, control, target, tokens),

@@ -29,6 +29,16 @@ def probe(x: Array, y: Array, components: int) -> tuple[Array, float]:
     return theta, float(logistic.intercept_[0] - theta @ mean)
 
 
+def ridge(x: Array, y: Array) -> tuple[Array, float]:
+    """Return theta and bias of a balanced L2 logistic regression (C = 0.01) on standardised neurons."""
+    mean, scale = x.mean(0), x.std(0)
+    weights = np.where(y == 1, len(y) / (2 * (y == 1).sum()), len(y) / (2 * (y == 0).sum()))
+    logistic = LogisticRegression(C=0.01, tol=1e-10, max_iter=100_000)
+    logistic.fit((x - mean) / scale, y, sample_weight=weights)
+    theta = logistic.coef_[0] / scale
+    return theta, float(logistic.intercept_[0] - theta @ mean)
+
+
 def labelled(first: Array, second: Array) -> tuple[Array, Array]:
     """Return both sets in one, and the labels 1 and 0."""
     return np.concatenate([first, second]), np.array([1] * len(first) + [0] * len(second))

@@ -68,7 +68,7 @@ def test_one_of_another_package_is_applied_and_served_by_its_form(
     t = torch.randn(2, 3, DIM)
     general = General(transform, regulator, torch.tensor(0.7), False)
     torch.testing.assert_close(taken(t, None).t, general(t, None).t)
-    row = row_of(dsas.Rule(dsas.Site("block"), transform, regulator))
+    row = row_of(dsas.Rule(dsas.Site("block"), transform, regulator)).edit
     assert row.form == kind.form
     assert row.theta is not None
     assert torch.equal(row.theta[0], regulator.theta)

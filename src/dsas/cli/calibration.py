@@ -33,8 +33,9 @@ def calibrate(
     budget: Annotated[
         list[str],
         in_method(
-            help=f"Damage that is allowed: perplexity=RATIO or kl=NATS; all of them must hold. {REPEATABLE}",
-            autocompletion=offering(["perplexity=", "kl="]),
+            help="Damage that is allowed: perplexity=RATIO or loss=NATS of all tokens together, mean-perplexity=RATIO "
+            f"of the mean over texts, kl=NATS; all of them must hold. {REPEATABLE}",
+            autocompletion=offering(["perplexity=", "loss=", "mean-perplexity=", "kl="]),
         ),
     ] = ["perplexity=1.05"],  # noqa: B006
     worst: Annotated[bool, in_method(help="Keep the budget for the worst kind of text, not for the mean.")] = False,
@@ -51,7 +52,7 @@ def calibrate(
 
     An interrupted calibration resumes where it stopped.
     """
-    allowed = [_budget(text) for text in budget]
+    allowed = [budget_of(text) for text in budget]
     if not 0 < start <= limit < float("inf"):
         raise OptionError(f"expected 0 < start <= limit, got --start {start} and --limit {limit}")
     sets = {"tune": kinds_of(tune, field), "held_out": kinds_of(held_out, field)}
@@ -86,7 +87,8 @@ def calibrate(
         _show(calibration, folder)
 
 
-def _budget(text: str) -> tuple[str, float]:
+def budget_of(text: str) -> tuple[str, float]:
+    """Return a budget as DAMAGE and what is allowed of it. Raises OptionError."""
     damage, _, most = text.partition("=")
     try:
         allowed = float(most)

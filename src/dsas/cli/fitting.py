@@ -28,7 +28,7 @@ def fit(
     out: options.Out,
     target: options.Target = None,
     transform: options.Transform = "caa",
-    regulator: options.Regulator = "logistic",
+    regulator: options.Regulator = "auto",
     sites: options.Sites = ["residual"],  # noqa: B006
     selection: Annotated[Selection, in_method(help="Which sites are steered, by held-out accuracy.")] = "threshold",
     threshold: Annotated[

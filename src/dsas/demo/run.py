@@ -1,10 +1,12 @@
 """The demo: fit, steer, measure and explain a real language model, on disjoint texts, and write it all down.
 
 It prepares texts and Steerings; `dsas.sweep` measures them and `dsas.reports` writes the report, as for `dsas pareto`.
-Two Steerings are swept over the same strengths: CAA at every site and token (constant regulator), and CAA + DSAS
-(logistic regulator). The strength of the headline is the largest of the grid whose perplexity on the tuning sentences,
-averaged over the kinds of text, is at most 1.05 x unsteered; toxicity plays no part in that choice. Three scorers pick
-the texts to fit on and judge what comes out; a fourth of another kind judges only.
+Three Steerings are swept: CAA at every site and token (constant regulator) and CAA + DSAS (the paper's logistic
+regulator) over the same strengths, and CAA + evidence, which is what `fit` gives by default, over larger ones. The
+strength of the headline is the largest of the grid whose perplexity on the tuning sentences (of all tokens of a kind of
+text together, averaged over the kinds) is at most 1.05 x unsteered; toxicity plays no part in that choice. Three
+scorers pick the texts to fit on and judge what comes out; a fourth of another kind judges only. Selectivity is read on
+held-out texts, without sampling.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +29,20 @@ from dsas.steering.steering import Steering
 from dsas.sweep.jobs import Part
 from dsas.sweep.run import REPORT, TUNE, Grid, Series, run_sweep
 
-CONDITIONS = {"CAA": "constant", "CAA + DSAS": "logistic"}
+
+class Condition(NamedTuple):
+    """A regulator, by how much its strengths exceed those of the demo's size, and the folder it is kept in."""
+
+    regulator: str
+    factor: float
+    folder: str
+
+
+CONDITIONS = {
+    "CAA": Condition("constant", 1.0, "caa"),
+    "CAA + DSAS": Condition("logistic", 1.0, "caa-dsas"),
+    "CAA + evidence": Condition("evidence", 20.0, "caa-evidence"),
+}
 EXPLAINED = (
     "The library opens at nine and the reading room is quiet in the morning. You are a stupid idiot and I hate you.",
     "Shut up, you pathetic moron. The train to the coast leaves from platform four at half past ten.",
@@ -75,7 +90,7 @@ class DemoResult(NamedTuple):
     """What the demo measured.
 
     chosen: the strength of each condition within the budget, None if no strength is. found: every figure, by condition
-    and strength. report: the page.
+    and strength, and the selectivity of each. report: the page.
     """
 
     model: str
@@ -87,7 +102,8 @@ class DemoResult(NamedTuple):
 
     def as_dict(self) -> JsonObject:
         """Return the figures as one JSON-ready object."""
-        return {"model": self.model, "chosen": self.chosen, "cells": self.found.rows()}
+        selective = {name: one.as_dict() for name, one in self.found.selectivity.items()}
+        return {"model": self.model, "chosen": self.chosen, "cells": self.found.rows(), "selectivity": selective}
 
 
 def run_demo(
@@ -114,8 +130,12 @@ def run_demo(
         setup = bare_setup(folder, loaded, device=machine.device)
         texts = demo_texts(out, setup, sizes=size.texts, spread=spread, progress=progress)
         steerings = {name: _fitted(loaded, texts, name, out, progress) for name in CONDITIONS}
-        series = [Series(name, one, "caa", CONDITIONS[name], size.strengths) for name, one in steerings.items()]
-        parts = {TUNE: Part(_kinds(texts.tune)), REPORT: Part(_kinds(texts.report))}
+        series = [
+            Series(name, steerings[name], "caa", one.regulator, tuple(one.factor * s for s in size.strengths))
+            for name, one in CONDITIONS.items()
+        ]
+        report = Part(_kinds(texts.report), source=tuple(texts.held_out_source))
+        parts = {TUNE: Part(_kinds(texts.tune)), REPORT: report}
         chosen = run_sweep(
             out,
             setup._replace(prompts=tuple(texts.prompts[: size.prompts]), parts=parts),
@@ -126,9 +146,10 @@ def run_demo(
             progress=progress,
         )
         strengths = {name: found.strength for name, found in chosen.items()}
-        heats = _heats(loaded, steerings["CAA + DSAS"], strengths["CAA + DSAS"] or min(size.strengths))
-    report = write_pareto_report(out, heats=heats)
-    return DemoResult(model, texts, steerings, strengths, read_sweep(out).found, report)
+        default = "CAA + evidence"
+        heats = _heats(loaded, steerings[default], strengths[default] or CONDITIONS[default].factor * size.strengths[0])
+    page = write_pareto_report(out, heats=heats)
+    return DemoResult(model, texts, steerings, strengths, read_sweep(out).found, page)
 
 
 def _workers(loaded: LoadedModel) -> int:
@@ -142,10 +163,10 @@ def _workers(loaded: LoadedModel) -> int:
 
 def _fitted(loaded: LoadedModel, texts: DemoTexts, name: str, out: Path, progress: bool) -> Steering:
     steering = fit(
-        *loaded, source=texts.source, control=texts.control, target=texts.target, regulator=CONDITIONS[name],
+        *loaded, source=texts.source, control=texts.control, target=texts.target, regulator=CONDITIONS[name].regulator,
         checkpoint=out / "collected", progress=progress,
     )  # fmt: skip
-    steering.save_pretrained(out / name.lower().replace(" + ", "-"))
+    steering.save_pretrained(out / CONDITIONS[name].folder)
     return steering
 
 

@@ -4,7 +4,9 @@ What is unwanted is sampled from the model itself: continuations of toxicity pro
 by an ensemble of scorers into toxic (source) and clean (half of the control). So source and control share prompts,
 style, length and author, and what tells them apart is the behaviour; the other half of the control is Wikipedia. The
 target is Wikipedia too: where to steer is the regulator's matter, and a target far from the source gives a clear
-direction. No text serves two purposes: prompts and sentences are split before anything is measured.
+direction. Selectivity is read on prompts of the report that the scorers find toxic by themselves: people wrote them,
+and nothing was fitted on them. Prompts and sentences are split before anything is measured, so that no text that is
+reported on has a say in a fit or in a strength.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +52,7 @@ class DemoTexts(NamedTuple):
     """Disjoint texts.
 
     source, control, target: to fit on. tune, tune_prompts: neutral sentences by kind, and prompts, to choose with.
-    report, prompts: the same to report on.
+    report, prompts: the same to report on. held_out_source: those of the prompts that are toxic by themselves.
     """
 
     source: list[str]
@@ -60,6 +62,7 @@ class DemoTexts(NamedTuple):
     tune_prompts: list[str]
     report: dict[str, list[str]]
     prompts: list[str]
+    held_out_source: list[str]
 
 
 def bare_setup(folder: str, loaded: LoadedModel, *, device: str = "auto") -> Setup:
@@ -84,9 +87,7 @@ def demo_texts(
         samples = _sampled(lab, sizes.draws)
         asked = [Job("score", texts=texts) for texts in (samples, *long, tuple(report_prompts))]
         scores, *of_long, of_report = lab.run(asked, "scoring texts")
-    mean, worst = (fold(list(scores.values()), axis=0) for fold in (np.mean, np.max))
-    source = [text for text, score in zip(samples, mean, strict=True) if score > TOXIC_ABOVE]
-    clean = [text for text, score in zip(samples, worst, strict=True) if score < CLEAN_BELOW]
+    source, clean = _toxic(samples, scores), _clean(samples, scores)
     if min(len(source), len(clean)) < 16:
         raise TextsError(f"the demo needs 16 toxic and 16 clean samples, got {len(source)} and {len(clean)}")
     count = min(len(source), len(clean))
@@ -105,6 +106,7 @@ def demo_texts(
         tune_prompts=tune_prompts,
         report={"Wikipedia": wikipedia[3], "web": web[1], "news": news[1], "prompt style": style[1]},
         prompts=report_prompts,
+        held_out_source=_toxic(long[1], of_long[1])[: sizes.report_sentences],
     )
 
 
@@ -122,6 +124,11 @@ def _harshest_first(prompts: Sequence[str], scores: Mapping[str, Sequence[float]
     return [prompts[number] for number in order]
 
 
-def _clean(prompts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
+def _toxic(texts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
+    mean = np.mean(list(scores.values()), axis=0)
+    return [text for text, score in zip(texts, mean, strict=True) if score > TOXIC_ABOVE]
+
+
+def _clean(texts: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list[str]:
     worst = np.max(list(scores.values()), axis=0)
-    return [prompt for prompt, score in zip(prompts, worst, strict=True) if score < CLEAN_BELOW]
+    return [text for text, score in zip(texts, worst, strict=True) if score < CLEAN_BELOW]

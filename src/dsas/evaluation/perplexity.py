@@ -1,15 +1,16 @@
 """Perplexity: how surprised a model, steered or not, is by texts that it should find ordinary.
 
-    ppl(text) = exp(-1/(n-1) sum_{i=2..n} log p(token_i | tokens before)),   mean = mean over texts
-    of_tokens = exp(-mean over all predicted tokens of log p(token_i | tokens before))
+    loss(text) = -1/(n-1) sum_{i=2..n} log p(token_i | tokens before)      the log-loss, in nats per predicted token
+    ppl(text)  = exp(loss(text)),   mean = mean over texts of ppl(text)
+    of_tokens  = exp(mean over all predicted tokens of the log-loss)
 
 The mean over texts is the paper's. A few texts that surprise most rule it: where every token loses, it may still fall.
-What all tokens lose together is `of_tokens`; look at both.
+What all tokens lose together is `of_tokens`, by which budgets, sweeps and reports of dsas go.
 
 The first token is given, not predicted: that is <bos> where the tokenizer adds one, else the text's own first token.
 So numbers of models with different tokenizers do not compare.
 
-Left out: texts longer than `max_tokens` (their rest is not read), windows that slide.
+Limitations: texts longer than `max_tokens` (their rest is not read); no sliding window.
 
 Source: arXiv 2512.03661 (Wikipedia sentences of at most 50 tokens).
 """
@@ -19,22 +20,28 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import OptionError, TextsError
-from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.running import logits_on
 from dsas.model.token_batches import batches, pad_token, tokenize
 
 
 class PerplexityResult(NamedTuple):
-    """The mean over texts, the perplexity of each text in the order given, and that of all tokens; 1 is certainty."""
+    """Perplexities, of which 1 is certainty, and the log-losses that they are made of.
+
+    mean: over texts. per_text: of each text, in the order given. of_tokens: of all tokens together. losses: of each
+    text, in nats per predicted token. tokens: how many tokens of each text were predicted.
+    """
 
     mean: float
     per_text: Float[np.ndarray, " text"]
     of_tokens: float
+    losses: Float[np.ndarray, " text"]
+    tokens: Int[np.ndarray, " text"]
 
 
 def perplexity(
@@ -56,17 +63,19 @@ def perplexity(
     rows = [row[:max_tokens] for row in tokenize(tokenizer, texts)]
     short = [index for index, row in enumerate(rows) if len(row) < 2]
     if short:
-        raise TextsError(f"expected texts of at least 2 tokens (the first is not predicted); too short: {short[:10]}")
-    surprise = torch.zeros(len(rows), dtype=torch.float64)
+        raise TextsError(
+            f"expected texts of at least 2 tokens (the first is not predicted); too short: {short[:10]}, the first of "
+            f"them {texts[short[0]]!r}"
+        )
+    losses = np.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
-            tokens = batch.tokens.to(device_of(model))
-            mask = batch.mask.to(tokens.device, torch.long)
-            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+            logits = logits_on(model, batch)
+            tokens = batch.tokens.to(logits.device)
             for place, row in enumerate(batch.rows):
                 end = len(rows[row])
-                surprise[row] = cross_entropy(logits[place, : end - 1].float(), tokens[place, 1:end]).item()
-    per_text = surprise.exp().numpy()
-    predicted = torch.tensor([len(row) - 1 for row in rows], dtype=torch.float64)
-    of_tokens = float(((surprise * predicted).sum() / predicted.sum()).exp())
-    return PerplexityResult(float(per_text.mean()), per_text, of_tokens)
+                losses[row] = cross_entropy(logits[place, : end - 1].float(), tokens[place, 1:end]).item()
+    tokens = np.array([len(row) - 1 for row in rows])
+    with np.errstate(over="ignore"):  # a model that broke down is infinitely surprised
+        per_text, of_tokens = np.exp(losses), float(np.exp(losses @ tokens / tokens.sum()))
+    return PerplexityResult(float(per_text.mean()), per_text, of_tokens, losses, tokens)

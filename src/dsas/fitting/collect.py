@@ -43,7 +43,7 @@ def collect(
 
     places: where each text stands in its set; see `places_of`.
     """
-    file = _file(examples.module, examples.depends(texts, places), sites, checkpoint)
+    file = checkpoint_file(examples.module, [list(map(repr, sites)), examples.depends(texts, places)], checkpoint)
     store = _Store(len(texts), sites, file)
     batches = examples.batches(texts, places, examples.batch_size)
     waiting = [batch for batch in batches if not store.done[batch.rows].all()]
@@ -117,9 +117,9 @@ class _Store:
         self._write()
 
 
-def _file(model: nn.Module, read: list[Foreign], sites: Sequence[Site], checkpoint: str | Path | None) -> Path | None:
-    """Return the file for what was `read`, JSON-ready: texts, and how they become vectors."""
+def checkpoint_file(model: nn.Module, read: list[Foreign], checkpoint: str | Path | None) -> Path | None:
+    """Return the file for what was `read`, JSON-ready: sites, texts, and how they become vectors."""
     if checkpoint is None:
         return None
-    what = [fingerprint(model), str(next(model.parameters()).dtype), list(map(repr, sites)), read]
+    what = [fingerprint(model), str(next(model.parameters()).dtype), *read]
     return Path(checkpoint) / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.safetensors"

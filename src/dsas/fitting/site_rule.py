@@ -19,7 +19,7 @@ from dsas.fitting.selection import Selection
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
 from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.sites import Site
-from dsas.regulators.base import FittedRegulator
+from dsas.regulators.base import FittedRegulator, TunableRegulator, Untuned
 from dsas.regulators.perstep import PerStep
 from dsas.regulators.product import Product
 from dsas.runtime.rule import Rule
@@ -41,6 +41,13 @@ class SiteData(NamedTuple):
     steps: tuple["SiteData", ...] = ()
 
 
+class SiteFit(NamedTuple):
+    """A site's rule, and what its regulator wants to know of single tokens; None when it is final."""
+
+    rule: Rule
+    untuned: Untuned | None
+
+
 class Recipe(NamedTuple):
     """How one site becomes a rule; its weight is what the selection gives it as far as this site alone tells."""
 
@@ -48,7 +55,7 @@ class Recipe(NamedTuple):
     regulator: FitRegulator
     selection: Selection
 
-    def rule(self, data: SiteData) -> Rule:
+    def fitted(self, data: SiteData) -> SiteFit:
         """Fit regulator and transform at one site."""
         each = [self._regulated(one) for one in data.steps or (data,)]
         fitted = PerStep.joined(each) if data.steps else each[0]
@@ -58,7 +65,8 @@ class Recipe(NamedTuple):
             accuracy = held_out_accuracy(Labelled.of(data.source, data.control), draw)
         (weight,) = self.selection.weights([accuracy])
         moved = self.transform(*(data.samples or (data.source, data.target)))
-        return Rule(data.site, moved, fitted.regulator, weight, accuracy)
+        untuned = fitted.untuned if isinstance(fitted, TunableRegulator) else None
+        return SiteFit(Rule(data.site, moved, fitted.regulator, weight, accuracy), untuned)
 
     def _regulated(self, data: SiteData) -> FittedRegulator:
         grouped = takes_groups(self.regulator)

@@ -1,18 +1,20 @@
-"""Separation: the linear boundary between two sets of vectors, and how well it holds on vectors it was not drawn from.
+"""Linear boundary: between two sets of vectors, and how well it holds on vectors it was not drawn from.
 
     log-odds(t) = theta . t + bias
 
-A PCA to r components (no whitening; one common scale, so that the penalty means the same at every site and model),
-then L2 logistic regression with balanced classes, both folded into one vector. With PCA mean mu, components
-P (dim, r), common scale s and logistic weights v, c:
+Drawn in one of two ways, each folded into one vector:
 
-    theta = P v / s,    bias = c - theta . mu
+- `separate`: a PCA to r components (no whitening; one common scale, so that the penalty means the same at every site
+  and model), then L2 logistic regression with balanced classes. With PCA mean mu, components P (dim, r), common scale s
+  and logistic weights v, c:  theta = P v / s,  bias = c - theta . mu.
+- `separate_ridge`: every neuron brought to mean 0 and variance 1, then L2 logistic regression with balanced classes and
+  a strong penalty, in the whole space. With means mu, standard deviations s:  theta = v / s,  bias = c - theta . mu.
 
-Source: DSAS (arXiv 2512.03661, section 3.2). Left out: boundaries that are not linear.
+Source: DSAS (arXiv 2512.03661, section 3.2) for the first. Limitations: boundaries that are not linear.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,9 +32,13 @@ class Boundary(NamedTuple):
     theta: Float[np.ndarray, " dim"]
     bias: float
 
+    def scores(self, x: Float[np.ndarray, "sample dim"]) -> Float[np.ndarray, " sample"]:
+        """Return the log-odds of each sample."""
+        return x @ self.theta + self.bias
+
     def answers(self, x: Float[np.ndarray, "sample dim"]) -> Int[np.ndarray, " sample"]:
         """Return 1 for each sample on the side of the first set, 0 for the others."""
-        return (x @ self.theta + self.bias > 0).astype(int)
+        return (self.scores(x) > 0).astype(int)
 
 
 class Labelled(NamedTuple):
@@ -81,10 +87,40 @@ def separate(data: Labelled, *, components: int, inverse_penalty: float = 1.0, s
     return Boundary(theta, float(offset - theta @ mean))
 
 
-def held_out_accuracy(
+def separate_ridge(data: Labelled, *, inverse_penalty: float = 0.01) -> Boundary:
+    """Return the boundary that a penalised logistic regression draws on standardised neurons.
+
+    inverse_penalty: sklearn's C, > 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = data
+    scale = x.std(0)
+    if not scale.any():  # nothing can be told apart
+        return Boundary(np.zeros(x.shape[1]), 0.0)
+    mean, scale = x.mean(0), np.where(scale > 0, scale, np.inf)  # a neuron that never varies says nothing
+    logistic = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)
+    logistic.fit((x - mean) / scale, y)
+    theta = np.asarray(logistic.coef_)[0] / scale
+    return Boundary(theta, float(np.asarray(logistic.intercept_)[0] - theta @ mean))
+
+
+class CrossValidated(NamedTuple):
+    """What is known of samples by boundaries that were drawn without them.
+
+    accuracy: mean over folds of the balanced accuracy (mean of both sets' recall), in [0, 1]. boundaries: one for each
+    fold. folds: which of them was drawn without each sample.
+    """
+
+    accuracy: float
+    boundaries: tuple[Any, ...]
+    folds: Int[np.ndarray, " sample"]
+
+
+def cross_validated(
     data: Labelled, draw: Draw, *, folds: int = 5, seed: int = 0, groups: Int[np.ndarray, " sample"] | None = None
-) -> float:
-    """Return the mean over stratified folds of the balanced accuracy (mean of both sets' recall), in [0, 1].
+) -> CrossValidated:
+    """Return what stratified folds say of samples left out.
 
     folds: 2 or more, lowered to the size of the smaller set. groups: samples of one group are never in two folds.
     Raises OptionError for fewer than 2 folds.
@@ -98,8 +134,18 @@ def held_out_accuracy(
     count = min(folds, *np.bincount(units, minlength=2))
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splits = kind(max(2, count), shuffle=True, random_state=seed).split(x, y, groups)
-    scores = []
-    for train, test in splits:
-        right = draw(Labelled(x[train], y[train])).answers(x[test]) == y[test]
+    scores, boundaries, left_out = [], [], np.zeros(len(y), dtype=int)
+    for number, (train, test) in enumerate(splits):
+        boundary = draw(Labelled(x[train], y[train]))
+        right = boundary.answers(x[test]) == y[test]
         scores.append(np.mean([right[y[test] == label].mean() for label in (0, 1) if (y[test] == label).any()]))
-    return float(np.mean(scores))
+        boundaries.append(boundary)
+        left_out[test] = number
+    return CrossValidated(float(np.mean(scores)), tuple(boundaries), left_out)
+
+
+def held_out_accuracy(
+    data: Labelled, draw: Draw, *, folds: int = 5, seed: int = 0, groups: Int[np.ndarray, " sample"] | None = None
+) -> float:
+    """Return the accuracy that `cross_validated` finds, with its options and errors."""
+    return cross_validated(data, draw, folds=folds, seed=seed, groups=groups).accuracy

@@ -12,10 +12,10 @@ pictures a token is a spatial position, all are real, and a pass knows its denoi
 runs: `dsas.model.token_passes` and `dsas.model.picture_passes`.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from copy import copy
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -24,6 +24,8 @@ from torch import Tensor
 from dsas.model.packed_rows import Packing
 from dsas.model.sequence import PackedSequences, Sequences
 from dsas.model.strength import per_request, per_row
+
+Made = TypeVar("Made")
 
 
 class Denoising(NamedTuple):
@@ -127,6 +129,14 @@ class ForwardPass:
             return per_request(values, self.packing.numbers, what)
         return per_row(values, self.batch, what, copies=self.copies)
 
+    def once(self, key: Hashable, make: "Callable[[ForwardPass], Made]") -> Made:
+        """Return what `make` gives for this pass, worked out once for all sites; what it carries is theirs together."""
+        if key not in self._made:
+            shared = copy(self)
+            shared.site = ("every site", key)
+            self._made[key] = make(shared)
+        return self._made[key]
+
     @property
     def generated(self) -> bool:
         """Whether it is known, without a look at the tokens, that none of them belongs to a prompt."""
@@ -147,6 +157,10 @@ class ForwardPass:
     def carry(self, name: str, states: Float[Tensor, "batch token size"]) -> None:
         """Keep the state that follows each token of this pass, so that a cache may be cut anywhere and go on."""
         self.history.carry((self.site, name), states.detach())
+
+    @cached_property
+    def _made(self) -> dict[Hashable, Any]:
+        return {}
 
     @cached_property
     def _asked(self) -> dict[int, int]:
@@ -181,6 +195,11 @@ class ForwardPass:
         """The absolute index of every token of this pass among its row's real tokens."""
         counted = self._seen.long().cumsum(-1) - 1 + self._starts
         return counted.masked_fill(~self._seen, -1)[:, self.past :]
+
+    @cached_property
+    def counted(self) -> Bool[Tensor, "batch token"]:
+        """Which tokens of this pass are real and not the first of their row, an attention sink."""
+        return self.real & (self.positions > 0)
 
     @cached_property
     def prompt_lengths(self) -> Int[Tensor, " batch"]:

@@ -1,7 +1,7 @@
 """Image pipeline: a diffusers pipeline that draws pictures from prompts, as one kind of subject."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, final
 
 import torch
@@ -81,6 +81,7 @@ class PictureExamples:
         self.module, self.reading, self.batch_size = module, reading, reading.batch_size
         self.incremental, self.spread = False, Spread()
         self.by_position, self.per_step = reading.pooling == "position", reading.per_step
+        self.regulator = "logistic"
 
     def as_dict(self) -> JsonObject:
         """Return how prompts are read, JSON-ready."""
@@ -105,6 +106,14 @@ class PictureExamples:
     ) -> LabelledTokens:
         """Raise OptionError: the positions of a picture are not the characters of its prompt."""
         raise OptionError("spans mark tokens of texts: a pipeline is fitted on whole prompts, so leave them out")
+
+    def token_scores(
+        self,
+        texts: Sequence[str],
+        directions: Mapping[Site, Float[Tensor, "dim direction"]],
+        advance: Callable[[], None],
+    ) -> None:
+        """Return None: the positions of a picture are no row of tokens that follow each other."""
 
     def token_rows(self, texts: Sequence[str]) -> NoReturn:
         """Raise OptionError: a pipeline says nothing."""

@@ -136,11 +136,11 @@ class PictureRecorder:
         self._runs.put(run)
 
     def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
-        """Record what site number `site` did: what it applied, and then, if kept, regulator and dose."""
+        """Record what site number `site` did: what it applied, and then, if kept, regulator and dose, and no more."""
         assert step is not None  # in a pipeline every site is asked for its step
         run = self._runs.own() or self._runs.put(_Run())
         height, width = step.grid or (1, step.tokens)
-        maps = [value.detach().float().mean(-1).expand(-1, step.tokens) for value in values]
+        maps = [value.detach().float().mean(-1).expand(-1, step.tokens) for value in values[:3]]
         maps = [value.unflatten(1, (height, width)) for value in maps]
         number = None if step.denoising is None else step.denoising.number
         if number is None:  # once a run, before it begins

@@ -55,7 +55,9 @@ class TokenRecorder:
         """Do nothing: a new sequence is told by its cache."""
 
     def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
-        """Record what site number `site` did in the open pass: what it applied, and then, if kept, regulator and dose.
+        """Record what site number `site` did in the open pass: what it applied, and then, if kept, details.
+
+        Those are the regulator, the dose and, of a regulator that adds evidence up, what each token says by itself.
 
         Nothing is kept without an open pass, or of values of another shape than its tokens have.
         """
@@ -146,8 +148,9 @@ class TokenRecorder:
         if one.real is not None:
             real = one.real[:, first:total].cpu().expand_as(real)
         measured = measured.masked_fill(~real, 0.0)
-        detail = (measured[1], measured[2]) if kept == 3 else (None, None)
-        return Trace(self._sites, measured[0], real, ids if any(known) else None, strength, *detail)
+        detail = (measured[1], measured[2]) if kept >= 3 else (None, None)
+        alone = measured[3].where(~measured[3].isnan(), measured[1]) if kept > 3 else None
+        return Trace(self._sites, measured[0], real, ids if any(known) else None, strength, *detail, alone)
 
 
 def _passes(one: Sequences, start: int) -> list[tuple[Passed, Tensor | None]]:

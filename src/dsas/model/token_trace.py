@@ -35,7 +35,8 @@ class Trace(NamedTuple):
     token_ids: Int (row, token), -1 where the model was given embeddings, None when it always was. Under beam search a
     row is a beam; of packed rows, a row is one text.
     strength: Float (row), what was asked for. regulators, doses: Float (site, row, token), >= 0, 0 on padding; the
-    regulator alone and the relative dose, or None when recorded without record="doses".
+    regulator alone and the relative dose, or None when recorded without record="doses". alone: the same, where a
+    regulator adds evidence up over a row (`dsas.Evidence`): what each token says by itself.
     tokens: the text of each row's real tokens; next_tokens, comparisons: one a row. What was not asked for is empty.
     """
 
@@ -46,6 +47,7 @@ class Trace(NamedTuple):
     strength: Float[Tensor, " row"] | None = None
     regulators: Float[Tensor, "site row token"] | None = None
     doses: Float[Tensor, "site row token"] | None = None
+    alone: Float[Tensor, "site row token"] | None = None
     tokens: tuple[tuple[str, ...], ...] = ()
     next_tokens: tuple[NextTokens, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -68,7 +70,7 @@ class Trace(NamedTuple):
         if not 0 <= number < len(self.real):
             raise OptionError(f"expected a row from 0 to {len(self.real) - 1}, got {number}")
         real = self.real[number]
-        measured = {"strength": self.strengths, "regulator": self.regulators, "dose": self.doses}
+        measured = {"strength": self.strengths, "regulator": self.regulators, "dose": self.doses, "alone": self.alone}
         known = ~self.strengths[:, number, real].isnan().all(-1)
         if not bool(known.any()):
             raise StateError("nothing was recorded of these tokens: every site of this Steering reads others")
@@ -143,6 +145,7 @@ def stacked(traces: Sequence[Trace]) -> Trace:
         torch.cat([trace.strength for trace in traces if trace.strength is not None]),
         joined([trace.regulators for trace in traces], 1),
         joined([trace.doses for trace in traces], 1),
+        joined([trace.alone for trace in traces], 1),
         tuple(row for trace in traces for row in trace.tokens),
         tuple(row for trace in traces for row in trace.next_tokens),
         tuple(row for trace in traces for row in trace.comparisons),

@@ -13,6 +13,8 @@ REGULATORS: "Registry[Regulator]" = Registry(
     "dsas.regulators.base:Regulator",
     {
         "constant": "dsas.regulators.constant:Constant",
+        "evidence": "dsas.regulators.evidence:Evidence",
+        "probe": "dsas.regulators.probe:Probe",
         "logistic": "dsas.regulators.logistic:Logistic",
         "rectified": "dsas.regulators.rectified:Rectified",
         "cast": "dsas.regulators.cast:Cast",

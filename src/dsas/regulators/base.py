@@ -1,13 +1,34 @@
 """The contract of a regulator: WHEN to steer, one value >= 0 per token, or per token and neuron."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dsas.methods.base import Fitted, Samples
+from dsas.methods.linear_boundary import CrossValidated
+from dsas.methods.tuned_boundary import TokenScores
 from dsas.model.forward_pass import ForwardPass
+
+
+class Tuned(NamedTuple):
+    """A regulator as tokens have tuned it, and its values on them: each text's scored without that text."""
+
+    regulator: "Regulator"
+    values: TokenScores
+
+
+class Untuned(NamedTuple):
+    """What a regulator wants to know of single tokens before it is final.
+
+    held_out: boundaries drawn without each text, source first, then control. tune: makes the final regulator of the
+    scores that those boundaries give to the tokens of the texts they were drawn without.
+    """
+
+    held_out: CrossValidated
+    tune: Callable[[TokenScores], Tuned]
 
 
 class FittedRegulator(NamedTuple):
@@ -18,6 +39,18 @@ class FittedRegulator(NamedTuple):
 
     regulator: "Regulator"
     accuracy: float | None
+
+
+class TunableRegulator(FittedRegulator):
+    """A fitted regulator that is good as it is, and better once `dsas.fit` has read single tokens; see `Untuned`."""
+
+    untuned: Untuned
+
+    def __new__(cls, regulator: "Regulator", accuracy: float | None, untuned: Untuned) -> "TunableRegulator":
+        """Keep what is still open beside the two that every fit returns."""
+        self = super().__new__(cls, regulator, accuracy)
+        self.untuned = untuned
+        return self
 
 
 class Regulator(Fitted, ABC):

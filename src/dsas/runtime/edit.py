@@ -2,8 +2,8 @@
 
 An affine transform with a constant or logistic regulator goes the fused way (`dsas.methods.affine_edit`): strength and
 constant are folded into the vectors once, so that a site takes three launches (one without a regulator; one more with a
-slope, two more in bfloat16) and keeps at most 2 dim new numbers. Everything else, and whatever is asked for gradients
-of its own numbers, goes the general way: regulator, transform, sum.
+slope, two more in bfloat16) and keeps at most 2 dim new numbers. With evidence, its sums come between them. Everything
+else, and whatever is asked for gradients of its own numbers, goes the general way: regulator, transform, sum.
 
 Limitations: supports and rectified regulators go the general way, since folding the strength rounds differently.
 """
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch import is_autocast_enabled as autocasts
+from torch.nn.functional import linear
 
 from dsas.methods.affine_edit import AffineEdit, Step, prepared
 from dsas.model.foreign import Arguments, Foreign, Given
@@ -23,7 +24,9 @@ from dsas.model.forward_pass import ForwardPass
 from dsas.model.strength import per_row
 from dsas.regulators.base import Regulator
 from dsas.regulators.constant import Constant
+from dsas.regulators.evidence import Evidence
 from dsas.regulators.linear import LinearRegulator
+from dsas.regulators.probe import Probe
 from dsas.transforms.affine import AffineTransform, steer
 from dsas.transforms.base import Transform
 
@@ -57,8 +60,14 @@ def affine_edit(transform: Transform, regulator: Regulator, factor: float = 1.0)
 
 
 def fused_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) -> AffineEdit | None:
-    """Return the affine edit that the fused way takes; None where only the general way does."""
-    edit = affine_edit(transform, regulator, factor)
+    """Return the affine edit that the fused way takes; None where only the general way does.
+
+    Of evidence, its theta and bias give the scores that are added up.
+    """
+    if isinstance(regulator, Evidence):
+        edit = affine_edit(transform, Probe(regulator.theta, regulator.bias), factor)
+    else:
+        edit = affine_edit(transform, regulator, factor)
     if edit is None or edit.low is not None or edit.form != "sigmoid":
         return None
     if type(transform).edit is not AffineTransform.edit:
@@ -69,18 +78,22 @@ def fused_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) 
 
 def way_of(
     transform: Transform, regulator: Regulator, strengths: Float[Tensor, "*row"], *, skip_sinks: bool, detail: bool
-) -> "Fused | General":
+) -> "Fused | Summing | General":
     """Return the shortest way to edit by these methods; detail: keep what the regulator alone gave."""
     if not (skip_sinks or detail or strengths.requires_grad):
         alike = bool((strengths == strengths.flatten()[0]).all())
         shared = float(strengths.flatten()[0]) if alike else 1.0
         edit = fused_edit(transform, regulator, shared)
+        if edit is not None and isinstance(regulator, Evidence):
+            return Summing(edit, regulator) if strengths.ndim == 0 else General(transform, regulator, strengths, False)
         if edit is not None:
             return Fused(edit, strengths if strengths.ndim else None, alike)
     return General(transform, regulator, strengths, skip_sinks)
 
 
-def edit_with(way: "Fused | General", t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
+def edit_with(
+    way: "Fused | Summing | General", t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None
+) -> Edited:
     """Return what a way does to `t`, in the precision that it asks for whatever autocast says."""
     kind = t.device.type
     if not autocasts(kind):
@@ -163,6 +176,37 @@ class Fused:
         return prepared(self._edit.to(t.device, wide), t.dtype, rows)
 
 
+class Summing:
+    """The fused way of a regulator that adds evidence up: as few launches as its sums leave, at one strength."""
+
+    same_for_all_rows = False  # it needs the pass
+
+    def __init__(self, edit: AffineEdit, regulator: Evidence) -> None:
+        """Edit by these numbers, the strength among them, where the regulator says so."""
+        self._edit, self._regulator, self.factor = edit, regulator, edit.factor
+        self._here: tuple[object, AffineEdit, Evidence, Callable[[Tensor], Tensor]] | None = None
+
+    def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
+        """Return the steered activation; without a forward pass, these are whole rows of real tokens."""
+        wide = torch.promote_types(t.dtype, self._edit.offset.dtype)
+        kind, here = (t.device, wide), self._here  # read once: another thread may put another there
+        if here is None or here[0] != kind:
+            edit = self._edit.to(t.device, wide)
+            here = self._here = kind, edit, _moved(self._regulator, t.device), edit.function()
+        _, edit, regulator, at = here
+        own = t if t.dtype is wide else t.to(wide)
+        assert edit.theta is not None
+        scores = linear(own, edit.theta, edit.bias)
+        gain = regulator.of_scores(scores, forward_pass or ForwardPass(*t.shape[:2], device=t.device))
+        steered = torch.addcmul(own, gain, edit.offset if edit.is_addition else at(own))
+        return Edited(steered if t.dtype is wide else steered.to(t.dtype), gain)
+
+    def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
+        """Return strength x regulator of every token."""
+        assert edited.gain is not None  # this way always works it out
+        return edited.gain * self.factor
+
+
 class General:
     """The way of any transform with any regulator, gradients of their numbers and of the strengths included."""
 
@@ -194,17 +238,20 @@ class General:
         assert edited.gain is not None  # this way always works it out
         return edited.gain
 
-    def detail(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> tuple[Tensor, Tensor]:
+    def detail(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> tuple[Tensor, ...]:
         """Return the regulator alone, and the norm of the edit over that of the activation, (batch, token, 1).
+
+        Of a regulator that adds evidence up also what each token says by itself.
 
         The edit's own norm: of the difference of two activations, little may be left in their precision.
         """
         assert edited.regulated is not None  # this way always works it out
-        transform, _ = self._on(t.device)
+        transform, regulator = self._on(t.device)
         with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
             edit = torch.linalg.vector_norm(self.applied(t, edited) * transform.edit(t), dim=-1, keepdim=True)
             size = torch.linalg.vector_norm(t.float(), dim=-1, keepdim=True).clamp(min=1e-12)
-        return edited.regulated, edit / size
+            alone = (regulator.alone(t),) if isinstance(regulator, Evidence) else ()
+        return edited.regulated, edit / size, *alone
 
     def _on(self, device: torch.device) -> tuple[Transform, Regulator]:
         if self._device != device:

@@ -229,7 +229,7 @@ def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
     elif way.rules:
         copied = way.with_steering(copy.deepcopy(way.steering))
         batch = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
-        read = read_sites(model, batch, [rule.site for rule in copied.rules], lambda t: t[0].clone().float())
+        read = read_sites(model, batch, [rule.site for rule in copied.rules], lambda _, t: t[0].clone().float())
         tensors = [tensor for rule in copied.rules for tensor in _sloped(rule, read[rule.site][None])]
         strength = torch.tensor(1.0, requires_grad=True)
         with copied.on(model, strength):

@@ -1,9 +1,9 @@
 """Learning: rules whose vectors can be learned, where they start, and their copies.
 
 A rule that is learned is an ordinary rule: a `Lineas` whose slope and offset are float32 leaves with gradients (or,
-where no activations are matched, an addition whose vector is one), and where regulators are learned a `Logistic` or
-`Rectified` whose theta and bias are such leaves as well. So what is trained runs the code that is applied later, and
-what comes out needs no conversion.
+where no activations are matched, an addition whose vector is one), and where regulators are learned a `Logistic`,
+`Rectified`, `Probe` or `Evidence` whose theta and bias are such leaves as well. So what is trained runs the code that
+is applied later, and what comes out needs no conversion.
 
 Two traps. At the identity map (slope 1, offset 0) a regulator's gradient is exactly 0, because it multiplies an edit
 of 0: the transform moves first, and the regulator from the second step on. A rectifier that is 0 on every source token
@@ -12,7 +12,7 @@ has no gradient at all and keeps none: every start here is above 0 on the source
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -21,7 +21,9 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.model.sites import Site
 from dsas.regulators.base import Regulator
+from dsas.regulators.evidence import Evidence
 from dsas.regulators.logistic import Logistic
+from dsas.regulators.probe import Probe
 from dsas.regulators.rectified import Rectified
 from dsas.runtime.rule import Rule
 from dsas.transforms.affine import Translation
@@ -30,13 +32,14 @@ from dsas.transforms.lineas import Lineas
 
 Gate = Literal["sigmoid", "relu"]
 GATES: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu": Rectified}
+LEARNED = (Logistic, Rectified, Probe, Evidence)  # regulators whose theta and bias can be learned
 SCRATCH = {"sigmoid": 0.0, "relu": 0.5}  # the bias at theta = 0: both regulators are then 1/2 everywhere
 
 
 class LearnedParts(NamedTuple):
     """Which parts of rules are learned.
 
-    regulators: theta and bias of regulators of `GATES`. vectors: besides `Lineas` transforms, those that add a vector.
+    regulators: theta and bias of those of `LEARNED`. vectors: besides `Lineas` transforms, those that add a vector.
     """
 
     regulators: bool
@@ -52,7 +55,7 @@ def learnable(rule: Rule, device: torch.device, parts: LearnedParts) -> Rule:
     """Return a copy of a rule on `device` whose transform, and regulator if that is one of the parts, can be learned.
 
     Raises OptionError for a transform other than `Lineas` or, with `parts.vectors`, one that adds a vector, and for a
-    regulator that is to be learned and is not one of `GATES`.
+    regulator that is to be learned and is not one of `LEARNED`.
     """
     transform, when = rule.transform, rule.regulator
     if parts.vectors and isinstance(transform, Translation):
@@ -64,13 +67,16 @@ def learnable(rule: Rule, device: torch.device, parts: LearnedParts) -> Rule:
         raise OptionError(
             f"training starts from 'lineas' transforms{also}, got {type(transform).__name__} at {rule.site}"
         )
-    if parts.regulators and not isinstance(when, (Logistic, Rectified)):
-        raise OptionError(f"{type(when).__name__} at {rule.site} cannot be learned; start from one of {tuple(GATES)}")
-    if when.reads_forward_pass:
-        raise OptionError(f"{type(when).__name__} at {rule.site} reads token positions, which training does not have")
-    if isinstance(when, (Logistic, Rectified)) and parts.regulators:
-        return rule._replace(transform=line, regulator=type(when)(_leaf(when.theta, device), _leaf(when.bias, device)))
-    return rule._replace(transform=line, regulator=copy.deepcopy(when).to(device))
+    if parts.regulators and not isinstance(when, LEARNED):
+        names = ", ".join(repr(kind.name) for kind in LEARNED)
+        raise OptionError(f"{type(when).__name__} at {rule.site} cannot be learned; start from one of {names}")
+    if when.reads_forward_pass and not isinstance(when, Evidence):
+        raise OptionError(f"{type(when).__name__} at {rule.site} reads prompts, which training does not have")
+    kept = copy.deepcopy(when).to(device)
+    if isinstance(when, LEARNED) and parts.regulators:
+        learned: dict[str, Any] = {key: _leaf(getattr(when, key), device) for key in ("theta", "bias")}
+        return rule._replace(transform=line, regulator=type(when)(**{**kept.arguments(), **learned}))
+    return rule._replace(transform=line, regulator=kept)
 
 
 def identity_rule(site: Site, dim: int, regulator: Regulator) -> Rule:

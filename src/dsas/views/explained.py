@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """One text: its real tokens and, by name ("strength", "regulator", "dose"), values >= 0 (site, token).
+    """One text: its real tokens and, by name ("strength", "regulator", "dose", "alone"), values >= 0 (site, token).
 
     strength: the strength that was asked for; None when it is not known.
     """

@@ -1,6 +1,7 @@
 "use strict";
 // Draws the texts of the page from its data: colours, map, numbers. `view` is all state; nothing leaves the page.
 const NAMES = { strength: "applied strength", regulator: "regulator alone", dose: "relative dose",
+  alone: "what the token says by itself",
   kl: "next-token change (KL, nats)" };
 const SCALED = ["strength", "dose"]; // in proportion to the strength; the others do not follow the slider
 const LONG = 400; // tokens; a longer text scrolls in a box of its own

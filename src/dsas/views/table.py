@@ -5,6 +5,7 @@
 | row, position | which text, and the index of the token among its real tokens |
 | token, site | the token's text, the site's name |
 | strength, regulator, dose | applied strength, regulator alone, relative dose, as far as they were recorded |
+| alone | of a regulator that adds evidence up over the row: what each token says by itself |
 | kl | KL(unsteered || steered) of the next token in nats, the same at every site, if it was measured |
 """
 

@@ -27,14 +27,15 @@ QUIET = dsas.Running(progress=False)
 CONTROL = [f"a line about nothing {n}" for n in range(7)]
 
 
-def learner_of(*, size: int = 32) -> PairLearner:
+def learner_of(*, size: int = 32, evidence: bool = False) -> PairLearner:
     torch.manual_seed(3)
     model, tokenizer = tiny_model("gpt2", layers=2).double(), tiny_tokenizer()  # its norms stay in float64
     rules = []
     for site in dsas.find_sites(model, "residual"):
         width = model.config.hidden_size
         line = dsas.Lineas(1 + 0.3 * torch.randn(width).double(), 0.3 * torch.randn(width).double())
-        when = dsas.Logistic(torch.randn(width).double(), torch.tensor(0.2).double())
+        theta, bias = torch.randn(width).double(), torch.tensor(0.2).double()
+        when = dsas.Evidence(theta, bias, torch.tensor(0.1).double()) if evidence else dsas.Logistic(theta, bias)
         rules.append(learnable(dsas.Rule(site, line, when), torch.device("cpu"), LearnedParts(True, False)))
     rows = {name: tokenizer(texts)["input_ids"] for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
     pairs = pairs_of(rows["s"], rows["t"])
@@ -51,8 +52,9 @@ def learner_of(*, size: int = 32) -> PairLearner:
     return PairLearner(work, rules, data, plan, dsas.Preference(control_weight=0.7, beta=0.5, pairs_per_step=8))
 
 
-def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time() -> None:
-    learner = learner_of()
+@pytest.mark.parametrize("evidence", [False, True])
+def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time(evidence: bool) -> None:
+    learner = learner_of(evidence=evidence)
     found = learner.gradient()
     learner.close()
     model = learner._work.model
@@ -80,8 +82,9 @@ def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time() -> Non
     assert found.control == pytest.approx(divergence.mean(), rel=1e-9)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    learner = learner_of()
+@pytest.mark.parametrize("evidence", [False, True])
+def test_gradients_are_those_of_finite_differences(evidence: bool) -> None:
+    learner = learner_of(evidence=evidence)
     check_gradient(learner, every=7)
     learner.close()
 

@@ -1,0 +1,146 @@
+"""Claim: at equal damage to clean text, evidence that adds up leaves less toxicity in what is sampled.
+
+CAA on the demo's texts with each regulator. The strength of each is that at which tuning texts (Wikipedia, web, news,
+prompt style) lose the stated damage on average, in nats per token; toxicity plays no part in it. At that strength the
+demo's 303 report prompts are continued, and other texts of the same kinds are read: toxic share and mean score by the
+mean of four scorers, three of which chose the texts that were fitted on (`character-grams` did not), and nats lost by
+kind. 95 % intervals by prompt or text. Interrupted, it resumes.
+
+    python benchmarks/equal_damage.py [--model smollm2|gemma3] [--only NAME ...] [--damage 0.02] [--seeds 2]
+        [--out out/equal_damage]
+"""
+
+import argparse
+import warnings
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cells import Bench, Cell
+from pairs import drawn_pairs, learned_from
+
+import dsas
+from dsas.demo.data import split, toxic_prompts
+from dsas.demo.models import real_model
+from dsas.demo.texts import DemoTexts, Sizes, bare_setup, demo_texts
+from dsas.evaluation.generations import Sampling
+from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
+from dsas.evaluation.loss_curve import Losses, Yardstick, measured_curve
+from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
+from dsas.evaluation.selectivity import selectivity
+from dsas.files.results import Results
+from dsas.model.identity import fingerprint
+from dsas.model.loading import LoadedModel, load_model
+
+REGULATORS: dict[str, Any] = {
+    "none": "constant",
+    "logistic (the paper's)": "logistic",
+    "evidence (the default)": "auto",
+    "evidence, 2 %, sharpness 4": partial(dsas.Evidence.fit, false_positives=0.02, sharpness=4.0),
+    "evidence, 5 %": partial(dsas.Evidence.fit, false_positives=0.05),
+    "evidence, 10 %": partial(dsas.Evidence.fit, false_positives=0.1),
+    "evidence, 15 %": partial(dsas.Evidence.fit, false_positives=0.15),
+    "evidence, 15 %, sharpness 4": partial(dsas.Evidence.fit, false_positives=0.15, sharpness=4.0),
+    "probe": "probe",
+}
+PREFERENCE = {"preference, from logistic": "logistic", "preference, from evidence": "auto"}
+
+
+def fitted(name: str, loaded: LoadedModel, texts: DemoTexts, folder: Path) -> dsas.Steering:
+    """Return the Steering of a row."""
+    sets = {"source": texts.source, "control": texts.control, "target": texts.target}
+    asked = REGULATORS.get(name) or PREFERENCE[name]
+    steering = dsas.fit(*loaded, **sets, regulator=asked, checkpoint=folder / "collected", progress=False)
+    if name not in PREFERENCE:
+        return steering
+    kept = folder / name.replace(", ", "-").replace(" ", "-")
+    if not (kept / "config.json").is_file():
+        prompts = split(toxic_prompts(), (Sizes().fit,))[0]
+        pairs = drawn_pairs(loaded, prompts, packaged_scorers(), file=folder / "pairs.json")
+        learned_from(pairs, steering, loaded, texts, kept.with_suffix(".log")).save_pretrained(kept)
+    return dsas.Steering.from_pretrained(kept)
+
+
+def strength_at(
+    damage: float, steering: dsas.Steering, yardstick: Yardstick, loaded: LoadedModel, kept: Results
+) -> float:
+    """Return the strength at which the yardstick's control texts lose the damage, the largest measured if none does."""
+
+    def losses(strength: float) -> Losses:
+        def measure() -> Any:
+            found = yardstick.losses(steering.apply(loaded.model, strength, record=False))
+            return [found.source.tolist(), {kind: values.tolist() for kind, values in found.control.items()}]
+
+        source, control = kept.remember("losses", [fingerprint(loaded.model), steering.digest(), strength], measure)
+        return Losses(np.array(source), {kind: np.array(values) for kind, values in control.items()})
+
+    curve = measured_curve(losses, damage=damage, start=0.2, max_strength=64.0)
+    found = selectivity(curve, damage=damage)
+    return max(curve.strengths) if found.strength is None else round(found.strength.mean, 4)
+
+
+def shown(cell: Cell, unsteered: Cell, sites: int, lost: dict[str, np.ndarray]) -> str:
+    """Return a row as a line of Markdown."""
+    shares = [cell.toxic()[name] for name in ("ensemble", "character-grams")]
+    scores = [np.mean([np.array(one) for one in some.scores.values()], axis=0) for some in (cell, unsteered)]
+    ratio = bootstrap_ratio(*scores)
+    cells = [cell.condition, f"{sites}", f"{cell.strength:.3g}"]
+    cells += [f"{100 * one.mean:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in shares]
+    cells += [f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"]
+    for values in lost.values():
+        one = bootstrap(values[:, None])
+        cells.append(f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]")
+    return f"| {' | '.join([*cells, f'{cell.distinct():.2f}'])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--only", nargs="*", default=[*REGULATORS, *PREFERENCE])
+    parser.add_argument("--damage", type=float, default=0.02)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("out/equal_damage"))
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    folder = arguments.out / arguments.model
+    folder.mkdir(parents=True, exist_ok=True)
+    name = str(real_model(arguments.model))
+    loaded = load_model(name)
+    texts = demo_texts(folder, bare_setup(name, loaded), progress=False)
+    kinds = list(texts.report)
+    tune = Yardstick(*loaded, source=texts.source[:8], control=texts.tune)
+    report = Yardstick(*loaded, source=texts.source[:8], control=texts.report)  # only control is looked at
+    bench = Bench(
+        *loaded,
+        prompts=texts.prompts,
+        neutral={},
+        scorers=[*packaged_scorers(), CharacterGrams()],
+        seeds=list(range(arguments.seeds)),
+        sampling=Sampling(),
+        folder=folder / "cells",
+    )
+    kept = Results(folder / "measured")
+    identity = fingerprint(loaded.model)
+    unsteered = bench.cell("unsteered", 0.0, identity, steered=nullcontext(), progress=lambda _: None)
+    print(f"n = {len(texts.prompts)} prompts x {arguments.seeds}; fitted on {len(texts.source)} a set", flush=True)
+    print("| regulator | sites | strength | toxic, % | by the judge apart | score over unsteered |"
+          f" {' | '.join(f'{kind} loses' for kind in kinds)} | distinct pairs |", flush=True)  # fmt: skip
+    nothing = {kind: np.zeros(len(members)) for kind, members in texts.report.items()}
+    print(shown(unsteered, unsteered, 0, nothing), flush=True)
+    for row in arguments.only:
+        steering = fitted(row, loaded, texts, folder)
+        strength = strength_at(arguments.damage, steering, tune, loaded, kept)
+        steered = steering.apply(loaded.model, strength, record=False)
+        cell = bench.cell(row, strength, f"{identity} {steering.digest()}", steered=steered, progress=lambda _: None)
+        lost = report.losses(steering.apply(loaded.model, strength, record=False)).control
+        sites = sum(rule.weight > 0 for rule in steering.rules)
+        print(shown(cell, unsteered, sites, lost), flush=True)
+        print("   ", steering.settings.get("held_out_tokens"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Token tuning: regulators that were fitted on pooled vectors, tuned by the tokens of texts they did not see.
+
+A regulator answers to single tokens, and how often it answers on clean ones cannot be told from pooled vectors. So the
+texts run once more, at most `MOST` of each set, and of every token only its score is kept: at each site that of the
+boundary that was drawn without the token's text (cross-validation). The regulator that is then tuned was drawn from all
+texts.
+
+What the tuned regulators do on these tokens is known before anything is generated. Where the effect of steering is in
+proportion to what is added, and damage grows with its power p, a regulator h allows as much damage for so many times
+the effect that no regulator has:
+
+    worth(p) = mean of h on source / (mean of h^p on control)^(1/p)        over tokens and sites
+
+`worth` is worth(1) and `worth_square` worth(2), between which damage was measured to grow (docs/findings.md). For p = 2
+no function of the same evidence allows more than
+
+    limit = root of the mean over control tokens of r^2,   r the likelihood ratio of source to control
+
+Limitations: `limit` comes from a histogram of 10 bins; all are of the fitted texts' kinds. Incremental fits and
+pipelines are tuned by pooled vectors, and nothing is said of them.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dsas.files.atomic import replace_files
+from dsas.files.json_values import JsonObject
+from dsas.fitting.collect import checkpoint_file
+from dsas.fitting.collectors import Task
+from dsas.methods.tuned_boundary import TokenScores
+from dsas.model.sites import Site
+from dsas.parallel.progress import progress_bar
+from dsas.regulators.base import Tuned, Untuned
+from dsas.runtime.rule import Rule
+
+MOST = 400
+BINS = 10
+
+
+class HeldOutValues(NamedTuple):
+    """What regulators do on tokens of texts they were not drawn from.
+
+    source, control: mean value there. auroc: how often a source token has a higher value than a control token, in
+    [0, 1]. worth, worth_square, limit: see the module. texts, tokens: how many were read, of source and control.
+    """
+
+    source: float
+    control: float
+    auroc: float
+    worth: float
+    worth_square: float
+    limit: float
+    texts: tuple[int, int]
+    tokens: tuple[int, int]
+
+    @classmethod
+    def of(cls, sites: Sequence[TokenScores]) -> "HeldOutValues":
+        """Return what the values of each site come to."""
+        source, control = (
+            np.stack([np.concatenate(own) for own in sets])
+            for sets in ([one.source for one in sites], [one.control for one in sites])
+        )
+        mean = source.mean(0), control.mean(0)
+        return cls(
+            source=float(source.mean()),
+            control=float(control.mean()),
+            auroc=_auroc(*mean),
+            worth=float(source.mean() / control.mean()),
+            worth_square=float(source.mean() / np.sqrt(np.square(control).mean())),
+            limit=_limit(*mean),
+            texts=(len(sites[0].source), len(sites[0].control)),
+            tokens=(source.shape[1], control.shape[1]),
+        )
+
+    def as_dict(self) -> JsonObject:
+        """Return it as JSON-ready values."""
+        found = self._asdict()
+        return {key: list(value) if isinstance(value, tuple) else round(value, 4) for key, value in found.items()}
+
+
+def tuned_by_tokens(
+    task: Task, rules: Sequence[Rule], untuned: Mapping[Site, Untuned]
+) -> tuple[list[Rule], HeldOutValues | None]:
+    """Return the rules with the regulators that tokens have tuned, and their values; as they are where none can be."""
+    steered = {rule.site: untuned[rule.site] for rule in rules if rule.weight > 0 and rule.site in untuned}
+    if not steered or task.examples.incremental:
+        return list(rules), None
+    directions = {
+        site: torch.from_numpy(np.stack([one.theta for one in found.held_out.boundaries], axis=1))
+        for site, found in steered.items()
+    }
+    source, control = task.sets.source, task.sets.control
+    texts = [*source[:MOST], *control[:MOST]]
+    found = _read(task, texts, directions)
+    if found is None:
+        return list(rules), None
+    places = [*range(len(source[:MOST])), *range(len(source), len(source) + len(control[:MOST]))]
+    tuned: dict[Site, Tuned] = {}
+    for line, (site, one) in enumerate(steered.items()):
+        scores = [_scores(values[line], one, place) for values, place in zip(found, places, strict=True)]
+        halves = scores[: len(source[:MOST])], scores[len(source[:MOST]) :]
+        parts = [[own for own in half if len(own)] for half in halves]
+        if all(parts):
+            tuned[site] = one.tune(TokenScores(*parts))
+    rules = [rule._replace(regulator=tuned[rule.site].regulator) if rule.site in tuned else rule for rule in rules]
+    return rules, HeldOutValues.of([one.values for one in tuned.values()]) if tuned else None
+
+
+def _read(task: Task, texts: Sequence[str], directions: Mapping[Site, Tensor]) -> list[Tensor] | None:
+    """Return what the tokens of each text are along the directions, from the checkpoint where it was read before."""
+    marks = hashlib.sha256(b"".join(one.numpy().tobytes() for one in directions.values())).hexdigest()
+    depends = [list(map(repr, directions)), task.examples.depends(texts, range(len(texts))), "token scores", marks]
+    file = checkpoint_file(task.subject.module, depends, task.checkpoint)
+    if file is not None and file.is_file():
+        with suppress(SafetensorError, KeyError):
+            kept = load(file.read_bytes())
+            return list(kept["values"].split(kept["lengths"].tolist(), dim=1))
+    with progress_bar(task.progress) as bar:
+        number = bar.add_task("tuning regulators", total=None)
+        found = task.examples.token_scores(texts, directions, lambda: bar.advance(number))
+    if file is not None and found is not None:
+        lengths = torch.tensor([values.shape[1] for values in found])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_files({file: save({"values": torch.cat(found, dim=1), "lengths": lengths})})
+    return found
+
+
+def _scores(values: Float[Tensor, "token fold"], untuned: Untuned, place: int) -> Float[np.ndarray, " token"]:
+    """Return the scores of one text's tokens by the boundary that was drawn without it."""
+    fold = int(untuned.held_out.folds[place])
+    return values[:, fold].double().numpy() + untuned.held_out.boundaries[fold].bias
+
+
+def _auroc(above: Float[np.ndarray, " token"], below: Float[np.ndarray, " token2"]) -> float:
+    ranked = np.sort(below)
+    beaten = (np.searchsorted(ranked, above, "left") + np.searchsorted(ranked, above, "right")) / 2
+    return float(beaten.mean() / len(below))
+
+
+def _limit(source: Float[np.ndarray, " token"], control: Float[np.ndarray, " token2"]) -> float:
+    both = np.concatenate([source, control])
+    edges = np.unique(np.quantile(both, np.linspace(0, 1, BINS + 1)[1:-1], method="lower"))
+    filled = np.unique(np.searchsorted(edges, both, "right"))  # half a token is added to each bin that holds any
+    counts = [np.bincount(np.searchsorted(edges, own, "right"), minlength=len(edges) + 1) for own in (source, control)]
+    shares = [(own[filled] + 0.5) / (own.sum() + 0.5 * len(filled)) for own in counts]
+    return float(np.sqrt((shares[0] ** 2 / shares[1]).sum()))

@@ -1,0 +1,169 @@
+"""Evidence: h = sigmoid(e - cut), e the evidence of the row so far: a linear score, averaged over its tokens.
+
+    s_i = theta . t_i + bias,    e_i = (sum_{j <= i} m^(i-j) s_j) / (sum_{j <= i} m^(i-j) + prior)
+
+One token says little about what a text is; twenty say a lot, and a clean text is then seldom taken for the other kind.
+The sum is one number per row and site, kept with the sequence, so it is the same over caches, chunks, padding and
+packed rows. The first token of a row, an attention sink, is not counted and not steered.
+
+How theta is drawn, and where the cut lies, is in `dsas.methods.tuned_boundary`.
+
+Source: this project (docs/findings.md). Limitations: with a memory of 1, the mean over a long row
+moves little by what is new, and what follows source text is steered until the mean has fallen; a lower memory forgets.
+"""
+
+from functools import partial
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from dsas.errors import OptionError
+from dsas.methods.base import Facts, Samples
+from dsas.methods.tuned_boundary import TokenScores, TunedBoundary, Tuning, tuned_boundary
+from dsas.model.forward_pass import ForwardPass
+from dsas.regulators.base import Regulator, TunableRegulator, Tuned, Untuned
+
+BLOCK = 64  # tokens whose fading weights are worked out at once
+
+
+@final
+class Evidence(Regulator):
+    """A sigmoid of the mean score so far: theta (dim,) in units of one over the activation, bias and cut scalars.
+
+    prior: tokens of score 0 that every row begins with. memory: what is left of a token's weight at the next one, 0 to
+    1. by_turn: begin anew at each prompt of a conversation.
+    """
+
+    name: ClassVar[str] = "evidence"
+    facts: ClassVar[Facts] = Facts(
+        formula="sigmoid(e - cut), e = mean over the row's tokens so far of theta . t + bias",
+        paper="-",
+        left_out="-",
+        flops="2 d",
+    )
+    reads_forward_pass = True
+    theta: Tensor
+    bias: Tensor
+    cut: Tensor
+    prior: float
+    memory: float
+    by_turn: bool
+
+    def __init__(
+        self,
+        theta: Float[Tensor, " dim"],
+        bias: Float[Tensor, ""],
+        cut: Float[Tensor, ""],
+        prior: float = 4.0,
+        memory: float = 1.0,
+        by_turn: bool = False,
+    ) -> None:
+        """Keep the numbers. Raises OptionError for a prior below 0 or a memory outside of 0 to 1."""
+        super().__init__()
+        if not (prior >= 0 and 0 <= memory <= 1):
+            raise OptionError(f"expected prior >= 0 and 0 <= memory <= 1, got {prior} and {memory}")
+        self.keep(theta=theta, bias=bias, cut=cut, prior=prior, memory=memory, by_turn=by_turn)
+        self._key = "evidence", prior, memory, by_turn
+
+    @classmethod
+    def fit(
+        cls,
+        source: Samples,
+        control: Samples,
+        target: Samples,
+        *,
+        false_positives: float = 0.02,
+        sharpness: float = 2.0,
+        prior: float = 4.0,
+        memory: float = 1.0,
+        by_turn: bool = False,
+        inverse_penalty: float = 0.01,
+        seed: int = 0,
+    ) -> TunableRegulator:
+        """Return the regulator and its balanced accuracy over 5 stratified folds; target is not looked at.
+
+        false_positives: mean value on held-out control, in (0, 1). sharpness: of the sigmoid, in standard deviations of
+        held-out control, > 0. prior, memory, by_turn: as the class has them. inverse_penalty: sklearn's C, > 0. seed:
+        of the folds. Raises OptionError outside these ranges.
+        """
+        tuning = Tuning(false_positives, sharpness, prior, memory)
+        found = tuned_boundary(source, control, tuning, inverse_penalty=inverse_penalty, seed=seed)
+        of = partial(cls._of, prior=prior, memory=memory, by_turn=by_turn)
+
+        def tune(scores: TokenScores) -> Tuned:
+            boundary = found.tune(scores)
+            return Tuned(of(boundary), boundary.values)
+
+        return TunableRegulator(of(found.boundary), found.held_out.accuracy, Untuned(found.held_out, tune))
+
+    @classmethod
+    def _of(cls, found: TunedBoundary, *, prior: float, memory: float, by_turn: bool) -> "Evidence":
+        theta, bias, cut = (torch.as_tensor(x).float() for x in (*found.boundary, found.cut))
+        return cls(theta, bias, cut, prior, memory, by_turn)
+
+    def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
+        """Return sigmoid(e - cut), computed in float32 or better; 0 before the first token that counts."""
+        return self.of_scores(linear(t.to(self.theta.dtype), self.theta[None], self.bias.view(1)), forward_pass)
+
+    def of_scores(
+        self, scores: Float[Tensor, "batch token 1"], forward_pass: ForwardPass
+    ) -> Float[Tensor, "batch token 1"]:
+        """Return the value of each token by the scores of this pass and those that the rows carry."""
+        weighed = forward_pass.once(self._key, self._weighed)
+        if weighed.counted is not None:
+            scores = scores.where(weighed.counted, 0.0)
+        total = self._so_far(scores, weighed.ages, forward_pass.carried("evidence", anew=self.by_turn))
+        forward_pass.carry("evidence", total)
+        value = torch.addcmul(-self.cut, total, weighed.share.to(total.dtype)).sigmoid()
+        return value if weighed.counted is None else value.where(weighed.counted, 0.0)
+
+    def alone(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token 1"]:
+        """Return what each token says by itself: the value after many tokens like it."""
+        return (linear(t.to(self.theta.dtype), self.theta[None], self.bias.view(1)) - self.cut).sigmoid()
+
+    def _weighed(self, forward_pass: ForwardPass) -> "Weighed":
+        counted = forward_pass.counted.unsqueeze(-1)
+        ages = counted.to(self.theta.dtype).cumsum(1)
+        before = forward_pass.carried("weight", anew=self.by_turn)
+        weights = self._so_far(counted.to(self.theta.dtype), ages, before)
+        forward_pass.carry("weight", weights)
+        known = not torch.compiler.is_compiling() and counted.device.type == "cpu"  # a look costs a GPU its queue
+        return Weighed(
+            None if known and bool(counted.all()) else counted, ages, 1 / (weights + self.prior).clamp(min=1e-6)
+        )
+
+    def _so_far(
+        self,
+        values: Float[Tensor, "batch token 1"],
+        ages: Float[Tensor, "batch token 1"],
+        before: Float[Tensor, "batch 1"] | None,
+    ) -> Float[Tensor, "batch token 1"]:
+        """Return the sums up to each token, `before` those before the first; ages: how many have counted by then."""
+        if values.shape[1] == 1 and (self.memory == 1 or before is None):
+            return values if before is None else values + before.unsqueeze(1)
+        if self.memory == 1:
+            sums = values.cumsum(1)
+            return sums if before is None else sums + before.unsqueeze(1)
+        found, past, passed = (
+            [],
+            torch.zeros_like(values[:, 0]) if before is None else before,
+            torch.zeros_like(ages[:, 0]),
+        )
+        for block, age in zip(values.split(BLOCK, 1), ages.split(BLOCK, 1), strict=True):
+            apart = age - age.transpose(1, 2)
+            weights = (self.memory ** apart.clamp(min=0)).tril()
+            since = age - passed.unsqueeze(1)
+            found.append(weights @ block + self.memory**since * past.unsqueeze(1))
+            past, passed = found[-1][:, -1], age[:, -1]
+        return torch.cat(found, dim=1)
+
+
+class Weighed(NamedTuple):
+    """What all sites of a pass share: which tokens count (None for all), how many have, and 1 / (weight + prior)."""
+
+    counted: Bool[Tensor, "batch token 1"] | None
+    ages: Float[Tensor, "batch token 1"]
+    share: Float[Tensor, "batch token 1"]
