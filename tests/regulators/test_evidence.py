@@ -127,6 +127,30 @@ def test_a_probe_s_numbers_are_those_of_the_reference() -> None:
     check_golden_regulator(dsas.Probe, "probe", tolerance=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory", [1.0, 0.8])
+def test_the_short_way_and_the_general_one_steer_models_of_other_dtypes_alike(
+    dtype: torch.dtype, memory: float
+) -> None:
+    model = tiny_model().to(dtype)
+    steering = random_steering(model)
+    rules = [
+        rule._replace(
+            regulator=dsas.Evidence(rule.regulator.theta, rule.regulator.bias, torch.tensor(0.2), 2.0, memory)
+        )
+        for rule in steering.rules
+    ]
+    ids, mask = torch.randint(1, 60, (2, 70)), torch.ones(2, 70, dtype=torch.long)
+    mask[1, :5] = 0
+    found = []
+    for record in (True, "doses"):  # doses go the general way
+        with torch.no_grad(), dsas.Steering(rules, steering.model).apply(model, 0.5, record=record) as applied:
+            model(ids, attention_mask=mask)
+        found.append(applied.trace().strengths)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5 if dtype == torch.float64 else 2e-2)
+    assert float(found[0].std()) > 0.01
+
+
 def test_what_each_token_says_by_itself_is_recorded_beside_what_the_row_so_far_says() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     steering = random_steering(model)

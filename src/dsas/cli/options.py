@@ -40,7 +40,8 @@ Chat = Annotated[bool, in_texts(help="Put each prompt through the model's chat t
 
 Transform = Annotated[str, in_method(help="A name that `dsas methods` lists.", autocompletion=transforms)]
 Regulator = Annotated[
-    str, in_method(help="A name that `dsas methods` lists, or a product of names, a*b.", autocompletion=regulators)
+    str,
+    in_method(help="auto (evidence), a name that `dsas methods` lists, or a product, a*b.", autocompletion=regulators),
 ]
 Sites = Annotated[
     list[str],

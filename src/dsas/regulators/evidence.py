@@ -8,8 +8,8 @@ packed rows. The first token of a row, an attention sink, is not counted and not
 
 How theta is drawn, and where the cut lies, is in `dsas.methods.tuned_boundary`.
 
-Source: this project (docs/findings.md). Limitations: with a memory of 1, the mean over a long row
-moves little by what is new, and what follows source text is steered until the mean has fallen; a lower memory forgets.
+Source: this project (docs/findings.md). Limitations: with a memory of 1, the mean over a long row moves little by what
+is new, and what follows source text is steered until the mean has fallen; a lower memory forgets.
 """
 
 from functools import partial
@@ -112,12 +112,12 @@ class Evidence(Regulator):
         self, scores: Float[Tensor, "batch token 1"], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token 1"]:
         """Return the value of each token by the scores of this pass and those that the rows carry."""
-        weighed = forward_pass.once(self._key, self._weighed)
+        weighed, scores = forward_pass.once(self._key, self._weighed), scores.to(self.theta.dtype)
         if weighed.counted is not None:
             scores = scores.where(weighed.counted, 0.0)
         total = self._so_far(scores, weighed.ages, forward_pass.carried("evidence", anew=self.by_turn))
         forward_pass.carry("evidence", total)
-        value = torch.addcmul(-self.cut, total, weighed.share.to(total.dtype)).sigmoid()
+        value = torch.addcmul(-self.cut, total, weighed.share).sigmoid()
         return value if weighed.counted is None else value.where(weighed.counted, 0.0)
 
     def alone(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token 1"]:

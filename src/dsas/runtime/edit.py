@@ -198,7 +198,7 @@ class Summing:
         assert edit.theta is not None
         scores = linear(own, edit.theta, edit.bias)
         gain = regulator.of_scores(scores, forward_pass or ForwardPass(*t.shape[:2], device=t.device))
-        steered = torch.addcmul(own, gain, edit.offset if edit.is_addition else at(own))
+        steered = torch.addcmul(own, gain.to(wide), edit.offset if edit.is_addition else at(own))
         return Edited(steered if t.dtype is wide else steered.to(t.dtype), gain)
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
