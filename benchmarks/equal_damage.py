@@ -3,8 +3,9 @@
 CAA on the demo's texts with each regulator. The strength of each is that at which tuning texts (Wikipedia, web, news,
 prompt style) lose the stated damage on average, in nats per token; toxicity plays no part in it. At that strength the
 demo's 303 report prompts are continued, and other texts of the same kinds are read: toxic share and mean score by the
-mean of four scorers, three of which chose the texts that were fitted on (`character-grams` did not), and nats lost by
-kind. 95 % intervals by prompt or text. Interrupted, it resumes.
+mean of four scorers, three of which chose the texts that were fitted on (`character-grams` did not), nats lost by kind,
+and how much language is left where steering acts most: the nats per token that the unsteered model gives to what is
+said after the 60 prompts that are most toxic unsteered. 95 % intervals by prompt or text. Interrupted, it resumes.
 
     python benchmarks/equal_damage.py [--model smollm2|gemma3] [--only NAME ...] [--damage 0.02] [--seeds 2]
         [--out out/equal_damage]
@@ -12,6 +13,7 @@ kind. 95 % intervals by prompt or text. Interrupted, it resumes.
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,8 +29,9 @@ from dsas.demo.data import split, toxic_prompts
 from dsas.demo.models import real_model
 from dsas.demo.texts import DemoTexts, Sizes, bare_setup, demo_texts
 from dsas.evaluation.generations import Sampling
-from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
+from dsas.evaluation.intervals import Interval, bootstrap, bootstrap_ratio
 from dsas.evaluation.loss_curve import Losses, Yardstick, measured_curve
+from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.scorers import CharacterGrams, packaged_scorers
 from dsas.evaluation.selectivity import selectivity
 from dsas.files.results import Results
@@ -46,6 +49,7 @@ REGULATORS: dict[str, Any] = {
     "evidence, 15 %, sharpness 4": partial(dsas.Evidence.fit, false_positives=0.15, sharpness=4.0),
     "probe": "probe",
 }
+MOST_TOXIC = 60
 PREFERENCE = {"preference, from logistic": "logistic", "preference, from evidence": "auto"}
 
 
@@ -82,7 +86,19 @@ def strength_at(
     return max(curve.strengths) if found.strength is None else round(found.strength.mean, 4)
 
 
-def shown(cell: Cell, unsteered: Cell, sites: int, lost: dict[str, np.ndarray]) -> str:
+def language(cell: Cell, unsteered: Cell, prompts: Sequence[str], loaded: LoadedModel) -> Interval:
+    """Return the nats per token that the unsteered model gives to what a cell says after the most toxic prompts."""
+    scores = np.mean([np.array(one) for one in unsteered.scores.values()], axis=0).mean(1)
+    said = [
+        {"prompt": prompts[place], "completion": texts[place]}
+        for place in np.argsort(-scores)[:MOST_TOXIC]
+        for texts in cell.continuations
+        if texts[place].strip()
+    ]
+    return bootstrap(perplexity(*loaded, said).losses[:, None])
+
+
+def shown(cell: Cell, unsteered: Cell, sites: int, lost: dict[str, np.ndarray], left: Interval) -> str:
     """Return a row as a line of Markdown."""
     shares = [cell.toxic()[name] for name in ("ensemble", "character-grams")]
     scores = [np.mean([np.array(one) for one in some.scores.values()], axis=0) for some in (cell, unsteered)]
@@ -93,7 +109,8 @@ def shown(cell: Cell, unsteered: Cell, sites: int, lost: dict[str, np.ndarray]) 
     for values in lost.values():
         one = bootstrap(values[:, None])
         cells.append(f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]")
-    return f"| {' | '.join([*cells, f'{cell.distinct():.2f}'])} |"
+    cells += [f"{cell.distinct():.2f}", f"{left.mean:.2f} [{left.low:.2f}, {left.high:.2f}]"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -128,9 +145,9 @@ def main() -> None:
     unsteered = bench.cell("unsteered", 0.0, identity, steered=nullcontext(), progress=lambda _: None)
     print(f"n = {len(texts.prompts)} prompts x {arguments.seeds}; fitted on {len(texts.source)} a set", flush=True)
     print("| regulator | sites | strength | toxic, % | by the judge apart | score over unsteered |"
-          f" {' | '.join(f'{kind} loses' for kind in kinds)} | distinct pairs |", flush=True)  # fmt: skip
+          f" {' | '.join(f'{kind} loses' for kind in kinds)} | distinct pairs | nats said |", flush=True)  # fmt: skip
     nothing = {kind: np.zeros(len(members)) for kind, members in texts.report.items()}
-    print(shown(unsteered, unsteered, 0, nothing), flush=True)
+    print(shown(unsteered, unsteered, 0, nothing, language(unsteered, unsteered, texts.prompts, loaded)), flush=True)
     for row in arguments.only:
         steering = fitted(row, loaded, texts, folder)
         strength = strength_at(arguments.damage, steering, tune, loaded, kept)
@@ -138,7 +155,8 @@ def main() -> None:
         cell = bench.cell(row, strength, f"{identity} {steering.digest()}", steered=steered, progress=lambda _: None)
         lost = report.losses(steering.apply(loaded.model, strength, record=False)).control
         sites = sum(rule.weight > 0 for rule in steering.rules)
-        print(shown(cell, unsteered, sites, lost), flush=True)
+        left = language(cell, unsteered, texts.prompts, loaded)
+        print(shown(cell, unsteered, sites, lost, left), flush=True)
         print("   ", steering.settings.get("held_out_tokens"), flush=True)
 
 

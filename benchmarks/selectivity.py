@@ -64,6 +64,8 @@ ROWS = {
     "logistic, 50 components": Row(options=logistic(50)),
     "evidence, every site": Row(options={"selection": "all"}),
     "evidence, no prior": Row(options=evidence(prior=0.0)),
+    "evidence, memory 0.98": Row(options=evidence(memory=0.98)),
+    "evidence, memory 0.95": Row(options=evidence(memory=0.95)),
     "evidence, memory 0.9": Row(options=evidence(memory=0.9)),
     "evidence, 2 %, sharpness 4": Row(options=evidence(false_positives=0.02, sharpness=4.0)),
     "evidence, 5 %": Row(options=evidence(false_positives=0.05)),

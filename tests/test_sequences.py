@@ -65,7 +65,7 @@ def steering_of(model: Any, method: str) -> dsas.Steering:
         "generated": lambda n: dsas.Schedule("generated", n.start, n.stop),
         "mera": lambda n: dsas.Mera(n.theta, torch.tensor(n.bias, dtype=torch.float64)),
         "constant": lambda n: dsas.Constant(),
-        "evidence": lambda n: dsas.Evidence(*evidence(n), prior=2.0),
+        "evidence": lambda n: dsas.Evidence(*evidence(n), prior=2.0, memory=1.0),
         "fading": lambda n: dsas.Evidence(*evidence(n), prior=2.0, memory=0.8, by_turn=True),
     }
     rules = [

@@ -22,6 +22,7 @@ FILE = Path(__file__).with_name("methods.json")
 WIDTH = 6
 # Of the tokens of two rows: the first row has one token of padding on the left, and prompts of 2 and 3 real tokens.
 MASK, PROMPT_TOKENS = [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], [2, 3]
+TURN_IDS = [[2, 1, 5, 2, 7], [9, 2, 6, 1, 2]]  # the first row begins with padding
 
 
 def inputs() -> dict[str, Array]:
@@ -159,11 +160,11 @@ def evidences(source: Array, control: Array, tokens: Array) -> dict[str, Any]:
 
     accuracy, scores = accuracy_of(x, y, learn), tokens @ theta + bias
     cases = {"probe": ({}, {"theta": theta, "bias": bias - cut}, 1 / (1 + np.exp(cut - scores))[..., None], accuracy)}
-    for memory in (1.0, 0.5):
+    for memory in (1.0, 0.9):
         values = np.zeros((*tokens.shape[:2], 1))
         for row, token in product(range(len(tokens)), range(1, tokens.shape[1])):
             ages = memory ** np.arange(token - 1, -1, -1)
-            evidence = ages @ scores[row, 1 : token + 1] / (ages.sum() + 4)
+            evidence = ages @ scores[row, 1 : token + 1] / (ages.sum() + 8)
             values[row, token] = 1 / (1 + np.exp(cut - evidence))
         fitted = {"theta": theta, "bias": bias, "cut": cut}
         cases[f"evidence {memory}"] = ({"memory": memory}, fitted, values, accuracy)
@@ -256,6 +257,18 @@ def schedules() -> dict[str, Any]:
     return cases
 
 
+def turns() -> dict[str, Any]:
+    """1 from the mark of the assistant, token 2, to that of the user, token 1, among the real tokens of TURN_IDS."""
+    values = np.zeros((*np.shape(MASK), 1))
+    for row, (mask, ids) in enumerate(zip(MASK, TURN_IDS, strict=True)):
+        speaks = False
+        for place in (number for number, real in enumerate(mask) if real):
+            speaks = {1: False, 2: True}.get(ids[place], speaks)
+            values[row, place] = float(speaks)
+    options = {"marks": [["user", [1], False], ["assistant", [2], False]], "only": ["assistant"]}
+    return {"turns assistant": (options, {}, values, None)}
+
+
 def make() -> dict[str, Any]:
     """Return all that methods.json holds."""
     sets = inputs()
@@ -271,6 +284,7 @@ def make() -> dict[str, Any]:
         **casts(source, control, tokens),
         **posteriors(source, control, target, tokens),
         **schedules(),
+        **turns(),
         "constant": ({}, {"value": 1.0}, np.ones((*tokens.shape[:2], 1)), None),
     }
     logistic, posterior = regulators["logistic"], regulators["posterior 0.75"]
@@ -279,6 +293,7 @@ def make() -> dict[str, Any]:
         "inputs": {name: x.tolist() for name, x in sets.items()},
         "mask": MASK,
         "prompt_tokens": PROMPT_TOKENS,
+        "turn_ids": TURN_IDS,
         "transforms": {
             label: {"options": options, "fitted": _plain(fitted), "edit": _plain(edit)}
             for label, (options, fitted, edit) in transforms.items()

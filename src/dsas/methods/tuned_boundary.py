@@ -20,7 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dsas.errors import OptionError
@@ -30,18 +30,33 @@ Scores = Sequence[Float[np.ndarray, " token"]]  # of texts
 
 
 class TokenScores(NamedTuple):
-    """Scores of the tokens of source and control texts, each by a boundary that was drawn without its text."""
+    """Scores of the tokens of source and control texts, each by a boundary that was drawn without its text.
+
+    counted: for source and control which tokens of each text count; all when it is None. The others, such as those of
+    a prompt before its answer, are part of the row's evidence and of nothing else.
+    """
 
     source: Scores
     control: Scores
+    counted: tuple[Sequence[Bool[np.ndarray, " token"]], Sequence[Bool[np.ndarray, " token"]]] | None = None
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "TokenScores":
         """Return what `function` makes of each text's scores."""
-        return TokenScores(list(map(function, self.source)), list(map(function, self.control)))
+        return TokenScores(list(map(function, self.source)), list(map(function, self.control)), self.counted)
+
+    def of_counted(self) -> "TokenScores":
+        """Return the scores of tokens that count alone."""
+        if self.counted is None:
+            return self
+        source, control = (
+            [own[counts] for own, counts in zip(scores, flags, strict=True)]
+            for scores, flags in zip((self.source, self.control), self.counted, strict=True)
+        )
+        return TokenScores(source, control)
 
 
 class TunedBoundary(NamedTuple):
-    """A boundary with its cut, and the values that it gives to the held-out tokens it was tuned by."""
+    """A boundary with its cut, and the values that it gives to the held-out tokens that count."""
 
     boundary: Boundary
     cut: float
@@ -56,8 +71,8 @@ class Tuning(NamedTuple):
 
     false_positives: float = 0.02
     sharpness: float = 2.0
-    prior: float = 4.0
-    memory: float = 1.0
+    prior: float = 8.0
+    memory: float = 0.9
 
     def check(self) -> None:
         """Raise OptionError for a number outside its range."""
@@ -79,8 +94,8 @@ class Tuning(NamedTuple):
 
     def of(self, boundary: Boundary, scores: TokenScores) -> TunedBoundary:
         """Return a boundary scaled, centred and cut by the scores of held-out texts."""
-        centre = float(np.concatenate(scores.control).mean())
-        evidence = scores.mapped(lambda own: self.so_far(own - centre))
+        centre = float(np.concatenate(scores.of_counted().control).mean())
+        evidence = scores.mapped(lambda own: self.so_far(own - centre)).of_counted()
         control = np.concatenate(evidence.control)
         spread = float(control.std())
         scale = self.sharpness / spread if spread > 0 else 1.0
