@@ -59,12 +59,12 @@ ASKS = (
     Ask(("detox",), (0.0,)),
 )
 
-TONES = (  # with the Steering whose evidence adds up
+TONES = (  # with the two Steerings whose evidence adds up, and fades each at its own rate
     Ask(),
     Ask(("tone",), (0.5,)),
-    Ask(("tone",), (1.0,)),
+    Ask(("mood",), (1.0,)),
     Ask(("detox",), (1.0,)),
-    Ask(("tone", "detox"), (1.0, 0.3)),
+    Ask(("tone", "mood"), (1.0, 0.3)),
     Ask(("detox", "tone"), (0.3, 1.0)),
 )
 
@@ -81,16 +81,23 @@ def write_folders(root: Path) -> Path:
     random_steering(model, ["norm", "layers.1"], seed=2, **norms).save_pretrained(root / "topic")
     bounded = {"transform": dsas.TRANSFORMS["linear-act"].fit(source, target)}
     random_steering(model, ["mlp", "attention", "layers.2"], seed=3, **bounded).save_pretrained(root / "line")
-    tone = random_steering(model, ["residual", "mlp"], seed=6)
-    adding = [
-        dsas.Evidence(torch.randn(WIDTH, generator=generator), torch.tensor(0.2), torch.tensor(0.1), prior)
-        for prior in torch.linspace(0, 5, len(tone.rules)).tolist()
-    ]
-    rules = [rule._replace(regulator=one) for rule, one in zip(tone.rules, adding, strict=True)]
-    dsas.Steering(rules, tone.model).save_pretrained(root / "tone")
+    for seed, name, memories in (
+        (6, "tone", (1.0, 1.0, 1.0, 0.9, 0.5, 0.0)),
+        (8, "mood", (0.9, 0.99, 0.0, 0.9, 1.0, 0.8)),
+    ):
+        plain = random_steering(model, ["residual", "mlp"], seed=seed)
+        numbers = zip(plain.rules, range(6), memories, strict=True)
+        rules = [rule._replace(regulator=adding(generator, prior, memory)) for rule, prior, memory in numbers]
+        dsas.Steering(rules, plain.model).save_pretrained(root / name)
     random_steering(model, "layers.0", seed=4).save_pretrained(root / "later")
     random_steering(model, "layers.0", seed=5).save_pretrained(root / "latest")
     return root
+
+
+def adding(generator: torch.Generator, prior: float, memory: float) -> dsas.Evidence:
+    """Return evidence of a random direction."""
+    theta = torch.randn(WIDTH, generator=generator)
+    return dsas.Evidence(theta, torch.tensor(0.2), torch.tensor(0.1), prior, memory)
 
 
 class Wanted(NamedTuple):
@@ -103,7 +110,7 @@ class Wanted(NamedTuple):
 class Reference:
     """The same model in transformers, steered by `Steering.apply`."""
 
-    def __init__(self, root: Path, names: Sequence[str] = (*NAMES, "tone", "later", "latest")) -> None:
+    def __init__(self, root: Path, names: Sequence[str] = (*NAMES, "tone", "mood", "later", "latest")) -> None:
         self.model: Any = tiny_model("llama", head_dim=32)
         self.tokenizer = tiny_tokenizer()
         self.steerings = {name: dsas.Steering.from_pretrained(root / name) for name in names}

@@ -24,9 +24,12 @@ from torch import Tensor
 
 import dsas
 from dsas.errors import OptionError
-from dsas.serving.carried import walk_of
+from dsas.methods.affine_edit import AffineEdit
+from dsas.serving.carried import ancestors_of
 from dsas.serving.config import source_of
 from dsas.serving.runner import SteeredRunner
+from dsas.serving.tables import Adding, Parts, Row, SiteTable, SoFar
+from dsas.serving.tokens import TokenBuffers
 from dsas.testing.models import WIDTH, tiny_model
 
 GRAPHS = SimpleNamespace(max_cudagraph_capture_size=64)
@@ -79,7 +82,7 @@ def close(got: Tensor, wanted: Tensor) -> None:
 
 @RUNNERS
 def test_evidence_in_chunks_beside_others_is_that_of_each_row_alone(kind: Any, tmp_path: Path) -> None:
-    a, b = adding(tmp_path, "a", 1), adding(tmp_path, "b", 2, prior=0.0)
+    a, b = adding(tmp_path, "a", 1, memory=1.0), adding(tmp_path, "b", 2, prior=0.0, memory=0.8)
     plain = store(tmp_path, "plain")["plain"]
     engine = Engine(kind, tmp_path, "a", "b", "plain")
     rows = torch.randn(4, 14, WIDTH)
@@ -123,7 +126,7 @@ def test_a_request_that_begins_again_and_one_that_finds_its_blocks_get_the_same(
 @RUNNERS
 def test_requests_go_on_from_blocks_that_others_fill_in_the_same_step(kind: Any, tmp_path: Path) -> None:
     """What a step schedules is in the prefix cache before it is read: b goes on from a, c from b, d from a as well."""
-    steering = adding(tmp_path, "a", 1)
+    steering = adding(tmp_path, "a", 1, memory=0.9)
     engine, one = Engine(kind, tmp_path, "a", compilation_config=GRAPHS), request((steering.digest(), 1.0))
     a = torch.randn(9, WIDTH)
     b, d = (torch.cat([a[:BLOCK], torch.randn(5, WIDTH)]) for _ in range(2))
@@ -137,21 +140,43 @@ def test_requests_go_on_from_blocks_that_others_fill_in_the_same_step(kind: Any,
         close(got, steered_by_hand(steering, engine.requests[name][1], 1.0)[start:])
 
 
-def test_a_walk_enters_each_token_after_all_that_came_before_it_and_leaves_each_again() -> None:
-    firsts, counts = np.array([0, 2, 5, 9]), np.array([2, 3, 4, 1])
-    parents = {0: 3, 2: 3, 3: 1}  # request 0 and 2 go on from request 1, and request 3 from request 0
-    before = {0: [2, 3], 1: [2, 3, 0], 2: [], 3: [2], 4: [2, 3], 5: [2, 3], 6: [2, 3, 5], 7: [2, 3, 5, 6]}
-    before |= {8: [2, 3, 5, 6, 7], 9: [2, 3, 0, 1]}
-    for given, wanted in (
-        (parents, before),
-        ({}, {n: list(range(f, n)) for f, n in zip([0, 0, 2, 2, 2, 5, 5, 5, 5, 9], range(10), strict=True)}),
-    ):
-        walk = walk_of(firsts, counts, given)
-        for token, own in wanted.items():
-            so_far = np.zeros(10)
-            np.add.at(so_far, walk.tokens[: walk.entered[token] + 1], walk.signs[: walk.entered[token] + 1])
-            assert np.flatnonzero(so_far).tolist() == sorted([*own, token])
-        assert np.bincount(walk.tokens, walk.signs).tolist() == [0.0] * 10
+def test_each_level_of_ancestors_goes_reach_times_as_far_over_whatever_request_they_are_of() -> None:
+    """The first four tokens are a request's, then two go on from the second, and three from the first of these."""
+    before = np.array([0, 1, 2, 3, 2, 5, 5, 7, 8])
+    found = ancestors_of(before, 2, 3)
+    assert found.transpose(1, 2, 0).tolist() == [
+        [[1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 2, 5, 5, 7, 8], [0, 0, 1, 2, 1, 2, 2, 5, 7]],
+        [[1, 2, 3, 4, 5, 6, 7, 8, 9], [0, 0, 0, 1, 0, 1, 1, 2, 5], [0, 0, 0, 0, 0, 0, 0, 0, 0]],
+    ]
+
+
+def test_sums_of_a_long_step_are_those_of_each_request_read_token_by_token() -> None:
+    """In float64 by the recursion: two requests that begin, three that go on, one after the 50th token of another."""
+    memories, starts, left, each = [0.5, 0.999, 0.9, 1.0, 0.0, 0.999], [0, 0, 700, 700, 700, 50], [0, 0, 2, 2, 2, 0], 80
+    edit = AffineEdit(torch.zeros(1), theta=torch.ones(1, 1), bias=torch.zeros(1))
+    rows = [Row(edit, Adding(prior, 0.1, memory)) for prior, memory in enumerate(memories)]
+    table, count = SiteTable(len(rows), 1, Parts.of(rows)), len(rows) * each
+    for slot, row in enumerate(rows, 1):
+        table.put(slot, row)
+    before, firsts = np.arange(count), each * np.arange(len(rows))
+    before[firsts] = [0, 0, 0, 0, 0, each + 50]
+    tokens = TokenBuffers(1, count, adding=1)
+    ancestors = torch.from_numpy(ancestors_of(before, *tokens.ancestors.shape[1:]))
+    positions = np.concatenate([np.arange(start, start + each) for start in starts])
+    sums, scores = torch.zeros(count), torch.randn(count)
+    sums[firsts] = torch.tensor(left).float()
+    totals, values = np.zeros(count + 1), np.zeros(count)
+    for token, (position, score) in enumerate(zip(positions.tolist(), scores.tolist(), strict=True)):
+        request = token // each
+        memory, past = memories[request], totals[before[token]] + (left[request] if token in firsts else 0)
+        totals[token + 1] = (score if position else 0) + memory * past
+        weight = sum(memory**age for age in range(position)) + request
+        values[token] = 1 / (1 + np.exp(0.1 - totals[token + 1] / weight)) if position else 0
+    so_far = SoFar(ancestors, torch.from_numpy(positions).float(), sums)
+    slots = torch.arange(1, len(rows) + 1).repeat_interleave(each)
+    _, applied = table(scores.unsqueeze(1), slots, torch.ones(count), so_far)
+    torch.testing.assert_close(sums.double(), torch.from_numpy(totals[1:]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(applied.double(), torch.from_numpy(values), rtol=0, atol=1e-6)
 
 
 def test_a_graph_that_is_longer_than_its_step_changes_nothing(tmp_path: Path) -> None:
@@ -168,7 +193,7 @@ def test_a_graph_that_is_longer_than_its_step_changes_nothing(tmp_path: Path) ->
 
 @RUNNERS
 def test_of_several_steerings_each_adds_up_its_own(kind: Any, tmp_path: Path) -> None:
-    a, b = adding(tmp_path, "a", 1, "layers.0"), adding(tmp_path, "b", 2, "layers.0")
+    a, b = (adding(tmp_path, name, n, "layers.0", memory=m) for name, n, m in (("a", 1, 0.9), ("b", 2, 0.5)))
     engine, row = Engine(kind, tmp_path, "a", "b", together=2), torch.randn(9, WIDTH)
     engine.requests["r"] = request((b.digest(), 0.5), (a.digest(), 1.0)), row, [1, 2, 3]
     got = torch.cat([*engine.step(Part("r", 0, 6)), *engine.step(Part("r", 6, 9))])
@@ -191,23 +216,13 @@ def test_a_request_whose_numbers_are_not_finite_spoils_no_other_nor_who_gets_its
         close(got, part)
 
 
-def test_large_scores_of_another_request_round_no_request_s_sums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Float32 numbers of the size of the first request's sums, 1e8, lie 8 apart: what it adds to them is lost."""
-
-    def cumsum(values: Tensor, dim: int) -> Tensor:  # as on devices that add up in the dtype of the numbers
-        running = values.clone()
-        for place in range(1, values.shape[dim]):
-            running[..., place] += running[..., place - 1]
-        return running
-
+def test_large_scores_of_another_request_round_no_request_s_sums(tmp_path: Path) -> None:
+    """Float32 numbers of the size of the first request's sums, 1e8, lie 8 apart: what is added to them is lost."""
     steering = adding(tmp_path, "a", 1, "layers.0")
     engine, row = Engine(First, tmp_path, "a"), torch.randn(8, WIDTH)
     one, wanted = request((steering.digest(), 1.0)), steered_by_hand(steering, row, 1.0)
     loud = torch.tensor([1e8] * 2 + [1.0] * 6).unsqueeze(1) * torch.randn(8, WIDTH)
     engine.requests = {"loud": (one, loud, [1, 2]), "a": (one, row, [3, 4])}
-    monkeypatch.setattr(Tensor, "cumsum", cumsum)
     _, got = engine.step(Part("loud", 0, 8), Part("a", 0, 8))
     close(got, wanted)
 
@@ -226,7 +241,7 @@ def test_a_request_is_told_what_evidence_applied(tmp_path: Path) -> None:
 def test_evidence_is_loaded_where_some_was_when_the_server_started_and_refused_elsewhere(tmp_path: Path) -> None:
     store(tmp_path, "plain")
     adding(tmp_path, "a", 1, "layers.0")
-    new = adding(tmp_path, "b", 2, "layers.0")
+    new = adding(tmp_path, "b", 2, "layers.0", memory=0.5)
     engine, row = Engine(First, tmp_path, "a", spare=1), torch.randn(6, WIDTH)
     engine.steered.load("a", source_of(str(tmp_path / "b"), new))
     engine.requests["r"] = request((new.digest(), 1.0)), row, [1, 2]
@@ -235,7 +250,7 @@ def test_evidence_is_loaded_where_some_was_when_the_server_started_and_refused_e
     with pytest.raises(OptionError, match=r"no Steering had when the server started \(evidence\)"):
         plain.steered.load("b", source_of(str(tmp_path / "b"), new))
     assert plain.steered.carried is None
-    assert not {"walk", "signs", "entered", "positions", "sums"} & dict(plain.steered.tokens.named_buffers()).keys()
+    assert not {"ancestors", "positions", "sums"} & dict(plain.steered.tokens.named_buffers()).keys()
 
 
 @pytest.mark.parametrize(
@@ -255,15 +270,8 @@ def test_what_brings_blocks_without_their_sums_is_refused_for_evidence_alone(
         SteeredRunner(First(Served()), vllm_config(tmp_path, "a", **features))
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"memory": 0.5}, "with memory=0.5: .* fit it with memory=1"), ({"by_turn": True}, "fit it with by_turn=False")],
-)
-def test_evidence_that_fades_or_begins_anew_is_refused_by_name(
-    options: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    adding(tmp_path, "a", 1, "layers.0", **options)
-    with pytest.raises(
-        OptionError, match=rf"'a' cannot be served: the regulator 'evidence' at model\.layers\.0.*{said}"
-    ):
+def test_evidence_that_begins_anew_is_refused_by_name(tmp_path: Path) -> None:
+    adding(tmp_path, "a", 1, "layers.0", by_turn=True)
+    said = r"'a' cannot be served: the regulator 'evidence' at model\.layers\.0.* fit it with by_turn=False"
+    with pytest.raises(OptionError, match=said):
         SteeredRunner(First(Served()), vllm_config(tmp_path, "a"))

@@ -1,12 +1,14 @@
 """A served module keeps its kind and gives what it gave, with the edit of each token's own row added."""
 
+import numpy as np
 import pytest
 import torch
 from makers import random_steering
 from torch import Tensor, nn
 
 import dsas
-from dsas.errors import ActivationError, ModelMismatchError
+from dsas.errors import ActivationError, ModelMismatchError, OptionError
+from dsas.serving.carried import ancestors_of
 from dsas.serving.modules import SiteStep, served_module, steer_module, table_of
 from dsas.serving.tables import Parts, SiteTable, row_of
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
@@ -118,6 +120,15 @@ def test_a_path_that_is_not_there_is_refused_with_the_closest() -> None:
         served_module(Served(), "layer.0")
 
 
+def test_evidence_is_refused_at_a_module_that_the_model_has_at_two_places() -> None:
+    model, tokens = Served(), TokenBuffers(1, TOKENS, adding=1)
+    model.again = model.mlp
+    given = {"slots": 1, "width": WIDTH, "tokens": tokens}
+    with pytest.raises(OptionError, match=r"'evidence' at mlp cannot be served: .* more than once .*\(mlp, again\)"):
+        steer_module(model, "mlp", parts=Parts(gate=True, evidence=True), **given)
+    assert steer_module(model, "mlp", parts=Parts(gate=True), **given)
+
+
 def test_a_layer_that_gives_three_values_is_refused() -> None:
     step = SiteStep("layers.0", SiteTable(1, WIDTH, Parts()), TokenBuffers(1, 1), sums=True)
     with pytest.raises(ActivationError, match=r"layers\.0 gives 3 values, expected \(hidden, residual\)"):
@@ -132,3 +143,31 @@ def test_what_later_steps_write_leaves_shorter_steps_alone() -> None:
     assert tokens.slots.tolist() == [[1, 0, 0, 2, 2, 2]]
     assert tokens.strengths.tolist() == [[0.25, 0, 0, 0.5, 0.5, 0.5]]
     assert addresses == (tokens.slots.data_ptr(), tokens.strengths.data_ptr())
+
+
+@pytest.mark.compile
+def test_compiled_code_adds_up_evidence_over_steps_of_any_length_though_it_is_traced_at_the_longest() -> None:
+    """With the compiler that serves, which has its own idea of elementary functions near 0."""
+    memories, model, tokens, zero = (1.0, 0.999, 0.5, 0.0), Served(), TokenBuffers(1, 12, adding=1), torch.tensor(0.0)
+    parts = Parts(gate=True, evidence=True)
+    steer_module(model, "mlp", slots=len(memories), width=WIDTH, parts=parts, tokens=tokens)
+    table = table_of(model, "mlp")
+    assert isinstance(table, SiteTable)
+    rules = [
+        rule()._replace(regulator=dsas.Evidence(torch.randn(WIDTH), zero, zero, memory=memory)) for memory in memories
+    ]
+    for slot, one in enumerate(rules, 1):
+        table.put(slot, row_of(one))
+    compiled = torch.compile(model.mlp, fullgraph=True)
+    for count in (12, 5, 8):
+        ancestors = ancestors_of(np.arange(count), *tokens.ancestors.shape[1:])
+        tokens.ancestors[:count] = torch.from_numpy(ancestors)
+        tokens.positions[:count] = torch.arange(count)
+        t = torch.randn(count, WIDTH)
+        torch._dynamo.mark_dynamic(t, 0)
+        for slot, one in enumerate(rules, 1):
+            tokens.fill([RequestRow((slot,), (0.7,))], np.array([count]))
+            tokens.sums.zero_()
+            with torch._dynamo.config.patch(error_on_recompile=count < 12):
+                got = compiled(t)
+            torch.testing.assert_close(got, t + expected(one, t, 0.7), rtol=0, atol=1e-5)

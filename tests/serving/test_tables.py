@@ -112,7 +112,7 @@ def test_a_constant_regulator_among_others_is_exact() -> None:
 def test_columns_are_made_only_where_a_row_needs_them() -> None:
     kinds = [("caa", "constant"), ("lineas", "constant"), ("linear-act", "constant"), ("caa", "logistic")]
     rows = [row_of(rule_of(*kind)) for kind in kinds]
-    parts = [Parts.of([row]) for row in [*rows, rows[-1]._replace(adding=Adding(4.0, 0.0))]]
+    parts = [Parts.of([row]) for row in [*rows, rows[-1]._replace(adding=Adding(4.0, 0.0, 0.9))]]
     bare, adding = Parts(gate=True), Parts(gate=True, evidence=True)
     assert parts == [Parts(), Parts(slope=True), Parts(slope=True, support=True), bare, adding]
     assert [SiteTable(1, WIDTH, part).rows[0].nbytes for part in parts] == [

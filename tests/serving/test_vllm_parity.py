@@ -99,7 +99,7 @@ def test_requests_that_are_preempted_agree_too(
     assert counted > 0
 
 
-EVERYONE = ("detox", "tone")  # two tables of both kinds of rows
+EVERYONE = ("detox", "tone", "mood")  # tables of both kinds of rows
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsas.errors import ActivationError, ModelMismatchError, closest
+from dsas.errors import ActivationError, ModelMismatchError, OptionError, closest
 from dsas.model.foreign import Foreign, Given
 from dsas.serving.tables import Parts, SiteTable, SoFar
 from dsas.serving.tokens import TokenBuffers
@@ -60,14 +60,8 @@ class SiteStep(nn.Module):
         slots, strengths = self.tokens.slots[number, :count], self.tokens.strengths[number, :count]
         so_far = None
         if self.table.parts.evidence:
-            tokens, twice = self.tokens, 2 * count
-            so_far = SoFar(
-                tokens.walk[:twice],
-                tokens.signs[:twice],
-                tokens.entered[:count],
-                tokens.positions[:count],
-                self.added[number, :count],
-            )
+            tokens = self.tokens
+            so_far = SoFar(tokens.ancestors[:count], tokens.positions[:count], self.added[number, :count])
         change, applied = self.table(t, slots, strengths, so_far)
         if self.tokens.reports:
             self.tokens.applied[number, :count] += applied
@@ -96,11 +90,18 @@ def steer_module(
 ) -> bool:
     """Give the module at a path its table and a forward that adds the step; False when it is on another stage.
 
-    place: as `SiteStep` has it.
+    place: as `SiteStep` has it. Raises OptionError for evidence at a module that is in the model more than once, whose
+    sums would be those of all its runs together.
     """
     module = served_module(model, path)
     if module is None:
         return False
+    paths = [other for other, one in model.named_modules(remove_duplicate=False) if one is module]
+    if parts.evidence and len(paths) > 1:
+        raise OptionError(
+            f"the regulator 'evidence' at {path} cannot be served: the served model runs this module more than once "
+            f"per pass ({', '.join(paths)}); fit 'probe', which looks at single tokens"
+        )
     parent, _, name = path.rpartition(".")
     sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
     table = SiteTable(slots, width, parts).to(tokens.slots.device)

@@ -3,25 +3,28 @@
     edit(t)  =  strength * h(t) * (slope * t + offset)      with the row of the token's slot
     h(t)     =  sigmoid(theta . t + bias),  or max(0, theta . t + bias) in a rectified row
 
-    h(t_i)   =  sigmoid(e_i - cut),  e_i = (sum of theta . t_j + bias over the request's tokens 1 to i) / (i + prior)
+    h(t_i)   =  sigmoid(e_i - cut),  e_i = S_i / (w_i + prior)
+    S_i      =  theta . t_i + bias + m S_(i-1),   w_i = 1 + m w_(i-1),   S_0 = w_0 = 0
 
-in a row of `evidence`, and 0 for a request's first token, number 0. All sums of a step are one running sum, along a
-walk through its tokens that `carried` lays out, on top of what earlier steps left.
+in a row of `evidence` with memory m, and 0 for a request's first token, number 0. The sums of a step begin with what
+earlier steps left, and go over the ancestors of each token, which `carried` lays out.
 
 A row is the `AffineEdit` of one rule, with the rule's weight folded in. Row 0 is all zeros, so slot 0 leaves a token as
 it is. This is equation (1) of arXiv 2512.03661 in the form in which one graph of fixed shapes can compute it.
 
 Limitations, each refused by name when a Steering is loaded: transforms that are not affine, regulators that look at
-more than one projection (those of a prompt's mean, of a position, of single neurons, products), evidence that fades or
-begins anew at each turn, sites that are not a module's whole first output.
+more than one projection (those of a prompt's mean, of a position, of single neurons, products), evidence that begins
+anew at each turn, sites that are not a module's whole first output.
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dsas.errors import ModelMismatchError, OptionError
 from dsas.methods.affine_edit import AffineEdit
@@ -36,12 +39,24 @@ from dsas.transforms.affine import EVERYWHERE, AffineTransform
 # With theta = 0 this bias makes a sigmoid 1 to the bit: a row without regulator, in a table of regulators.
 ALWAYS = 100.0
 
+# Below this rate nothing fades over any sequence: the weight of n tokens is n.
+UNFADING = 1e-9
+
 
 class Adding(NamedTuple):
-    """How the scores of a row add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`."""
+    """How the scores of a row add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`.
+
+    memory: what is left of a score at the next token, 0 to 1.
+    """
 
     prior: float
     cut: float
+    memory: float
+
+    @property
+    def fade(self) -> float:
+        """-ln(memory), from 0 to 90, and for a memory of 1 the least that counts as adding up."""
+        return max(-math.log(max(self.memory, 1e-38)), 1e-3 * UNFADING)
 
 
 class Row(NamedTuple):
@@ -76,14 +91,12 @@ class Parts(NamedTuple):
 class SoFar(NamedTuple):
     """What the evidence of a step's tokens begins with and comes to.
 
-    walk, signs: tokens, and +1 or -1, in an order in which the running sum of sign x score is, where a token is
-    entered, the sum over its sequence up to this token. positions: of each token in its sequence, from 0. sums: at each
-    request's first token what earlier steps have left, 0 elsewhere; each token's own sum is written over it.
+    ancestors: at [i, k, d] the place of the token d * reach^k before token i in its sequence, 0 where none of this step
+    is; token i is at place i + 1. positions: of each token in its sequence, from 0. sums: at each request's first token
+    what earlier steps have left, 0 elsewhere; each token's own sum is written over it.
     """
 
-    walk: Int[Tensor, " place"]
-    signs: Float64[Tensor, " place"]
-    entered: Int[Tensor, " token"]
+    ancestors: Int32[Tensor, "token level reach"]
     positions: Float[Tensor, " token"]
     sums: Float[Tensor, " token"]
 
@@ -115,17 +128,12 @@ def row_of(rule: Rule) -> Row:
 
 
 def _adding(regulator: Evidence, problem: str) -> Adding:
-    if regulator.memory != 1:
-        raise OptionError(
-            f"{problem} with memory={regulator.memory:g}: a server adds up all tokens of a request alike; fit it with "
-            "memory=1, or fit 'probe', which looks at single tokens"
-        )
     if regulator.by_turn:
         raise OptionError(
             f"{problem} with by_turn=True: a server does not know where the turns of a request begin; fit it with "
             "by_turn=False"
         )
-    return Adding(regulator.prior, float(regulator.cut))
+    return Adding(regulator.prior, float(regulator.cut), regulator.memory)
 
 
 def rows_of(steering: Steering) -> dict[str, Row]:
@@ -156,7 +164,7 @@ def check_model(steering: Steering, model_class: str, width: int, depth: int) ->
 class SiteTable(nn.Module):
     """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
-    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias, rectified, adds, prior and cut,
+    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias, rectified, fade, prior and cut,
     one each: what `parts` asks for. All is in one tensor, since each that a compiled graph reads costs it time at every
     call. Its shape and address never change, so that compiled code and CUDA graphs stay valid when a row is written.
     """
@@ -167,7 +175,7 @@ class SiteTable(nn.Module):
         super().__init__()
         self.parts, self.width = parts, width
         wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support, *["theta"] * parts.gate]
-        single = ["factor", *["bias", "rectified"] * parts.gate, *["adds", "prior", "cut"] * parts.evidence]
+        single = ["factor", *["bias", "rectified"] * parts.gate, *["fade", "prior", "cut"] * parts.evidence]
         self._columns = {name: slice(width * n, width * (n + 1)) for n, name in enumerate(wide)}
         self._columns |= {name: width * len(wide) + n for n, name in enumerate(single)}
         self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
@@ -197,7 +205,7 @@ class SiteTable(nn.Module):
             "bias": ALWAYS if edit.bias is None else edit.bias,
             "rectified": float(edit.form == "relu"),
             "factor": edit.factor,
-            "adds": float(adding is not None),
+            "fade": 0.0 if adding is None else adding.fade,
             "prior": 0.0 if adding is None else adding.prior,
             "cut": 0.0 if adding is None else adding.cut,
         }
@@ -237,17 +245,22 @@ class SiteTable(nn.Module):
     ) -> Float[Tensor, "*batch token"]:
         """Return e - cut where scores add up, -inf at a request's first token, and the score itself in other rows.
 
-        The running sum is in float64, as the signs are: no request rounds those behind it. What is not finite is not
-        added.
+        Each level adds up over `reach` times as many tokens as the one before it.
         """
-        adds, counted = self._of(rows, "adds") > 0, so_far.positions > 0
-        added = torch.where(counted, scores, 0.0) + so_far.sums
-        added = torch.where(added.isfinite(), added, 0.0)
-        totals = (added[..., so_far.walk] * so_far.signs).cumsum(-1)[..., so_far.entered]
+        fade, counted = self._of(rows, "fade"), so_far.positions > 0
+        totals = torch.where(counted, scores, 0.0) + torch.exp(-fade) * so_far.sums
+        levels, reach = so_far.ancestors.shape[1:]
+        for level in range(levels):
+            apart = reach**level * torch.arange(reach, device=fade.device)
+            found = pad(totals, (1, 0))[..., so_far.ancestors[:, level]]
+            totals = (found * torch.exp(-fade.unsqueeze(1) * apart)).sum(-1)
         so_far.sums.copy_(totals.reshape(so_far.sums.shape))
-        evidence = totals.float() / (so_far.positions + self._of(rows, "prior")).clamp(min=1e-6)
+        rate, counts = fade.double(), so_far.positions  # float64, since expm1 is 0 near 0 in compiled code
+        weights = ((1 - torch.exp(-rate * counts)) / (1 - torch.exp(-rate))).float()
+        weights = torch.where(fade < UNFADING, counts, weights)
+        evidence = totals / (weights + self._of(rows, "prior")).clamp(min=1e-6)
         evidence = torch.where(counted, evidence - self._of(rows, "cut"), -torch.inf)
-        return torch.where(adds, evidence, scores)
+        return torch.where(fade > 0, evidence, scores)
 
     def _of(self, rows: Float[Tensor, "token columns"], name: str) -> Float[Tensor, "token *dim"]:
         return rows[:, self._columns[name]]

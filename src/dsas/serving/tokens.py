@@ -6,11 +6,14 @@ buffers are made once and written in place: compiled code and CUDA graphs know t
 """
 
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+LEVELS = 3  # in which tokens are added up: each is an operation of its own, and fewer need more ancestors of each token
 
 
 class RequestRow(NamedTuple):
@@ -29,17 +32,15 @@ class TokenBuffers(nn.Module):
     """The slot and strength of every token of a step: int64 and float32, both (together, tokens).
 
     applied: float32 of the same shape, where reports are kept: the sum over sites of what was applied to each token.
-    walk, signs, entered, positions, sums: where some site adds up evidence, what `tables.SoFar` says of a step: int64
-    and float64 (2 tokens,), int64 and float32 (tokens,), float32 (sites that add, together, tokens). `carried` fills
-    them.
+    ancestors, positions, sums: where some site adds up evidence, what `tables.SoFar` says of a step: int32 (tokens,
+    levels, reach) with reach^levels >= tokens, float32 (tokens,), float32 (sites that add, together, tokens). `carried`
+    fills them.
     """
 
     slots: Tensor
     strengths: Tensor
     applied: Tensor
-    walk: Tensor
-    signs: Tensor
-    entered: Tensor
+    ancestors: Tensor
     positions: Tensor
     sums: Tensor
 
@@ -53,9 +54,9 @@ class TokenBuffers(nn.Module):
         if reports:
             self.register_buffer("applied", torch.zeros(together, tokens), persistent=False)
         if adding:
-            self.register_buffer("walk", torch.zeros(2 * tokens, dtype=torch.int64), persistent=False)
-            self.register_buffer("signs", torch.zeros(2 * tokens, dtype=torch.float64), persistent=False)
-            self.register_buffer("entered", torch.zeros(tokens, dtype=torch.int64), persistent=False)
+            reach = next(reach for reach in count(1) if reach**LEVELS >= tokens)
+            ancestors = torch.zeros(tokens, LEVELS, reach, dtype=torch.int32)
+            self.register_buffer("ancestors", ancestors, persistent=False)
             self.register_buffer("positions", torch.zeros(tokens), persistent=False)
             self.register_buffer("sums", torch.zeros(adding, together, tokens), persistent=False)
         self.register_buffer("slots", torch.zeros(together, tokens, dtype=torch.int64), persistent=False)
