@@ -3,7 +3,7 @@
     DsasError
     |-- TextsError         (ValueError)    a set of texts cannot be used: too few, empty, identical
     |-- SiteError          (ValueError)    a site pattern matches nothing, or a site is not there
-    |-- StrengthError      (ValueError)    strength is negative, not finite, or of the wrong length
+    |-- StrengthError      (ValueError)    strength not finite, of the wrong length, or negative
     |-- OptionError        (ValueError)    an argument is outside the values it can take
     |-- ActivationError    (ValueError)    an activation is not finite or has an unexpected shape
     |-- ModelMismatchError (ValueError)    a Steering does not fit the model it is applied to
@@ -33,7 +33,7 @@ class SiteError(DsasError, ValueError):
 
 
 class StrengthError(DsasError, ValueError):
-    """A strength is negative, not finite, or of the wrong length."""
+    """A strength is not finite, of the wrong length, or negative where a transform has no opposite."""
 
 
 class OptionError(DsasError, ValueError):

@@ -131,6 +131,6 @@ def test_a_rolling_likelihood_is_that_of_the_steered_model_once_and_not_twice(ev
 def test_a_strength_or_batch_size_out_of_range_is_refused(evaluate):
     model = tiny_model()
     with pytest.raises(StrengthError):
-        steered_lm(model, tiny_tokenizer(), random_steering(model), -1.0)
+        steered_lm(model, tiny_tokenizer(), random_steering(model), float("inf"))
     with pytest.raises(OptionError, match="batch size"):
         steered_lm(model, tiny_tokenizer(), random_steering(model), batch_size=0)

@@ -22,6 +22,12 @@ def test_a_strength_that_is_given_counts() -> None:
     assert resolve({"dsas_steering": "topic", "dsas_strength": 2}, LOADED, 1) == [Entry("d2", 2.0)]
 
 
+def test_below_0_it_is_the_opposite_direction_and_has_blocks_of_its_own() -> None:
+    asked = resolve({"dsas_steering": "topic", "dsas_strength": -2}, LOADED, 1)
+    assert asked == [Entry("d2", -2.0)]
+    assert salt(asked) != salt([Entry("d2", 2.0)])
+
+
 def test_several_act_in_the_order_in_which_they_are_named() -> None:
     asked = resolve({"dsas_steering": ["topic", "detox"], "dsas_strength": [0.5, 1.5]}, LOADED, 2)
     assert asked == [Entry("d2", 0.5), Entry("d1", 1.5)]
@@ -46,9 +52,9 @@ def test_strength_zero_is_no_steering() -> None:
         ({"dsas_report": 1}, OptionError, "needs a server that was started with --reports"),
         ({"dsas_reported": ["id"]}, OptionError, "unknown key 'dsas_reported'"),
         ({"dsas_steering": "detox", "dsas_strength": [1.0, 2.0]}, StrengthError, "1 Steerings are named but 2"),
-        ({"dsas_steering": "detox", "dsas_strength": -1.0}, StrengthError, "got -1.0"),
+        ({"dsas_steering": "detox", "dsas_strength": -1e7}, StrengthError, "got -10000000.0"),
         ({"dsas_steering": "detox", "dsas_strength": float("nan")}, StrengthError, "got nan"),
-        ({"dsas_steering": "detox", "dsas_strength": 1e39}, StrengthError, r"from 0 to 1e\+06"),
+        ({"dsas_steering": "detox", "dsas_strength": 1e39}, StrengthError, r"from -1e\+06 to 1e\+06"),
         ({"dsas_steering": "detox", "dsas_strength": "1"}, StrengthError, "got '1'"),
         ({"dsas_steering": "detox", "dsas_strength": True}, StrengthError, "got True"),
     ],

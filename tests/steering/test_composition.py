@@ -133,10 +133,10 @@ def test_strengths_for_another_number_of_steerings_are_refused(model: Any, stren
         both.apply(model, strength)
 
 
-@pytest.mark.parametrize("strength", [-1.0, (1.0, -1.0), (1.0, [1.0, float("nan")])])
+@pytest.mark.parametrize("strength", [float("inf"), (1.0, float("nan")), (1.0, [1.0, float("nan")])])
 def test_a_strength_that_means_nothing_is_refused_as_for_one_steering(model: Any, strength: Any) -> None:
     both = random_steering(model) | random_steering(model, seed=1)
-    with pytest.raises(StrengthError, match="strength must be finite and >= 0"):
+    with pytest.raises(StrengthError, match="strength must be finite"):
         both.apply(model, strength)
 
 

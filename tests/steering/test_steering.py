@@ -107,11 +107,9 @@ def test_no_rule_and_two_rules_for_one_site_are_refused(rules: list[dsas.Rule]) 
 @pytest.mark.parametrize(
     ("strength", "message"),
     [
-        (-0.1, "must be finite and >= 0, got -0.1; to push the other way swap the sets"),
-        ([1.0, -1.0], "must be finite and >= 0"),
-        (float("nan"), "must be finite and >= 0, got nan"),
-        (float("inf"), "must be finite and >= 0, got inf"),
-        (1e39, "must be finite and >= 0"),
+        (float("nan"), "must be finite, got nan"),
+        ([1.0, -float("inf")], "must be finite, got .*-inf"),
+        (1e39, "must be finite"),
         ([], r"one number or one per row, got shape \(0,\)"),
         ([[1.0, 2.0]], r"one number or one per row, got shape \(1, 2\)"),
         ([[1.0], [2.0, 3.0]], "one number or one per row, got .*2.0, 3.0"),

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import MissingExtraError, OptionError
 from dsas.model.foreign import Foreign
-from dsas.runtime.applied import read_strength
+from dsas.model.strength import read_strength
 from dsas.steering.steering import Steering
 
 
@@ -33,7 +33,7 @@ def steered_lm(
     *,
     batch_size: int = 8,
 ) -> Foreign:
-    """Return an `HFLM` of lm-eval that is steered at every request; strength >= 0, where 0 is unsteered.
+    """Return an `HFLM` of lm-eval that is steered at every request; at a strength as in `Steering.apply`.
 
     The tokenizer is copied, since lm-eval gives it a padding token; the model stays on its device, in evaluation mode.
     Raises MissingExtraError without lm-eval, StrengthError, OptionError for `batch_size` < 1; ModelMismatchError at the

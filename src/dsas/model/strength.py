@@ -43,15 +43,15 @@ def per_request(values: Num[Tensor, " row"], numbers: Sequence[int], what: str =
 
 
 def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
-    """Return a strength as a float32 scalar or one value per row. Raises StrengthError unless finite and >= 0."""
+    """Return a strength of either sign, a float32 scalar or one value per row. Raises StrengthError unless finite."""
     try:
         value = torch.as_tensor(strength, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise StrengthError(f"strength must be one number or one per row, got {strength!r:.60}") from error
     if value.ndim > 1 or value.numel() == 0:
         raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
-    if not torch.isfinite(value).all() or (value < 0).any():
-        raise StrengthError(f"strength must be finite and >= 0, got {strength}; to push the other way swap the sets")
+    if not torch.isfinite(value).all():
+        raise StrengthError(f"strength must be finite, got {strength}")
     return value
 
 

@@ -30,10 +30,10 @@ from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.hooks import Hooks, forget_compiled, uncompiled
 from dsas.model.linear_layers import Behind, behind, is_transposed
 from dsas.model.sites import Site, labels
+from dsas.model.strength import Strength
 from dsas.regulators.constant import Constant
-from dsas.runtime.applied import Strength, read_strength
 from dsas.runtime.edit import Fused, General, Summing, edit_with, fused_edit, way_of
-from dsas.runtime.rule import Rule
+from dsas.runtime.rule import Rule, strength_for
 
 
 class FusedSite(NamedTuple):
@@ -70,11 +70,11 @@ class Fusion:
 
     def __init__(self, rules: Sequence[Rule], model: nn.Module, strength: Strength) -> None:
         """Fuse at once; see `Steering.fuse`. On an error the model is left as it was."""
-        value = read_strength(strength)
+        value = strength_for(rules, strength)
         if value.ndim or value.requires_grad:
             raise StrengthError(f"fusing takes one number without gradient, got {strength!r:.60}; rows need apply()")
         self._strength, self._model = float(value), model
-        self._rules = [rule for rule in rules if rule.weight > 0 and self._strength > 0]
+        self._rules = [rule for rule in rules if rule.weight > 0 and self._strength]
         self._changes: dict[tuple[int, str], _Change] = {}
         self._report: list[FusedSite] = []
         self._saving, self._new = Hooks(), set[int]()  # layers that had no bias

@@ -1,8 +1,14 @@
 """Rule: what happens at one site."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import StrengthError
 from dsas.model.sites import Site
+from dsas.model.strength import Strength, read_strength
 from dsas.regulators.base import Regulator
 from dsas.transforms.base import Transform
 
@@ -19,3 +25,19 @@ class Rule(NamedTuple):
     regulator: Regulator
     weight: float = 1.0
     accuracy: float | None = None
+
+
+def strength_for(rules: Sequence[Rule], strength: Strength) -> Float[Tensor, "*row"]:
+    """Return a strength as `read_strength`; below 0, the rules that steer must have transforms with an opposite.
+
+    Raises StrengthError, naming the first that has none.
+    """
+    value = read_strength(strength)
+    without = [rule for rule in rules if rule.weight > 0 and not rule.transform.has_opposite]
+    if without and bool((value < 0).any()):
+        raise StrengthError(
+            f"strength must be >= 0 where a transform has no opposite, got {strength} and "
+            f"{type(without[0].transform).__name__} at {without[0].site}: fit an addition or an affine map, or swap "
+            "source and target"
+        )
+    return value

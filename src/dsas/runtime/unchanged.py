@@ -17,6 +17,7 @@ class Unchanged(Transform):
     """Takes every activation to itself."""
 
     name: ClassVar[str] = "unchanged"
+    has_opposite: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(formula="t", paper="-", left_out="-", flops="0")
 
     @classmethod

@@ -66,7 +66,7 @@ def resolve(
         raise StrengthError(f"{len(names)} Steerings are named but {len(given)} strengths given")
     strengths = [_strength(value) for value in given]
     asked_for = zip(names, strengths, strict=True)
-    return [Entry(entries[name].digest, strength) for name, strength in asked_for if strength > 0]
+    return [Entry(entries[name].digest, strength) for name, strength in asked_for if strength]
 
 
 def named(extra_args: Mapping[str, Json] | None) -> list[str]:
@@ -78,7 +78,7 @@ def acting(extra_args: Mapping[str, Json], entries: Mapping[str, Entry]) -> list
     """Return the names in a request that `resolve` has taken and returned something for."""
     names = named(extra_args)
     given = _listed(extra_args[STRENGTH]) if STRENGTH in extra_args else [entries[name].strength for name in names]
-    return [name for name, strength in zip(names, given, strict=True) if strength > 0]
+    return [name for name, strength in zip(names, given, strict=True) if strength]
 
 
 def wants_report(extra_args: Mapping[str, Json] | None) -> bool:
@@ -103,6 +103,8 @@ def _listed(value: Foreign) -> list[Foreign]:
 
 
 def _strength(value: Foreign) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LARGEST:
-        raise StrengthError(f"{STRENGTH!r} must be a number from 0 to {LARGEST:g}, or one for each, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+        raise StrengthError(
+            f"{STRENGTH!r} must be a number from {-LARGEST:g} to {LARGEST:g}, or one for each, got {value!r}"
+        )
     return float(value)

@@ -1,6 +1,6 @@
 """Addition: T(t) = t + v with v = mean_T - mean_S, the difference of the pooled means.
 
-Pooled over all tokens, or at the last one with `Reading(pooling="last")`.
+Pooled over the tokens that count, or at the last one with `Reading(tokens="last")`.
 
 Source: CAA, contrastive activation addition (arXiv 2312.06681), with unpaired sets; called "CAA" in DSAS
 (arXiv 2512.03661, section 4). Left out: paired answers A/B of the original.

@@ -6,7 +6,7 @@
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ Support = tuple[float, float] | Literal["everywhere"]
 
 class AffineTransform(Transform, ABC):
     """A transform T(t) = t + slope * t + offset per neuron, where the neuron's value lies in its support."""
+
+    has_opposite: ClassVar[bool] = True
 
     @abstractmethod
     def coefficients(self) -> AffineEdit:

@@ -1,7 +1,7 @@
 """The contract of a transform: HOW an activation changes, T(t), at full strength and wherever it is asked to."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,8 +15,11 @@ class Transform(Fitted, ABC):
     Contract, checked by `dsas.testing.check_transform`: `fit` is a classmethod that returns a fitted object from
     pooled source and target activations (sample, dim), float32, and may take options by keyword; `edit` is a pure
     function of its input, acts on each token alone, keeps the shape, computes in float32 or better, never writes into
-    its input and passes gradients.
+    its input and passes gradients. `has_opposite`: whether t - (T(t) - t) is a step the other way, as it is where T
+    adds or scales, so that a strength may be negative.
     """
+
+    has_opposite: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
