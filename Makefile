@@ -1,6 +1,6 @@
 # Everything a developer or CI does, by name. `make help` lists the verbs.
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-real test-browser test-vllm lint types imports examples demo bench clean
+.PHONY: help venv install test test-oldest test-real test-browser test-vllm lint types imports examples demo bench clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -10,6 +10,11 @@ VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The oldest transformers that pyproject.toml admits, beside everything else as it is pinned; without diffusers, which
+# needs a newer huggingface_hub. There is no CPU build of an older torch in the registry, so torch is the pinned one.
+OLDEST := $(shell sed -n 's/^  "transformers>=\(.*\)",/\1/p' pyproject.toml)
+OLDEST_BIN := .venv-oldest/bin
+OLDEST_STAMP := .venv-oldest/.installed
 # pytest exits 5 when no test carries the marker: nothing to run is no failure.
 NONE_IS_FINE := || [ $$? -eq 5 ]
 
@@ -36,6 +41,18 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 test: install ## run the fast tests: first those that call torch.compile, then all others under type checks
 	$(BIN)/pytest -q -o addopts= -m "compile and not real" $(NONE_IS_FINE)
 	$(BIN)/pytest
+
+$(OLDEST_STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(PYTHON) -m venv .venv-oldest
+	grep -viE '^(transformers|tokenizers|huggingface.hub|diffusers|hf.xet|lm.eval)==' constraints.txt > .venv-oldest/needs.txt
+	$(OLDEST_BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
+	$(OLDEST_BIN)/pip install --disable-pip-version-check -q -c .venv-oldest/needs.txt "transformers==$(OLDEST)" \
+		-e '.[accelerate,demo]' beartype hypothesis peft pytest
+	@touch $@
+
+test-oldest: $(OLDEST_STAMP) ## run the fast tests with the oldest transformers, in an environment of its own (.venv-oldest)
+	$(OLDEST_BIN)/pytest -q -o addopts= -m "compile and not real" $(NONE_IS_FINE)
+	$(OLDEST_BIN)/pytest
 
 test-real: install ## run the tests with real models (slow; the models come from registry packages)
 	$(BIN)/pytest -m real $(NONE_IS_FINE)
@@ -79,5 +96,5 @@ bench: install ## run every benchmark
 	@set -e; for f in $(wildcard benchmarks/*.py); do echo "== $$f"; $(BIN)/python $$f; done
 
 clean: ## remove everything made here, .venv included
-	rm -rf .venv .venv-vllm out build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-vllm out build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

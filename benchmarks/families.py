@@ -10,11 +10,12 @@ prints a line for each: how many sites each shorthand names, and whether these h
 | generate | greedy continuations of left-padded rows, each at its strength, are those under the same hooks |
 | explain | a text and a continued prompt are explained, one value per token |
 
-    python benchmarks/families.py [--only llama gpt2 ...] [--out docs/families.md]
+    python benchmarks/families.py [--only llama gpt2 ...] [--out docs/families.md [--data src/dsas/model/families.json]]
 """
 
 import argparse
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -346,6 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--data", type=Path, help="the same for `dsas doctor`")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -361,6 +363,16 @@ def main() -> None:
         print(lines[-1], flush=True)
     if arguments.out is not None:
         arguments.out.write_text("\n".join([*head(lines), *lines, "", f"Not built: {'; '.join(unbuilt)}."]) + "\n")
+    if arguments.data is not None and arguments.out is not None:
+        arguments.data.write_text(as_data(arguments.out.read_text()))
+
+
+def as_data(page: str) -> str:
+    """Return the table of the page as JSON, a line a family."""
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row[:1] == "|"]
+    told = {"transformers": page.split("transformers ")[1].split(" ")[0], "columns": cells[0][1:]}
+    rows = ",\n".join(f"{json.dumps(row[0])}: {json.dumps(row[1:])}" for row in cells[2:])
+    return f'{json.dumps(told)[:-1]}, "families": {{\n{rows}\n}}}}\n'
 
 
 def head(lines: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ All against numbers that follow from the tokens alone; the table of methods and 
 """
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -203,7 +204,7 @@ def test_after_a_crop_the_trace_is_that_of_the_tokens_that_are_left(model: Any) 
         assert strengths(applied, 1) == [6.0]
 
 
-def test_an_encoder_is_not_taken_for_the_decoder_that_ran_before_it_and_its_record_is_right_or_absent() -> None:
+def test_an_encoder_is_not_taken_for_the_decoder_that_ran_before_it_and_has_a_record_of_its_own() -> None:
     """The encoder reads as many tokens as the decoder has read in the pass before, which says nothing about them."""
     config = transformers.T5Config(
         vocab_size=257, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
@@ -224,12 +225,17 @@ def test_an_encoder_is_not_taken_for_the_decoder_that_ran_before_it_and_its_reco
         assert torch.equal(answer(read[:, :2]), expected)
         trace = applied.trace()
         lines = {line.site: line for line in applied.report()}
+        logits_of(model, read, decoder_input_ids=read[:, :1], attention_mask=torch.tensor([[0, 1, 1, 1]]))
+        padded = applied.trace().outside["encoder.block.1"][0]
     assert trace.token_ids.tolist() == [[5, 6]]
     for site in ("decoder.block.0", "decoder.block.1"):
         assert trace.strengths[trace.sites.index(site), 0].tolist() == pytest.approx([0.01, 0.02])
         assert lines[site].mean_strength == pytest.approx(0.015)
     for site in ("encoder.block.0", "encoder.block.1"):
-        _right_or_not_recorded(lines[site], 0.025)
+        assert [call.strengths[0].tolist() for call in trace.outside[site]] == [pytest.approx([0.01, 0.02, 0.03, 0.04])]
+        assert (lines[site].mean_strength, lines[site].hits) == (pytest.approx(0.025), 4)
+    assert padded.strengths[0].tolist() == pytest.approx([0.0, 0.01, 0.02, 0.03])
+    assert padded.real.tolist() == [[False, True, True, True]]
 
 
 def _right_or_not_recorded(line: Any, mean: float) -> None:
@@ -325,7 +331,7 @@ def test_one_layer_that_stands_for_all_is_recorded_rightly_or_not_at_all() -> No
 
 
 @pytest.mark.parametrize("text", [[256] * 4 + [1], [1, 2, *[256] * 4, 3, 4]], ids=["as many tokens", "other count"])
-def test_a_vision_tower_is_steered_and_not_recorded_as_if_its_patches_were_tokens(text: list[int]) -> None:
+def test_a_vision_tower_is_recorded_by_itself_and_not_as_if_its_patches_were_tokens(text: list[int]) -> None:
     """The tower gives 5 tokens: 4 patches and its class."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=8, patch_size=4
@@ -347,9 +353,22 @@ def test_a_vision_tower_is_steered_and_not_recorded_as_if_its_patches_were_token
         for _ in range(2):
             logits_of(model, read, pixel_values=picture)
             lines = applied.report()
-            assert [line.mean_strength for line in lines if "vision" in line.site] == [None, None]
-            assert all("not recorded" in line.status for line in lines if "vision" in line.site)
-            assert [line.mean_strength for line in lines if "language" in line.site] == [0.5, 0.5]
+            assert [line[3:] for line in lines if "vision" in line.site] == [(0.5, 5), (0.5, 5)]
+            assert [line[3:] for line in lines if "language" in line.site] == [(0.5, len(text)), (0.5, len(text))]
+            _of_one_call(applied.trace())
+        assert applied.trace().row().tokens.count("[image]") == 4
+        for _ in range(2):  # which sees the picture before the model's own call begins
+            model.generate(read, pixel_values=picture, attention_mask=torch.ones_like(read), max_new_tokens=3)
+            _of_one_call(applied.trace())
+
+
+def _of_one_call(trace: Any) -> None:
+    """Check that only the tower's sites are recorded apart, in one call of five tokens, and only the others inside."""
+    assert [("vision" in site, calls[0].strengths.tolist(), len(calls)) for site, calls in trace.outside.items()] == [
+        (True, [[0.5] * 5], 1)
+    ] * 2
+    assert trace.strengths.isnan().all((1, 2)).tolist() == ["vision" in site for site in trace.sites]
+    assert list(json.loads(trace.to_json())["outside"]) == list(trace.outside)
 
 
 def test_virtual_tokens_of_prefix_tuning_are_no_tokens_of_the_text(model: Any) -> None:

@@ -1,9 +1,12 @@
 """Families: what `benchmarks/families.py` checks of every causal family, here of a few that differ in kind."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from families import build, check
+from families import as_data, build, check
+
+from dsas.model import families
 
 # Sites that each shorthand names in four layers: residual, norm, attention, mlp, heads.
 EXPECTED = {
@@ -13,6 +16,14 @@ EXPECTED = {
     "mamba": (4, 4, 4, 0, 0),
     "rwkv": (4, 4, 4, 4, 0),
 }
+
+
+def test_the_table_that_the_package_has_is_that_of_the_documentation() -> None:
+    page = Path(__file__).parents[2] / "docs" / "families.md"
+    assert Path(families.__file__).with_suffix(".json").read_text(encoding="utf-8") == as_data(page.read_text())
+    found = families.family_of("mamba")
+    assert found is not None
+    assert found.sites == {"residual": "4", "norm": "4", "attention": "4", "mlp": "-", "heads": "-"}
 
 
 @pytest.mark.filterwarnings("ignore")

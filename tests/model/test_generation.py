@@ -131,7 +131,7 @@ def test_a_model_that_generates_inside_of_another_call_tells_the_prompt_of_the_o
     """As an assistant does, which is given what was generated so far."""
     calls, hooks = Generations(model, both=True), Hooks()
     with hooks:
-        calls.watch(hooks)
+        calls.watch(hooks, lambda: None)
         seen = []
 
         def inner(ids: Tensor, _scores: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def test_a_negative_prompt_is_looked_for_only_while_a_call_has_one_and_one_branc
         return scores
 
     with hooks:
-        calls.watch(hooks)
+        calls.watch(hooks, lambda: None)
         for scale in (None, 1.0, 2.0):
             generate(model, guidance_scale=scale, logits_processor=[look], max_new_tokens=1, min_new_tokens=1)
             assert not calls.guided

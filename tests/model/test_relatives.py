@@ -1,6 +1,7 @@
 """A Steering on the relatives of the model it was fitted on: wrapped, adapted, quantised, sharded, part of another."""
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,6 +206,37 @@ def test_quantised_weights_are_compared_dequantised_and_the_same_ones_are_the_sa
         got = steered(adding(tiny_model()), model)
     assert torch.equal(got, by_hand(model, model.model.layers))
     assert {line.status for line in adding(model).fuse(model, 1.0).report()} == {"wrapped"}
+
+
+class Packed(nn.Parameter):
+    """Weights as bitsandbytes keeps them in 4 bits: bytes of any shape beside what says of which weights."""
+
+    quant_state: Any
+
+
+def in_four_bits(packing: Tensor, shape: tuple[int, int]) -> Any:
+    model: Any = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2))
+    model[0].weight = Packed(packing, requires_grad=False)
+    model[0].weight.quant_state = SimpleNamespace(shape=torch.Size(shape))
+    for own in model[1].parameters():
+        nn.init.ones_(own)
+    return model
+
+
+def test_weights_in_four_bits_are_the_same_ones_after_they_were_packed_anew_for_the_cpu() -> None:
+    packing = torch.arange(6, dtype=torch.uint8)
+    model, anew = in_four_bits(packing[:, None], (3, 4)), in_four_bits(packing.flip(0).view(3, 2), (3, 4))
+    assert fingerprint(model) == fingerprint(anew) != fingerprint(in_four_bits(packing[:, None], (4, 3)))
+    assert how_kept(acting_weights(model)) == ["weights are of type Packed, compared by name and shape alone"]
+    nn.init.zeros_(anew[1].bias)
+    assert fingerprint(model) != fingerprint(anew)
+
+
+def test_integers_that_stand_for_weights_are_not_said_to_be_dequantised() -> None:
+    model: Any = nn.Linear(4, 3)
+    model.weight = Packed(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
+    said = "weights are of type Packed, compared as they are packed, without their scales"
+    assert how_kept(acting_weights(model)) == [said]
 
 
 def test_weights_packed_into_integers_tell_two_models_apart() -> None:

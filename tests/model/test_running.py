@@ -175,3 +175,22 @@ def test_both_sides_of_a_model_with_an_encoder_read_the_text() -> None:
     torch.testing.assert_close(steering.rules[1].transform.vector, moved, rtol=1e-4, atol=1e-5)
     assert logits_of(model, ids, decoder_input_ids=ids).shape == (1, ids.shape[1], 257)
     assert LanguageModel(model).sites("encoder.block.1")
+
+
+def test_what_a_configuration_collects_besides_the_output_is_not_collected_for_a_fit() -> None:
+    """With transformers 4.56 every layer stayed wrapped when such a pass was ended early, as a fit's passes are."""
+    model = tiny_model(output_hidden_states=True)
+    before = model.model.layers[0].forward
+    seen: list[Any] = []
+    model.model.register_forward_pre_hook(lambda _m, _args, given: seen.append(given), with_kwargs=True)
+    dsas.fit(model, tiny_tokenizer(), **SETS)
+    assert {given["output_hidden_states"] for given in seen} == {False}
+    assert model.model.layers[0].forward == before
+    assert "output_hidden_states" not in seen_by(tiny_model())
+
+
+def seen_by(model: Any) -> set[str]:
+    seen: set[str] = set()
+    model.model.register_forward_pre_hook(lambda _m, _args, given: seen.update(given), with_kwargs=True)
+    dsas.fit(model, tiny_tokenizer(), **SETS)
+    return seen

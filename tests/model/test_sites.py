@@ -212,6 +212,18 @@ def unchecked_site(**options: Any) -> dsas.Site:
     return site
 
 
+def test_flat_tokens_are_one_row_and_are_asked_for_by_name() -> None:
+    """As a vision tower has the patches of all pictures one after another."""
+    given, site = torch.arange(12.0).view(3, 4), dsas.Site("tower", layout="flat", part=1, parts=2)
+    assert torch.equal(site.read(given), given[None, :, 2:])
+    written = site.write((given, None), torch.zeros(1, 3, 2))
+    assert torch.equal(written[0], torch.cat([given[:, :2], torch.zeros(3, 2)], dim=1))
+    with pytest.raises(ActivationError, match=r"\(batch, token, dim\), got shape \(3, 4\); .*layout='flat'"):
+        dsas.Site("tower").read(given)
+    with pytest.raises(ActivationError, match=r"expected a tensor \(token, dim\), got shape \(1, 3, 4\)$"):
+        site.read(given[None])
+
+
 def test_the_layout_follows_from_the_module() -> None:
     model = nn.Module()
     model.conv, model.group, model.linear = nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.LayerNorm(4)

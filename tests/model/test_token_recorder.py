@@ -175,6 +175,31 @@ def test_two_threads_record_at_once_and_each_its_own() -> None:
     assert recorder.trace(ONE, thread=thread).strengths.tolist() == [[[5.0, 5.0]]]
 
 
+def test_what_is_outside_the_decoder_counts_to_the_pass_that_it_runs_in_and_before_one_to_the_next() -> None:
+    recorder, rows = TokenRecorder(["tower", "a"]), Sequences(1)
+    recorder.add_outside(0, values([1.0, 3.0]), torch.tensor([[True, False]]))
+    recorder.begin(None)  # as the model is called, after `generate` has seen the picture
+    recorder.add(1, begin(recorder, rows, 2), values([5.0, 5.0]))
+    recorder.add_outside(0, values([2.0]), torch.tensor([[True]]))
+    begin(recorder, rows, 1)
+    assert recorder.trace(ONE).outside["tower"][0].strengths.tolist() == [[1.0, 0.0]]
+    assert [call.strengths.tolist() for call in recorder.trace(ONE).outside["tower"]] == [[[1.0, 0.0]], [[2.0]]]
+    assert recorder.trace(ONE, start=2).outside == {}
+    assert recorder.summaries(ONE, [1.0, 1.0]) == [(1.5, 2), (5.0, 2)]
+    recorder.restart()
+    recorder.add_outside(0, values([9.0]), torch.tensor([[True]]))
+    assert len(recorder.trace(ONE).outside["tower"]) == 2
+
+
+def test_where_rows_have_strengths_of_their_own_the_hits_of_a_site_with_other_rows_are_unknown() -> None:
+    recorder, rows, asked = TokenRecorder(["tower"]), Sequences(2), torch.tensor([1.0, 4.0])
+    begin(recorder, rows, 1)
+    recorder.add_outside(0, values([1.0], [1.0]), torch.ones(2, 1, dtype=torch.bool))
+    assert recorder.summaries(asked, [1.0]) == [(1.0, 1)]
+    recorder.add_outside(0, values([4.0]), torch.ones(1, 1, dtype=torch.bool))
+    assert recorder.summaries(asked, [1.0]) == [(2.0, None)]
+
+
 def test_a_trace_shows_the_sites_that_were_recorded_and_null_where_a_pass_was_not() -> None:
     nan = float("nan")
     strengths = torch.tensor([[[nan, nan]], [[0.5, nan]]])

@@ -29,12 +29,12 @@ def device_of(model: nn.Module, path: str = "") -> torch.device:
 
 
 def stored(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """Return the values of the parameter of that name; on "meta" when they are nowhere."""
+    """Return the parameter of that name with its values; on "meta" when they are nowhere."""
     if parameter.is_meta:
         for hook, key in _hooks_over(model, name):
             if hook.offload and hook.weights_map is not None:
                 return hook.weights_map[key]
-    return parameter.detach()
+    return parameter
 
 
 def _outwards(path: str) -> Iterator[str]:

@@ -13,8 +13,9 @@ Limitations: a model that is called by a loop of one's own is told by sizes, or 
 
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -67,11 +68,16 @@ class Generations:
         calls: list[Generation] = getattr(self._local, "calls", None) or []
         return calls[-1] if calls else None
 
-    def watch(self, hooks: Hooks) -> None:
-        """Let every `generate` of the model be seen."""
+    def watch(self, hooks: Hooks, begun: Callable[[], None]) -> None:
+        """Let every `generate` of the model be seen, and call `begun` as it begins."""
+
+        def run(owner: nn.Module, args: Arguments, kwargs: Options) -> AbstractContextManager[None]:
+            begun()
+            return self._run(owner, args, kwargs)
+
         for module in self._model.modules():
             if callable(getattr(type(module), "generate", None)):
-                hooks.on_run(module, "generate", lambda args, kwargs, owner=module: self._run(owner, args, kwargs))
+                hooks.on_run(module, "generate", partial(run, module))
 
     @contextmanager
     def _run(self, owner: nn.Module, args: Arguments, kwargs: Options) -> Iterator[None]:

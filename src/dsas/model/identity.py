@@ -31,7 +31,7 @@ from dsas.files.json_values import JsonObject
 from dsas.model.device_map import stored
 from dsas.model.layers import decoder_of
 from dsas.model.sites import Site
-from dsas.model.weights import Weight, acting_weights, how_kept, is_plain, values_of
+from dsas.model.weights import Weight, acting_weights, how_kept, is_plain, shape_of, values_of
 from dsas.model.wrappers import class_name, core_path, plain, plain_paths
 
 SAMPLES_PER_PARAMETER = 64
@@ -152,7 +152,7 @@ def _decoder(core: nn.Module) -> tuple[nn.Module, str]:
 def _hashed(model: nn.Module, weights: Sequence[Weight]) -> str:
     digest = hashlib.sha256()
     for weight in weights:
-        digest.update(f"{weight.plain}{tuple(weight.tensor.shape)}".encode())
+        digest.update(f"{weight.plain}{shape_of(weight.tensor)}".encode())
         values = values_of(stored(model, weight.name, weight.tensor))
         if values is None or values.is_meta:
             continue

@@ -31,10 +31,10 @@ Grid = Float[Tensor, "image step height width"]
 class Maps(NamedTuple):
     """The applied strength (strength x site weight x regulator) of the last run of a pipeline.
 
-    sites: names, in the order of the model. strengths: for each site Float (image, step, height, width), >= 0,
-    averaged over neurons where the regulator has one value per neuron; empty where the site never fired. A site of the
-    prompt has a prompt for an image, one step, and its tokens for a width. steps: which denoising steps ran.
-    strength: Float (image), what was asked for. regulators, doses: as strengths, or empty when recorded without
+    sites: names, in the order of the model. strengths: for each site Float (image, step, height, width), with
+    their sign, averaged over neurons where the regulator has one value per neuron; empty where the site never fired. A
+    site of the prompt has a prompt for an image, one step, and its tokens for a width. steps: which denoising steps
+    ran. strength: Float (image), what was asked for. regulators, doses: as strengths, or empty when recorded without
     record="doses". With both branches steered, the rows of the pipeline's batch are the images.
     """
 
@@ -55,11 +55,13 @@ class Maps(NamedTuple):
         counts = []
         for grid in self.strengths:
             stride = max(1, len(least) // max(1, len(grid)))  # a site of the prompt has fewer rows: one a prompt
-            counts.append((grid > least[::stride].view(-1, 1, 1, 1)).sum() if grid.numel() else torch.tensor(0))
+            counts.append(
+                (grid.abs() > least[::stride].abs().view(-1, 1, 1, 1)).sum() if grid.numel() else torch.tensor(0)
+            )
         return torch.stack(counts)
 
     def heat(self, height: int, width: int, *, step: int | None = None) -> Float[Tensor, "image height width"]:
-        """Return the mean over the sites in the picture, and over steps (or of one), enlarged to a picture's size.
+        """Return the mean size over the sites in the picture, and over steps (or of one), enlarged to a picture's size.
 
         Raises OptionError for a step that did not run, StateError when no site of the picture was recorded.
         """
@@ -72,7 +74,9 @@ class Maps(NamedTuple):
             raise StateError("no site of the picture was recorded, only sites of the prompt")
         chosen = slice(None) if step is None else slice(self.steps.index(step), self.steps.index(step) + 1)
         enlarged = [
-            torch.nn.functional.interpolate(grid[:, chosen].mean(1, keepdim=True), (height, width), mode="nearest")
+            torch.nn.functional.interpolate(
+                grid[:, chosen].abs().mean(1, keepdim=True), (height, width), mode="nearest"
+            )
             for grid in grids
         ]
         return torch.cat(enlarged, dim=1).mean(1)
@@ -151,6 +155,10 @@ class PictureRecorder:
     def add_gain(self, site: int, factor: float, gain: Tensor | None) -> NoReturn:
         """Raise StateError: in a pipeline a gain says nothing without its pass, so `add` is called."""
         raise StateError("a pipeline's gains are recorded with their pass")
+
+    def add_outside(self, site: int, values: Tensor, real: Tensor) -> NoReturn:
+        """Raise StateError: every site of a pipeline is recorded by `add`."""
+        raise StateError("a pipeline's sites are all recorded by add")
 
     def maps(self, strength: Float[Tensor, " row"], *, thread: Thread | None = None) -> Maps:
         """Return what was recorded of the last run; `strength` as asked for. Raises StateError when that is nothing."""

@@ -1,6 +1,8 @@
 """Running: how a model of tokens is called on a batch of texts, and what is refused before any text runs.
 
-A model gets what its forward takes: `use_cache=False` only where it knows that name. The decoder of a model that has an
+A model gets what its forward takes: `use_cache=False` only where it knows that name. Hidden states and the like, which
+a configuration may ask for, are not collected: nobody here reads them, and transformers 4.56 left every layer wrapped,
+and what it kept alive, when a pass that collects them was ended early. The decoder of a model that has an
 encoder beside it reads the same texts as the encoder, token for token, so that sites of both sides have the tokens of
 the text. Tokens that a model puts before the text itself (prompt tuning, CPM-Ant) are not of the text.
 """
@@ -38,6 +40,7 @@ def run_on(model: Model, batch: Mapping[str, Tensor], **options: Foreign) -> For
             )
     if _takes(model, "use_cache"):
         options = {**options, "use_cache": False}
+    options = {**{name: False for name in _collected(model) if _takes(model, name)}, **options}
     return model(**on_device(model, given), **options)
 
 
@@ -82,7 +85,7 @@ def check_reads_texts(model: Model) -> None:
 
 def check_tokens(model: Model, longest: int, largest: int) -> None:
     """Raise TextsError for more tokens in a row than a model has places, OptionError for one that it does not know."""
-    places = _places(model)
+    places = places_of(model)
     if places is not None and longest > places:
         raise TextsError(
             f"the longest text has {longest} tokens, and {type(model).__name__} has places for {places}: shorten it, "
@@ -101,7 +104,7 @@ def check_tokens(model: Model, longest: int, largest: int) -> None:
         )
 
 
-def _places(model: nn.Module) -> int | None:
+def places_of(model: nn.Module) -> int | None:
     """Return how many positions a model has vectors for, None where positions are not looked up."""
     config = getattr(model, "config", None)
     get_text: Foreign = getattr(config, "get_text_config", None)
@@ -117,6 +120,15 @@ def _places(model: nn.Module) -> int | None:
             there = module.num_embeddings - ahead
             return min(there, said) if isinstance(said, int) and said > 1 else there
     return None
+
+
+def _collected(model: nn.Module) -> list[str]:
+    """Return the options of a model's call by which its configuration asks for more than its output."""
+    config: Foreign = getattr(model, "config", None)
+    get_text: Foreign = getattr(config, "get_text_config", None)
+    asked = [config, get_text() if callable(get_text) else None]
+    names = ("output_hidden_states", "output_attentions", "output_router_logits")
+    return [name for name in names if any(getattr(one, name, False) for one in asked)]
 
 
 def _takes(model: nn.Module, name: str) -> bool:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dsas.errors import StateError
+from dsas.model.site_summary import Outside
 
 KEPT_COLUMNS = 4096
 
@@ -50,15 +51,17 @@ class Turn(NamedTuple):
 class Passed:
     """One pass of some rows: its columns, its tokens where they are known, and what was found at every site.
 
-    rows: which rows of what was found are its own, None for all. carried: for each regulator that asked, its states
+    rows: which rows of what was found are its own, None for all. outside: by number of a site outside the decoder, what
+    it did in each call of its module since the pass before. carried: for each regulator that asked, its states
     (row, token, size), or (row, 1, size) of the last column alone.
     """
 
-    __slots__ = ("carried", "found", "ids", "rows", "start", "tokens", "whole")
+    __slots__ = ("carried", "found", "ids", "outside", "rows", "start", "tokens", "whole")
 
     def __init__(self, start: int, tokens: int, ids: Int[Tensor, "row token"] | None) -> None:
         self.start, self.tokens, self.ids, self.whole = start, tokens, ids, tokens
         self.found: list[Found] = []
+        self.outside: dict[int, list[Outside]] = {}
         self.rows: slice | None = None
         self.carried: dict[Hashable, Float[Tensor, "row _ size"]] = {}
 

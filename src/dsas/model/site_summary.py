@@ -2,12 +2,27 @@
 
 from typing import NamedTuple
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Outside(NamedTuple):
+    """What a site outside the decoder did in one call of its module: at an encoder's tokens, or a picture's patches.
+
+    strengths: Float (row, token), what was applied, 0 on padding. real: Bool (row, token). Rows are those that the
+    module was given.
+    """
+
+    strengths: Float[Tensor, "row token"]
+    real: Bool[Tensor, "row token"]
+
 
 class SiteSummary(NamedTuple):
     """What was recorded at a site in the last sequence or run.
 
     mean_strength: mean applied strength over real tokens or positions. hits: how many of them had a regulator above
-    one half. Both are None when the site never fired, so that nothing is known.
+    one half. Both are None when the site never fired, so that nothing is known; hits also where the rows of a site
+    outside the decoder are not those that have strengths of their own.
     """
 
     mean_strength: float | None

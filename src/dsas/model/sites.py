@@ -30,7 +30,17 @@ from dsas.errors import ActivationError, SiteError, closest
 from dsas.model.foreign import Foreign, Given
 from dsas.model.layers import SHORTHANDS, head_count, part_paths
 
-Layout = Literal["tokens", "picture", "channels"]
+_HINTS = {  # by how many dimensions came
+    2: (
+        "; if these are (token, dim), as a vision tower has the patches of all pictures one after another, name it as "
+        "dsas.Site(path, layout='flat')"
+    ),
+    4: (
+        "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture'); if it is a "
+        "residual of several streams (Gemma 3n, hyper-connections), steer 'mlp' or 'attention' instead"
+    ),
+}
+Layout = Literal["tokens", "picture", "channels", "flat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,8 @@ class Site:
     index: which element, when the module gives a tuple or list; ignored when it gives one tensor.
     side: "output", or "input" for the module's first argument.
     part, parts: the part-th of `parts` equal slices of the width (0 <= part < parts), as the heads of an attention.
-    layout: "tokens" is (batch, token, dim), "picture" that or (batch, dim, height, width), "channels" has dim second.
+    layout: "tokens" is (batch, token, dim), "picture" that or (batch, dim, height, width), "channels" has dim second,
+        "flat" is (token, dim), as the patches of all pictures one after another: one row.
     """
 
     path: str
@@ -65,7 +76,7 @@ class Site:
     @property
     def is_plain(self) -> bool:
         """Whether a tensor (batch, token, dim) that the module gives or takes is the activation as it stands."""
-        return self.parts == 1 and self.layout != "channels"
+        return self.parts == 1 and self.layout not in ("channels", "flat")
 
     def read(self, given: Given) -> Tensor:
         """Return the activation (batch, token, dim) from what its module gives or takes; raises ActivationError."""
@@ -87,6 +98,8 @@ class Site:
             last = whole.ndim == 4 and whole.is_contiguous(memory_format=torch.channels_last)
             memory = torch.channels_last if last else torch.contiguous_format
             value = value.transpose(1, 2).reshape(whole.shape).contiguous(memory_format=memory)
+        if self.layout == "flat":
+            value = value.squeeze(0)
         if not isinstance(given, (tuple, list)):
             return value
         items = list(given)
@@ -106,22 +119,12 @@ class Site:
 
     def _whole(self, given: Given) -> Tensor:
         value = given[self.index] if isinstance(given, (tuple, list)) else given
-        if not isinstance(value, Tensor) or (value.ndim != 3 and (value.ndim != 4 or self.layout == "tokens")):
+        dimensions = {"tokens": (3,), "flat": (2,)}.get(self.layout, (3, 4))
+        if not isinstance(value, Tensor) or value.ndim not in dimensions:
             came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            picture = isinstance(value, Tensor) and value.ndim == 4
-            hint = (
-                "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture'); if it "
-                "is a residual of several streams (Gemma 3n, hyper-connections), steer 'mlp' or 'attention' instead"
-            )
-            picture = isinstance(value, Tensor) and value.ndim == 4
-            hint = (
-                "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture'); if it "
-                "is a residual of several streams (Gemma 3n, hyper-connections), steer 'mlp' or 'attention' instead"
-            )
-            picture = isinstance(value, Tensor) and value.ndim == 4
-            raise ActivationError(
-                f"site {self}: expected a tensor (batch, token, dim), got {came}{hint if picture else ''}"
-            )
+            hint = _HINTS.get(value.ndim, "") if isinstance(value, Tensor) and self.layout != "flat" else ""
+            wanted = "(token, dim)" if self.layout == "flat" else "(batch, token, dim)"
+            raise ActivationError(f"site {self}: expected a tensor {wanted}, got {came}{hint}")
         return value
 
     def _second(self, whole: Tensor) -> bool:
@@ -129,6 +132,8 @@ class Site:
         return whole.ndim == 4 or self.layout == "channels"
 
     def _tokens(self, whole: Tensor) -> Tensor:
+        if self.layout == "flat":
+            whole = whole.unsqueeze(0)
         tokens = whole.flatten(2).transpose(1, 2) if self._second(whole) else whole
         if tokens.shape[-1] % self.parts:
             raise ActivationError(f"site {self}: a width of {tokens.shape[-1]} has no {self.parts} equal parts")

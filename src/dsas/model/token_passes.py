@@ -101,11 +101,11 @@ class TokenPasses:
 
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
         """Let every call of `generate` be seen, and every manager of requests."""
-        self._generations.watch(hooks)
+        self._generations.watch(hooks, restarted)
         self._batching.watch(hooks)
 
     def records(self, site: Site) -> bool:
-        """Whether what happens at a site is about the tokens that the decoder was given."""
+        """Whether what happens at a site is about the tokens that the decoder was given, and not another part's."""
         inside = not self._inside or f"{site.path}.".startswith(f"{self._inside}.")
         return inside or site.path == self._head
 

@@ -5,10 +5,11 @@ others. Only small tensors (row, token) are kept, and nothing is moved off the d
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dsas.errors import StateError
@@ -16,7 +17,7 @@ from dsas.model.by_thread import ByThread
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.image_trace import Maps
 from dsas.model.sequence import NOTHING, Found, PackedSequences, Passed, Sequences
-from dsas.model.site_summary import NOT_RECORDED, SiteSummary
+from dsas.model.site_summary import NOT_RECORDED, Outside, SiteSummary
 from dsas.model.strength import per_request, per_row
 from dsas.model.token_trace import Trace, stacked
 
@@ -26,9 +27,11 @@ ONE = torch.ones(1, 1, 1)
 class TokenRecorder:
     """Collects applied strengths pass by pass."""
 
-    def __init__(self, sites: Sequence[str]) -> None:
-        self._sites = tuple(sites)
-        self._local = threading.local()  # what was found in the pass that runs in a thread, and of which shape it is
+    def __init__(self, sites: Sequence[str], media: Mapping[int, str] = MappingProxyType({})) -> None:
+        """Record what these sites do; media: as in `Trace`."""
+        self._sites, self._media = tuple(sites), media
+        # What was found in the pass that runs in a thread, inside of the decoder and outside, and of which shape it is.
+        self._local = threading.local()
         self._ran: ByThread[Sequences | PackedSequences] = ByThread()
 
     def has_passes(self, thread: threading.Thread | None = None) -> bool:
@@ -41,7 +44,11 @@ class TokenRecorder:
         here = self._local
         if step is None:
             here.found = None
+            self.restart()
             return
+        if getattr(here, "is_taken", True):
+            here.outside = {}
+        step.history.each[0].keep().outside, here.is_taken = here.outside, True
         found = here.found = [NOTHING] * len(self._sites)
         here.shape, here.packing = (step.batch, step.tokens), step.packing
         for one in step.history.each:
@@ -52,7 +59,10 @@ class TokenRecorder:
         self._ran.put(step.history)
 
     def restart(self) -> None:
-        """Do nothing: a new sequence is told by its cache."""
+        """Count what comes from outside the decoder to its next pass, for the model or `generate` was called anew."""
+        here = self._local
+        if getattr(here, "is_taken", True):
+            here.outside, here.is_taken = {}, False
 
     def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
         """Record what site number `site` did in the open pass: what it applied, and then, if kept, details.
@@ -69,6 +79,17 @@ class TokenRecorder:
             values = tuple([here.packing.take(value) for value in values])
         if all(tuple(value.shape[:2]) == here.shape for value in values):
             _keep(found, site, 1.0, tuple([value.detach() if value.requires_grad else value for value in values]))
+
+    def add_outside(self, site: int, values: Float[Tensor, "batch token _"], real: Bool[Tensor, "batch token"]) -> None:
+        """Record what site number `site`, which is outside the decoder, applied in one call of its module.
+
+        It counts to the decoder's pass that runs, or, where the model, its encoder or `generate` was called since that
+        began, to the next.
+        """
+        if not hasattr(self._local, "outside"):
+            self.restart()
+        found = Outside(values.detach().float().mean(-1).masked_fill(~real, 0.0), real)
+        self._local.outside.setdefault(site, []).append(found)
 
     def add_gain(self, site: int, factor: float, gain: Float[Tensor, "batch token 1"] | None) -> None:
         """Record, as `add` would, that site number `site` applied factor x gain, where None is 1 for every token."""
@@ -116,11 +137,11 @@ class TokenRecorder:
         assert trace.strength is not None
         found = []
         for site, weight in enumerate(weights):
-            known = trace.real & ~trace.strengths[site].isnan()
-            values = trace.strengths[site][known]
-            least = (0.5 * weight * trace.strength).view(-1, 1).expand(known.shape)[known]
-            known_any = bool(known.any())
-            found.append(SiteSummary(float(values.mean()), int((values > least).sum())) if known_any else NOT_RECORDED)
+            calls = trace.outside.get(self._sites[site])
+            if calls is None:
+                known = trace.real & ~trace.strengths[site].isnan()
+                calls = (Outside(trace.strengths[site], known),)
+            found.append(_summary(calls, 0.5 * weight * trace.strength))
         return found
 
     def _trace(self, one: Sequences, strength: Float[Tensor, " row"], start: int) -> Trace:
@@ -150,12 +171,40 @@ class TokenRecorder:
         measured = measured.masked_fill(~real, 0.0)
         detail = (measured[1], measured[2]) if kept >= 3 else (None, None)
         alone = measured[3].where(~measured[3].isnan(), measured[1]) if kept > 3 else None
-        return Trace(self._sites, measured[0], real, ids if any(known) else None, strength, *detail, alone)
+        ids = ids if any(known) else None
+        return Trace(self._sites, measured[0], real, ids, strength, *detail, alone, self._outside(passes), self._media)
+
+    def _outside(self, passes: Sequence[tuple[Passed, Tensor | None]]) -> dict[str, tuple[Outside, ...]]:
+        """Return what the sites outside the decoder did, by name."""
+        found: dict[str, tuple[Outside, ...]] = {}
+        for entry, _ in passes:
+            for site, calls in entry.outside.items():
+                here = tuple([Outside(*[value.cpu() for value in call]) for call in calls])
+                found[self._sites[site]] = (*found.get(self._sites[site], ()), *here)
+        return found
 
 
 def _passes(one: Sequences, start: int) -> list[tuple[Passed, Tensor | None]]:
     """Return the passes kept with what was recorded, from cache position `start` on."""
     return [(entry, moved) for entry, moved in one.passes() if entry.found and entry.start >= start]
+
+
+def _summary(calls: Sequence[Outside], least: Float[Tensor, " row"]) -> SiteSummary:
+    """Return the mean of what was applied, and how often it was more than `least`, which is one number or one per row.
+
+    Where rows have numbers of their own and calls have other rows, nobody can tell how often.
+    """
+    values = torch.cat([call.strengths[call.real] for call in calls])
+    if not len(values):
+        return NOT_RECORDED
+    alike = bool((least == least[0]).all())
+    hits = 0
+    for call in calls:
+        if not alike and len(call.real) != len(least):
+            return SiteSummary(float(values.mean()), None)
+        own = (least[:1] if alike else least).view(-1, 1)
+        hits += int(((call.strengths > own) & call.real).sum())
+    return SiteSummary(float(values.mean()), hits)
 
 
 def _keep(found: list[Found], site: int, factor: float, values: tuple[Tensor, ...]) -> None:

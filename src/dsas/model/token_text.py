@@ -9,10 +9,11 @@ Source: the incremental decoding of text-generation servers (a window that slide
 
 from collections.abc import Sequence
 
-from dsas.model.foreign import Tokenizer
-from dsas.model.token_batches import text_tokenizer
+from dsas.model.foreign import Foreign, Tokenizer
+from dsas.model.tokenizing import text_tokenizer
 
 _BROKEN = "\ufffd"
+_MEDIA = ("image", "video", "audio")
 
 
 class Pieces:
@@ -34,6 +35,17 @@ class Pieces:
 
     def _decode(self, start: int, end: int) -> str:
         return self._tokenizer.decode(self._ids[start:end], clean_up_tokenization_spaces=False)
+
+
+def placeholders(config: Foreign) -> dict[int, str]:
+    """Return the tokens that stand for pictures, videos and sound in a model's input, and what they are shown as."""
+    found: dict[int, str] = {}
+    for kind in _MEDIA:
+        for name in (f"{kind}_token_id", f"{kind}_token_index"):
+            token = getattr(config, name, None)
+            if isinstance(token, int):
+                found[token] = f"[{kind}]"
+    return found
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 Adapters (PEFT) count while they are at work: those that are switched off, not chosen, or merged into the weights do
 not. A tensor that stands for others is read as values where it can be: dequantised, or the local part of a sharded one.
+Those of bitsandbytes in 4 bits are not: it packs them anew for the CPU in the first pass, and rounds their scales then.
 
 Limitations: whether prompt learning is switched off cannot be told. Weights that are neither parameters nor persistent
 buffers of packed integers are not seen.
@@ -46,8 +47,16 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter)
 
 
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of the weights that a tensor stands for, however they are packed."""
+    packing: Foreign = getattr(tensor, "quant_state", None)
+    return tuple(tensor.shape if packing is None else packing.shape)
+
+
 def values_of(tensor: Tensor) -> Tensor | None:
     """Return the values of a tensor that may stand for others, None where nobody can tell them."""
+    if getattr(tensor, "quant_state", None) is not None:
+        return None
     held: Foreign = tensor.detach()
     try:
         if hasattr(held, "to_local"):
@@ -67,11 +76,19 @@ def how_kept(weights: Sequence[Weight]) -> list[str]:
         said.append("virtual tokens stand before the text")
     for kind in dict.fromkeys(type(weight.tensor) for weight in weights if not is_plain(weight.tensor)):
         one = next(weight.tensor for weight in weights if type(weight.tensor) is kind)
-        sharded, told = hasattr(one, "to_local"), values_of(one) is not None
-        how = "by name and shape alone" if not told else "in this process's part alone" if sharded else "dequantised"
-        said.append(f"weights are of type {kind.__name__}, compared {how}")
-    packed = {str(weight.tensor.dtype) for weight in weights if not weight.tensor.is_floating_point()}
+        said.append(f"weights are of type {kind.__name__}, compared {_how_compared(one)}")
+    plain_ones = [weight.tensor for weight in weights if is_plain(weight.tensor)]
+    packed = {str(tensor.dtype) for tensor in plain_ones if not tensor.is_floating_point()}
     return [*said, f"weights are packed as {', '.join(sorted(packed))}"] if packed else said
+
+
+def _how_compared(tensor: Tensor) -> str:
+    values = values_of(tensor)
+    if values is None:
+        return "by name and shape alone"
+    if hasattr(tensor, "to_local"):
+        return "in this process's part alone"
+    return "dequantised" if values.is_floating_point() else "as they are packed, without their scales"
 
 
 def _acting(around: str, name: str, holder: Foreign) -> tuple[str, str]:

@@ -26,12 +26,12 @@ from dsas.model.image_trace import Maps
 from dsas.model.pipeline_modules import Branch
 from dsas.model.site_summary import NOT_RECORDED, SiteSummary
 from dsas.model.sites import labels
-from dsas.model.strength import PromptTokens, Strength, read_strength
+from dsas.model.strength import PromptTokens, Strength
 from dsas.model.subject import Subject
 from dsas.model.token_trace import Trace
 from dsas.runtime.edit import Fused, General, Summing, edit_with, shortened, way_of
 from dsas.runtime.filling import Filling
-from dsas.runtime.rule import Rule
+from dsas.runtime.rule import Rule, strength_for
 from dsas.runtime.scope import Entered, Scope
 from dsas.runtime.site_report import AppliedSite, applied_report
 
@@ -52,7 +52,7 @@ class Applied:
     """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
 
     def __init__(self, rules: Sequence[Rule], subject: Subject, strength: Strength, options: ApplyOptions) -> None:
-        self.strength = read_strength(strength)
+        self.strength = strength_for(rules, strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._all_rules = tuple(rules)
         self._model = subject.module
@@ -82,7 +82,7 @@ class Applied:
         with self._lock:
             if self._hooks.active:
                 raise StateError("this Applied is already installed; call steering.apply() again for a second one")
-            if float(self.strength.detach().max()) == 0.0 and not self.strength.requires_grad:
+            if not bool(self.strength.detach().any()) and not self.strength.requires_grad:
                 return self
             try:
                 for module, read in self._passes.calls:
@@ -135,8 +135,9 @@ class Applied:
         """Return one line per site of the Steering: what happened there in the last sequences or run.
 
         Of which thread: as `trace`. A site that was not selected is reported with the reason. Where nothing is known,
-        because recording is off, nothing ran yet, the site never fired, or what it reads are not the tokens that the
-        decoder was given, `mean_strength` and `hits` are None and `status` says why.
+        because recording is off, nothing ran yet, the site never fired, or its tokens are others than the decoder was
+        given, `mean_strength` and `hits` are None and `status` says why. Of a site outside the decoder, the tokens are
+        its module's own, such as an encoder's or the patches of pictures.
         """
         found: list[SiteSummary] = [NOT_RECORDED] * len(self.rules)
         ran = self._recorder is not None and self._recorder.has_passes(thread)
@@ -222,19 +223,19 @@ class Applied:
         way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
         edit = self._editor(number, rule, way)
         plain = rule.site.is_plain and rule.site.side == "output" and not self._asks(rule)
+        plain = plain and (self._recorder is None or self._passes.records(rule.site))
         if not (plain and isinstance(way, Fused) and way.same_for_all_rows):
             self._hooks.at_site(self._model, rule.site, edit)
             return
-        recorder = self._recorder if self._passes.records(rule.site) else None
-        record = partial(recorder.add_gain, number, way.factor) if recorder is not None else None
+        record = partial(self._recorder.add_gain, number, way.factor) if self._recorder is not None else None
         self._hooks.on_output(
             self._model.get_submodule(rule.site.path), shortened(way, edit, record, self._unsteered, self._acts)
         )
 
     def _editor(self, number: int, rule: Rule, way: Fused | Summing | General) -> Callable[[Given], Given]:
-        doses, site, asks, by_row = self._keep_doses, rule.site, self._asks(rule), self.strength.numel() > 1
-        recorder = self._recorder if self._passes.records(site) else None
-        refusal = self._refusal(rule)
+        site, asks, by_row = rule.site, self._asks(rule), self.strength.numel() > 1
+        recorder, inside, refusal = self._recorder, self._passes.records(site), self._refusal(rule)
+        doses = self._keep_doses
 
         def edit(output: Given) -> Foreign:
             compiling = torch.compiler.is_compiling()
@@ -256,7 +257,9 @@ class Applied:
             edited = edit_with(way, t, step)
             if not compiling:
                 self._fired[number] = True
-                if recorder is not None:
+                if recorder is not None and not inside:
+                    recorder.add_outside(number, way.applied(t, edited), self._passes.at(site, whole, output).real)
+                elif recorder is not None:
                     detail = way.detail(t, edited) if doses and isinstance(way, General) else ()
                     recorder.add(number, step, way.applied(t, edited), *detail)
             return site.write(output, edited.t if step is None else step.put(whole, edited.t))

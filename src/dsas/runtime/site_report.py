@@ -7,7 +7,7 @@ from dsas.model.site_summary import SiteSummary
 from dsas.model.sites import labels
 from dsas.runtime.rule import Rule
 
-_UNRECORDED = "steered, but not recorded: what it reads are not the tokens that the decoder was given"
+_UNRECORDED = "steered, but not recorded: its tokens are not those that the decoder was given"
 
 
 class FittedSite(NamedTuple):
