@@ -36,7 +36,13 @@ REGULATORS = [
     "logistic*posterior",
     "cast*schedule",
 ]
-STEPPED = ("cast", "schedule", "cast*schedule", "evidence")  # regulators that read the step, which nothing fused has
+STEPPED = (
+    "cast",
+    "schedule",
+    "turns",
+    "cast*schedule",
+    "evidence",
+)  # regulators that read the step, which nothing fused has
 # Each transform and each regulator at least once.
 PAIRS = [
     (TRANSFORMS[number % len(TRANSFORMS)], REGULATORS[number % len(REGULATORS)])

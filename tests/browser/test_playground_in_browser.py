@@ -12,14 +12,19 @@ from typing import Any, NamedTuple
 
 import pytest
 from browser.conftest import complaints, requested
-from makers import random_steering
+from makers import random_steering, templated
 
 import dsas
-from dsas.testing import tiny_model, tiny_tokenizer
+from dsas.explaining.dialogue import Dialogue
+from dsas.testing import tiny_model
 
 pytestmark = pytest.mark.browser
 PORT = 7869
 STRENGTH = 2.0
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 class Served(NamedTuple):
@@ -35,7 +40,7 @@ class Served(NamedTuple):
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Start `dsas playground` as a user does, in a process of its own, and end it by what Ctrl-C sends."""
     folder = tmp_path_factory.mktemp("playground")
-    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model, tokenizer = tiny_model(vocab_size=300), templated(CHAT, specials=("<s>", "</s>"))
     model.save_pretrained(folder / "model")  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.save_pretrained(folder / "model")
     steerings = {"detox": random_steering(model), "calm": random_steering(model, seed=1)}
@@ -100,7 +105,11 @@ def test_a_prompt_is_continued_side_by_side_mapped_and_continued_by_another_stee
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get(served.address)
-    WebDriverWait(browser, 60).until(lambda driver: driver.find_elements("css selector", "#prompt textarea"))
+    tabs = WebDriverWait(browser, 60).until(lambda driver: driver.find_elements("css selector", "button[role=tab]"))
+    next(tab for tab in tabs if tab.text == "Prompt").click()
+    WebDriverWait(browser, 60).until(
+        lambda driver: driver.find_element("css selector", "#prompt textarea").is_displayed()
+    )
     box = browser.find_element("css selector", "#prompt textarea")
     box.send_keys(Keys.CONTROL, "a")
     box.send_keys("Who are you?")
@@ -127,3 +136,34 @@ def test_only_this_machine_reaches_the_server_which_has_no_public_link_and_sends
         config = json.load(answer)
     assert config["analytics_enabled"] is False
     assert config.get("share_url") is None
+
+
+def test_a_conversation_is_written_as_it_comes_with_its_map_and_goes_on_at_another_strength(
+    served: Served, browser: Any, look: Callable[..., None]
+) -> None:
+    from selenium.webdriver import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(served.address)
+    WebDriverWait(browser, 60).until(lambda driver: driver.find_elements("css selector", "#say textarea"))
+    expected = Dialogue(served.model, served.tokenizer)
+
+    def answers() -> list[str]:
+        return [one.text for one in browser.find_elements("css selector", "#chat .bot .prose")]
+
+    for number, said in enumerate(("Who are you?", "And then?"), start=1):
+        browser.find_element("css selector", "#say textarea").send_keys(said, Keys.ENTER)
+        WebDriverWait(browser, 60).until(
+            lambda driver, number=number: len(driver.find_elements("css selector", "#chat .steered")) == number
+        )
+        answer = expected.say(said, served.steerings["detox"], STRENGTH, new_tokens=32)
+        letters = "".join(letter for letter in answer.text if letter.isalnum())
+        assert letters
+        assert any(letters in "".join(filter(str.isalnum, one)) for one in answers())
+    look("playground-chat", height=1400)
+    look("playground-chat-dark-phone", dark=True, width=390, height=1600)
+    browser.find_element("css selector", "#clear").click()
+    WebDriverWait(browser, 30).until(
+        lambda driver: not driver.find_elements("css selector", "#chat .steered, #chat-heat iframe")
+    )
+    assert complaints(browser) == []

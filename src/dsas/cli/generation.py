@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,11 +12,15 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_model, prompts_of
+from dsas.cli.conversing import Conversing
+from dsas.cli.examples import asked_of, chat_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import in_method, in_output, in_texts
 from dsas.cli.output import show_table
 from dsas.errors import OptionError
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.model.chat import Chat
+from dsas.model.conversation import Completion, Conversation, as_text
 from dsas.model.foreign import Tokenizer
 from dsas.steering.folder import steering_folder
 
@@ -30,7 +35,11 @@ def generate(
     steering: Annotated[str | None, in_method(help="Folder or hub id of a Steering; none: unsteered.")] = None,
     strength: options.Strength = None,
     file: options.File = None,
-    chat: options.Chat = False,
+    chat: Annotated[
+        bool, in_texts(help="Put each prompt through the model's chat template; without a prompt: converse.")
+    ] = False,
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     compare: Annotated[bool, in_output(help="Show the unsteered text beside the steered one.")] = False,
     explain: Annotated[bool, in_output(help="Write token by token, coloured by applied strength.")] = False,
     new_tokens: options.NewTokens = 64,
@@ -44,8 +53,14 @@ def generate(
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Continue prompts with a steered model."""
-    prompts = prompts_of(prompt, file, field)
+    """Continue prompts with a steered model; with --chat and without a prompt, hold a conversation with it."""
+    if (system is not None or template_args != options.NO_ARGS) and not chat:
+        raise OptionError("--system and --template-args go with --chat")
+    chat_options = chat_of(system, template_args)
+    converses = chat and prompt is None and file is None
+    if converses and (compare or as_json):
+        raise OptionError("a conversation goes without --compare and --json: give a prompt or --file")
+    given = [] if converses else _given(prompt, file, field, chat_options if chat else None)
     if compare and steering is None:
         raise OptionError("--compare needs --steering: there is nothing to compare with")
     if explain and (steering is None or compare or as_json):
@@ -54,16 +69,21 @@ def generate(
     check_model(model)
     import dsas
     from dsas.evaluation.generations import Sampling, sample_continuations
-    from dsas.model.token_batches import chat_prompts
+    from dsas.explaining.dialogue import Dialogue, Drawn
+    from dsas.model.chat_template import chat_prompts
     from dsas.parallel.progress import progress_bar
 
     chosen = dsas.Steering.from_pretrained(folder) if folder else None
+    loaded = loaded_model(model, device, precision)
+    if converses:
+        dialogue = Dialogue(*loaded, chat=chat_options, drawn=Drawn(temperature, top_p, new_tokens, seed))
+        Conversing(dialogue, chosen, strength).run(input)
+        return
     if chosen is not None and strength is None:
         strength = chosen.default_strength
-    loaded = loaded_model(model, device, precision)
     sampling = Sampling(temperature, top_p, repetition_penalty=1.0, new_tokens=new_tokens, special_tokens=not chat)
-    asked = chat_prompts(loaded.tokenizer, prompts) if chat else prompts
-
+    prompts = list(map(as_text, given))
+    asked = chat_prompts(loaded.tokenizer, given) if chat else prompts
     sample = partial(sample_continuations, *loaded, seeds=(seed,), sampling=sampling)
 
     def run(applied: Any) -> list[str]:
@@ -86,6 +106,17 @@ def generate(
     show_table(list(rows[0]), [list(row.values()) for row in rows], ruled=True)
 
 
+def _given(prompt: str | None, file: Path | None, field: str, chat: Chat | None) -> list[str | Conversation]:
+    """Return the prompts: texts without `chat`, conversations with it. Raises OptionError for completions."""
+    if chat is None:
+        return list(prompts_of(prompt, file, field))
+    found = asked_of(prompt, file, field, chat=chat, as_chat=True)
+    turns = [one for one in found if not isinstance(one, Completion)]
+    if len(turns) < len(found):
+        raise OptionError(f"--chat takes texts and conversations, and {file} has prompts with completions")
+    return turns
+
+
 def _write(sample: Callable[..., object], tokenizer: Tokenizer, applied: "dsas.Applied") -> None:
     """Continue one text on the console; a token is written once the next one is known, for it is steered only then."""
     from rich.console import Console
@@ -93,10 +124,10 @@ def _write(sample: Callable[..., object], tokenizer: Tokenizer, applied: "dsas.A
     from dsas.explaining.token_stream import TokenStream
     from dsas.views.terminal import styled
 
-    peak, console = float(applied.strength), Console()
+    peak, console = abs(float(applied.strength)), Console()
 
     def show(piece: str, value: float | None) -> None:
-        style = styled(value, peak) if value is not None else None
+        style = styled(abs(value), peak) if value is not None else None
         console.print(piece, style=style, end="", markup=False, highlight=False, soft_wrap=True)
 
     with applied:

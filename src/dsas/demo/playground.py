@@ -1,20 +1,19 @@
-"""Playground: a small web page on this machine to type a prompt, move the strength, and see what steering does.
+"""Playground: a small web page on this machine to talk to a model, move the strength, and see what steering does.
 
-The functions are those of the command line: `dsas.explain` continues the prompt with and without steering, and its
-trace draws the coloured text and the map. The server listens on 127.0.0.1 only, offers no public link, and sends no
-usage statistics.
-
-Left out: chats of several turns, several users at once.
+A model with a chat template is talked to (`dsas.demo.chat_tab`); any can continue a prompt, by the functions of the
+command line: `dsas.explain` continues it with and without steering, and its trace draws the coloured text and the map.
+The server listens on 127.0.0.1 only, offers no public link, and sends no usage statistics.
 """
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from dsas.demo.chat_tab import Visitors, chat_tab
 from dsas.errors import MissingExtraError, OptionError
 from dsas.explaining.explanation import explain
 from dsas.model.foreign import Foreign, Model, Tokenizer
-from dsas.model.token_batches import chat_prompts
 from dsas.steering.steering import Steering
 from dsas.views.explanation import framed
 
@@ -39,37 +38,52 @@ def playground(
     def choose(name: str) -> Foreign:
         return gradio.Slider(maximum=4 * begins[name], value=begins[name])
 
-    def run(prompt: str, name: str, strength: float, tokens: float, chat: bool) -> tuple[str, str, str]:
-        if not prompt.strip():
-            raise gradio.Error("Please type a prompt.")
-        given = chat_prompts(tokenizer, [prompt])[0] if chat else prompt
-        unsteered = {"prompt": given, "generate": int(tokens), "special_tokens": not chat}
-        # At 0 nothing is steered, so there is nothing to trace: the least strength shows what would have been steered.
-        trace = explain(model, tokenizer, steerings[name], **unsteered, strength=max(strength, 1e-6), next_tokens=3)
-        (beside,), (pieces,) = trace.comparisons, trace.tokens
-        return "".join(pieces[beside.prompt_tokens :]), "".join(beside.unsteered), framed(trace.to_html())
-
     with gradio.Blocks(title="dsas playground", analytics_enabled=False) as page:
-        gradio.Markdown("# dsas playground\nThe same prompt, continued greedily with and without steering.")
+        gradio.Markdown("# dsas playground\nThe same model, with and without steering.")
         with gradio.Row():
-            prompt = gradio.Textbox(_START, label="Prompt", lines=2, elem_id="prompt", scale=3)
-            names = list(steerings)
-            name = gradio.Dropdown(names, value=names[0], label="Steering", elem_id="steering", scale=1)
-        with gradio.Row():
-            first = begins[names[0]]
+            first, names = begins[next(iter(begins))], list(steerings)
+            name = gradio.Dropdown(names, value=names[0], label="Steering", elem_id="steering")
             slider = gradio.Slider(0, 4 * first, value=first, label="Strength", elem_id="strength")
             tokens = gradio.Slider(1, 256, value=32, step=1, label="New tokens", elem_id="tokens")
-            chat = gradio.Checkbox(False, label="Chat template", visible=bool(tokenizer.chat_template))
-        button = gradio.Button("Run", variant="primary", elem_id="run")
-        with gradio.Row():
-            steered = gradio.Textbox(label="Steered", lines=4, elem_id="steered", interactive=False)
-            plain = gradio.Textbox(label="Unsteered", lines=4, elem_id="unsteered", interactive=False)
-        heat = gradio.HTML(elem_id="heat")
-        inputs, outputs = [prompt, name, slider, tokens, chat], [steered, plain, heat]
         chosen = name.change(choose, name, slider, api_name=False) if strength is None else None
-        for event in (button.click, prompt.submit, slider.release, chosen.then if chosen else name.change):
-            event(run, inputs, outputs, api_name=False, concurrency_id="model", concurrency_limit=1)
+        choices, changes = [name, slider, tokens], [slider.release, chosen.then if chosen else name.change]
+        if getattr(tokenizer, "chat_template", None):
+            with gradio.Tab("Conversation"):
+                chat_tab(gradio, Visitors(model, tokenizer, steerings, gradio), choices)
+            with gradio.Tab("Prompt"):
+                _prompt_tab(gradio, partial(_continued, gradio, model, tokenizer, steerings), choices, changes)
+        else:
+            _prompt_tab(gradio, partial(_continued, gradio, model, tokenizer, steerings), choices, changes)
     return page
+
+
+def _continued(
+    gradio: Foreign, model: Model, tokenizer: Tokenizer, steerings: Mapping[str, Steering], *asked: Any
+) -> tuple[str, str, str]:
+    """Return a prompt's continuation steered and unsteered, and the page that shows what was steered."""
+    prompt, name, strength, tokens = asked
+    if not prompt.strip():
+        raise gradio.Error("Please type a prompt.")
+    # At 0 nothing is steered, so there is nothing to trace: the least strength shows what would have been steered.
+    strength, options = max(strength, 1e-6), {"prompt": prompt, "generate": int(tokens), "next_tokens": 3}
+    trace = explain(model, tokenizer, steerings[name], **options, strength=strength)
+    (beside,), (pieces,) = trace.comparisons, trace.tokens
+    return "".join(pieces[beside.prompt_tokens :]), "".join(beside.unsteered), framed(trace.to_html())
+
+
+def _prompt_tab(gradio: Foreign, run: Foreign, choices: list[Foreign], changes: list[Foreign]) -> None:
+    """Put a prompt and its continuations into the page; changes: events after which it is continued again."""
+    prompt = gradio.Textbox(_START, label="Prompt", lines=2, elem_id="prompt")
+    button = gradio.Button("Run", variant="primary", elem_id="run")
+    with gradio.Row():
+        steered = gradio.Textbox(label="Steered", lines=4, elem_id="steered", interactive=False)
+        plain = gradio.Textbox(label="Unsteered", lines=4, elem_id="unsteered", interactive=False)
+    heat = gradio.HTML(elem_id="heat")
+    for event in (button.click, prompt.submit, *changes):
+        event(
+            run, [prompt, *choices], [steered, plain, heat], api_name=False, concurrency_id="model",
+            concurrency_limit=1,
+        )  # fmt: skip
 
 
 def serve(page: Any, *, port: int = 7860, wait: bool = True) -> str:

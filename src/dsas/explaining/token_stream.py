@@ -20,10 +20,12 @@ from dsas.runtime.applied import Applied
 class TokenStream:
     """What `generate(streamer=...)` calls with every token of one row."""
 
-    def __init__(self, tokenizer: Tokenizer, applied: Applied, show: Callable[[str, float | None], object]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, applied: Applied | None, show: Callable[[str, float | None], object]
+    ) -> None:
         """Call `show(piece, value)` for each token: its text, and the mean over sites of what was applied to it.
 
-        Where nothing is recorded, as at strength 0, every value is None.
+        Where nothing is recorded, as at strength 0 or without steering, every value is None.
         """
         self._pieces, self._applied, self._show = Pieces(tokenizer), applied, show
         self._waiting: list[int] = []
@@ -31,9 +33,11 @@ class TokenStream:
 
     def put(self, value: Int[Tensor, "*row token"]) -> None:
         """Take the prompt, or the token that was drawn, and show those that the model has read."""
-        if self._waiting and self._applied.has_trace and self._applied.rules:
+        if self._waiting and self._applied is not None and self._applied.has_trace and self._applied.rules:
             read = self._applied.trace(start=self._shown).strengths[:, 0].nanmean(0).tolist()
             self._give(read[: len(self._waiting)])
+        elif self._waiting and self._applied is None:
+            self._give([None] * len(self._waiting))
         self._waiting += torch.as_tensor(value).flatten().tolist()
 
     def end(self) -> None:

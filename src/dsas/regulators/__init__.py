@@ -22,6 +22,7 @@ REGULATORS: "Registry[Regulator]" = Registry(
         "halfspace": "dsas.regulators.halfspace:HalfSpace",
         "posterior": "dsas.regulators.posterior:Posterior",
         "schedule": "dsas.regulators.schedule:Schedule",
+        "turns": "dsas.regulators.turns:Turns",
         "product": "dsas.regulators.product:Product",
         "per-step": "dsas.regulators.perstep:PerStep",
     },

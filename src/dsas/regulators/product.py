@@ -52,3 +52,9 @@ class Product(Regulator):
     ) -> Float[Tensor, "batch token gain"]:
         """Return the product of the factors' values."""
         return reduce(mul, (factor(t, forward_pass.part(number)) for number, factor in enumerate(self.factors)))
+
+
+def times(first: Regulator, second: Regulator) -> Product:
+    """Return the product of two regulators, as one product where they are products already."""
+    factors = [list(one.factors) if isinstance(one, Product) else [one] for one in (first, second)]
+    return Product([factor for some in factors for factor in some if isinstance(factor, Regulator)])
