@@ -12,7 +12,10 @@
 A behaviour has words of its own, so a vocabulary finding is for a person to read and no error by itself; length and
 style are what matched sets share.
 
-Left out: meaning (paraphrases that share no letters), languages without spaces between words.
+Of conversations, and of prompts with completions, what counts is compared: the answers, or the instructions where the
+last instruction token is read. Duplicates are those of the whole.
+
+Limitations: meaning (paraphrases that share no letters), languages without spaces between words.
 """
 
 import math
@@ -28,9 +31,10 @@ from jaxtyping import Float
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
 from dsas.fitting.collect import collect
-from dsas.model.examples import check_texts
-from dsas.model.foreign import Model, Tokenizer
-from dsas.model.reading import Reading
+from dsas.model.conversation import answer_text, as_text, instruction_text
+from dsas.model.examples import Given, check_kinds, check_texts
+from dsas.model.foreign import Foreign, Model, Tokenizer
+from dsas.model.reading import Reading, Tokens
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import subject_of
 from dsas.regulators.logistic import Logistic
@@ -85,20 +89,26 @@ class Inspection(NamedTuple):
 
 
 def inspect_texts(
-    source: Sequence[str],
-    control: Sequence[str],
+    source: Sequence[Given],
+    control: Sequence[Given],
     *,
-    target: Sequence[str] | None = None,
-    held_out: Sequence[str] | None = None,
+    target: Sequence[Given] | None = None,
+    held_out: Sequence[Given] | None = None,
+    tokens: Tokens = "auto",
 ) -> Inspection:
     """Return what is to be found without a model.
 
-    held_out: texts to evaluate on; one that is near a text of another set has leaked. Raises TextsError as `fit` does.
+    held_out: texts to evaluate on; one that is near a text of another set has leaked. tokens: which will count, as in
+    `Reading`. Raises TextsError as `fit` does.
     """
     given = {"source": source, "control": control, "target": target, "held-out": held_out}
-    sets = {name: check_texts(name, texts) for name, texts in given.items() if texts is not None}
-    checks = (_duplicates, _overlap, _length, _style, _vocabulary)
-    findings = [finding for check in checks for finding in check(sets)]
+    contents = {name: check_texts(name, texts) for name, texts in given.items() if texts is not None}
+    check_kinds(contents)
+    shown = {"all": as_text, "last-instruction": instruction_text}.get(tokens, answer_text)
+    sets = {name: list(map(shown, own)) for name, own in contents.items()}
+    checks = (_overlap, _length, _style, _vocabulary)
+    findings = list(_duplicates({name: list(map(as_text, own)) for name, own in contents.items()}))
+    findings += [finding for check in checks for finding in check(sets)]
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.level))
     return Inspection({name: len(texts) for name, texts in sets.items()}, findings, [])
@@ -108,16 +118,17 @@ def separability(
     model: Model,
     tokenizer: Tokenizer,
     *,
-    source: Sequence[str],
-    control: Sequence[str],
+    source: Sequence[Given],
+    control: Sequence[Given],
     sites: SitePatterns = DEFAULT_SITES,
     reading: Reading = Reading(),
     progress: bool = True,
 ) -> list[SiteAccuracy]:
     """Return, in the order of the model, how well each site tells source from control, as `fit` would measure it."""
     subject = subject_of(model, tokenizer)
-    source, control = check_texts("source", source), check_texts("control", control)
-    texts = [*source, *control]
+    contents = {"source": check_texts("source", source), "control": check_texts("control", control)}
+    check_kinds(contents)
+    texts = [*contents["source"], *contents["control"]]
     found = collect(subject.examples(reading), texts, range(len(texts)), subject.sites(sites), progress=progress)
     lines = []
     for site, value in found.items():
@@ -148,20 +159,25 @@ def against_style(curve: Sequence[SiteAccuracy], inspection: Inspection) -> Insp
 
 def _duplicates(sets: dict[str, list[str]]) -> Iterator[Finding]:
     for name, texts in sets.items():
-        counts = Counter(map(_folded, texts))
-        again = [text for text in dict.fromkeys(texts) if counts[_folded(text)] > 1]
+        counts = Counter(map(folded, texts))
+        again = [text for text in dict.fromkeys(texts) if counts[folded(text)] > 1]
         extra = len(texts) - len(counts)
         if extra:
             message = f"{extra} of {len(texts)} texts in {name} say what another one says"
             yield Finding("warning", "duplicates", (name,), extra / len(texts), message, tuple(again[:SHOWN]))
 
 
-def _overlap(sets: dict[str, list[str]]) -> Iterator[Finding]:
+def letter_vectors(*sets: Sequence[str]) -> list[Foreign]:
+    """Return for each set the sparse tf-idf vectors of its texts over 3 to 5 letters; products of two are cosines."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
-    vectorizer.fit([_folded(text) for texts in sets.values() for text in texts])
-    vectors = {name: vectorizer.transform([_folded(text) for text in texts]) for name, texts in sets.items()}
+    vectorizer.fit([folded(text) for texts in sets for text in texts])
+    return [vectorizer.transform(list(map(folded, texts))) for texts in sets]
+
+
+def _overlap(sets: dict[str, list[str]]) -> Iterator[Finding]:
+    vectors = dict(zip(sets, letter_vectors(*sets.values()), strict=True))
     for one, other in combinations(sets, 2):
         alike = (vectors[one] @ vectors[other].T).tocoo()
         pairs = [pair for pair in zip(alike.data, alike.row, alike.col, strict=True) if pair[0] >= NEAR]
@@ -232,7 +248,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.casefold())
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a text without case, punctuation and the widths of spaces; itself where nothing is left."""
     return " ".join(_words(text)) or text.strip()
 
 
