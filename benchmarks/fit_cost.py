@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts, wikipedia_sentences
 from dsas.demo.models import real_model
-from dsas.model.token_batches import batches, pad_token, tokenize
+from dsas.model.token_batches import batches
+from dsas.model.tokenizing import pad_token, tokenize
 
 
 def sets(texts: int) -> dict[str, list[str]]:

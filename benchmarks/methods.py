@@ -28,7 +28,7 @@ from dsas.model.identity import fingerprint
 from dsas.model.loading import load_model
 
 BUDGET, LEAST, DOUBLINGS, HALVINGS = 1.05, 0.005, 11, 2
-LAST = dsas.Reading(pooling="last")
+LAST = dsas.Reading(tokens="last")
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "caa": {},
     "caa, last token": {"transform": "caa", "reading": LAST},

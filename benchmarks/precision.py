@@ -21,7 +21,7 @@ from dsas.demo.models import real_model
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.perplexity import perplexity
 from dsas.model.loading import LoadedModel, load_model
-from dsas.model.token_batches import tokenize
+from dsas.model.tokenizing import tokenize
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SENTENCES = 64

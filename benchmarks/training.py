@@ -31,7 +31,7 @@ from dsas.files.atomic import replace_files
 from dsas.files.results import Results
 from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
-from dsas.model.token_batches import inputs_of, read_batches
+from dsas.model.subject import subject_of
 from dsas.training.passes import Passes, Work
 from dsas.training.terms import drift
 
@@ -137,11 +137,11 @@ class Lab(NamedTuple):
     def _drift(self, steering: dsas.Steering) -> float:
         rules = [rule for rule in steering.rules if rule.weight > 0]
         texts = [text for kind in self.texts.report.values() for text in kind[:25]]
-        model = self.loaded.model
-        work = Work(model, lambda b: model(**inputs_of(b), use_cache=False), lambda b: b.mask, lambda t, _: t)
+        one = subject_of(*self.loaded).examples(READING)
+        work = Work(self.loaded.model, one.run, one.real, one.counted, one.pool)
         moved, tokens = 0.0, 0
         with torch.no_grad(), Passes(work, rules) as passes:
-            for batch in read_batches(self.loaded.tokenizer, texts, READING):
+            for batch in one.batches(texts, range(len(texts)), one.batch_size):
                 plain, now = (passes.tokens(batch, steered=steered) for steered in (False, True))
                 moved += sum(float(drift(a.value, b.value)) for a, b in zip(now, plain, strict=True)) / len(rules)
                 tokens += int(batch.mask.sum())

@@ -24,16 +24,13 @@ import torch
 import dsas
 from dsas.demo.data import openwebtext_sentences, toxic_prompts
 from dsas.demo.models import real_model
-from dsas.model.activations import pooler
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.loading import LoadedModel, load_model
-from dsas.model.token_batches import inputs_of, read_batches
+from dsas.model.subject import subject_of
 from dsas.training.learning import LearnedParts, half_everywhere, identity_rule, learnable
 from dsas.training.passes import Work
 from dsas.training.plan import HeldOut, Plan
 from dsas.training.trainer import Data, Trainer
-
-POOL = pooler("mean", True)
 
 
 class Variant(NamedTuple):
@@ -59,7 +56,8 @@ def texts_of(count: int) -> dict[str, list[str]]:
 def trainer_of(loaded: LoadedModel, texts: dict[str, list[str]], variant: Variant) -> Trainer:
     model, sites = loaded.model, dsas.find_sites(loaded.model, "norm")
     reading = dsas.Reading(batch_size=variant.batch_size, max_tokens=64)
-    batches = {name: read_batches(loaded.tokenizer, members, reading) for name, members in texts.items()}
+    one = subject_of(*loaded).examples(reading)
+    batches = {name: one.batches(members, range(len(members)), one.batch_size) for name, members in texts.items()}
     dim = loaded.model.config.hidden_size
     rules = [
         learnable(
@@ -69,8 +67,7 @@ def trainer_of(loaded: LoadedModel, texts: dict[str, list[str]], variant: Varian
         )
         for site in sites
     ]
-    run: Callable[[Any], object] = lambda batch: model(**inputs_of(batch), use_cache=False)  # noqa: E731
-    work = Work(model, run, lambda batch: batch.mask, POOL, variant.checkpointing)
+    work = Work(model, one.run, one.real, one.counted, one.pool, variant.checkpointing)
     data = Data(batches["source"], batches["control"], [torch.randn(len(texts["source"]), dim) for _ in sites])
     plan = Plan(1000, held_out=HeldOut(0.0))
     return Trainer(work, rules, data, plan, control_weight=0.01 * variant.control)
@@ -79,7 +76,8 @@ def trainer_of(loaded: LoadedModel, texts: dict[str, list[str]], variant: Varian
 def bare_pass(loaded: LoadedModel, texts: list[str]) -> float:
     """Run all texts at once, forward to the last site and back to the embeddings, and return the seconds."""
     model, sites = loaded.model, dsas.find_sites(loaded.model, "norm")
-    (batch,) = read_batches(loaded.tokenizer, texts, dsas.Reading(batch_size=1_000_000, max_tokens=64))
+    one = subject_of(*loaded).examples(dsas.Reading(batch_size=1_000_000, max_tokens=64))
+    (batch,) = one.batches(texts, range(len(texts)), one.batch_size)
     flags = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
     began, seen = time.perf_counter(), []
@@ -87,7 +85,7 @@ def bare_pass(loaded: LoadedModel, texts: list[str]) -> float:
 
     def look(site: dsas.Site) -> Callable[[Any], None]:
         def read(output: Any) -> None:
-            seen.append(POOL(site.read(output), batch.mask))
+            seen.append(one.pool(site.read(output), batch))
             if len(seen) == len(sites):
                 raise StopForward
 

@@ -30,13 +30,17 @@ class Two(nn.Module):
         raise AssertionError("the pass goes on after the last site")
 
 
-def mean_of_real(t: Tensor, real: Tensor) -> Tensor:
+def mean_of_real(t: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    real = batch[1]
     weights = real.to(t.dtype) / real.sum(-1, keepdim=True)
     return (weights.unsqueeze(-1) * t).sum(1)
 
 
 def work_on(model: nn.Module) -> Work:
-    return Work(model, run=lambda batch: model(batch[0]), real=lambda batch: batch[1], pool=mean_of_real)
+    def real(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return batch[1]
+
+    return Work(model, run=lambda batch: model(batch[0]), real=real, counted=real, pool=mean_of_real)
 
 
 def batch_of(rows: int, shift: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ import dsas
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.identity import ModelIdentity
 from dsas.regulators.base import FittedRegulator
-from dsas.testing.models import WIDTH
+from dsas.testing.models import WIDTH, tiny_tokenizer
 
 PROMPTS = ("The quick brown fox", "Hi", "Who goes there, friend or foe?")
 
@@ -74,6 +74,21 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, points: dict[str, list[st
         monkeypatch.setattr(registry, "_known", dict(registry))
         monkeypatch.setattr(registry, "_complete", False)
     monkeypatch.setattr("dsas.methods.registry.entry_points", entry_points)
+
+
+def templated(template: str, *, specials: tuple[str, ...] = (), bos: str | None = None, adds_bos: bool = True) -> Any:
+    """Return a tokenizer of bytes and special tokens with a chat template; it may put the BOS before every text."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tiny_tokenizer().backend_tokenizer
+    backend.add_special_tokens(list(specials))
+    if bos is not None and adds_bos:
+        number = backend.token_to_id(bos)
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=specials[-1] if specials else None, chat_template=template
+    )
 
 
 class Idle(nn.Module):
@@ -162,7 +177,8 @@ def close_to(got: Tensor, expected: Any, what: str, tolerance: float = 1e-5) -> 
 
 def _options(case: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: tuple(map(float, value)) if isinstance(value, list) else value for name, value in case["options"].items()
+        name: tuple(map(float, value)) if isinstance(value, list) and isinstance(value[0], int | float) else value
+        for name, value in case["options"].items()
     }
 
 

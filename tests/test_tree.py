@@ -21,6 +21,7 @@ HELD_BY = {
     "cli/calibration.py": "cli/test_calibrate_command.py",
     "cli/choices.py": "cli/test_options.py",
     "cli/demo.py": "demo/test_run.py",
+    "cli/drafting.py": "cli/test_draft_command.py",
     "cli/explanation.py": "cli/test_explain_and_inspect.py",
     "cli/firing.py": "cli/test_explain_and_inspect.py",
     "cli/fitting.py": "cli/test_fit_and_generate.py",

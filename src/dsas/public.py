@@ -5,6 +5,9 @@
 
 from dsas.calibration.budget import Budget as Budget
 from dsas.calibration.largest_strength import calibrate as calibrate
+from dsas.drafting.prompts import Prompts as Prompts
+from dsas.drafting.three_sets import Draft as Draft
+from dsas.drafting.three_sets import draft as draft
 from dsas.errors import ActivationError as ActivationError
 from dsas.errors import ArtifactError as ArtifactError
 from dsas.errors import DsasError as DsasError
@@ -26,6 +29,8 @@ from dsas.fitting.selection import Smooth as Smooth
 from dsas.fitting.selection import Threshold as Threshold
 from dsas.fitting.selection import Top as Top
 from dsas.methods.base import Facts as Facts
+from dsas.model.chat import Chat as Chat
+from dsas.model.conversation import Conversation as Conversation
 from dsas.model.drawing import Drawing as Drawing
 from dsas.model.examples import Example as Example
 from dsas.model.forward_pass import ForwardPass as ForwardPass
@@ -51,6 +56,7 @@ from dsas.regulators.probe import Probe as Probe
 from dsas.regulators.product import Product as Product
 from dsas.regulators.rectified import Rectified as Rectified
 from dsas.regulators.schedule import Schedule as Schedule
+from dsas.regulators.turns import Turns as Turns
 from dsas.runtime.applied import Applied as Applied
 from dsas.runtime.rule import Rule as Rule
 from dsas.steering.calibration_record import Calibration as Calibration

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from browser.conftest import complaints, requested
-from makers import random_steering
+from makers import random_steering, templated
 
 import dsas
 from dsas.explaining.explanation import write_explanation
@@ -34,6 +34,20 @@ def page(browser: Any, trace: dsas.Trace, tmp_path: Path) -> Any:
     write_explanation(tmp_path / "explain.html", trace)
     browser.get((tmp_path / "explain.html").as_uri())
     return browser
+
+
+def test_a_conversation_stands_turn_by_turn_and_what_counts_is_underlined(browser: Any, tmp_path: Path) -> None:
+    model = tiny_model(vocab_size=300)
+    chat = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Yes."}]
+    tokenizer = templated(chat, specials=("<s>", "</s>"))
+    write_explanation(tmp_path / "talk.html", dsas.explain(model, tokenizer, random_steering(model), talk))
+    browser.get((tmp_path / "talk.html").as_uri())
+    assert [one.text.split(":")[0] for one in all_of(browser, "h3.turn")] == ["user", "assistant"]
+    lines = [one.get_property("textContent") for one in all_of(browser, "p.tokens")]
+    assert lines == ["<user>Why?</s>", "<assistant>Yes.</s>"]
+    assert "".join(one.get_property("textContent") for one in all_of(browser, ".counted")) == "Yes."
+    assert complaints(browser) == []
 
 
 def all_of(page: Any, selector: str) -> list[Any]:

@@ -36,6 +36,7 @@ CALIBRATE = "calibrate someone/absent detox --tune rude.txt --held-out plain.txt
 EXPLAIN = "explain someone/absent hello --steering detox"
 PORT = "port detox someone/absent --source rude.txt --control plain.txt"
 IMAGES = "images someone/absent detox --prompt cat"
+DRAFT = "draft sings --model someone/absent --out new"
 PARETO = "pareto someone/absent --prompts ask.txt --tune rude.txt --neutral plain.txt --out new --steering detox"
 FITTED = "--source rude.txt --control kind.txt"
 NO_STEERING = "'gone' is neither a local folder nor a readable hub id"
@@ -43,6 +44,13 @@ NO_STEERING = "'gone' is neither a local folder nor a readable hub id"
 CASES = {
     f"{FIT} --source rud.txt": "rud.txt: no such file; closest in its folder: 'rude.txt'",
     f"{FIT} --source rows.jsonl": "rows.jsonl:1: no field 'text'; closest: 'words'",
+    f"{FIT} --template-args [1]": "expected --template-args as a JSON object",
+    f"{FIT} --part thought": "parts must be one or several of",
+    f"{FIT} --source hub:owner/name": "expected hub:OWNER/NAME:SPLIT",
+    f"{TRAIN} --tokens mean": "'mean' is not one of 'auto', 'all', 'answer', 'last', 'last-instruction'",
+    f"{CALIBRATE} --template-args {{": "--template-args is not JSON",
+    f"{PORT} --template-args []": "expected --template-args as a JSON object",
+    f"{EXPLAIN} --template-args 3": "expected --template-args as a JSON object",
     f"{FIT} --transform ca": "unknown transform 'ca'; closest: 'caa'",
     f"{FIT} --regulator logistic*cats": "unknown regulator 'cats'; closest: 'cast'",
     f"{FIT} --out rude.txt": "cannot write to rude.txt: expected a folder, but",
@@ -69,13 +77,21 @@ CASES = {
     f"{CALIBRATE} --budget ppl=1.05": "unknown budget 'ppl'; closest: ",
     f"{CALIBRATE} --start 2 --limit 1": "expected 0 < start <= limit, got --start 2.0 and --limit 1.0",
     f"{CALIBRATE} --out rude.txt": "cannot write to rude.txt",
+    f"{DRAFT} --questions gone.txt": "gone.txt: no such file",
+    f"{DRAFT} --judge toxblock": "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'",
+    f"{DRAFT} --least 3": "Invalid value for '--least'",
+    f"{DRAFT} --out rude.txt": "cannot write to rude.txt",
+    "new rude.txt sings --model someone/absent": "cannot write to rude.txt",
+    "new detached sings --model ./absent": "no model could be loaded from './absent'",
+    "new detached sings --model someone/absent --judge yess": "no scorer 'yess'",
+    DRAFT.replace("someone/absent", "./absent"): "no model could be loaded from './absent'",
     "generate someone/absent --file gone.txt": "gone.txt: no such file",
     "generate someone/absent hello --steering gone": NO_STEERING,
     "generate someone/absent hello --compare": "--compare needs --steering",
     f"{EXPLAIN} --file rude.txt": "either one prompt or --file",
     EXPLAIN.replace("hello", "--file gone.txt"): "gone.txt: no such file",
     EXPLAIN.replace("detox", "gone"): NO_STEERING,
-    f"{EXPLAIN} --strength 0": "expected a strength > 0, got 0.0: at 0 no token is steered",
+    f"{EXPLAIN} --strength 0": "expected a strength that is not 0",
     f"{EXPLAIN} --out empty": "cannot write empty: expected a file, but it is a folder",
     f"{EXPLAIN} --out rude.txt/page.html": "rude.txt is a file",
     IMAGES.replace("detox", "gone"): NO_STEERING,
@@ -83,6 +99,7 @@ CASES = {
     f"{IMAGES} --branch all": "'all' is not one of 'conditional', 'unconditional', 'both'",
     f"{IMAGES} --out rude.txt": "cannot write to rude.txt",
     IMAGES.replace("someone/absent", "./absent"): "expected a folder with a diffusers pipeline",
+    "doctor ./absent": "no model could be loaded from './absent'",
     f"{PORT} --control gone.txt": "gone.txt: no such file",
     PORT.replace("detox", "gone"): NO_STEERING,
     f"{PORT} --tune plain.txt": "calibrated with --tune and --held-out together: give both, or neither",
@@ -107,7 +124,7 @@ CASES = {
     f"{PARETO} {FITTED}": "texts are in both the texts to fit on and --tune",
     PARETO.replace("--steering detox", ""): "or --steering with what is fitted already",
     "playground someone/absent --steering gone": NO_STEERING,
-    "playground someone/absent --steering detox --strength 0": "expected a strength > 0",
+    "playground someone/absent --steering detox --strength 0": "expected a strength that is not 0",
     "serve someone/absent --steering other=gone": NO_STEERING,
     "serve --port 8000 ./model --steering detox": "the model comes first",
     "demo --out rude.txt": "cannot write to rude.txt",

@@ -107,7 +107,7 @@ def test_selectivity_shows_what_source_loses_at_the_stated_damage_beside_no_regu
         (["generate", "{}/model", "Hi", "--steering", "{}/detox", "--explain", "--json"], "see also: dsas explain"),
         (["inspect-data", "--source", "{}/rude.txt", "--control", "{}/plane.txt"], "plain.txt"),
         (["fires-on", "{}/detox", "--model", "{}/model", "--texts", "{}/rud.txt"], "rude.txt"),
-        (["playground", "{}/model", "--steering", "{}/detox", "--strength", "0"], "a strength > 0"),
+        (["playground", "{}/model", "--steering", "{}/detox", "--strength", "0"], "a strength that is not 0"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_a_message_that_helps(

@@ -47,12 +47,12 @@ def test_the_methods_are_listed_with_formula_and_paper(run: Run) -> None:
 def test_every_way_of_fitting_has_its_option(run: Run, folder: Path) -> None:
     done = run(
         *fit_arguments(folder), "--json", "--transform", "linear-act", "--regulator", "logistic*schedule",
-        "--incremental", "--selection", "top", "--top", 1, "--pooling", "last",
+        "--incremental", "--selection", "top", "--top", 1, "--tokens", "last",
     )  # fmt: skip
     settings = json.loads(done.out)["settings"]
     assert (settings["transform"], settings["regulator"]) == ("linear-act", "logistic*schedule")
     assert (settings["fitted"], settings["selection"]) == ("incrementally", "top 1")
-    assert settings["reading"]["pooling"] == "last"
+    assert settings["reading"]["tokens"] == "last"
 
 
 def test_spans_of_the_source_are_read_and_used(run: Run, folder: Path) -> None:

@@ -11,11 +11,13 @@ import dsas
 from dsas.calibration.budget import Damage
 from dsas.cli import calibration, checks, choices, explanation, fitting, pareto, training
 from dsas.demo.models import _SOURCES
+from dsas.drafting.three_sets import OWN
 from dsas.fitting.selection import SELECTIONS
+from dsas.model.chat import PARTS
 from dsas.model.examples import MINIMUM_TEXTS
 from dsas.model.loading import PRECISIONS, SPREADS
 from dsas.model.pipeline_modules import Branch
-from dsas.model.reading import Pooling
+from dsas.model.reading import Tokens
 from dsas.model.sites import SHORTHANDS
 from dsas.sweep.jobs import PACKAGED
 from dsas.sweep.run import STRENGTHS
@@ -43,10 +45,12 @@ LIBRARY = {
     "OptimiserName": inspect.get_annotations(Optimiser)["name"],
     "PerSite": inspect.get_annotations(dsas.calibrate)["per"],
     "PrecisionName": PRECISIONS,
-    "Pooling": Pooling,
+    "WhichTokens": Tokens,
     "Selection": SELECTIONS,
     "DAMAGES": Damage,
     "DEVICES": ("auto", "cpu", "cuda", *SPREADS),
+    "OWN_JUDGES": OWN,
+    "PARTS": PARTS,
     "SCORERS": PACKAGED,
     "SITES": SHORTHANDS,
     "STARTS": get_args(get_args(Start)[0]),
@@ -89,7 +93,7 @@ def test_the_defaults_that_belong_together_in_the_library_are_those_of_the_optio
     fit, train = (inspect.signature(command).parameters for command in (fitting.fit, training.train))
     optimiser = dsas.Optimiser(*(train[name].default for name in ("optimiser", "rate", "regulator_rate")))
     read = (fit[name].default for name in ("batch_size", "max_tokens", "incremental"))
-    reading = dsas.Reading(fit["pooling"].default, True, *read)
+    reading = dsas.Reading(fit["tokens"].default, True, *read)
     assert (dsas.Threshold(fit["threshold"].default), dsas.Top(fit["top"].default)) == (dsas.Threshold(), dsas.Top())
     assert (optimiser, reading) == (dsas.Optimiser(), dsas.Reading())
     assert dsas.HeldOut(train["held_out"].default) == dsas.HeldOut()

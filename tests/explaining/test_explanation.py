@@ -214,6 +214,10 @@ def test_a_model_that_embeds_its_tokens_outside_its_decoder_is_explained_by_its_
     assert trace.token_ids[0].tolist() == tokenizer(TEXT)["input_ids"]
     assert "".join(trace.tokens[0]) == TEXT
     assert len(trace.next_tokens[0].kl) == len(TEXT)
+    model.config.image_token_id, model.config.video_token_id = tokenizer("#$")["input_ids"]
+    assert dsas.explain(model, tokenizer, random_steering(model), "a#$#").tokens == (
+        ("a", "[image]", "[video]", "[image]"),
+    )
 
 
 def test_a_decoder_beside_an_encoder_is_explained_by_its_own_tokens(tokenizer: Any) -> None:

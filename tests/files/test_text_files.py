@@ -73,7 +73,7 @@ def test_spans_come_from_the_lines_of_a_jsonl_file(tmp_path: Path) -> None:
     file.write_text('{"text": "a b", "spans": [[0, 1]]}\n\n{"text": "c"}\n"d"\n')
     assert read_spans(file) == [[(0, 1)], [], []]
     file.write_text('{"text": "a b", "spans": [[0]]}\n')
-    with pytest.raises(TextsError, match=r"source.jsonl:1: expected spans as \[\[start, stop\], ...\], got \[\[0\]\]"):
+    with pytest.raises(TextsError, match=r"source.jsonl:1: expected spans as \[\[start, stop\], .*got \[\[0\]\]"):
         read_spans(file)
     with pytest.raises(TextsError, match=r"spans are read from a file ending in \.jsonl, got '\.txt'"):
         read_spans(tmp_path / "source.txt")

@@ -95,7 +95,8 @@ def test_the_settings_say_how_it_was_made() -> None:
         "regulator": "constant",
         "selection": "smooth",
         "texts": {"source": 6, "control": 6, "target": 6},
-        "reading": {"pooling": "mean", "skip_sinks": True, "batch_size": 3, "max_tokens": 512},
+        "examples": "text",
+        "reading": {"tokens": "auto", "skip_sinks": True, "batch_size": 3, "max_tokens": 512},
         "fitted": "at once",
         "labels": "texts",
     }

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import hooks_on, unchecked
+from makers import hooks_on
 from torch import Tensor, nn
 
 import dsas
-from dsas.errors import ActivationError, OptionError, SiteError
-from dsas.model.activations import SINK_RATIO, pooled_activations, pooler, sinks
+from dsas.errors import ActivationError, SiteError
+from dsas.model.activations import SINK_RATIO, pooled_activations, sinks
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.testing import tiny_model
 from dsas.testing.passes import padded
@@ -32,8 +32,11 @@ class Given(nn.Module):
         return self.layer(self.activations)
 
 
-def pooled(model: nn.Module, inputs: Any, sites: list[dsas.Site], **options: Any) -> dict[dsas.Site, Tensor]:
-    (found,) = pooled_activations(model, [inputs], sites, **options)
+def pooled(
+    model: nn.Module, inputs: Any, sites: list[dsas.Site], *, counted: Any = None, **options: Any
+) -> dict[dsas.Site, Tensor]:
+    those = inputs["attention_mask"].bool() if counted is None else torch.tensor(counted).bool()
+    (found,) = pooled_activations(model, [(inputs, those)], sites, **options)
     return found
 
 
@@ -76,11 +79,19 @@ def test_a_text_of_one_token_keeps_it_although_it_is_a_sink() -> None:
     np.testing.assert_array_equal(pooled_given(torch.tensor([[[9.0, 9.0], [4.0, 2.0]]]), [[0, 1]]), [[4.0, 2.0]])
 
 
-@pytest.mark.parametrize("mask", [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
-def test_last_is_the_last_real_token(mask: list[int]) -> None:
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_a_token_that_counts_alone_is_read_as_it_is_even_a_sink(last: int) -> None:
     t = torch.randn(1, 4, 3)
-    last = max(token for token, real in enumerate(mask) if real)
-    np.testing.assert_array_equal(pooled_given(t, [mask], pooling="last"), t[:, last].numpy())
+    t[0, last] *= 100
+    counted = [[place == last for place in range(4)]]
+    np.testing.assert_array_equal(pooled_given(t, [[1] * 4], counted=counted), t[:, last].numpy())
+
+
+def test_only_tokens_that_count_are_in_the_mean_and_sinks_are_told_by_the_whole_row() -> None:
+    t = torch.tensor([[[1.0], [1.0], [2.0], [30.0], [4.0]]])
+    counted = [[0, 0, 1, 1, 1]]
+    np.testing.assert_allclose(pooled_given(t, [[1] * 5], counted=counted), [[3.0]])  # 30 is far above the median, 2
+    np.testing.assert_allclose(pooled_given(t, [[1] * 5], counted=counted, skip_sinks=False), [[12.0]])
 
 
 def test_what_padding_holds_does_not_count_even_when_it_is_not_finite() -> None:
@@ -107,7 +118,8 @@ def test_no_layer_runs_after_the_last_site_and_every_site_is_read_in_one_pass() 
         ):
             module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     sites = dsas.find_sites(model, ["layers.0", "layers.1.mlp"])
-    list(pooled_activations(model, [padded(ROWS, "right", 0)] * 2, sites))
+    inputs = padded(ROWS, "right", 0)
+    list(pooled_activations(model, [(inputs, inputs["attention_mask"].bool())] * 2, sites))
     # model.layers.1 begins and is stopped inside, by its mlp
     assert calls == ["model.embed_tokens", "model.layers.0", "model.layers.1"] * 2
 
@@ -141,8 +153,3 @@ def test_a_site_that_never_fires_is_named() -> None:
     model.idle = nn.Linear(2, 2)
     with pytest.raises(SiteError, match=r"no output ever came from idle; closest that fired: 'model\.layers\.0'"):
         pooled(model, padded(ROWS, "right", 0), [dsas.Site("model.layers.0"), dsas.Site("idle")])
-
-
-def test_an_unknown_pooling_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"pooling must be one of \('mean', 'last'\), got 'max'"):
-        unchecked(pooler)("max", True)

@@ -29,6 +29,7 @@ from dsas.calibration.search import Found, largest_kept
 from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
 from dsas.evaluation.intervals import bootstrap_groups
 from dsas.files.results import Results
+from dsas.model.conversation import as_json
 from dsas.model.examples import MINIMUM_TEXTS, check_texts
 from dsas.model.identity import fingerprint
 from dsas.model.sites import labels
@@ -131,7 +132,7 @@ class _Meter:
 
     def _values(self, budget: Budget, texts: list[Any], steering: Steering | None, strength: float) -> list[Value]:
         digest = steering.digest() if steering is not None else "unsteered"
-        depends = [*self._identity, digest, strength, budget.name, texts]
+        depends = [*self._identity, digest, strength, budget.name, list(map(as_json, texts))]
 
         def measure() -> list[Value]:
             steered = steering.apply(self._model, strength, record=False) if steering is not None else nullcontext()
@@ -244,8 +245,8 @@ def _checked_sets(tune: Given, held_out: Given, budgets: tuple[Budget, ...]) -> 
         sets.append({kind: _checked(f"{name}[{kind!r}]", texts) for kind, texts in by_kind.items()})
         if not sets[-1]:
             raise TextsError(f"{name} must hold at least one kind of text, got none")
-    seen = {json.dumps(text) for texts in sets[0].values() for text in texts}
-    shared = [text for texts in sets[1].values() for text in texts if json.dumps(text) in seen]
+    seen = {json.dumps(as_json(text)) for texts in sets[0].values() for text in texts}
+    shared = [text for texts in sets[1].values() for text in texts if json.dumps(as_json(text)) in seen]
     if shared:
         raise TextsError(
             f"{len(shared)} held-out texts are tuning texts, too, so they would check nothing; the first: "

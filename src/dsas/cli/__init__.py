@@ -13,8 +13,8 @@ from dsas.cli.app import app, show_warning
 __all__ = ["app", "main"]
 
 COMMANDS = (
-    *("fitting", "training", "calibration", "porting", "generation", "explanation", "images"),
-    *("inspection", "firing", "selectivity", "pareto", "playground", "serving", "demo"),
+    *("drafting", "fitting", "training", "calibration", "porting", "generation", "explanation", "images"),
+    *("doctor", "inspection", "firing", "selectivity", "pareto", "playground", "serving", "demo"),
 )
 for group in COMMANDS:  # in the order in which help lists them
     import_module(f"dsas.cli.{group}")

@@ -9,8 +9,9 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out, kinds_of
+from dsas.cli.checks import check_model, check_out
 from dsas.cli.choices import DAMAGES, PerSite, offering
+from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
 from dsas.cli.output import show_table
@@ -43,6 +44,8 @@ def calibrate(
     start: Annotated[float, in_method(help="Smallest strength to try.")] = 0.005,
     limit: Annotated[float, in_method(help="Largest strength to try.")] = 16.0,
     out: Annotated[Path | None, in_output(help="Folder to write to; default: the Steering's own.")] = None,
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -55,7 +58,8 @@ def calibrate(
     allowed = [budget_of(text) for text in budget]
     if not 0 < start <= limit < float("inf"):
         raise OptionError(f"expected 0 < start <= limit, got --start {start} and --limit {limit}")
-    sets = {"tune": kinds_of(tune, field), "held_out": kinds_of(held_out, field)}
+    chat = chat_of(system, template_args)
+    sets = {"tune": kinds_of_examples(tune, field, chat), "held_out": kinds_of_examples(held_out, field, chat)}
     folder = out or Path(steering)
     if out is None and not folder.is_dir():
         raise OptionError(f"{steering!r} is no local folder, so --out must say where to write the calibrated Steering")

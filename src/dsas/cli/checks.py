@@ -50,7 +50,7 @@ def check_out_file(file: Path) -> None:
     check_out(file.parent)
 
 
-def check_enough(sets: Mapping[str, Sequence[str]]) -> None:
+def check_enough(sets: Mapping[str, Sequence[object]]) -> None:
     """Raise TextsError for a set of texts, by the option that names it, too small for selectivity to be measured on."""
     for option, texts in sets.items():
         if len(texts) < LEAST_TEXTS:
@@ -72,8 +72,8 @@ def check_scorers(names: Iterable[str]) -> None:
 
 def check_strength(strength: float | None) -> None:
     """Raise StrengthError for a strength at which there is nothing to show."""
-    if strength is not None and not strength > 0:
-        raise StrengthError(f"expected a strength > 0, got {strength}: at 0 no token is steered")
+    if strength == 0:
+        raise StrengthError("expected a strength that is not 0: at 0 no token is steered")
 
 
 def check_apart(**given: bool) -> None:
@@ -89,14 +89,3 @@ def prompts_of(prompt: str | None, file: Path | None, field: str) -> list[str]:
     if file is not None and prompt is None:
         return read_texts(file, field=field)
     raise OptionError("give either one prompt or --file with prompts")
-
-
-def kinds_of(given: Iterable[str], field: str) -> dict[str, list[str]]:
-    """Return the texts of files by kind, which is the name before "=", or that of the file."""
-    found: dict[str, list[str]] = {}
-    for text in given:
-        kind, named, file = text.partition("=")
-        if not named or Path(text).is_file():
-            kind, file = Path(text).stem, text
-        found.setdefault(kind, []).extend(read_texts(file, field=field))
-    return found

@@ -15,12 +15,14 @@ DemoModel = Literal["smollm2", "gemma3"]
 Gate = Literal["sigmoid", "relu"]
 OptimiserName = Literal["adam", "sgd"]
 PerSite = Literal["all", "site"]
-Pooling = Literal["mean", "last"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 Selection = Literal["threshold", "smooth", "top", "all"]
+WhichTokens = Literal["auto", "all", "answer", "last", "last-instruction"]
 
 DAMAGES = ("perplexity", "loss", "mean-perplexity", "kl", "accuracy")
 DEVICES = ("auto", "cpu", "cuda", "balanced", "sequential")
+PARTS = ("text", "thinking", "tool-calls")
+OWN_JUDGES = ("ratio", "yes")
 SCORERS = ("tox-block", "toxic-comment-classifier", "profanity-check", "character-grams")
 SITES = ("residual", "norm", "attention", "mlp", "heads")
 STARTS = ("fitted", "scratch")

@@ -7,7 +7,8 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out_file, check_strength, prompts_of
+from dsas.cli.checks import check_model, check_out_file, check_strength
+from dsas.cli.examples import asked_of, chat_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import STEERING, in_method, in_output, in_texts
 from dsas.files.text_files import DEFAULT_FIELD
@@ -28,34 +29,33 @@ def explain(
     skip_sinks: Annotated[bool, in_method(help="Do not steer the first token of each text.")] = False,
     out: Annotated[Path, in_output(help="Page to write.")] = Path("explain.html"),
     chat: options.Chat = False,
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Write a page that shows which tokens were steered, at which sites, and by how much; --json prints it instead."""
-    texts = prompts_of(text, file, field)
+    texts = asked_of(text, file, field, chat=chat_of(system, template_args), as_chat=chat)
     check_strength(strength)
     folder = steering_folder(steering)
     check_out_file(out)
     check_model(model)
     import dsas
     from dsas.explaining.explanation import write_explanation
-    from dsas.model.token_batches import chat_prompts
 
     chosen = dsas.Steering.from_pretrained(folder)
     loaded = loaded_model(model, device, precision)
-    given = chat_prompts(loaded.tokenizer, texts) if chat else texts
     trace = dsas.explain(
         *loaded,
         chosen,
-        None if generate else given,
-        prompt=given if generate else None,
+        None if generate else texts,
+        prompt=texts if generate else None,
         generate=max(generate, 1),
         strength=strength,
         next_tokens=next_tokens,
         skip_sinks=skip_sinks,
-        special_tokens=not chat,
     )
     if as_json:
         print(trace.to_json())

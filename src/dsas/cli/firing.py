@@ -7,7 +7,8 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, kinds_of
+from dsas.cli.checks import check_model
+from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
 from dsas.cli.output import said, show_table
@@ -22,13 +23,15 @@ def fires_on(
         list[str],
         in_texts(help=f"Each kind of text: [KIND=]FILE; the first holds the behaviour itself. {REPEATABLE}"),
     ],
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Show how strongly the regulators fire on each kind of text, and warn where they fire on what they should not."""
-    kinds = kinds_of(texts, field)
+    kinds = kinds_of_examples(texts, field, chat_of(system, template_args))
     check_model(model)
     from dsas.evaluation.firing import fires_on as measure
     from dsas.steering.steering import Steering

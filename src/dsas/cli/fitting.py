@@ -9,11 +9,12 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_apart, check_methods, check_model, check_out
-from dsas.cli.choices import Pooling, Selection
+from dsas.cli.choices import Selection
+from dsas.cli.examples import chat_of, chosen_of, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import STEERING, in_method, in_texts
 from dsas.cli.output import show, show_table
-from dsas.files.text_files import DEFAULT_FIELD, read_spans, read_texts
+from dsas.files.text_files import DEFAULT_FIELD, read_spans
 from dsas.model.foreign import Foreign
 from dsas.regulators import REGULATORS
 from dsas.steering.folder import steering_folder
@@ -37,7 +38,10 @@ def fit(
     top: Annotated[int, in_method(min=1, help="With --selection top: how many sites are steered.")] = 48,
     incremental: Annotated[bool, in_method(help="Fit each site with the earlier ones already steered.")] = False,
     spans: Annotated[bool, in_method(help="Learn from single tokens: the source .jsonl has 'spans'.")] = False,
-    pooling: Annotated[Pooling, in_method(help="A text's vector: the mean of its tokens, or the last.")] = "mean",
+    tokens: options.Tokens = "auto",
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
+    parts: options.Parts = options.ALL_PARTS,
     batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
     max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
     workers: options.Workers = 1,
@@ -47,11 +51,12 @@ def fit(
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Fit a Steering from sets of texts and write it to a folder; an interrupted fit resumes where it stopped."""
+    """Fit a Steering from texts or conversations and write it to a folder; an interrupted fit resumes."""
     check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
-    files = {"source": source, "control": control}
-    texts: dict[str, list[Foreign]] = {name: read_texts(file, field=field) for name, file in files.items()}
-    goal = read_texts(target, field=field) if target else None
+    chat = chat_of(system, template_args, parts)
+    texts: dict[str, list[Foreign]] = {"source": list(read_examples(source, field, half="rejected"))}
+    texts["control"] = list(read_examples(control, field))
+    goal = read_examples(target, field, half="chosen") if target else chosen_of(source, field)
     labels = read_spans(source) if spans else None
     collected = out.with_name(f".{out.name}.collected")
     for folder in (out, collected):
@@ -71,7 +76,7 @@ def fit(
         regulator=regulator,
         sites=sites,
         selection={"threshold": dsas.Threshold(threshold), "top": dsas.Top(top)}.get(selection, selection),
-        reading=dsas.Reading(pooling, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray)),
+        reading=dsas.Reading(tokens, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray), chat),
         checkpoint=collected,
         progress=not as_json,
     )

@@ -8,10 +8,25 @@ import typer
 
 from dsas.cli.app import app
 from dsas.cli.checks import check_model
+from dsas.cli.examples import chat_of, chosen_of, read_examples
 from dsas.cli.models import loaded_model
-from dsas.cli.options import AsJson, Control, Device, Field, Precision, Sites, Source, in_model, in_texts
+from dsas.cli.options import (
+    NO_ARGS,
+    AsJson,
+    Control,
+    Device,
+    Field,
+    Precision,
+    Sites,
+    Source,
+    System,
+    TemplateArgs,
+    Tokens,
+    in_model,
+    in_texts,
+)
 from dsas.cli.output import show_table
-from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.files.text_files import DEFAULT_FIELD
 
 if TYPE_CHECKING:
     from dsas.fitting.text_checks import Inspection
@@ -28,23 +43,31 @@ def inspect_data(
         in_model(help="Folder, hub id or .gguf file: adds how well each site separates source from control."),
     ] = None,
     sites: Sites = ["residual"],  # noqa: B006
+    tokens: Tokens = "auto",
+    system: System = None,
+    template_args: TemplateArgs = NO_ARGS,
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Look for what a regulator would learn instead of the behaviour; exit status 1 when something must be mended."""
-    files = {"target": target, "held_out": held_out}
-    read = {name: read_texts(path, field=field) for name, path in files.items() if path is not None}
-    sources, controls = read_texts(source, field=field), read_texts(control, field=field)
+    chat = chat_of(system, template_args)
+    sources, controls = read_examples(source, field, half="rejected"), read_examples(control, field)
+    goal = read_examples(target, field, half="chosen") if target else chosen_of(source, field)
+    held = read_examples(held_out, field) if held_out else None
     if model is not None:
         check_model(model)
     from dsas.fitting.text_checks import against_style, inspect_texts, separability
+    from dsas.model.reading import Reading
 
-    found = inspect_texts(sources, controls, **read)
+    found = inspect_texts(sources, controls, target=goal, held_out=held, tokens=tokens)
     if model is not None:
         loaded = loaded_model(model, device, precision)
-        curve = separability(*loaded, source=sources, control=controls, sites=sites, progress=not as_json)
+        reading = Reading(tokens, chat=chat)
+        curve = separability(
+            *loaded, source=sources, control=controls, sites=sites, reading=reading, progress=not as_json
+        )
         found = against_style(curve, found)
     if as_json:
         print(json.dumps(found.as_dict()))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dsas.cli.choices import DEVICES, SITES, PrecisionName, offering, regulators, transforms
+from dsas.cli.choices import DEVICES, PARTS, SITES, PrecisionName, WhichTokens, offering, regulators, transforms
 
 in_texts = partial(typer.Option, rich_help_panel="Texts")
 in_method = partial(typer.Option, rich_help_panel="Method")
@@ -31,10 +31,29 @@ Precision = Annotated[
 AsJson = Annotated[bool, in_output("--json", help="Print one JSON object instead of tables.")]
 Out = Annotated[Path, in_output(help="Folder to write the Steering to.")]
 
-Source = Annotated[Path, in_texts(help="Texts with the undesired behaviour: .txt, .jsonl or .csv.")]
-Control = Annotated[Path, in_texts(help="Neutral texts of the same style that must stay as they are.")]
-Target = Annotated[Path | None, in_texts(help="Texts with the desired behaviour; default: control.")]
-Field = Annotated[str, in_texts(help="JSON key or CSV column that holds the text.")]
+Source = Annotated[
+    Path,
+    in_texts(
+        help="Texts or conversations with the undesired behaviour: .txt, .jsonl, .csv or hub:OWNER/NAME:SPLIT:COLUMN."
+    ),
+]
+Control = Annotated[Path, in_texts(help="Neutral ones of the same style that must stay as they are.")]
+Target = Annotated[
+    Path | None,
+    in_texts(help="Ones with the desired behaviour; default: the chosen half of --source, or control."),
+]
+Field = Annotated[str, in_texts(help="JSON key or CSV column that holds the text or the messages.")]
+Tokens = Annotated[WhichTokens, in_texts(help="Which tokens count; auto: the answer of a conversation, all of a text.")]
+System = Annotated[str | None, in_texts(help="System message to put before conversations that have none.")]
+TemplateArgs = Annotated[
+    str, in_texts(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
+]
+Parts = Annotated[
+    list[str],
+    in_texts("--part", help=f"Parts of an answer that count. {REPEATABLE}", autocompletion=offering(PARTS)),
+]
+ALL_PARTS: list[str] = list(PARTS)
+NO_ARGS = "{}"
 File = Annotated[Path | None, in_texts(help="Prompts: .txt, .jsonl or .csv.")]
 Chat = Annotated[bool, in_texts(help="Put each prompt through the model's chat template.")]
 
@@ -52,7 +71,7 @@ Sites = Annotated[
 ]
 Strength = Annotated[
     float | None,
-    in_method(min=0.0, help="0 is unsteered; residual sites often need only 0.1; default: the calibrated one, or 1."),
+    in_method(help="0 is unsteered, below 0 the opposite direction; default: the calibrated one, or 1."),
 ]
 
 Workers = Annotated[int, in_model(min=1, help="Processes on this machine.")]

@@ -12,12 +12,15 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_enough, check_methods, check_model, check_out, check_scorers, kinds_of
+from dsas.cli.checks import check_enough, check_methods, check_model, check_out, check_scorers
 from dsas.cli.choices import SCORERS, offering, regulators, transforms
+from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
 from dsas.errors import OptionError, TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.model.chat import Chat
+from dsas.model.conversation import Content, Half
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from dsas.sweep.run import Chosen
 
 KL_TEXTS = 25
+HALVES: dict[str, Half] = {"source": "rejected", "target": "chosen"}  # of files of pairs
 STRENGTHS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
 in_measures = partial(typer.Option, rich_help_panel="Measures")
 
@@ -72,6 +76,9 @@ def pareto(
         Path | None, in_measures(exists=True, dir_okay=False, help=".jsonl with prompt, choices and answer (a number).")
     ] = None,
     new_tokens: options.NewTokens = 32,
+    chat: options.Chat = False,
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     workers: options.Workers = 1,
     ray: options.Ray = "",
     show_words: Annotated[bool, in_output(help="Do not mask toxic words in the report.")] = False,
@@ -81,21 +88,20 @@ def pareto(
     as_json: options.AsJson = False,
 ) -> None:
     """Sweep methods over strengths and seeds, and report toxicity against damage; a rerun resumes."""
-    files = _given(source, control, target, steering)
-    sets = {name: read_texts(file, field=field) for name, file in files.items()}
-    texts = {"tune": kinds_of(tune, field), "neutral": kinds_of(neutral, field)}
-    unwanted = read_texts(held_out_source, field=field) if held_out_source else []
+    files, talk = _given(source, control, target, steering), chat_of(system, template_args)
     asked = read_texts(prompts, field=field)
+    sets, texts, unwanted = _read(files, {"tune": tune, "neutral": neutral}, held_out_source, field, talk)
     _check_sets(sets, texts, asked, unwanted)
     folders = {folder.name: steering_folder(folder) for folder in steering}
     check_methods(transform, regulator)
     check_scorers(scorer)
     check_out(out)
-    for name in (model, judge) if judge else (model,):
+    for name in filter(None, (model, judge)):
         check_model(name)
     import dsas
     from dsas.evaluation.choice import read_questions
     from dsas.evaluation.generations import Sampling
+    from dsas.model.chat_template import chat_prompts
     from dsas.model.identity import fingerprint
     from dsas.reports.pareto import write_pareto_report
     from dsas.sweep.jobs import Setup, scorer_of
@@ -107,14 +113,18 @@ def pareto(
         scorer_of(name, device=device)
     loaded = loaded_model(model, device, precision)
     # all pairs share one checkpoint, so activations are collected once
-    fit = partial(dsas.fit, *loaded, **sets, sites=sites, checkpoint=out / "collected", progress=not as_json)
+    fit = partial(
+        dsas.fit, *loaded, **sets, sites=sites, reading=dsas.Reading(chat=talk), checkpoint=out / "collected",
+        progress=not as_json,
+    )  # fmt: skip
     pairs = product(transform, regulator) if sets else ()
     fitted = [Series(f"{how} + {when}", fit(transform=how, regulator=when), how, when) for how, when in pairs]
+    asked = chat_prompts(loaded.tokenizer, asked, talk) if chat else asked
     spread = dsas.Spread(workers, ray)
     setup = Setup(
         model, fingerprint(loaded.model), prompts=tuple(asked), parts=_parts(texts, quiz, unwanted),
-        scorers=tuple(scorer), judge=judge, sampling=Sampling(new_tokens=new_tokens), device=device,
-        precision=precision, threads=spread.threads,
+        scorers=tuple(scorer), judge=judge, sampling=Sampling(new_tokens=new_tokens, special_tokens=not chat),
+        device=device, precision=precision, threads=spread.threads,
     )  # fmt: skip
     chosen = run_sweep(
         out,
@@ -126,13 +136,13 @@ def pareto(
         progress=not as_json,
     )
     write_pareto_report(out, show_words=show_words)
+    _show(chosen, out, as_json)
+
+
+def _show(chosen: "dict[str, Chosen]", out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"chosen": {name: found.strength for name, found in chosen.items()}, "out": str(out)}))
-    else:
-        _show(chosen, out)
-
-
-def _show(chosen: "dict[str, Chosen]", out: Path) -> None:
+        return
     for name, found in chosen.items():
         said = "no strength of the grid keeps the budget" if found.strength is None else f"strength {found.strength:g}"
         print(f"{name}: {said}")
@@ -148,8 +158,20 @@ def _given(source: Path | None, control: Path | None, target: Path | None, steer
     return given
 
 
+def _read(
+    files: dict[str, Path], kinds: dict[str, list[str]], unwanted: Path | None, field: str, chat: Chat
+) -> tuple[dict[str, list[Content]], dict[str, dict[str, list[Content]]], list[Content]]:
+    """Return the sets to fit on, the texts to read by part and kind, and the held-out texts with the behaviour."""
+    sets = {name: read_examples(file, field, chat=chat, half=HALVES.get(name)) for name, file in files.items()}
+    texts = {part: kinds_of_examples(given, field, chat) for part, given in kinds.items()}
+    return sets, texts, read_examples(unwanted, field, chat=chat) if unwanted else []
+
+
 def _check_sets(
-    sets: dict[str, list[str]], texts: dict[str, dict[str, list[str]]], prompts: list[str], unwanted: list[str]
+    sets: dict[str, list[Content]],
+    texts: dict[str, dict[str, list[Content]]],
+    prompts: list[str],
+    unwanted: list[Content],
 ) -> None:
     """Raise TextsError for a text that serves two purposes, and for too few texts to measure selectivity on."""
     parts = {
@@ -167,7 +189,7 @@ def _check_sets(
 
 
 def _parts(
-    texts: dict[str, dict[str, list[str]]], quiz: "dict[str, tuple[Question, ...]]", unwanted: list[str]
+    texts: dict[str, dict[str, list[Content]]], quiz: "dict[str, tuple[Question, ...]]", unwanted: list[Content]
 ) -> "dict[str, Part]":
     """Return what is read to choose strengths, and what to report: KL, of two passes, on the first texts of a kind."""
     from dsas.sweep.jobs import Part

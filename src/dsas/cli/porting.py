@@ -9,12 +9,13 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.calibration import budget_of
-from dsas.cli.checks import check_model, check_out, kinds_of
+from dsas.cli.checks import check_model, check_out
+from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
 from dsas.cli.output import show_table
 from dsas.errors import OptionError
-from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def port(
         list[str], in_method(help=f"Damage that the strength may do: perplexity=RATIO or kl=NATS. {REPEATABLE}")
     ] = ["perplexity=1.05"],  # noqa: B006
     out: Annotated[Path | None, in_output(help="Folder to write the Steering to, as it is on this model.")] = None,
+    tokens: options.Tokens = "auto",
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -52,8 +56,9 @@ def port(
     if bool(tune) != bool(held_out):
         raise OptionError("the strength is calibrated with --tune and --held-out together: give both, or neither")
     allowed = [budget_of(text) for text in budget]
-    source_texts, control_texts = read_texts(source, field=field), read_texts(control, field=field)
-    tuned, checked = kinds_of(tune, field), kinds_of(held_out, field)
+    chat = chat_of(system, template_args)
+    unwanted, neutral = read_examples(source, field, half="rejected"), read_examples(control, field)
+    tuned, checked = kinds_of_examples(tune, field, chat), kinds_of_examples(held_out, field, chat)
     stored = steering_folder(steering)
     if out is not None:
         check_out(out)
@@ -61,7 +66,10 @@ def port(
     import dsas
 
     loaded = loaded_model(model, device, precision)
-    found = dsas.Steering.from_pretrained(stored).port(*loaded, source=source_texts, control=control_texts, least=least)
+    reading = dsas.Reading(tokens, chat=chat)
+    found = dsas.Steering.from_pretrained(stored).port(
+        *loaded, source=unwanted, control=neutral, least=least, reading=reading
+    )
     ported = found.steering
     if tune:
         budgets = [dsas.Budget(damage, most) for damage, most in allowed]  # pyright: ignore[reportArgumentType]

@@ -7,11 +7,12 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_enough, check_model, kinds_of
+from dsas.cli.checks import check_enough, check_model
+from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
 from dsas.cli.output import said, show_table
-from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.files.text_files import DEFAULT_FIELD
 
 if TYPE_CHECKING:
     from dsas.evaluation.selectivity import Selectivity
@@ -29,6 +30,8 @@ def selectivity(
         list[str], in_texts(help=f"Each kind of text that must stay as it is: [KIND=]FILE. {REPEATABLE}")
     ],
     damage: Annotated[float, in_texts(min=0.0, help="What control texts may lose, in nats per token.")] = 0.02,
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -38,8 +41,9 @@ def selectivity(
 
     Texts must be others than those the Steering was fitted on. Beside it: the same without a regulator.
     """
-    texts = read_texts(source, field=field)
-    kinds = kinds_of(control, field)
+    chat = chat_of(system, template_args)
+    texts = read_examples(source, field, chat=chat, half="rejected")
+    kinds = kinds_of_examples(control, field, chat)
     check_enough({"--source": texts, **{f"--control {kind}=...": some for kind, some in kinds.items()}})
     check_model(model)
     from dsas.evaluation.selectivity import measure_selectivity

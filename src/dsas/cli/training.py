@@ -11,11 +11,12 @@ from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_methods, check_model, check_out
 from dsas.cli.choices import STARTS, Gate, OptimiserName, objectives, offering, regulators
+from dsas.cli.examples import chat_of, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import in_method, in_model, in_output, in_texts
 from dsas.cli.output import show
 from dsas.errors import ArtifactError, OptionError
-from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
 from dsas.training.objectives import OBJECTIVES, objective_named
 
@@ -81,6 +82,10 @@ def train(
     checkpointing: Annotated[bool, in_model(help="Less memory for one more forward pass per step.")] = False,
     tensorboard: Annotated[bool, in_output(help="Also write TensorBoard events.")] = False,
     seed: Annotated[int, in_training(help="Seed of the train/held-out split and the pair order.")] = 0,
+    tokens: options.Tokens = "auto",
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
+    parts: options.Parts = options.ALL_PARTS,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -91,8 +96,9 @@ def train(
     Under `torchrun -m dsas.cli train ...` its processes share the work.
     """
     folder = _start_folder(start, start_strength)
-    unwanted, wanted = read_texts(source, field=field), read_texts(target, field=field)
-    neutral = read_texts(control, field=field) if control else []
+    chat = chat_of(system, template_args, parts)
+    unwanted, wanted = read_examples(source, field, half="rejected"), read_examples(target, field, half="chosen")
+    neutral = read_examples(control, field) if control else []
     check_out(out)
     check_methods([], [regulator] if regulator is not None else [])
     OBJECTIVES.check(objective)
@@ -118,7 +124,7 @@ def train(
         sites=sites,
         optimiser=dsas.Optimiser(optimiser, rate, regulator_rate),
         held_out=dsas.HeldOut(held_out, seed=seed),
-        reading=dsas.Reading(batch_size=batch_size),
+        reading=dsas.Reading(tokens, batch_size=batch_size, chat=chat),
         checkpoint=out / "training",
         running=dsas.Running(checkpointing=checkpointing, tensorboard=tensorboard, progress=not as_json),
     )

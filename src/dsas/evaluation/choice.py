@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import log_probabilities, rows_after
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.token_batches import pad_token
+from dsas.model.tokenizing import pad_token
 
 Length = Literal["characters", "tokens", "none"]
 

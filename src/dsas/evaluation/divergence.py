@@ -3,13 +3,14 @@
     KL(p || q) = sum over tokens v of p(v) (log p(v) - log q(v)),   p unsteered, q steered,   in nats, >= 0
     result     = mean over texts of the mean over the text's tokens
 
-Every token of a text, special ones included, has a distribution after it, and all of them count. Unlike perplexity it
+Every token of a text, special ones included, has a distribution after it, and all of them count. Of conversations, and
+of prompts with completions, those count that the answer's tokens are drawn from. Unlike perplexity it
 needs no right answer, and it does not get better by chance: 0 means that nothing was changed at all.
 
 Both passes run batch by batch, and only one batch's two sets of logits exist at a time, in the model's precision; the
 logarithms are taken in float32, one text at a time.
 
-Left out: texts longer than `max_tokens` (their rest is not read).
+Limitations: texts longer than `max_tokens` (their rest is not read).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +24,12 @@ from torch.nn.functional import kl_div
 
 from dsas.errors import OptionError
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
+from dsas.model.rendering import read_through
 from dsas.model.running import logits_on
-from dsas.model.token_batches import batches, pad_token, tokenize
+from dsas.model.token_batches import batches
+from dsas.model.tokenizing import pad_token
 
 
 class DivergenceResult(NamedTuple):
@@ -38,7 +42,7 @@ class DivergenceResult(NamedTuple):
 def divergence(
     model: Model,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[Given],
     steered: Callable[[], AbstractContextManager[object]],
     *,
     max_tokens: int = 50,
@@ -47,21 +51,22 @@ def divergence(
     """Return how far `model` inside `steered()` is from `model` as it is.
 
     steered: gives, for every batch, a context manager inside which the model is steered, such as
-    `lambda: steering.apply(model, strength, record=False)`. max_tokens: each text is cut to, specials included.
+    `lambda: steering.apply(model, strength, record=False)`. max_tokens: each text, or answer, is cut to, specials
+    included.
     Raises TextsError for no texts or one without tokens, OptionError for `max_tokens` or `batch_size` < 1.
     """
     if max_tokens < 1:
         raise OptionError(f"expected max_tokens >= 1, got {max_tokens}")
-    rows = [row[:max_tokens] for row in tokenize(tokenizer, texts)]
+    rows = read_through(tokenizer, texts, max_tokens)
     per_text = np.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model):
-        for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
+        for batch in batches([row.ids for row in rows], batch_size, pad=pad_token(tokenizer), side="right"):
             before = logits_on(model, batch)
             with steered():
                 after = logits_on(model, batch)
             for place, row in enumerate(batch.rows):
-                end = len(rows[row])
-                p, q = (logits[place, :end].float().log_softmax(-1) for logits in (before, after))
+                asked = torch.tensor(rows[row].asked, device=before.device).nonzero().flatten()
+                p, q = (logits[place, asked].float().log_softmax(-1) for logits in (before, after))
                 nats = kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp(min=0)
                 per_text[row] = nats.double().mean().item()
             del before, after  # or the next batch's would stand beside them

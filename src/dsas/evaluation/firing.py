@@ -10,7 +10,8 @@ fitted on included. Intervals are bootstrapped over texts, whose tokens resemble
 The Steering is applied with a transform that changes nothing, so every regulator is asked as it is when it steers, its
 caches, masks and sinks included, and no site sees what an earlier one would have done.
 
-Limitations: texts longer than `max_tokens` are cut; special tokens count as all others.
+Limitations: texts longer than `max_tokens` are cut, and the answers of conversations (whose tokens count); special
+tokens of texts count as all others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,12 @@ from dsas.errors import OptionError
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
 from dsas.files.json_values import JsonObject
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
+from dsas.model.rendering import read_through
 from dsas.model.running import run_on
-from dsas.model.token_batches import batches, cut_rows, inputs_of, pad_token, tokenize
+from dsas.model.token_batches import batches, inputs_of
+from dsas.model.tokenizing import pad_token
 from dsas.parallel.progress import progress_bar
 from dsas.runtime.unchanged import only_asked
 from dsas.steering.steering import Steering
@@ -84,7 +88,7 @@ def fires_on(
     model: Model,
     tokenizer: Tokenizer,
     steering: Steering,
-    texts: Mapping[str, Sequence[str]],
+    texts: Mapping[str, Sequence[Given]],
     *,
     max_tokens: int = 50,
     batch_size: int = 32,
@@ -107,14 +111,17 @@ def fires_on(
     with torch.no_grad(), evaluation_mode(model), quiet.apply(model, 1.0) as applied, progress_bar(progress) as bar:
         task = bar.add_task("reading texts", total=sum(map(len, texts.values())))
         for kind, own in texts.items():
-            rows = cut_rows(tokenize(tokenizer, own), max_tokens)
+            rows = read_through(tokenizer, own, max_tokens)
+            ids, counted = [row.ids for row in rows], [row.counted for row in rows]
             read[kind] = [np.zeros(0)] * len(rows)
-            for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
+            for batch in batches(ids, batch_size, pad=pad_token(tokenizer), side="right", counted=counted):
                 run_on(model, inputs_of(batch))
                 trace = applied.trace()
                 names = trace.sites
                 for place, row in enumerate(batch.rows):
-                    read[kind][row] = trace.strengths[:, place, trace.real[place]].double().numpy()
+                    values = trace.strengths[:, place, trace.real[place]].double().numpy()
+                    counts = batch.counted[place][batch.mask[place]].numpy()
+                    read[kind][row] = values[:, len(values[0]) - len(counts) :][:, counts]
                 bar.advance(task, len(batch.rows))
     first = next(iter(read))
     found = [_firing(kind, read[kind], read[first] if kind != first else None) for kind in read]

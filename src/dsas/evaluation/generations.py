@@ -23,7 +23,8 @@ from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign, Model
-from dsas.model.token_batches import Batch, batches, greedy, pad_token, tokenize
+from dsas.model.token_batches import Batch, batches, greedy
+from dsas.model.tokenizing import pad_token, tokenize
 
 
 class Sampling(NamedTuple):

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import log_probabilities, rows_after
 from dsas.model.foreign import Foreign, Tokenizer
-from dsas.model.token_batches import pad_token
+from dsas.model.tokenizing import pad_token
 
 
 class JudgedResult(NamedTuple):

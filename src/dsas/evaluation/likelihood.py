@@ -26,15 +26,20 @@ from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.running import logits_on
 from dsas.model.token_batches import Batch, batches
+from dsas.model.tokenizing import encode
 
 Straddling = Literal["given", "judged"]
 
 
 class Row(NamedTuple):
-    """The tokens of a text: those from `first` (>= 1) on are judged, each given all before it; maybe there are none."""
+    """The tokens of a text: those from `first` (>= 1) on are judged, each given all before it; maybe there are none.
+
+    judged: which of those from `first` on; all when it is None.
+    """
 
     tokens: list[int]
     first: int
+    judged: list[bool] | None = None
 
 
 def rows_after(
@@ -56,9 +61,10 @@ def rows_after(
     if not prompts:
         return []
     wholes = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    found = tokenizer(wholes, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
     rows = []
-    for tokens, offsets, prompt in zip(found["input_ids"], found["offset_mapping"], prompts, strict=True):
+    encoded = encode(tokenizer, wholes, special_tokens=special_tokens, offsets=True)
+    for (tokens, offsets), prompt in zip(encoded, prompts, strict=True):
+        assert offsets is not None
         side = 0 if straddling == "given" else 1
         bound = len(prompt) + side
         judged = [place for place, span in enumerate(offsets) if span[1] > span[0] and span[side] >= bound]
@@ -87,7 +93,8 @@ def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size
                     start = positions.index(row.first - 1)
                     judged = torch.tensor(row.tokens[row.first :], device=logits.device)
                     of_row = logits[place, start : start + len(judged)].float()
-                    found[number] = -cross_entropy(of_row, judged, reduction="none").cpu()
+                    each = -cross_entropy(of_row, judged, reduction="none").cpu()
+                    found[number] = each if row.judged is None else each[torch.tensor(row.judged)]
     return found
 
 

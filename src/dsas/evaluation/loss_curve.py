@@ -3,6 +3,9 @@
     loss(text)  = mean over the text's tokens but the first of  log p_unsteered - log p_steered     in nats per token
     damage(s)   = mean over kinds of control text of the mean loss over that kind's texts           at strength s
 
+Of conversations, and of prompts with completions, the mean is over the tokens of the answer, its end-of-turn token
+included.
+
 Nothing is sampled: every log-probability is that of a given token after those before it, and the unsteered ones are
 worked out once. So a measurement repeats exactly, and two Steerings are compared text by text.
 
@@ -23,9 +26,10 @@ from jaxtyping import Float
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import Row, log_probabilities
 from dsas.files.json_values import JsonObject
-from dsas.model.examples import check_texts
+from dsas.model.examples import Given, check_texts
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.token_batches import pad_token, tokenize
+from dsas.model.rendering import Rendered, read_through
+from dsas.model.tokenizing import pad_token
 
 DAMAGE = 0.02  # nats per token
 STEP = 1.5  # from rung to rung of the ladder of strengths
@@ -91,12 +95,12 @@ class Yardstick:
         model: Model,
         tokenizer: Tokenizer,
         *,
-        source: Sequence[str],
-        control: Mapping[str, Sequence[str]],
+        source: Sequence[Given],
+        control: Mapping[str, Sequence[Given]],
         max_tokens: int = 50,
         batch_size: int = 16,
     ) -> None:
-        """Read the unsteered model; control: texts by kind; max_tokens: each text is cut to, specials included.
+        """Read the unsteered model; control: texts by kind; max_tokens: each text, or answer, is cut to.
 
         Raises TextsError for no kinds, fewer than 4 texts in a set, or a text with nothing to predict; OptionError for
         max_tokens < 2 or batch_size < 1.
@@ -111,13 +115,13 @@ class Yardstick:
         self._kinds, self._sizes = list(control), [len(members) for members in texts.values()]
         self._rows: list[Row] = []
         for name, members in texts.items():
-            rows = [row[:max_tokens] for row in tokenize(tokenizer, members)]
-            short = [number for number, row in enumerate(rows) if len(row) < 2]
+            rows = read_through(tokenizer, members, max_tokens)
+            short = [number for number, row in enumerate(rows) if not any(row.judged)]
             if short:
                 raise TextsError(
                     f"{name}: expected texts of at least 2 tokens (the first is not predicted): {short[:10]}"
                 )
-            self._rows += [Row(row, 1) for row in rows]
+            self._rows += [_row(one) for one in rows]
         self._unsteered = self._means()
 
     def losses(self, steered: AbstractContextManager[object]) -> Losses:
@@ -194,6 +198,12 @@ def ladder(
     if not rungs:
         raise OptionError(f"the steered model's losses are not finite at any strength down to {_strength(start, low)}")
     return Curve(tuple(_strength(start, rung) for rung in rungs), tuple(found[rung] for rung in rungs))
+
+
+def _row(one: Rendered) -> Row:
+    """Return a row as far as its last judged token."""
+    places = [place for place, judged in enumerate(one.judged) if judged]
+    return Row(one.ids[: places[-1] + 1], places[0], one.judged[places[0] : places[-1] + 1])
 
 
 def _strength(start: float, rung: int) -> float:

@@ -8,7 +8,8 @@ The mean over texts is the paper's. A few texts that surprise most rule it: wher
 What all tokens lose together is `of_tokens`, by which budgets, sweeps and reports of dsas go.
 
 The first token is given, not predicted: that is <bos> where the tokenizer adds one, else the text's own first token.
-So numbers of models with different tokenizers do not compare.
+So numbers of models with different tokenizers do not compare. Of conversations, and of prompts with completions, the
+answer is predicted, its end-of-turn token included, and everything before it is given.
 
 Limitations: texts longer than `max_tokens` (their rest is not read); no sliding window.
 
@@ -26,8 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import OptionError, TextsError
 from dsas.model.evaluation_mode import evaluation_mode
+from dsas.model.examples import Given
+from dsas.model.rendering import read_through
 from dsas.model.running import logits_on
-from dsas.model.token_batches import batches, pad_token, tokenize
+from dsas.model.token_batches import batches
+from dsas.model.tokenizing import pad_token
 
 
 class PerplexityResult(NamedTuple):
@@ -47,12 +51,14 @@ class PerplexityResult(NamedTuple):
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Given],
     *,
     max_tokens: int = 50,
     batch_size: int = 32,
 ) -> PerplexityResult:
     """Return the perplexity of `model` on `texts`, each cut to `max_tokens` tokens, those the tokenizer adds included.
+
+    A text may be a conversation, or a prompt with its completion, as in `dsas.fit`; its answer is cut to `max_tokens`.
 
     The model gives batch_size * max_tokens * vocabulary logits in its own precision; the logarithms are taken in
     float32, one text at a time.
@@ -60,8 +66,9 @@ def perplexity(
     """
     if max_tokens < 2 or batch_size < 1:
         raise OptionError(f"expected max_tokens >= 2 and batch_size >= 1, got {max_tokens} and {batch_size}")
-    rows = [row[:max_tokens] for row in tokenize(tokenizer, texts)]
-    short = [index for index, row in enumerate(rows) if len(row) < 2]
+    rows = read_through(tokenizer, texts, max_tokens)
+    judged = [torch.tensor(row.judged) for row in rows]
+    short = [index for index, own in enumerate(judged) if not own.any()]
     if short:
         raise TextsError(
             f"expected texts of at least 2 tokens (the first is not predicted); too short: {short[:10]}, the first of "
@@ -69,13 +76,13 @@ def perplexity(
         )
     losses = np.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model):
-        for batch in batches(rows, batch_size, pad=pad_token(tokenizer), side="right"):
+        for batch in batches([row.ids for row in rows], batch_size, pad=pad_token(tokenizer), side="right"):
             logits = logits_on(model, batch)
             tokens = batch.tokens.to(logits.device)
             for place, row in enumerate(batch.rows):
-                end = len(rows[row])
-                losses[row] = cross_entropy(logits[place, : end - 1].float(), tokens[place, 1:end]).item()
-    tokens = np.array([len(row) - 1 for row in rows])
+                at = judged[row].nonzero().flatten().to(logits.device)
+                losses[row] = cross_entropy(logits[place, at - 1].float(), tokens[place, at]).item()
+    tokens = np.array([int(own.sum()) for own in judged])
     with np.errstate(over="ignore"):  # a model that broke down is infinitely surprised
         per_text, of_tokens = np.exp(losses), float(np.exp(losses @ tokens / tokens.sum()))
     return PerplexityResult(float(per_text.mean()), per_text, of_tokens, losses, tokens)

@@ -25,6 +25,7 @@ from dsas.errors import OptionError
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
 from dsas.evaluation.loss_curve import DAMAGE, Curve, Losses, Yardstick, measured_curve
 from dsas.files.json_values import JsonObject
+from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
 from dsas.parallel.progress import progress_bar
 from dsas.regulators.constant import Constant
@@ -79,8 +80,8 @@ def measure_selectivity(
     tokenizer: Tokenizer,
     steering: Steering,
     *,
-    source: Sequence[str],
-    control: Mapping[str, Sequence[str]],
+    source: Sequence[Given],
+    control: Mapping[str, Sequence[Given]],
     damage: float = DAMAGE,
     progress: bool = True,
 ) -> Selectivity:

@@ -8,30 +8,34 @@ what was applied while the steered continuation was made. On request, the next-t
 
 Continuations are greedy, so that where they first differ it is for the steering and not by chance.
 
-Left out: sampling, beams, several rows at once. The distributions after a continuation come from a second pass over the
-finished text, which a regulator that treats prompt and continuation apart would see as one prompt.
+Limitations: no sampling, no beams, one row at a time. The distributions after a continuation come from a second pass
+over the finished text, which a regulator that treats prompt and continuation apart would see as one prompt.
 """
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dsas.errors import OptionError, StrengthError
 from dsas.files.atomic import replace_files
+from dsas.model.conversation import Completion, Content, Conversation, has_answer
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import check_texts
+from dsas.model.examples import Given, check_texts
 from dsas.model.foreign import Foreign, Model, Tokenizer
+from dsas.model.rendering import rendered, turns
 from dsas.model.running import run_on
 from dsas.model.subject import subject_of
-from dsas.model.token_batches import greedy, pad_token, text_tokenizer, tokenize
+from dsas.model.token_batches import greedy
 from dsas.model.token_text import pieces
 from dsas.model.token_trace import Trace, stacked
+from dsas.model.tokenizing import pad_token, text_tokenizer, tokenize
 from dsas.steering.steering import Steering
-from dsas.views.explained import Choice, Comparison, NextTokens
+from dsas.views.explained import Choice, Comparison, NextTokens, Turn
 
 _TOKENS_AT_ONCE = 256
 
@@ -40,21 +44,23 @@ def explain(
     model: Model,
     tokenizer: Tokenizer,
     steering: Steering,
-    text: str | Sequence[str] | None = None,
+    text: Given | Sequence[Given] | None = None,
     *,
-    prompt: str | Sequence[str] | None = None,
+    prompt: Given | Sequence[Given] | None = None,
     generate: int = 64,
     strength: float | None = None,
     next_tokens: int = 0,
     skip_sinks: bool = False,
     special_tokens: bool = True,
 ) -> Trace:
-    """Return the trace of one or several texts, each a row; the model is not changed.
+    """Return the trace of one or several texts or conversations, each a row; the model is not changed.
 
-    text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered.
-    strength: > 0, one for all; the calibrated one when not given, or 1. next_tokens: how many of the likeliest next
-    tokens to keep, before and after steering; 0 does not compare next tokens at all. skip_sinks: as in
-    `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
+    text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered. Of conversations
+    the trace knows the turns, and which tokens count as the answer; as a prompt, one is read up to its answer.
+    strength: not 0, one for all, as in `Steering.apply`; the calibrated one when not given, or 1. next_tokens: how many
+    of the likeliest next tokens to keep, before and after steering; 0 does not compare next tokens at all. skip_sinks:
+    as in `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring
+    theirs.
     Raises OptionError unless exactly one of text and prompt is given, TextsError, StrengthError, ModelMismatchError.
     """
     if (text is None) == (prompt is None):
@@ -62,16 +68,15 @@ def explain(
     if generate < 1 or next_tokens < 0:
         raise OptionError(f"expected generate >= 1 and next_tokens >= 0, got {generate} and {next_tokens}")
     strength = steering.default_strength if strength is None else strength
-    if not strength > 0:
-        raise StrengthError(f"expected a strength > 0, got {strength}: at 0 no token is steered")
+    if strength == 0:
+        raise StrengthError("expected a strength that is not 0: at 0 no token is steered")
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
     tokenizer = text_tokenizer(tokenizer)
     subject_of(model, tokenizer).examples().pad_token()  # refuses a subject without tokens
-    given = text if prompt is None else prompt
-    texts = [given] if isinstance(given, str) else given
-    rows = tokenize(tokenizer, check_texts("text", texts or [], minimum=1), special_tokens=special_tokens)
+    contents = check_texts("text", _listed(text if prompt is None else prompt), minimum=1)
     new_tokens = 0 if prompt is None else generate
+    rows = _rows(tokenizer, contents, generate=new_tokens > 0, special_tokens=special_tokens)
     with torch.no_grad(), evaluation_mode(model):
         run = _Run(model, tokenizer, steering, strength, skip_sinks)
         traces = [run.trace(row, new_tokens, next_tokens) for row in rows]
@@ -85,6 +90,45 @@ def write_explanation(path: str | Path, trace: Trace, *, title: str = "What was 
     replace_files({path: trace.to_html(title).encode("utf-8", errors="replace")})
 
 
+class _Row(NamedTuple):
+    """What is read: tokens, and of a conversation whose turn they are in and which count as the answer."""
+
+    ids: list[int]
+    turns: list[Turn]
+    counted: list[bool]
+
+    def placed(self, trace: Trace, ahead: int, tokens: int) -> Trace:
+        """Return the trace of `tokens` tokens with the turns; `ahead`: before the first, and what follows is said."""
+        if not self.turns:
+            return trace
+        starts = [0, *(turn.start + ahead for turn in self.turns[1:]), tokens]
+        names = [turn.role for turn in self.turns]
+        found = tuple(Turn(name, *ends) for name, ends in zip(names, pairwise(starts), strict=True))
+        counted = [*[False] * ahead, *self.counted, *[True] * (tokens - ahead - len(self.ids))]
+        return trace._replace(turns=(found,), counted=(tuple(counted),))
+
+
+def _listed(given: Any) -> Sequence[Given]:
+    """Return one example as a list, and several as they are."""
+    one = isinstance(given, str | Mapping | Conversation | Completion)
+    return [given] if one or (given and isinstance(given[0], Mapping) and "role" in given[0]) else given or []
+
+
+def _rows(tokenizer: Tokenizer, contents: Sequence[Content], *, generate: bool, special_tokens: bool) -> list[_Row]:
+    texts = [one for one in contents if isinstance(one, str)]
+    plain = iter(tokenize(tokenizer, texts, special_tokens=special_tokens) if texts else [])
+    found = []
+    for one in contents:
+        if isinstance(one, str):
+            found.append(_Row(next(plain), [], []))
+            continue
+        (row,) = rendered(tokenizer, [one], "last-instruction" if generate else "all")
+        answer = [] if generate or not has_answer(one) else rendered(tokenizer, [one])[0].counted
+        counted = [*answer, *[False] * (len(row.ids) - len(answer))]
+        found.append(_Row(row.ids, turns(tokenizer, one, generate=generate), counted))
+    return found
+
+
 class _Run:
     """The model, unsteered and steered, for one row of tokens at a time."""
 
@@ -95,7 +139,8 @@ class _Run:
         self._strength, self._skip_sinks = strength, skip_sinks
         self._encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
-    def trace(self, row: list[int], new_tokens: int, next_tokens: int) -> Trace:
+    def trace(self, read_row: _Row, new_tokens: int, next_tokens: int) -> Trace:
+        row = read_row.ids
         ids = torch.tensor([row], device=device_of(self._model))
         prompt = 1 if self._encodes else len(row)  # a decoder beside an encoder begins with a token of its own
         applied = self._steering.apply(self._model, self._strength, record="doses", skip_sinks=self._skip_sinks)
@@ -108,7 +153,12 @@ class _Run:
         read = trace.token_ids
         seen = row if read is None or bool((read < 0).any()) else read[0].tolist()
         ahead = trace.real.shape[1] - len(seen)  # tokens of the model's own, before the text
-        trace = trace._replace(tokens=((*["#"] * ahead, *pieces(self._tokenizer, seen)),))
+        shown = [
+            trace.media.get(token, piece) for token, piece in zip(seen, pieces(self._tokenizer, seen), strict=True)
+        ]
+        trace = trace._replace(tokens=((*["#"] * ahead, *shown),))
+        if not self._encodes:
+            trace = read_row.placed(trace, ahead, len(trace.tokens[0]))
         if new_tokens:
             trace = trace._replace(comparisons=(self._compare(ids, seen[prompt:], new_tokens, prompt + ahead),))
         if next_tokens:

@@ -2,11 +2,11 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dsas.errors import TextsError, closest
-from dsas.files.json_values import JsonObject
+from dsas.files.json_values import Json
 
 DEFAULT_FIELD = "text"
 ENCODING = "utf-8-sig"  # UTF-8, with or without the mark at its beginning that spreadsheets write
@@ -17,6 +17,14 @@ def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
 
     Raises TextsError, with file and line, for a file that is missing, of another kind, or without that field.
     """
+    return [text_of(field_of(value, field, place), place) for place, value in read_records(path)]
+
+
+def read_records(path: str | Path) -> list[tuple[str, Json]]:
+    """Return what each line of a file holds, with its place, "file:line": a text, a JSON value or a row of a table.
+
+    Raises TextsError, with file and line, for a file that is missing, of another kind, or empty.
+    """
     path = Path(path)
     readers = {".txt": _lines, ".jsonl": _json_lines, ".csv": _rows}
     if path.suffix.lower() not in readers:
@@ -25,19 +33,20 @@ def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
         siblings = [file.name for file in path.parent.glob("*") if file.suffix.lower() in readers]
         raise TextsError(f"{path}: no such file; closest in its folder: {closest(path.name, siblings)}")
     try:
-        texts = readers[path.suffix.lower()](path, field)
+        records = list(readers[path.suffix.lower()](path))
     except UnicodeDecodeError as error:
         raise TextsError(f"{path}: expected UTF-8 text: {error}") from error
     except csv.Error as error:
         raise TextsError(f"{path}: not CSV: {error}") from error
-    if not texts:
+    if not records:
         raise TextsError(f"{path}: there is no text in it")
-    return texts
+    return records
 
 
-def read_spans(path: str | Path) -> list[list[tuple[int, int]]]:
-    """Return for each text of a .jsonl file its key "spans": [[start, stop], ...] in characters, none when absent.
+def read_spans(path: str | Path) -> list[list[tuple[int, ...]]]:
+    """Return for each line of a .jsonl file its key "spans", none when absent.
 
+    They are [[start, stop], ...] in characters of a text, or [[message, start, stop], ...] in those of messages.
     Raises TextsError, with file and line, for a file of another kind or spans of another form.
     """
     path = Path(path)
@@ -50,16 +59,22 @@ def read_spans(path: str | Path) -> list[list[tuple[int, int]]]:
         value = json.loads(line)
         spans = value.get("spans", []) if isinstance(value, dict) else []
         whole = isinstance(spans, list) and all(
-            isinstance(span, list) and len(span) == 2 and all(isinstance(end, int) for end in span) for span in spans
+            isinstance(span, list) and len(span) in (2, 3) and all(isinstance(end, int) for end in span)
+            for span in spans
         )
         if not whole:
-            raise TextsError(f"{path}:{number}: expected spans as [[start, stop], ...], got {spans!r:.60}")
-        found.append([(span[0], span[1]) for span in spans])
+            raise TextsError(
+                f"{path}:{number}: expected spans as [[start, stop], ...], or [[message, start, stop], ...] in a "
+                f"conversation, got {spans!r:.60}"
+            )
+        found.append(list(map(tuple, spans)))
     return found
 
 
-def _lines(path: Path, field: str) -> list[str]:
-    return [line for line in _split(path) if line.strip()]
+def _lines(path: Path) -> Iterator[tuple[str, Json]]:
+    for number, line in enumerate(_split(path), start=1):
+        if line.strip():
+            yield f"{path}:{number}", line
 
 
 def _split(path: Path) -> list[str]:
@@ -67,36 +82,32 @@ def _split(path: Path) -> list[str]:
     return path.read_text(encoding=ENCODING).split("\n")
 
 
-def _json_lines(path: Path, field: str) -> list[str]:
-    texts = []
-    for number, line in enumerate(_split(path), start=1):
-        if not line.strip():
-            continue
+def _json_lines(path: Path) -> Iterator[tuple[str, Json]]:
+    for place, line in _lines(path):
         try:
-            value = json.loads(line)
+            yield place, json.loads(line)
         except ValueError as error:
-            raise TextsError(f"{path}:{number}: not JSON: {error}") from error
-        place = f"{path}:{number}"
-        texts.append(_text(_field(value, field, place) if isinstance(value, dict) else value, place))
-    return texts
+            raise TextsError(f"{place}: not JSON: {error}") from error
 
 
-def _rows(path: Path, field: str) -> list[str]:
+def _rows(path: Path) -> Iterator[tuple[str, Json]]:
     with path.open(encoding=ENCODING, newline="") as file:
-        rows, texts = csv.DictReader(file), []
+        rows = csv.DictReader(file)
         for row in rows:
-            place = f"{path}:{rows.line_num}"
-            texts.append(_text(_field(row, field, place), place))
-    return texts
+            yield f"{path}:{rows.line_num}", row
 
 
-def _text(value: Any, place: str) -> str:
+def text_of(value: Json, place: str) -> str:
+    """Return a value that is a text. Raises TextsError, naming the place, for another one."""
     if not isinstance(value, str):
         raise TextsError(f"{place}: expected a text, got {type(value).__name__}")
     return value
 
 
-def _field(row: JsonObject, field: str, place: str) -> Any:
-    if field not in row:
-        raise TextsError(f"{place}: no field {field!r}; closest: {closest(field, map(str, row))}")
-    return row[field]
+def field_of(value: Json, field: str, place: str) -> Json:
+    """Return a field of a row; a value that is no row, as it is. Raises TextsError, naming the place, without it."""
+    if not isinstance(value, dict):
+        return value
+    if field not in value:
+        raise TextsError(f"{place}: no field {field!r}; closest: {closest(field, map(str, value))}")
+    return value[field]

@@ -24,7 +24,7 @@ from dsas.fitting.selection import Selection, Threshold, selection_of
 from dsas.fitting.site_rule import Recipe, SiteFit, describe, select
 from dsas.fitting.token_tuning import tuned_by_tokens
 from dsas.model.drawing import Drawing
-from dsas.model.examples import Example, check_sets
+from dsas.model.examples import Given, check_sets
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.hooks import steered_at
 from dsas.model.reading import Reading
@@ -42,9 +42,9 @@ def fit(
     model: Model,
     tokenizer: Tokenizer = None,
     *,
-    source: Sequence[str | Example],
-    control: Sequence[str | Example],
-    target: Sequence[str | Example] | None = None,
+    source: Sequence[Given],
+    control: Sequence[Given],
+    target: Sequence[Given] | None = None,
     transform: str | Transform | FitTransform = "caa",
     regulator: str | Regulator | FitRegulator = "auto",
     sites: SitePatterns = DEFAULT_SITES,
@@ -56,6 +56,8 @@ def fit(
     """Fit a Steering for `model` from three sets of examples, at least 4 in each; the model is not changed.
 
     model: a language model, which goes with its tokenizer; or a diffusers pipeline, and the examples are prompts.
+    An example is a text; a conversation, [{"role": ..., "content": ...}, ...] or {"messages": ...}; or a prompt with
+    what follows it, {"prompt": ..., "completion": ...}. {"chosen": ..., "rejected": ...} are target and source.
     source: shows the undesired behaviour; `dsas.Example(text, spans)` marks where, and the regulator then learns from
     single tokens. control: neutral, must stay as it is; it must match the source in style and length, or the regulator
     learns the genre. target: the desired behaviour; the control set when not given, with a warning that says so.
@@ -65,7 +67,8 @@ def fit(
     for texts that are read as means of their tokens, else the paper's "logistic".
     sites: shorthand, layer number, path, glob or "re:..." regular expression, one or several.
     selection: which sites are steered: `Threshold(0.75)`, `Smooth()`, `Top(48)`, `All()`, or one of their names.
-    reading: how an example becomes a vector: `Reading` for texts, `Drawing` for prompts; their defaults when not given.
+    reading: how an example becomes a vector: `Reading` for texts and conversations, which says which tokens count, or
+    `Drawing` for prompts of a pipeline; their defaults when not given.
     `Reading(incremental=True)` fits each site with the earlier ones already steered. checkpoint: folder that keeps what
     was collected, to resume from; with incremental reading only the target's activations.
     Raises TextsError, SiteError, OptionError, ActivationError. Warns, and says so in the settings, while another
@@ -77,6 +80,7 @@ def fit(
     sets = check_sets(source, control, target)
     subject = subject_of(model, tokenizer)
     examples = subject.examples(reading)
+    examples.check(sets)
     if regulator == AUTO:
         regulator = examples.regulator if sets.spans is None else "logistic"
     recipe = Recipe(how, regulator_fit(regulator), chosen)
@@ -95,6 +99,7 @@ def fit(
         "regulator": describe(rules[0].regulator),
         "selection": chosen.describe(),
         "texts": {name: len(members) for name, members in sets.as_dict().items()},
+        "examples": sets.kind,
         "reading": examples.as_dict(),
         "fitted": "incrementally" if examples.incremental else "at once",
         "labels": "texts" if sets.spans is None else "tokens",

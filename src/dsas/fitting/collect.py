@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsas.errors import DsasWarning
 from dsas.files.atomic import replace_files
 from dsas.fitting.parallel_collect import vectors_by_workers
+from dsas.model.conversation import Content
 from dsas.model.foreign import Foreign
 from dsas.model.identity import fingerprint
 from dsas.model.sites import Site
@@ -32,7 +33,7 @@ Collected = dict[Site, Float[Tensor, "text step sample dim"]]
 
 def collect(
     examples: Examples,
-    texts: Sequence[str],
+    texts: Sequence[Content],
     places: Sequence[int],
     sites: Sequence[Site],
     *,
@@ -59,16 +60,16 @@ def collect(
     return store.vectors
 
 
-def numbered(sets: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, list[int]]]:
+def numbered(sets: Mapping[str, Sequence[Content]]) -> tuple[list[Content], dict[str, list[int]]]:
     """Return every text once, and for each set which of them are its members."""
     texts = list(dict.fromkeys(text for members in sets.values() for text in members))
     row = {text: number for number, text in enumerate(texts)}
     return texts, {name: [row[text] for text in members] for name, members in sets.items()}
 
 
-def places_of(sets: Mapping[str, Sequence[str]], texts: Sequence[str]) -> list[int]:
+def places_of(sets: Mapping[str, Sequence[Content]], texts: Sequence[Content]) -> list[int]:
     """Return where each text stands in the set that it is in; the first place where it is in several."""
-    places: dict[str, int] = {}
+    places: dict[Content, int] = {}
     for members in sets.values():
         for place, text in enumerate(members):
             places[text] = min(place, places.get(text, place))

@@ -90,7 +90,7 @@ class PausedPasses:
             if not isinstance(one, _Pass):
                 return None
             t = site.read(given)
-            one.pause(site, self._examples.pool(t, one.real))
+            one.pause(site, self._examples.pool(t, one.batch))
             if self._way is None:
                 return None
             step = self._reader.at(site, t, given)
@@ -105,8 +105,8 @@ class _Pass(threading.Thread):
 
     def __init__(self, examples: Examples, batch: Foreign) -> None:
         super().__init__(daemon=True)
-        self.real = examples.real(batch)
-        self._examples, self._batch = examples, batch
+        self.batch = batch
+        self._examples = examples
         self._go, self._wait = threading.Semaphore(0), threading.Semaphore(0)
         self._place: tuple[Site, Tensor] | None = None
         self._error: BaseException | None = None
@@ -140,7 +140,7 @@ class _Pass(threading.Thread):
         try:
             if not self._given_up:
                 with torch.no_grad():
-                    self._examples.run(self._batch)
+                    self._examples.run(self.batch)
         except StopForward:
             pass
         except BaseException as error:  # handed to the thread that waits for this one

@@ -37,6 +37,8 @@ from dsas.files.json_values import JsonObject
 from dsas.fitting.collect import checkpoint_file
 from dsas.fitting.collectors import Task
 from dsas.methods.tuned_boundary import TokenScores
+from dsas.model.activations import TokenProjections
+from dsas.model.conversation import Content
 from dsas.model.sites import Site
 from dsas.parallel.progress import progress_bar
 from dsas.regulators.base import Tuned, Untuned
@@ -104,18 +106,18 @@ def tuned_by_tokens(
     if found is None:
         return list(rules), None
     places = [*range(len(source[:MOST])), *range(len(source), len(source) + len(control[:MOST]))]
+    there = [number for number, counts in enumerate(found.counted) if bool(counts.any())]
+    halves = [number for number in there if number < len(source[:MOST])], [n for n in there if n >= len(source[:MOST])]
+    flags = [[found.counted[number].numpy() for number in half] for half in halves]
     tuned: dict[Site, Tuned] = {}
-    for line, (site, one) in enumerate(steered.items()):
-        scores = [_scores(values[line], one, place) for values, place in zip(found, places, strict=True)]
-        halves = scores[: len(source[:MOST])], scores[len(source[:MOST]) :]
-        parts = [[own for own in half if len(own)] for half in halves]
-        if all(parts):
-            tuned[site] = one.tune(TokenScores(*parts))
+    for line, (site, one) in enumerate(steered.items() if all(halves) else ()):
+        parts = [[_scores(found.values[n][line], one, places[n]) for n in half] for half in halves]
+        tuned[site] = one.tune(TokenScores(parts[0], parts[1], (flags[0], flags[1])))
     rules = [rule._replace(regulator=tuned[rule.site].regulator) if rule.site in tuned else rule for rule in rules]
     return rules, HeldOutValues.of([one.values for one in tuned.values()]) if tuned else None
 
 
-def _read(task: Task, texts: Sequence[str], directions: Mapping[Site, Tensor]) -> list[Tensor] | None:
+def _read(task: Task, texts: Sequence[Content], directions: Mapping[Site, Tensor]) -> TokenProjections | None:
     """Return what the tokens of each text are along the directions, from the checkpoint where it was read before."""
     marks = hashlib.sha256(b"".join(one.numpy().tobytes() for one in directions.values())).hexdigest()
     depends = [list(map(repr, directions)), task.examples.depends(texts, range(len(texts))), "token scores", marks]
@@ -123,14 +125,18 @@ def _read(task: Task, texts: Sequence[str], directions: Mapping[Site, Tensor]) -
     if file is not None and file.is_file():
         with suppress(SafetensorError, KeyError):
             kept = load(file.read_bytes())
-            return list(kept["values"].split(kept["lengths"].tolist(), dim=1))
+            lengths = kept["lengths"].tolist()
+            return TokenProjections(
+                list(kept["values"].split(lengths, dim=1)), list(kept["counted"].bool().split(lengths))
+            )
     with progress_bar(task.progress) as bar:
         number = bar.add_task("tuning regulators", total=None)
         found = task.examples.token_scores(texts, directions, lambda: bar.advance(number))
     if file is not None and found is not None:
-        lengths = torch.tensor([values.shape[1] for values in found])
+        lengths = torch.tensor([values.shape[1] for values in found.values])
+        kept = {"values": torch.cat(found.values, dim=1), "counted": torch.cat(found.counted).to(torch.uint8)}
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_files({file: save({"values": torch.cat(found, dim=1), "lengths": lengths})})
+        replace_files({file: save({**kept, "lengths": lengths})})
     return found
 
 

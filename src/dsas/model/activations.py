@@ -1,56 +1,67 @@
-"""Activations: one vector per text and site, pooled while the model runs and nothing else kept.
+"""Activations: one vector per example and site, pooled while the model runs and nothing else kept.
 
     pooled(x) = mean over tokens i of x that count of  t_i,   computed in float32
 
-A token counts when it is real (not padding) and not an attention sink. A sink is the first real token of a row, which
-can attend to nothing but itself, and any token whose norm exceeds `SINK_RATIO` times the median norm of its row:
-models park surplus attention there, with norms up to hundreds of times those of other tokens (arXiv 2309.17453,
-2402.17762), and a mean that includes one describes the sink and not the text. A text of which nothing would be left
-keeps all its real tokens.
+A token counts when it is asked for (all of a text, an answer, the last; see `dsas.model.rendering`) and not an
+attention sink. A sink is the first real token of a row, which can attend to nothing but itself, and any token whose
+norm exceeds `SINK_RATIO` times the median norm of its row: models park surplus attention there, with norms up to
+hundreds of times those of other tokens (arXiv 2309.17453, 2402.17762), and a mean that includes one describes the sink
+and not the text. A row of which nothing would be left keeps all tokens that are asked for.
 
 Where somebody says which tokens matter, `token_activations` gives those tokens themselves.
 
 The forward pass stops as soon as every site has been read, so the remaining layers and the vocabulary projection are
-never computed. Left out: statistics beyond these vectors.
+never computed. Limitations: no statistics beyond these vectors.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import get_args
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dsas.errors import ActivationError, OptionError, SiteError, closest
+from dsas.errors import ActivationError, SiteError, closest
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Given
 from dsas.model.hooks import Hooks, StopForward
-from dsas.model.reading import Pooling
 from dsas.model.running import own_tokens, run_on
 from dsas.model.sites import Site
+from dsas.model.token_batches import Batch, inputs_of
 
 SINK_RATIO = 8.0
 
 
+class TokenProjections(NamedTuple):
+    """Single tokens along directions.
+
+    values: for each row what its tokens but the first are, (site, token, direction), float32 on the CPU. counted: for
+    each row which of these tokens count, Bool (token,).
+    """
+
+    values: list[Float[Tensor, "site token direction"]]
+    counted: list[Bool[Tensor, " token"]]
+
+
 def pooled_activations(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
     sites: Sequence[Site],
     *,
-    pooling: Pooling = "mean",
     skip_sinks: bool = True,
 ) -> Iterator[dict[Site, Float[Tensor, "batch dim"]]]:
     """Yield, for each batch of model inputs, the pooled activations of its rows at every site, float32, on the CPU.
 
-    Each batch holds `input_ids` and `attention_mask` (batch, token). The model runs in evaluation mode, without
-    gradients and without a cache, and is left in the mode in which it was given.
+    Each batch holds `input_ids` and `attention_mask` (batch, token) and comes with a mask that is True on the tokens
+    that count. The model runs in evaluation mode, without gradients and without a cache, and is left in the mode in
+    which it was given.
     Raises ActivationError for a value that is not finite (it names the site), SiteError for a site that never fires.
     """
-    pool = pooler(pooling, skip_sinks)
-    for batch in batches:
-        real = batch["attention_mask"].bool()
-        yield read_sites(model, batch, sites, lambda _, t, real=real: pool(t, real))
+    for batch, counted in batches:
+        pool = partial(pooled, real=batch["attention_mask"].bool(), counted=counted, skip_sinks=skip_sinks)
+        yield read_sites(model, batch, sites, lambda _, t, pool=pool: pool(t))
 
 
 def token_activations(
@@ -66,10 +77,10 @@ def token_activations(
 
 def token_projections(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Batch],
     projections: Mapping[Site, Float[Tensor, "dim direction"]],
 ) -> Iterator[list[Float[Tensor, "site token direction"]]]:
-    """Yield, for each batch of model inputs, what each row's tokens but the first are along each site's directions.
+    """Yield, for each batch, what each row's real tokens but the first are along each site's directions.
 
     Nothing else of them is kept, so this takes little memory however many tokens there are. Otherwise as
     `pooled_activations`; float32, on the CPU.
@@ -80,17 +91,9 @@ def token_projections(
         return t.float() @ projections[site].to(t.device, torch.float32)
 
     for batch in batches:
-        found = read_sites(model, batch, sites, along)
+        found = read_sites(model, inputs_of(batch), sites, along)
         values = torch.stack([found[site] for site in sites])
-        real = batch["attention_mask"].bool()
-        yield [values[:, row, own.nonzero().flatten()[1:]] for row, own in enumerate(real)]
-
-
-def pooler(pooling: Pooling, skip_sinks: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function of (batch, token, dim) and a mask that gives (batch, dim). Raises OptionError."""
-    if pooling not in get_args(Pooling):
-        raise OptionError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}")
-    return lambda t, real: _pool(t, real, pooling, skip_sinks)
+        yield [values[:, row, own.nonzero().flatten()[1:]] for row, own in enumerate(batch.mask)]
 
 
 def read_sites(
@@ -132,16 +135,17 @@ def finite(site: Site, pooled: Float[Tensor, "sample *rest"]) -> Float[Tensor, "
     return pooled
 
 
-def _pool(
-    t: Float[Tensor, "batch token dim"], real: Bool[Tensor, "batch token"], pooling: Pooling, skip_sinks: bool
+def pooled(
+    t: Float[Tensor, "batch token dim"],
+    real: Bool[Tensor, "batch token"],
+    counted: Bool[Tensor, "batch token"],
+    *,
+    skip_sinks: bool,
 ) -> Float[Tensor, "batch dim"]:
-    t, real = t.float(), real.to(t.device)
-    if pooling == "last":
-        position = torch.arange(t.shape[1], device=t.device)
-        last = torch.where(real, position, -1).argmax(-1)
-        return t[torch.arange(len(t), device=t.device), last]
-    counts = real & ~sinks(t, real) if skip_sinks else real
-    counts = torch.where(counts.any(-1, keepdim=True), counts, real)
+    """Return the mean of each row's tokens that count, in float32; gradients pass."""
+    t, real, counted = t.float(), real.to(t.device), counted.to(t.device)
+    counts = counted & ~sinks(t, real) if skip_sinks else counted
+    counts = torch.where(counts.any(-1, keepdim=True), counts, counted)
     weights = counts.float() / counts.sum(-1, keepdim=True)
     return torch.bmm(weights.unsqueeze(1), t.masked_fill(~real.unsqueeze(-1), 0.0)).squeeze(1)
 

@@ -1,59 +1,71 @@
 """Examples: what a set is made of, and the one check of source, control and target.
 
-An example is a text, or a text with the spans in which it shows the behaviour. Limitations: conversations are rendered
-by the caller.
+An example is a text, a prompt with its completion, or a conversation (`dsas.model.conversation`), with or without the
+spans in which it shows the behaviour. All examples of all sets are of one kind.
 """
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dsas.errors import DsasWarning, TextsError
+from dsas.model.conversation import Completion, Content, Conversation, Half, as_text, content_of, kind_of
 
 MINIMUM_TEXTS = 4
-Spans = Sequence[tuple[int, int]]
+Spans = Sequence[tuple[int, ...]]  # (start, stop) in a text; (message, start, stop) in a conversation
+HALVES: dict[str, Half] = {"source": "rejected", "target": "chosen"}
 
 
 class Example(NamedTuple):
-    """A text, and where it shows the behaviour: spans (start, stop) in characters, or none when all of it does.
+    """A text or a conversation, and where it shows the behaviour; in all of it when there are no spans.
 
+    spans: (start, stop) in characters of a text; (message, start, stop) in characters of a message's content, where
+    message is its number from 0 (of a prompt with its completion, 0 or 1).
     With spans in some source examples a regulator learns from single tokens, those in spans against all others.
     """
 
-    text: str
+    text: Any
     spans: Spans = ()
 
 
-class ExampleSets(NamedTuple):
-    """The three sets, checked; control may be empty where nothing reads it. spans: one entry per source text.
+Given = str | Example | Conversation | Completion | Mapping[str, Any] | Sequence[Mapping[str, Any]]  # one example
 
-    spans is None when no source example has any.
+
+class ExampleSets(NamedTuple):
+    """The three sets, checked; control may be empty where nothing reads it. spans: one entry per source example.
+
+    spans is None when no source example has any. kind: what all examples are, "text" for instance.
     """
 
-    source: list[str]
-    control: list[str]
-    target: list[str]
+    source: list[Content]
+    control: list[Content]
+    target: list[Content]
     spans: list[Spans] | None = None
+    kind: str = "text"
 
-    def as_dict(self) -> dict[str, list[str]]:
-        """Return the texts of each set by name."""
+    def as_dict(self) -> dict[str, list[Content]]:
+        """Return the examples of each set by name."""
         return {"source": self.source, "control": self.control, "target": self.target}
 
 
 def check_sets(
-    source: Sequence[str | Example],
-    control: Sequence[str | Example],
-    target: Sequence[str | Example] | None,
+    source: Sequence[Given],
+    control: Sequence[Given],
+    target: Sequence[Given] | None,
     *,
     control_needed: bool = True,
     paired: bool = False,
 ) -> ExampleSets:
     """Return the three sets, at least 4 examples in each; the target is the control set, with a warning, when None.
 
+    Where the source has chosen and rejected halves and there is no target, the chosen ones are the target.
     control_needed: whether an empty control set is an error. paired: whether source[i] goes with target[i].
-    Raises TextsError for too few or empty texts, sets that hold the same texts, spans outside their text or in another
-    set than the source, and pairs that do not match. Warns of texts that are in source and in another set.
+    Raises TextsError for too few or empty examples, examples of different kinds, sets that hold the same examples,
+    spans outside their text or in another set than the source, and pairs that do not match. Warns of examples that are
+    in source and in another set.
     """
+    if target is None and any(isinstance(_inner(one), Mapping) and "chosen" in _inner(one) for one in source):
+        target = [_inner(one) for one in source]
     if target is None:
         warnings.warn("no target texts were given: the control texts are the target", DsasWarning, stacklevel=3)
         target = control
@@ -63,6 +75,7 @@ def check_sets(
     texts = {
         name: check_texts(name, members) if len(members) or name != "control" else [] for name, members in given.items()
     }
+    check_kinds(texts)
     if paired:
         _check_pairs(texts["source"], texts["target"])
     for name in ("control", "target"):
@@ -71,27 +84,45 @@ def check_sets(
             raise TextsError(f"source and {name} hold the same texts: there is nothing to tell apart")
         if shared:
             warnings.warn(
-                f"{len(shared)} texts are both in source and in {name}, for example {min(shared)!r:.60}",
+                f"{len(shared)} texts are both in source and in {name}, for example {min(map(as_text, shared))!r:.60}",
                 DsasWarning,
                 stacklevel=3,
             )
-    return ExampleSets(**texts, spans=_spans(given))
+    return ExampleSets(**texts, spans=_spans(given, texts), kind=kind_of(texts["source"][0]))
 
 
-def check_texts(name: str, examples: Sequence[str | Example], *, minimum: int = MINIMUM_TEXTS) -> list[str]:
-    """Return the texts of a set. Raises TextsError, naming the set, for too few, an empty one, or no text at all."""
-    if isinstance(examples, str | Example):
+def check_texts(name: str, examples: Sequence[Given], *, minimum: int = MINIMUM_TEXTS) -> list[Content]:
+    """Return what the examples of a set hold.
+
+    Raises TextsError, naming the set, for too few, for one that is empty or no example at all, and for different kinds.
+    """
+    if isinstance(examples, str | Example | Conversation | Completion | Mapping):
         raise TextsError(f"{name} must be a list of texts, got one text; put it into a list")
-    texts = [example.text if isinstance(example, Example) else example for example in examples]
-    for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise TextsError(f"{name}[{number}] must be a text that is not empty, got {text!r:.60}")
-    if len(texts) < minimum:
-        raise TextsError(f"{name} must hold at least {minimum} texts, got {len(texts)}")
-    return texts
+    if len(examples) and isinstance(examples[0], Mapping) and "role" in examples[0]:
+        raise TextsError(f"{name} must be a list of conversations, got one conversation; put it into a list")
+    half = HALVES.get(name)
+    found = [content_of(_inner(one), f"{name}[{number}]", half) for number, one in enumerate(examples)]
+    if len(found) < minimum:
+        raise TextsError(f"{name} must hold at least {minimum} texts, got {len(found)}")
+    check_kinds({name: found})
+    return found
 
 
-def _check_pairs(source: list[str], target: list[str]) -> None:
+def check_kinds(sets: Mapping[str, Sequence[Content]]) -> None:
+    """Raise TextsError, naming the first odd one, unless all examples of all sets are of one kind."""
+    first = ""
+    for name, members in sets.items():
+        for number, one in enumerate(members):
+            first = first or f"{kind_of(one)}, as {name}[{number}] is"
+            if not first.startswith(f"{kind_of(one)},"):
+                raise TextsError(f"{name}[{number}] is a {kind_of(one)}: expected a {first}; sets cannot be mixed")
+
+
+def _inner(one: Any) -> Any:
+    return one.text if isinstance(one, Example) else one
+
+
+def _check_pairs(source: list[Content], target: list[Content]) -> None:
     if len(source) != len(target):
         raise TextsError(
             "preference takes pairs, source[i] with target[i]: expected as many of both, got "
@@ -102,19 +133,38 @@ def _check_pairs(source: list[str], target: list[str]) -> None:
         raise TextsError(f"source[{same[0]}] and target[{same[0]}] are the same text: nothing is to be preferred")
 
 
-def _spans(given: dict[str, Sequence[str | Example]]) -> list[Spans] | None:
+def _spans(given: dict[str, Sequence[Given]], texts: Mapping[str, Sequence[Content]]) -> list[Spans] | None:
     found: dict[str, list[Spans]] = {}
     for name, members in given.items():
         found[name] = [one.spans if isinstance(one, Example) else () for one in members]
-        for number, (one, spans) in enumerate(zip(members, found[name], strict=True)):
-            for start, stop in spans:
-                if not 0 <= start < stop <= len(one.text if isinstance(one, Example) else one):
-                    raise TextsError(
-                        f"{name}[{number}]: expected spans with 0 <= start < stop <= the length of the text "
-                        f"(characters), got ({start}, {stop})"
-                    )
+        for number, (content, spans) in enumerate(zip(texts[name], found[name], strict=True)):
+            for span in spans:
+                _check_span(span, content, f"{name}[{number}]")
         if name != "source" and any(found[name]):
             raise TextsError(
                 f"spans mark where a source text shows the behaviour; {name} has some, too: leave them out"
             )
     return found["source"] if any(found["source"]) else None
+
+
+def _check_span(span: tuple[int, ...], content: Content, where: str) -> None:
+    sizes = lengths(content)
+    if isinstance(content, str):
+        if len(span) != 2 or not 0 <= span[0] < span[1] <= sizes[0]:
+            raise TextsError(
+                f"{where}: expected spans with 0 <= start < stop <= the length of the text (characters), got {span}"
+            )
+    elif len(span) != 3 or not 0 <= span[0] < len(sizes) or not 0 <= span[1] < span[2] <= sizes[span[0]]:
+        raise TextsError(
+            f"{where}: expected spans (message, start, stop) with message from 0 to {len(sizes) - 1} and 0 <= start < "
+            f"stop <= the length of its content (characters), got {span}"
+        )
+
+
+def lengths(content: Content) -> list[int]:
+    """Return the length in characters of a text, or of each message."""
+    if isinstance(content, str):
+        return [len(content)]
+    if isinstance(content, Completion):
+        return [len(content.prompt), len(content.completion)]
+    return [len(one.content) for one in content.messages]

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, TextsError
 from dsas.files.json_values import JsonObject
+from dsas.model.conversation import Content
 from dsas.model.drawing import Drawing, Prompts, draw, prompt_batches, watch
-from dsas.model.examples import Spans
+from dsas.model.examples import ExampleSets, Spans
 from dsas.model.foreign import Foreign
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
@@ -21,6 +22,7 @@ from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.picture_activations import drawn_activations
 from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import Branch, PipelineModules
+from dsas.model.reading import Tokens
 from dsas.model.sites import Site, SitePatterns, find_sites
 from dsas.model.strength import PromptTokens
 from dsas.parallel.workers import Spread
@@ -87,13 +89,18 @@ class PictureExamples:
         """Return how prompts are read, JSON-ready."""
         return self.reading.as_dict()
 
-    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Foreign]:
+    def check(self, sets: ExampleSets) -> None:
+        """Raise TextsError for conversations and completions, which a pipeline does not read."""
+        if sets.kind != "text":
+            raise TextsError(f"a pipeline reads prompts: expected texts, got a {sets.kind}")
+
+    def depends(self, texts: Sequence[Content], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
         return ["prompts", list(texts), list(places), self.as_dict(), self.module.schedule]
 
-    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Prompts]:
+    def batches(self, texts: Sequence[Content], places: Sequence[int], size: int) -> list[Prompts]:
         """Return the prompts in batches of at most `size`; a prompt's place in its set decides its noise."""
-        return prompt_batches(texts, places, size)
+        return prompt_batches([one for one in texts if isinstance(one, str)], places, size)
 
     def vectors(
         self, batches: Sequence[Prompts], sites: Sequence[Site]
@@ -102,26 +109,26 @@ class PictureExamples:
         return drawn_activations(self.module, batches, sites, self.reading)
 
     def labelled_tokens(
-        self, texts: Sequence[str], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
+        self, texts: Sequence[Content], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
     ) -> LabelledTokens:
         """Raise OptionError: the positions of a picture are not the characters of its prompt."""
         raise OptionError("spans mark tokens of texts: a pipeline is fitted on whole prompts, so leave them out")
 
     def token_scores(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Content],
         directions: Mapping[Site, Float[Tensor, "dim direction"]],
         advance: Callable[[], None],
     ) -> None:
         """Return None: the positions of a picture are no row of tokens that follow each other."""
 
-    def token_rows(self, texts: Sequence[str]) -> NoReturn:
+    def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> NoReturn:
         """Raise OptionError: a pipeline says nothing."""
         raise OptionError("this asks what a language model would say, and a pipeline says nothing")
 
     def pad_token(self) -> NoReturn:
         """Raise OptionError: a pipeline says nothing."""
-        self.token_rows(())
+        self.rows(())
 
     def run(self, batch: Prompts) -> Foreign:
         """Draw a batch to the latents, with gradients where the caller records them."""
@@ -132,7 +139,9 @@ class PictureExamples:
         """Return that every position counts."""
         return torch.ones(len(batch.prompts), 1, dtype=torch.bool)
 
-    def pool(self, t: Float[Tensor, "row token dim"], real: Bool[Tensor, "row token"]) -> Float[Tensor, "row dim"]:
+    counted = real
+
+    def pool(self, t: Float[Tensor, "row token dim"], batch: Prompts) -> Float[Tensor, "row dim"]:
         """Return the mean over the positions of each picture; gradients pass."""
         return t.to(torch.promote_types(t.dtype, torch.float32)).mean(1)
 

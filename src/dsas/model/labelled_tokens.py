@@ -8,11 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dsas.model.activations import token_activations
-from dsas.model.examples import Spans
-from dsas.model.foreign import Tokenizer
-from dsas.model.reading import Reading
 from dsas.model.sites import Site
-from dsas.model.token_batches import inputs_of, read_batches, token_spans
+from dsas.model.token_batches import Batch, inputs_of
 
 
 class LabelledTokens(NamedTuple):
@@ -29,29 +26,27 @@ class LabelledTokens(NamedTuple):
 
 def labelled_tokens(
     module: nn.Module,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    spans: Sequence[Spans],
+    batches: Sequence[Batch],
+    marks_of: Sequence[Sequence[bool | None]],
     sites: Sequence[Site],
     *,
-    reading: Reading,
+    skip_sinks: bool,
     advance: Callable[[], None],
 ) -> LabelledTokens:
-    """Return all tokens of `texts` but special ones and, with `reading.skip_sinks`, the first of each text.
+    """Return all tokens of `batches` that count but special ones and, with `skip_sinks`, the first of each text.
 
-    spans: for each text, where (start, stop) in characters it shows the behaviour; a token counts as covered when it
-    shares a character with a span. advance: called after every batch.
+    marks_of: for each text, whether a span covers its tokens; None for special tokens. advance: called after every
+    batch.
     """
-    covered = token_spans(tokenizer, texts, spans)
     chosen: list[tuple[dict[str, Tensor], Tensor]] = []
     shown: list[bool] = []
     owners: list[int] = []
-    for batch in read_batches(tokenizer, texts, reading):
-        counted = batch.mask.clone()
+    for batch in batches:
+        counted = batch.counted.clone()
         for place, row in enumerate(batch.rows):
-            marks = covered[row][: int(batch.mask[place].sum())]
+            marks = marks_of[row][: int(batch.mask[place].sum())]
             counted[place, : len(marks)] &= torch.tensor([mark is not None for mark in marks])
-            counted[place, 0] &= not reading.skip_sinks
+            counted[place, 0] &= not skip_sinks
             keep = counted[place, : len(marks)].tolist()
             shown += [bool(mark) for mark, kept in zip(marks, keep, strict=True) if kept]
             owners += [row] * sum(keep)

@@ -1,27 +1,33 @@
 """Language model: a transformers model that reads tokens, with its tokenizer, as one kind of subject."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.files.json_values import JsonObject
-from dsas.model.activations import pooled_activations, pooler, token_projections
-from dsas.model.examples import Spans
+from dsas.model.activations import TokenProjections, pooled, pooled_activations, token_projections
+from dsas.model.chat import AS_IT_IS
+from dsas.model.conversation import Content, Conversation, as_json, before_answer
+from dsas.model.examples import ExampleSets, Spans
 from dsas.model.foreign import Foreign, Tokenizer
 from dsas.model.hooks import Hooks
 from dsas.model.identity import ModelIdentity
 from dsas.model.labelled_tokens import LabelledTokens, labelled_tokens
 from dsas.model.pipeline_modules import Branch
-from dsas.model.reading import Reading
+from dsas.model.reading import Reading, Tokens
+from dsas.model.rendering import Rendered, covered, rendered
 from dsas.model.running import check_reads_texts, check_tokens, own_tokens, run_on
 from dsas.model.sites import Site, SitePatterns, find_sites
 from dsas.model.strength import PromptTokens, read_prompt_tokens
-from dsas.model.token_batches import Batch, cut_rows, inputs_of, pad_token, read_batches, text_tokenizer, tokenize
+from dsas.model.token_batches import Batch, batches, inputs_of
 from dsas.model.token_passes import TokenPasses
 from dsas.model.token_recorder import TokenRecorder
+from dsas.model.token_text import placeholders
+from dsas.model.tokenizing import pad_token, text_tokenizer
 
 
 @final
@@ -49,7 +55,7 @@ class LanguageModel:
 
     def recorder(self, sites: Sequence[str]) -> TokenRecorder:
         """Return what records applied strengths by token."""
-        return TokenRecorder(sites)
+        return TokenRecorder(sites, placeholders(getattr(self.module, "config", None)))
 
     def examples(self, reading: Any = None, *, training: bool = False) -> "TextExamples":
         """Return how texts are read.
@@ -69,27 +75,43 @@ class LanguageModel:
 
 @final
 class TextExamples:
-    """Texts as a language model reads them: batches of tokens, and one vector per text and site."""
+    """Texts and conversations as a language model reads them: batches of tokens, one vector per example and site."""
 
     def __init__(self, module: nn.Module, tokenizer: Tokenizer, reading: Reading) -> None:
         self.module, self.reading, self.tokenizer = module, reading, tokenizer
-        self._pool = pooler(reading.pooling, reading.skip_sinks)
         self.batch_size, self.incremental, self.spread = reading.batch_size, reading.incremental, reading.spread
         self.by_position = self.per_step = False
-        self.regulator = "evidence" if reading.pooling == "mean" else "logistic"
+        self.regulator = "logistic" if reading.tokens in ("last", "last-instruction") else "evidence"
 
     def as_dict(self) -> JsonObject:
-        """Return how texts are read, JSON-ready."""
+        """Return how examples are read, JSON-ready."""
         named = self.reading._asdict()
-        return {key: named[key] for key in ("pooling", "skip_sinks", "batch_size", "max_tokens")}
+        found = {key: named[key] for key in ("tokens", "skip_sinks", "batch_size", "max_tokens")}
+        return found if self.reading.chat == AS_IT_IS else {**found, "chat": self.reading.chat.as_dict()}
 
-    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Foreign]:
+    def check(self, sets: ExampleSets) -> None:
+        """Raise TextsError for sets whose conversations are the same up to the answer, where no more is read."""
+        if self.reading.tokens != "last-instruction":
+            return
+        asked = {name: set(map(before_answer, members)) for name, members in sets.as_dict().items()}
+        for name in ("control", "target"):
+            if asked["source"] == asked[name]:
+                raise TextsError(
+                    f"source and {name} are the same up to their answers, and tokens='last-instruction' reads no "
+                    "further: there is nothing to tell apart; read the answers, or give other instructions"
+                )
+
+    def depends(self, texts: Sequence[Content], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
-        return ["texts", list(texts), self.as_dict()]
+        template = getattr(self.tokenizer, "chat_template", None)
+        own = [] if all(isinstance(one, str) for one in texts) else [str(template)]
+        return ["texts", list(map(as_json, texts)), self.as_dict(), *own]
 
-    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Batch]:
-        """Return the texts in batches of at most `size`, sorted by length, padded on the right."""
-        found = read_batches(self.tokenizer, texts, self.reading._replace(batch_size=size)) if texts else []
+    def batches(self, texts: Sequence[Content], places: Sequence[int], size: int) -> list[Batch]:
+        """Return the examples in batches of at most `size`, sorted by length, padded on the right."""
+        rows = self.rows(texts, self.reading.tokens)
+        counted = [row.counted for row in rows]
+        found = list(batches([row.ids for row in rows], size, pad=self.pad_token(), side="right", counted=counted))
         for batch in found:
             check_tokens(self.module, batch.tokens.shape[1], int(batch.tokens.max()))
         return found
@@ -98,38 +120,56 @@ class TextExamples:
         self, batches: Sequence[Batch], sites: Sequence[Site]
     ) -> Iterator[dict[Site, Float[Tensor, "row 1 1 dim"]]]:
         """Yield each batch's pooled activations at every site, float32 on the CPU."""
-        reading, inputs = self.reading, map(inputs_of, batches)
-        options = {"pooling": reading.pooling, "skip_sinks": reading.skip_sinks}
-        for found in pooled_activations(self.module, inputs, sites, **options):
+        counted = ((inputs_of(batch), batch.counted) for batch in batches)
+        for found in pooled_activations(self.module, counted, sites, skip_sinks=self.reading.skip_sinks):
             yield {site: value[:, None, None] for site, value in found.items()}
 
     def labelled_tokens(
-        self, texts: Sequence[str], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
+        self, texts: Sequence[Content], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
     ) -> LabelledTokens:
         """Return single tokens, labelled by spans of characters. Raises OptionError when read incrementally."""
         if self.incremental:
             raise OptionError("spans need activations of the unsteered model: use a Reading without incremental=True")
-        return labelled_tokens(self.module, self.tokenizer, texts, spans, sites, reading=self.reading, advance=advance)
+        marks = covered(self.tokenizer, self._under(texts), spans, self.reading.tokens)
+        found = self.batches(texts, range(len(texts)), self.batch_size)
+        return labelled_tokens(self.module, found, marks, sites, skip_sinks=self.reading.skip_sinks, advance=advance)
 
     def token_scores(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Content],
         directions: Mapping[Site, Float[Tensor, "dim direction"]],
         advance: Callable[[], None],
-    ) -> list[Float[Tensor, "site token direction"]]:
-        """Return what each text's tokens but the first are along the directions of each site."""
+    ) -> TokenProjections:
+        """Return what each row's tokens but the first are along the directions of each site, and which count."""
         batches = self.batches(texts, range(len(texts)), self.batch_size)
-        found: dict[int, Tensor] = {}
-        for batch, values in zip(
-            batches, token_projections(self.module, map(inputs_of, batches), directions), strict=True
-        ):
-            found |= dict(zip(batch.rows, values, strict=True))
+        values: dict[int, Tensor] = {}
+        counted: dict[int, Tensor] = {}
+        for batch, found in zip(batches, token_projections(self.module, batches, directions), strict=True):
+            values |= dict(zip(batch.rows, found, strict=True))
+            each = zip(batch.rows, batch.mask, batch.counted, strict=True)
+            counted |= {row: counts[real][1:] for row, real, counts in each}
             advance()
-        return [found[number] for number in range(len(texts))]
+        order = range(len(texts))
+        return TokenProjections([values[number] for number in order], [counted[number] for number in order])
 
-    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text, cut to `reading.max_tokens` with a warning."""
-        return cut_rows(tokenize(self.tokenizer, texts), self.reading.max_tokens) if texts else []
+    def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> list[Rendered]:
+        """Return the tokens of each example, cut to `reading.max_tokens` with a warning, and which of them count.
+
+        Raises TextsError for one of which no token that counts is left.
+        """
+        if not texts:
+            return []
+        most, rows = self.reading.max_tokens, rendered(self.tokenizer, self._under(texts), tokens)
+        if most < 1:
+            raise OptionError(f"max_tokens must be at least 1, got {most}")
+        found = [row.cut(most) for row in rows]
+        lost = sum(not any(row.counted) for row in found)
+        if lost:
+            raise TextsError(f"{lost} examples have no token that counts among their first {most}: raise max_tokens")
+        too_long = sum(len(row.ids) > most for row in rows)
+        if too_long:
+            warnings.warn(f"{too_long} texts were cut to max_tokens={most}", DsasWarning, stacklevel=4)
+        return found
 
     def pad_token(self) -> int:
         """Return a token to fill rows with."""
@@ -143,9 +183,18 @@ class TextExamples:
         """Return which tokens of a batch are real."""
         return batch.mask
 
-    def pool(self, t: Float[Tensor, "row token dim"], real: Bool[Tensor, "row token"]) -> Float[Tensor, "row dim"]:
+    def counted(self, batch: Batch) -> Bool[Tensor, "row token"]:
+        """Return which tokens of a batch count."""
+        return batch.counted
+
+    def pool(self, t: Float[Tensor, "row token dim"], batch: Batch) -> Float[Tensor, "row dim"]:
         """Return one vector per row; gradients pass."""
-        return self._pool(own_tokens(t, real, "a site"), real)
+        own = own_tokens(t, batch.mask, "a site")
+        return pooled(own, batch.mask, batch.counted, skip_sinks=self.reading.skip_sinks)
+
+    def _under(self, texts: Sequence[Content]) -> list[Content]:
+        """Return the examples, conversations with the options of the reading."""
+        return [one.under(self.reading.chat) if isinstance(one, Conversation) else one for one in texts]
 
     def follow(self, hooks: Hooks, sites: Sequence[Site]) -> None:
         """Return None: every site fires once per batch, and all its rows are read."""

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
-from dsas.model.examples import Spans
+from dsas.model.activations import TokenProjections
+from dsas.model.conversation import Content
+from dsas.model.examples import ExampleSets, Spans
 from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
@@ -28,6 +30,8 @@ from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.language_model import LanguageModel
 from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import Branch, PipelineModules
+from dsas.model.reading import Tokens
+from dsas.model.rendering import Rendered
 from dsas.model.sites import Site, SitePatterns
 from dsas.model.strength import PromptTokens
 from dsas.model.token_passes import TokenPasses
@@ -66,11 +70,15 @@ class Examples(Protocol):
         """Return how examples are read, JSON-ready."""
         ...
 
-    def depends(self, texts: Sequence[str], places: Sequence[int]) -> list[Foreign]:
+    def check(self, sets: ExampleSets) -> None:
+        """Raise TextsError for sets that are the same as far as they are read, or of a kind that is not read."""
+        ...
+
+    def depends(self, texts: Sequence[Content], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
         ...
 
-    def batches(self, texts: Sequence[str], places: Sequence[int], size: int) -> list[Foreign]:
+    def batches(self, texts: Sequence[Content], places: Sequence[int], size: int) -> list[Foreign]:
         """Return batches of at most `size`; `batch.rows` says which example each row is.
 
         places: where each example stands in its set, from which a pipeline takes its noise.
@@ -87,7 +95,7 @@ class Examples(Protocol):
         ...
 
     def labelled_tokens(
-        self, texts: Sequence[str], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
+        self, texts: Sequence[Content], spans: Sequence[Spans], sites: Sequence[Site], advance: Callable[[], None]
     ) -> LabelledTokens:
         """Return single tokens, labelled by spans of characters. Raises OptionError where examples have no tokens.
 
@@ -97,18 +105,21 @@ class Examples(Protocol):
 
     def token_scores(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Content],
         directions: Mapping[Site, Float[Tensor, "dim direction"]],
         advance: Callable[[], None],
-    ) -> list[Float[Tensor, "site token direction"]] | None:
-        """Return what each text's tokens but the first are along the directions of each site, float32 on the CPU.
+    ) -> TokenProjections | None:
+        """Return what each row's tokens but the first are along the directions of each site, and which count.
 
         None where examples are no rows of tokens. advance: called after every batch.
         """
         ...
 
-    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text, cut to the longest that is read. Raises OptionError where there are none."""
+    def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> list[Rendered]:
+        """Return the tokens of each example, cut to the longest that is read, and which of them count.
+
+        Raises OptionError where there are none.
+        """
         ...
 
     def pad_token(self) -> int:
@@ -123,8 +134,12 @@ class Examples(Protocol):
         """Return which tokens of a batch are real."""
         ...
 
-    def pool(self, t: Float[Tensor, "row token dim"], real: Bool[Tensor, "row token"]) -> Float[Tensor, "row dim"]:
-        """Return one vector per row, float32 or better; gradients pass."""
+    def counted(self, batch: Foreign) -> Bool[Tensor, "row token"]:
+        """Return which tokens of a batch count; see `dsas.model.rendering`."""
+        ...
+
+    def pool(self, t: Float[Tensor, "row token dim"], batch: Foreign) -> Float[Tensor, "row dim"]:
+        """Return one vector per row, of its tokens that count, float32 or better; gradients pass."""
         ...
 
     def follow(self, hooks: Hooks, sites: Sequence[Site]) -> Callable[[Site, Tensor, Any], ForwardPass] | None:

@@ -8,7 +8,8 @@ tokens is found in `dsas.explaining`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from torch.nn.functional import pad
 
 from dsas.errors import OptionError, StateError
 from dsas.model.foreign import Foreign
-from dsas.views.explained import Comparison, Explained, NextTokens
+from dsas.model.site_summary import Outside
+from dsas.views.explained import Comparison, Explained, NextTokens, Turn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class Trace(NamedTuple):
-    """The applied strength (strength x site weight x regulator) of the last sequence each row ran.
+    """The applied strength (strength x site weight x regulator) of the last sequence each row ran, with its sign.
 
-    sites: names, in the order of the model. strengths: Float (site, row, token), >= 0, averaged over neurons where
+    sites: names, in the order of the model. strengths: Float (site, row, token), averaged over neurons where
     the regulator has one value per neuron, and over the calls of a module that runs several times a pass; 0 on padding,
     and nan where nothing was recorded. real: Bool (row, token), False on padding.
     token_ids: Int (row, token), -1 where the model was given embeddings, None when it always was. Under beam search a
@@ -37,7 +39,11 @@ class Trace(NamedTuple):
     strength: Float (row), what was asked for. regulators, doses: Float (site, row, token), >= 0, 0 on padding; the
     regulator alone and the relative dose, or None when recorded without record="doses". alone: the same, where a
     regulator adds evidence up over a row (`dsas.Evidence`): what each token says by itself.
-    tokens: the text of each row's real tokens; next_tokens, comparisons: one a row. What was not asked for is empty.
+    outside: by name of a site outside the decoder (an encoder, a vision or audio tower), what it did in each call of
+    its module, first to last; its tokens are others, so nothing of it is in `strengths`.
+    media: tokens that stand for pictures, videos and sound, and what they are shown as.
+    tokens: the text of each row's real tokens; next_tokens, comparisons: one per row. What was not asked for is empty.
+    turns, counted: one per row, whose turn each real token is in and whether it counts as the answer; empty for texts.
     """
 
     sites: tuple[str, ...]
@@ -48,18 +54,22 @@ class Trace(NamedTuple):
     regulators: Float[Tensor, "site row token"] | None = None
     doses: Float[Tensor, "site row token"] | None = None
     alone: Float[Tensor, "site row token"] | None = None
+    outside: Mapping[str, tuple[Outside, ...]] = MappingProxyType({})
+    media: Mapping[int, str] = MappingProxyType({})
     tokens: tuple[tuple[str, ...], ...] = ()
     next_tokens: tuple[NextTokens, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    turns: tuple[tuple[Turn, ...], ...] = ()
+    counted: tuple[tuple[bool, ...], ...] = ()
 
     def mean(self) -> Float[Tensor, " site"]:
         """Return the mean applied strength of every site over real tokens."""
         return (self.strengths * self.real).sum((1, 2)) / self.real.sum().clamp(min=1)
 
     def hits(self, threshold: float | Float[Tensor, " row"]) -> Int[Tensor, " site"]:
-        """Return how many real tokens of every site got more than `threshold`: one number, or one per row."""
+        """Return how many real tokens of every site got more than `threshold`, both without their sign."""
         least = torch.as_tensor(threshold).view(-1, 1)
-        return ((self.strengths > least) & self.real).sum((1, 2))
+        return ((self.strengths.abs() > least.abs()) & self.real).sum((1, 2))
 
     def row(self, number: int = 0) -> Explained:
         """Return what is known of one row's real tokens, as plain data. Raises OptionError when there is no such row.
@@ -70,13 +80,21 @@ class Trace(NamedTuple):
         if not 0 <= number < len(self.real):
             raise OptionError(f"expected a row from 0 to {len(self.real) - 1}, got {number}")
         real = self.real[number]
-        measured = {"strength": self.strengths, "regulator": self.regulators, "dose": self.doses, "alone": self.alone}
+        measured = {
+            "strength": self.strengths.abs(),
+            "regulator": self.regulators,
+            "dose": self.doses,
+            "alone": self.alone,
+        }
         known = ~self.strengths[:, number, real].isnan().all(-1)
         if not bool(known.any()):
-            raise StateError("nothing was recorded of these tokens: every site of this Steering reads others")
+            elsewhere = f"; what was recorded at {', '.join(self.outside)} is in trace.outside" if self.outside else ""
+            raise StateError(
+                f"nothing was recorded of these tokens: every site of this Steering reads others{elsewhere}"
+            )
         values = {name: value[known, number][:, real] for name, value in measured.items() if value is not None}
         ids = self.token_ids[number, real].tolist() if self.token_ids is not None else [-1] * int(real.sum())
-        shown = [f"[{token}]" if token >= 0 else "#" for token in ids]
+        shown = [self.media.get(token, f"[{token}]") if token >= 0 else "#" for token in ids]
         return Explained(
             f"Text {number + 1}",
             self.tokens[number] if self.tokens else tuple(shown),
@@ -85,6 +103,8 @@ class Trace(NamedTuple):
             values,
             self.next_tokens[number] if self.next_tokens else None,
             self.comparisons[number] if self.comparisons else None,
+            self.turns[number] if self.turns else (),
+            self.counted[number] if self.counted else (),
         )
 
     def rows(self) -> list[Explained]:
@@ -98,10 +118,15 @@ class Trace(NamedTuple):
         return frame(self.rows())
 
     def to_json(self) -> str:
-        """Return everything as one JSON object: site names, and for each row tokens and (site, token) values."""
+        """Return everything as one JSON object: site names, and for each row tokens and (site, token) values.
+
+        "outside", where there is any: by site, a list of calls, each the values of every row's real tokens.
+        """
         rows = self.rows()
-        sites = rows[0].sites if rows else self.sites
-        return json.dumps({"sites": sites, "rows": [row.as_dict() for row in rows]}, allow_nan=False)
+        told = {"sites": rows[0].sites if rows else self.sites, "rows": [row.as_dict() for row in rows]}
+        if self.outside:
+            told["outside"] = {site: [_listed(call) for call in calls] for site, calls in self.outside.items()}
+        return json.dumps(told, allow_nan=False)
 
     def plot(self, row: int = 0) -> "Figure":
         """Return a matplotlib figure, site by token, of the strength applied to one row.
@@ -129,6 +154,10 @@ class Trace(NamedTuple):
         return coloured(self.rows())
 
 
+def _listed(call: Outside) -> list[list[float]]:
+    return [values[real].tolist() for values, real in zip(call.strengths, call.real, strict=True)]
+
+
 def stacked(traces: Sequence[Trace]) -> Trace:
     """Return the rows of several traces of the same sites as one, filled on the right where they are shorter."""
     width = max(trace.real.shape[1] for trace in traces)
@@ -146,7 +175,15 @@ def stacked(traces: Sequence[Trace]) -> Trace:
         joined([trace.regulators for trace in traces], 1),
         joined([trace.doses for trace in traces], 1),
         joined([trace.alone for trace in traces], 1),
+        {
+            site: tuple(call for trace in traces for call in trace.outside.get(site, ()))
+            for site in traces[0].sites
+            if any(site in trace.outside for trace in traces)
+        },
+        traces[0].media,
         tuple(row for trace in traces for row in trace.tokens),
         tuple(row for trace in traces for row in trace.next_tokens),
         tuple(row for trace in traces for row in trace.comparisons),
+        tuple(row for trace in traces for row in trace.turns),
+        tuple(row for trace in traces for row in trace.counted),
     )

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError
+from dsas.model.conversation import Content
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.model.examples import Example, check_texts
+from dsas.model.examples import Given, check_kinds, check_texts
 from dsas.model.identity import ModelIdentity
 from dsas.model.reading import Reading
 from dsas.model.sites import labels
@@ -75,8 +76,8 @@ class Ported(NamedTuple):
 class Asked(NamedTuple):
     """What is asked of a relative; see `Steering.port`."""
 
-    source: Sequence[str | Example]
-    control: Sequence[str | Example]
+    source: Sequence[Given]
+    control: Sequence[Given]
     least: float
     reading: Reading | None
 
@@ -91,6 +92,7 @@ def port(
     if not 0 <= asked.least <= 1:
         raise OptionError(f"least is an AUROC from 0 to 1, got {asked.least}")
     texts = {name: check_texts(name, getattr(asked, name)) for name in ("source", "control")}
+    check_kinds(texts)
     examples, identity = subject.examples(asked.reading), subject.identity
     examples.pad_token()  # refuses a subject without tokens
     there, differences = _there(rules, fitted, subject, identity)
@@ -142,7 +144,7 @@ def _there(
 
 
 def _scored(
-    subject: Subject, examples: Examples, rules: Sequence[Rule], texts: dict[str, list[str]]
+    subject: Subject, examples: Examples, rules: Sequence[Rule], texts: dict[str, list[Content]]
 ) -> list[dict[str, np.ndarray]]:
     """Return, for each rule that steers, the score of every text of each set."""
     asked = only_asked(rules)
@@ -155,7 +157,8 @@ def _scored(
             trace = applied.trace()
             for place, row in enumerate(batch.rows):
                 values = trace.strengths[:, place, trace.real[place]]
-                scores[:, row] = _mean(values).double().numpy()
+                counts = examples.counted(batch)[place][examples.real(batch)[place]]
+                scores[:, row] = _mean(values[:, -len(counts) :], counts).double().numpy()
     ends = np.cumsum([len(own) for own in texts.values()])[:-1]
     return [dict(zip(texts, np.split(row, ends), strict=True)) for row in scores]
 
@@ -172,9 +175,10 @@ def _ported(name: str, weight: float, scores: dict[str, np.ndarray], least: floa
     return PortedSite(name, auroc, low, high, on_source, on_control, weight if auroc >= least else 0.0)
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean over tokens but the first, an attention sink, where there are others; (site, token)."""
-    return values[:, min(1, values.shape[1] - 1) :].mean(1)
+def _mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean over tokens that count but the row's first, an attention sink, where there are others."""
+    later = counts & (torch.arange(len(counts)) > 0)
+    return values[:, later if later.any() else counts].mean(1)
 
 
 def _interval(auroc: float, source: int, control: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsas.errors import ArtifactError, OptionError, SiteError
 from dsas.files.json_values import Json, JsonObject
-from dsas.model.examples import Example
+from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.identity import ModelIdentity
 from dsas.model.pipeline_modules import Branch
@@ -22,6 +22,8 @@ from dsas.model.sites import Site, labels
 from dsas.model.strength import PromptTokens, Strength
 from dsas.model.subject import Subject, subject_of
 from dsas.regulators import REGULATORS
+from dsas.regulators.base import Regulator
+from dsas.regulators.product import times
 from dsas.runtime.applied import Applied, ApplyOptions, Record
 from dsas.runtime.fuse import Fusion
 from dsas.runtime.rule import Rule
@@ -102,8 +104,9 @@ class Steering(ModelHubMixin):
         `apply(...).install()` steers until `.remove()` is called on what it returns. The Steering itself never changes.
 
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
-        generate() lays out beams); >= 0, where 0 is the unsteered model to the bit and above 1 is allowed. When not
-        given, the calibrated strength, or 1 without one.
+        generate() lays out beams). 0 is the unsteered model to the bit, above 1 is allowed, and below 0 is the opposite
+        direction where the transform has one (additions and affine maps). When not given, the calibrated strength, or 1
+        without one.
         record: keep the applied strengths of the last sequence for the `trace` and `report` of what is returned (small
         tensors only); "doses" keeps the regulator alone and the relative dose as well, which takes the norms of every
         activation.
@@ -144,8 +147,8 @@ class Steering(ModelHubMixin):
         model: Model,
         tokenizer: Tokenizer,
         *,
-        source: Sequence[str | Example],
-        control: Sequence[str | Example],
+        source: Sequence[Given],
+        control: Sequence[Given],
         least: float = 0.75,
         reading: Reading | None = None,
     ) -> Ported:
@@ -160,6 +163,11 @@ class Steering(ModelHubMixin):
         rules, found, differences = port(self.rules, self.model, subject, Asked(source, control, least, reading))
         settings = {**self.settings, "ported from": self.model.as_dict()}
         return Ported(verdict_of(found), found, differences, Steering(rules, subject.identity, settings))
+
+    def within(self, regulator: Regulator) -> "Steering":
+        """Return this Steering, not calibrated, with every regulator multiplied by another, such as `dsas.Turns`."""
+        rules = [rule._replace(regulator=times(rule.regulator, regulator)) for rule in self.rules]
+        return Steering(rules, self.model, self.settings)
 
     def __or__(self, other: "Steering | Composition") -> Composition:
         return compose(self, other)

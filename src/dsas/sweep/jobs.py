@@ -16,7 +16,7 @@ would depend on the cells beside it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -36,6 +36,7 @@ from dsas.evaluation.scorers import (
     ToxBlock,
     ToxicCommentClassifier,
 )
+from dsas.model.conversation import Content, as_json
 from dsas.model.foreign import Foreign
 from dsas.model.loading import LoadedModel, load_model
 from dsas.steering.steering import Steering
@@ -53,14 +54,14 @@ VERSION = 2  # of the jobs' results: raise it when a measure changes its meaning
 class Part(NamedTuple):
     """Texts and questions that are read together.
 
-    perplexity, kl: neutral texts by kind. choice: questions by kind. source: held-out texts with the undesired
+    perplexity, kl: neutral examples by kind. choice: questions by kind. source: held-out examples with the undesired
     behaviour; where the report's part has some, selectivity is measured, against its kinds of `perplexity`.
     """
 
-    perplexity: Mapping[str, tuple[str, ...]] = {}
-    kl: Mapping[str, tuple[str, ...]] = {}
+    perplexity: Mapping[str, tuple[Content, ...]] = {}
+    kl: Mapping[str, tuple[Content, ...]] = {}
     choice: Mapping[str, tuple[Question, ...]] = {}
-    source: tuple[str, ...] = ()
+    source: tuple[Content, ...] = ()
 
 
 class Setup(NamedTuple):
@@ -104,12 +105,16 @@ class Job(NamedTuple):
         part = setup.parts.get(self.part, Part())
         on: dict[Task, list[Foreign]] = {
             "generate": [model, setup.prompts, setup.sampling, self.seed, self.batch],
-            "losses": [model, part.source, part.perplexity],
-            "read": [model, part.kl, part.choice],
+            "losses": [model, _json(part.source), {kind: _json(texts) for kind, texts in part.perplexity.items()}],
+            "read": [model, {kind: _json(texts) for kind, texts in part.kl.items()}, part.choice],
             "score": [setup.scorers, self.texts],
             "judge": [setup.judge, setup.precision, setup.prompts, self.texts],
         }
         return [VERSION, *on[self.task]]
+
+
+def _json(contents: Sequence[Content]) -> list[Foreign]:
+    return [as_json(content) for content in contents]
 
 
 class Worker:

@@ -19,7 +19,7 @@ from dsas.model.activations import read_sites
 from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.sites import labels
-from dsas.model.token_batches import pad_token
+from dsas.model.tokenizing import pad_token
 from dsas.runtime.rule import Rule
 from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering

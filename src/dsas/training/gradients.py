@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError
 from dsas.files.json_values import JsonObject
+from dsas.model.conversation import Content, as_json, kind_of
 from dsas.model.device_map import device_of
 from dsas.model.drawing import Drawing
-from dsas.model.examples import Example, check_sets
+from dsas.model.examples import Given, check_sets
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.identity import ModelIdentity, fingerprint
 from dsas.model.reading import Reading
@@ -40,9 +41,9 @@ def train(
     model: Model,
     tokenizer: Tokenizer = None,
     *,
-    source: Sequence[str | Example],
-    target: Sequence[str | Example],
-    control: Sequence[str | Example] = (),
+    source: Sequence[Given],
+    target: Sequence[Given],
+    control: Sequence[Given] = (),
     objective: str | Objective = "lineas",
     start: Start = "fitted",
     steps: int = 50,
@@ -57,8 +58,8 @@ def train(
 
     model: a language model, which goes with its tokenizer; or a diffusers pipeline, and gradients flow through all its
     denoising steps, of which there should be few.
-    source, target, control: as in `dsas.fit`, at least 4 texts each, without spans; control may be left out where
-    nothing reads it.
+    source, target, control: as in `dsas.fit`, at least 4 examples each, without spans; control may be left out where
+    nothing reads it. Of conversations, answers are moved and kept, each given its prompt.
     objective: a name from `dsas.OBJECTIVES`, or an object such as `dsas.E2E(gate="relu")`.
     start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
     transforms start at the identity. Or a Steering to go on from, at its sites and with the regulators that are not
@@ -78,6 +79,7 @@ def train(
     if wanted.reads_logits:
         examples.pad_token()  # refuses a subject that says nothing
     sets = check_sets(source, control, target, control_needed=wanted.needs_control, paired=wanted.paired)
+    examples.check(sets)
     if sets.spans is not None:
         raise OptionError("training learns from whole texts: leave the spans of the source out")
     with ranks_here(subject.module, distributed=running.distributed) as ranks:
@@ -113,7 +115,8 @@ class _Asked(NamedTuple):
         """Return a digest of everything that training depends on."""
         module, sites = run.examples.module, [asdict(site) for site in run.sites]
         dtype = str(next(module.parameters()).dtype)
-        what = [fingerprint(module), dtype, sites, run.texts, run.examples.depends((), ())]
+        texts = {name: list(map(as_json, members)) for name, members in run.texts.items()}
+        what = [fingerprint(module), dtype, sites, texts, run.examples.depends((), ())]
         start = self.start.digest() if isinstance(self.start, Steering) else self.start
         own = [repr(self.objective), start, self.plan]
         return hashlib.sha256(json.dumps([what, own]).encode()).hexdigest()[:16]
@@ -134,13 +137,14 @@ class _Asked(NamedTuple):
             raise OptionError("sparsity makes 'lineas' transforms sparse; start from those, or give sparsity=0")
         return found
 
-    def settings(self, rules: list[Rule], learned: Learned, run: Run, split: dict[str, list[str]]) -> JsonObject:
+    def settings(self, rules: list[Rule], learned: Learned, run: Run, split: dict[str, list[Content]]) -> JsonObject:
         """Return what the Steering says of how it was made."""
         looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
         return {
             "transform": rules[0].transform.name,
             "regulator": rules[0].regulator.name,
             "texts": {name: len(members) for name, members in split.items()},
+            "examples": kind_of(split["source"][0]),
             "reading": run.examples.as_dict(),
             "fitted": f"end to end: {self.objective.name}",
             "training": {

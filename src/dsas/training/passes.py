@@ -38,17 +38,19 @@ def _all_rows(_hooks: Hooks, _sites: Sequence[Site]) -> None:
 class Work(NamedTuple):
     """A model and how to run it.
 
-    run: runs the model on one batch. real: which tokens of a batch are real, Bool (batch, token). pool: makes of
-    activations (batch, token, dim) and that mask one vector a row (batch, dim), each from its own row alone; must pass
-    gradients. checkpointing: compute activations again in the backward pass instead of keeping them; for models that
-    offer it, as those of transformers do. follow: as `Examples.follow`; where it says which rows are read, all tokens
-    of a site are real and a site may fire several times per batch.
+    run: runs the model on one batch. real: which tokens of a batch are real, Bool (batch, token). counted: which of
+    them count, the same shape. pool: makes of activations (batch, token, dim) and the batch one vector per row
+    (batch, dim), each from its own row alone; must pass gradients. checkpointing: compute
+    activations again in the backward pass instead of keeping them; for models that offer it, as those of transformers
+    do. follow: as `Examples.follow`; where it says which rows are read, all tokens of a site are real and a site may
+    fire several times per batch.
     """
 
     model: nn.Module
     run: Callable[[Given], object]
     real: Callable[[Any], Bool[Tensor, "batch token"]]
-    pool: Callable[[Tensor, Tensor], Tensor]
+    counted: Callable[[Any], Bool[Tensor, "batch token"]]
+    pool: Callable[[Tensor, Any], Tensor]
     checkpointing: bool = False
     follow: Callable[[Hooks, Sequence[Site]], Callable[[Site, Tensor, Any], ForwardPass] | None] = _all_rows
 
@@ -56,8 +58,8 @@ class Work(NamedTuple):
 class Seen(NamedTuple):
     """What one site saw in one pass.
 
-    value: what was read of the steered activation. strength: mean over real tokens of the regulator, (batch,). alive:
-    whether the regulator was above 0 at any real token.
+    value: what was read of the steered activation. strength: mean over tokens that count of the regulator, (batch,).
+    alive: whether the regulator was above 0 at any of them.
     """
 
     value: Tensor
@@ -84,18 +86,18 @@ class Passes:
         self._work, self._rules = work, list(rules)
         self._hooks, self._left = Hooks(), ExitStack()
         self._read: Callable[[Tensor], Tensor] | None = None
-        self._real: Tensor = torch.ones(1, 1, dtype=torch.bool)
+        self._real = self._counted = torch.ones(1, 1, dtype=torch.bool)
         self._seen: dict[int, list[Seen]] = {}
         self._steering, self._looking, self._to_the_end = True, False, False
         self._at: Callable[[Site, Tensor, Any], ForwardPass] | None = None
 
     def pooled(self, batch: Foreign) -> list[Seen]:
         """Run a batch and return for each rule its site's pooled steered activations, (batch, dim) float32."""
-        return self._run(batch, lambda t: self._work.pool(t, self._mask(t)), _mean)[1]
+        return self._run(batch, lambda t: self._work.pool(t, batch), _mean)[1]
 
     def tokens(self, batch: Foreign, *, steered: bool = True) -> list[Seen]:
-        """Run a batch and return for each rule its site's real tokens (token, dim), steered or as they are."""
-        return self._run(batch, lambda t: t[self._mask(t)], torch.cat, steered=steered)[1]
+        """Run a batch and return for each rule its site's tokens that count (token, dim), steered or as they are."""
+        return self._run(batch, lambda t: t[self._those(t)], torch.cat, steered=steered)[1]
 
     def outputs(self, batch: Foreign, *, steered: bool = True) -> tuple[Any, list[Seen]]:
         """Run a batch to the model's end and return what it gave, and for each rule its strengths; no value is read."""
@@ -129,7 +131,8 @@ class Passes:
         steered: bool = True,
         to_the_end: bool = False,
     ) -> tuple[Any, list[Seen]]:
-        self._real, self._seen, self._read, given = self._work.real(batch).bool(), {}, read, None
+        self._real, self._counted = self._work.real(batch).bool(), self._work.counted(batch).bool()
+        self._seen, self._read, given = {}, read, None
         self._looking, self._steering, self._to_the_end = True, steered, to_the_end
         try:
             with _checkpointing(self._work), suppress(StopForward):
@@ -145,10 +148,11 @@ class Passes:
             )
         return given, [_joined(found[number], join) for number in range(len(self._rules))]
 
-    def _mask(self, t: Tensor) -> Tensor:
+    def _those(self, t: Tensor) -> Tensor:
+        """Return which tokens of `t` count."""
         if self._at is None:
-            ahead = t.shape[1] - self._real.shape[1]  # tokens that the model puts before the text
-            return torch.nn.functional.pad(self._real, (ahead, 0)).to(t.device)
+            ahead = t.shape[1] - self._counted.shape[1]  # tokens that the model puts before the text
+            return torch.nn.functional.pad(self._counted, (ahead, 0)).to(t.device)
         return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
 
     def _of_rows(self, t: Tensor) -> Tensor | None:
@@ -168,7 +172,7 @@ class Passes:
             gain, steered = cheaply(_steered, rule, t, step) if self._steering else (t.new_zeros(*t.shape[:2], 1), t)
             value = self._read(steered) if self._read is not None else steered
             if self._looking and (self._at is not None or number not in self._seen):
-                self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._mask(t))))
+                self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._those(t))))
                 ends_here = not (self._to_the_end or self._work.checkpointing or self._at is not None)
                 if len(self._seen) == len(self._rules) and ends_here:
                     raise StopForward
@@ -207,9 +211,9 @@ def _steered(rule: Rule, t: Tensor, step: ForwardPass) -> tuple[Tensor, Tensor]:
         return gain, steer(t, gain, rule.transform)
 
 
-def _summary(gain: Tensor, real: Tensor) -> tuple[Tensor, bool]:
-    value = gain.mean(-1).masked_fill(~real, 0.0)
-    return value.sum(-1) / real.sum(-1), bool((value > 0).any())
+def _summary(gain: Tensor, counted: Tensor) -> tuple[Tensor, bool]:
+    value = gain.mean(-1).masked_fill(~counted, 0.0)
+    return value.sum(-1) / counted.sum(-1), bool((value > 0).any())
 
 
 @contextmanager

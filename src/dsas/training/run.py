@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dsas.fitting.collect import collect, places_of
+from dsas.model.conversation import Content
 from dsas.model.foreign import Foreign
 from dsas.model.sites import Site
 from dsas.model.subject import Examples
@@ -23,21 +24,21 @@ class Run(NamedTuple):
 
     examples: Examples
     sites: list[Site]
-    texts: dict[str, list[str]]
+    texts: dict[str, list[Content]]
     folder: Path | None
     running: Running = Running()
     ranks: Ranks = ALONE
 
-    def collect(self, texts: list[str]) -> dict[Site, Tensor]:
+    def collect(self, texts: list[Content]) -> dict[Site, Tensor]:
         """Return each text's pooled activation (text, dim) at every site, of the unsteered model; the first rank's."""
         return self.ranks.from_first(lambda: self._collect(texts))
 
-    def _collect(self, texts: list[str]) -> dict[Site, Tensor]:
+    def _collect(self, texts: list[Content]) -> dict[Site, Tensor]:
         places, progress = places_of(self.texts, texts), self.running.progress and self.ranks.first
         found = collect(self.examples, texts, places, self.sites, checkpoint=self.folder, progress=progress)
         return {site: value.mean((1, 2)) for site, value in found.items()}
 
-    def batches(self, texts: list[str]) -> list[Foreign]:
+    def batches(self, texts: list[Content]) -> list[Foreign]:
         """Return texts as micro-batches, small enough for every rank to get one."""
         size = min(self.examples.batch_size, math.ceil(len(texts) / self.ranks.count))
         return self.examples.batches(texts, places_of(self.texts, texts), size) if texts else []
@@ -45,4 +46,4 @@ class Run(NamedTuple):
     def work(self) -> Work:
         """Return the model as passes take it."""
         one = self.examples
-        return Work(one.module, one.run, one.real, one.pool, self.running.checkpointing, one.follow)
+        return Work(one.module, one.run, one.real, one.counted, one.pool, self.running.checkpointing, one.follow)

@@ -2,10 +2,11 @@
 
 import torch
 
+from dsas.model.conversation import Content, as_text
 from dsas.training.plan import HeldOut
 
 
-def held_apart(texts: dict[str, list[str]], held_out: HeldOut, *, paired: bool) -> dict[str, list[str]]:
+def held_apart(texts: dict[str, list[Content]], held_out: HeldOut, *, paired: bool) -> dict[str, list[Content]]:
     """Return the sets with a share of source and control, at least one text if it is not 0, held out.
 
     paired: target is held out with source; pairs are sorted by their texts and a run of them is held, so that those
@@ -17,7 +18,7 @@ def held_apart(texts: dict[str, list[str]], held_out: HeldOut, *, paired: bool) 
         count = max(1, round(held_out.share * len(members))) if held_out.share and members else 0
         if paired and name == "source":
             first = int(torch.randint(len(members), (1,), generator=draw))
-            order = sorted(range(len(members)), key=lambda number: (members[number], number))
+            order = sorted(range(len(members)), key=lambda number: (as_text(members[number]), number))
             order = order[first:] + order[:first]
         else:
             order = torch.randperm(len(members), generator=draw).tolist()

@@ -23,6 +23,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from dsas.model.conversation import Content
 from dsas.model.foreign import Foreign
 from dsas.regulators.posterior import auroc
 from dsas.runtime.rule import Rule
@@ -46,7 +47,7 @@ class Data(NamedTuple):
 
 
 def data_of(
-    texts: Mapping[str, list[str]], target: Sequence[Tensor], batches: Callable[[list[str]], Sequence[Foreign]]
+    texts: Mapping[str, list[Content]], target: Sequence[Tensor], batches: Callable[[list[Content]], Sequence[Foreign]]
 ) -> Data:
     """Return the data of texts by set; `batches` makes micro-batches of texts."""
     names = ("source", "control", "held_source", "held_control")

@@ -41,10 +41,20 @@ class Comparison(NamedTuple):
     first_difference: int | None
 
 
+class Turn(NamedTuple):
+    """The tokens [start, stop) of one message of a conversation, with what the template puts before it."""
+
+    role: str
+    start: int
+    stop: int
+
+
 class Explained(NamedTuple):
     """One text: its real tokens and, by name ("strength", "regulator", "dose", "alone"), values >= 0 (site, token).
 
-    strength: the strength that was asked for; None when it is not known.
+    strength: the strength that was asked for; None when it is not known. turns: of a conversation, or of a prompt with
+    its completion, in their order; every token is in one. counted: which of its tokens count as the answer. Both are
+    empty for a text.
     """
 
     label: str
@@ -54,6 +64,20 @@ class Explained(NamedTuple):
     values: dict[str, Float[Tensor, "site token"]]
     next_tokens: NextTokens | None = None
     comparison: Comparison | None = None
+    turns: tuple[Turn, ...] = ()
+    counted: tuple[bool, ...] = ()
+
+    def by_turn(self) -> list[dict[str, Any]]:
+        """Return each turn with its mean applied strength, over its tokens and all sites."""
+        means = self.means()
+        return [
+            {**turn._asdict(), "mean_strength": sum(means[turn.start : turn.stop]) / max(turn.stop - turn.start, 1)}
+            for turn in self.turns
+        ]
+
+    def roles(self) -> list[str]:
+        """Return the role of each token; empty for a text."""
+        return [turn.role for turn in self.turns for _ in range(turn.start, turn.stop)]
 
     def means(self) -> list[float]:
         """Return the applied strength of every token, averaged over sites."""
@@ -67,6 +91,8 @@ class Explained(NamedTuple):
             plain["next_tokens"] = self.next_tokens._asdict()
         if self.comparison is not None:
             plain["comparison"] = self.comparison._asdict()
+        if self.turns:
+            plain |= {"turns": self.by_turn(), "counted": self.counted}
         return plain
 
 

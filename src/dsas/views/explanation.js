@@ -59,7 +59,7 @@ function build(text) {
   section.append(make("h2", "", text.label), make("p", "facts", facts(text)));
   text.spans = text.tokens.map((token, i) => span(text, token, i));
   const beside = text.comparison;
-  beside ? compare(section, text, beside) : section.append(line(text.spans, "tokens"));
+  beside ? compare(section, text, beside) : section.append(...turned(text, text.tokens.length));
   text.spans.forEach((element, i) => { element.tabIndex = i ? -1 : 0; });
   section.append(mapOf(text));
   $("texts").append(section);
@@ -78,8 +78,17 @@ function line(spans, kind) {
   return element;
 }
 
+// The tokens up to `stop`, turn by turn in a conversation.
+function turned(text, stop) {
+  if (!text.turns) return [line(text.spans.slice(0, stop), "tokens")];
+  const marked = text.counted.some((one) => one) ? [make("p", "caption", "Underlined tokens count as the answer.")] : [];
+  return text.turns.filter((turn) => turn.start < stop).flatMap((turn) => [
+    make("h3", "turn", `${turn.role}: mean applied strength ${number(turn.mean_strength)}`),
+    line(text.spans.slice(turn.start, Math.min(turn.stop, stop)), "tokens")]).concat(marked);
+}
+
 function span(text, token, i) {
-  const element = make("span", "token", visible(token));
+  const element = make("span", text.counted?.[i] ? "token counted" : "token", visible(token));
   element.addEventListener("focus", () => point(text, i, view.site));
   element.addEventListener("pointerenter", () => point(text, i, view.site));
   element.addEventListener("keydown", (event) => {
@@ -108,7 +117,7 @@ function compare(section, text, beside) {
   steered.append(make("h3", "", "Steered"), line(ours, "tokens steered"));
   unsteered.append(make("h3", "", "Unsteered"), line(plain, "tokens unsteered"));
   columns.append(steered, unsteered);
-  section.append(make("h3", "", "Prompt"), line(text.spans.slice(0, start), "tokens"), columns,
+  section.append(make("h3", "", "Prompt"), ...turned(text, start), columns,
     make("p", "caption difference", said));
 }
 

@@ -73,6 +73,9 @@ def _packed(text: Explained) -> dict[str, Any]:
     packed["values"] = {name: _quantised(values) for name, values in text.values.items()}
     if text.next_tokens is not None:
         packed["next"] = text.next_tokens._asdict()
+    if text.turns:
+        packed["turns"] = text.by_turn()
+        packed["counted"] = text.counted
     if text.comparison is not None:
         packed["comparison"] = text.comparison._asdict()
     return packed

@@ -25,7 +25,9 @@ def strength_figure(text: Explained) -> "Figure":
     axes.set_yticklabels([text.sites[int(tick)] for tick in axes.get_yticks()])
     if tokens <= LABELLED:
         axes.set_xticks(range(tokens), [repr(token)[1:-1] for token in text.tokens], rotation=90, parse_math=False)
-    axes.set_xlabel("token")
+    for turn in text.turns[1:]:
+        axes.axvline(turn.start - 0.5, color="white", linewidth=1)
+    axes.set_xlabel("token" if not text.turns else "token, by turn: " + ", ".join(turn.role for turn in text.turns))
     axes.set_title(text.label, parse_math=False)
     figure.colorbar(image, ax=axes, label="applied strength")
     return figure

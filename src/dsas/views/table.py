@@ -6,6 +6,7 @@
 | token, site | the token's text, the site's name |
 | strength, regulator, dose | applied strength, regulator alone, relative dose, as far as they were recorded |
 | alone | of a regulator that adds evidence up over the row: what each token says by itself |
+| role, counted | of conversations: whose turn the token is in, and whether it counts as the answer |
 | kl | KL(unsteered || steered) of the next token in nats, the same at every site, if it was measured |
 """
 
@@ -35,6 +36,8 @@ def frame(texts: Sequence[Explained]) -> "DataFrame":
             "site": [site for site in text.sites for _ in range(tokens)],
             **{name: value.flatten().numpy() for name, value in text.values.items()},
         }
+        if text.turns:
+            columns |= {"role": text.roles() * sites, "counted": list(text.counted) * sites}
         if text.next_tokens is not None:
             columns["kl"] = list(text.next_tokens.kl) * sites
         parts.append(pandas.DataFrame(columns))

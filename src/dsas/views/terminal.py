@@ -32,6 +32,9 @@ def coloured(texts: Sequence[Explained]) -> Text:
     shown = Text()
     for number, text in enumerate(texts):
         shown.append("\n\n" if number else "").append(f"{text.label}\n", style="bold")
-        for token, value in zip(text.tokens, text.means(), strict=True):
+        begins = {turn["start"]: f"[{turn['role']}, mean {turn['mean_strength']:.3g}]\n" for turn in text.by_turn()}
+        for place, (token, value) in enumerate(zip(text.tokens, text.means(), strict=True)):
+            if place in begins:
+                shown.append(("\n" if place else "") + begins[place], style="bold dim")
             shown.append(token, style=styled(value, peak))
     return shown.append(f"\n\napplied strength, mean over sites: 0 to {peak:.3g}", style="dim")

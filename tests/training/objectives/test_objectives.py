@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.errors import OptionError, TextsError
+from dsas.model.rendering import Rendered
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.training.learning import learnable
 from dsas.training.objectives import objective_named
@@ -48,8 +49,8 @@ class Reader:
 
     batch_size = 4
 
-    def token_rows(self, texts: list[str]) -> list[list[int]]:
-        return rows(texts)
+    def rows(self, texts: list[str]) -> list[Rendered]:
+        return [Rendered(row, [True] * len(row)) for row in rows(texts)]
 
     def pad_token(self) -> int:
         return 0
@@ -72,12 +73,11 @@ def loss_of(objective: dsas.Objective) -> float:
         model,
         run=lambda batch: model(batch.tokens),
         real=lambda batch: batch.mask,
-        pool=lambda t, real: (t * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True),
+        counted=lambda batch: batch.mask,
+        pool=lambda t, batch: (t * batch.mask.unsqueeze(-1)).sum(1) / batch.mask.sum(1, keepdim=True),
     )
     learned = [learnable(rule, torch.device("cpu"), objective.learned([rule]))]
-    pooled = torch.cat(
-        [work.pool(model.table[batch.tokens], batch.mask).detach() for batch in batches(TEXTS["target"])]
-    )
+    pooled = torch.cat([work.pool(model.table[batch.tokens], batch).detach() for batch in batches(TEXTS["target"])])
     held = {"held_source": [], "held_control": [], "held_target": []}
     task = dsas.TrainingTask(work, learned, {**TEXTS, **held}, [pooled], Plan(1), ALONE, batches, Reader())
     learner = objective.learner(task)

@@ -13,6 +13,7 @@ import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.evaluation.divergence import divergence
 from dsas.model.identity import ModelIdentity
+from dsas.model.rendering import Rendered, rendered
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import LearnedParts, learnable
@@ -37,7 +38,7 @@ def learner_of(*, size: int = 32, evidence: bool = False) -> PairLearner:
         theta, bias = torch.randn(width).double(), torch.tensor(0.2).double()
         when = dsas.Evidence(theta, bias, torch.tensor(0.1).double()) if evidence else dsas.Logistic(theta, bias)
         rules.append(learnable(dsas.Rule(site, line, when), torch.device("cpu"), LearnedParts(True, False)))
-    rows = {name: tokenizer(texts)["input_ids"] for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
+    rows = {name: rendered(tokenizer, texts) for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
     pairs = pairs_of(rows["s"], rows["t"])
     data = PairData(
         pairs[:8], rows["c"][:5], [torch.randn(4, 32)] * len(rules), pairs[8:], rows["c"][5:], batch_size=size
@@ -46,6 +47,7 @@ def learner_of(*, size: int = 32, evidence: bool = False) -> PairLearner:
         model,
         run=lambda batch: model(input_ids=batch.tokens, attention_mask=batch.mask.long(), use_cache=False),
         real=lambda batch: batch.mask,
+        counted=lambda batch: batch.counted,
         pool=lambda t, _: t.mean(1),
     )
     plan = Plan(12, Optimiser("adam", 0.05, 0.05), HeldOut(0.2, every=2))
@@ -75,9 +77,9 @@ def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time(evidence
         places, after, before = np.arange(len(row) - 1), logs(row, steered=True), logs(row, steered=False)
         return float((after - before)[places, row[1:]].sum())
 
-    terms = [np.log1p(np.exp(-0.5 * (moved(pair.target) - moved(pair.source)))) for pair in learner.data.pairs]
+    terms = [np.log1p(np.exp(-0.5 * (moved(pair.target.ids) - moved(pair.source.ids)))) for pair in learner.data.pairs]
     assert found.term == pytest.approx(np.mean(terms), rel=1e-9)
-    kept = [(logs(row, steered=False), logs(row, steered=True)) for row in learner.data.control]
+    kept = [(logs(row.ids, steered=False), logs(row.ids, steered=True)) for row in learner.data.control]
     divergence = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in kept])
     assert found.control == pytest.approx(divergence.mean(), rel=1e-9)
 
@@ -110,10 +112,13 @@ def test_steps_take_all_texts_in_turn_in_an_order_that_the_number_of_the_step_de
 
 
 def test_a_pair_is_told_apart_from_the_first_token_that_differs_and_that_has_one_before_it() -> None:
-    pairs = pairs_of([[1, 2, 3], [1, 2], [4, 5]], [[1, 2, 4], [1, 2, 3], [6, 5]])
+    def rows(*found: list[int]) -> list[Rendered]:
+        return [Rendered(row, [True] * len(row)) for row in found]
+
+    pairs = pairs_of(rows([1, 2, 3], [1, 2], [4, 5]), rows([1, 2, 4], [1, 2, 3], [6, 5]))
     assert [pair.first for pair in pairs] == [2, 2, 1]
     with pytest.raises(TextsError, match=r"the same in all 2 tokens .* raise max_tokens"):
-        pairs_of([[1, 2]], [[1, 2]])
+        pairs_of(rows([1, 2]), rows([1, 2]))
 
 
 def test_pairs_are_held_out_together_with_those_that_begin_alike() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
+from dsas.model.conversation import Content
 from dsas.model.foreign import Foreign
 from dsas.model.sites import Site
 from dsas.model.subject import Examples
@@ -33,11 +34,11 @@ class TrainingTask(NamedTuple):
 
     work: Work
     rules: list[Rule]
-    texts: Mapping[str, list[str]]
+    texts: Mapping[str, list[Content]]
     target: list[Tensor]
     plan: Plan
     ranks: Ranks
-    batches: Callable[[list[str]], list[Foreign]]
+    batches: Callable[[list[Content]], list[Foreign]]
     examples: Examples
 
 

@@ -5,7 +5,9 @@
     control  =  mean over tokens of control texts of KL(p || p')        loss = term + control_weight * control
 
 Source text i and target text i are a pair, such as two continuations of one prompt. What both begin with is the same
-tokens in the same places, so it drops out of d(target) - d(source): no prompt has to be named.
+tokens in the same places, so it drops out of d(target) - d(source): no prompt has to be named. Of conversations, and of
+prompts with completions, the answers are judged, end-of-turn token included, each given its own prompt; and control
+keeps what was said of its answers.
 
 A step takes some pairs and some control texts: all in turn, in an order drawn anew each time round, which seed and
 number of the step decide. The unsteered model reads all pairs once, and the control texts of every step anew, since
@@ -22,12 +24,13 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, softplus
 
 from dsas.errors import TextsError
 from dsas.model.foreign import Foreign
+from dsas.model.rendering import Rendered
 from dsas.model.sites import Site
 from dsas.model.token_batches import Batch, batches
 from dsas.regulators.constant import Constant
@@ -38,8 +41,6 @@ from dsas.training.objectives.base import Objective, RegulatorStart, TrainingTas
 from dsas.training.passes import Seen, Work, cheaply
 from dsas.training.plan import Plan
 from dsas.training.ranks import ALONE, Ranks
-
-Tokens = list[int]
 
 
 @final
@@ -87,7 +88,7 @@ class Preference(Objective):
 
     def learner(self, task: TrainingTask) -> Learner:
         """Return what compares likelihoods."""
-        examples, rows = task.examples, {name: task.examples.token_rows(texts) for name, texts in task.texts.items()}
+        examples, rows = task.examples, {name: task.examples.rows(texts) for name, texts in task.texts.items()}
         pairs, held = (pairs_of(rows[f"{part}source"], rows[f"{part}target"]) for part in ("", "held_"))
         pad, size = examples.pad_token(), examples.batch_size
         data = PairData(pairs, rows["control"], task.target, held, rows["held_control"], pad, size)
@@ -99,11 +100,21 @@ class Preference(Objective):
 
 
 class Pair(NamedTuple):
-    """The tokens of a source and a target text; from `first` on they are told apart."""
+    """A source and a target as tokens; from the place `first` on they are told apart."""
 
-    source: Tokens
-    target: Tokens
+    source: Rendered
+    target: Rendered
     first: int
+
+    @property
+    def rows(self) -> tuple[Rendered, Rendered]:
+        """Source and target."""
+        return self.source, self.target
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens of both."""
+        return tuple(self.source.ids), tuple(self.target.ids)
 
 
 class PairData(NamedTuple):
@@ -114,24 +125,24 @@ class PairData(NamedTuple):
     """
 
     pairs: Sequence[Pair]
-    control: Sequence[Tokens]
+    control: Sequence[Rendered]
     target: Sequence[Tensor]
     held_pairs: Sequence[Pair] = ()
-    held_control: Sequence[Tokens] = ()
+    held_control: Sequence[Rendered] = ()
     pad: int = 0
     batch_size: int = 32
 
 
-def pairs_of(source: Sequence[Tokens], target: Sequence[Tokens]) -> list[Pair]:
+def pairs_of(source: Sequence[Rendered], target: Sequence[Rendered]) -> list[Pair]:
     """Return pair after pair; those that part at their first token, before which nothing is said, from the second on.
 
     Raises TextsError for a pair whose tokens are the same.
     """
     found = []
     for one, other in zip(source, target, strict=True):
-        same = zip(one, other, strict=False)
-        first = next((place for place, (a, b) in enumerate(same) if a != b), min(len(one), len(other)))
-        if first == max(len(one), len(other)):
+        same = zip(one.ids, other.ids, strict=False)
+        first = next((place for place, (a, b) in enumerate(same) if a != b), min(len(one.ids), len(other.ids)))
+        if first == max(len(one.ids), len(other.ids)):
             raise TextsError(
                 f"a source text and its target are the same in all {first} tokens that are read: nothing is to be "
                 "preferred; where texts were cut, raise max_tokens"
@@ -155,7 +166,7 @@ class PairLearner(Learner):
             cut = [pairs[start : start + self._size] for start in range(0, len(pairs), self._size)]
             with torch.no_grad():
                 mine = [self._likelihoods(some, steered=False)[0].cpu() for some in self.ranks.mine(cut)]
-            self._before = dict(zip(map(_key, pairs), torch.cat(self.ranks.joined(mine)), strict=True))
+            self._before = dict(zip((pair.key for pair in pairs), torch.cat(self.ranks.joined(mine)), strict=True))
         except BaseException:
             self.close()
             raise
@@ -196,28 +207,28 @@ class PairLearner(Learner):
         """Yield the share of each of this rank's micro-batches in the term; the pass is run when it is asked for."""
         for some in self.ranks.mine(_cut(pairs, self._size, self.ranks.count)):
             after, seen = self._likelihoods(some, steered=True)
-            before = torch.stack([self._before[_key(pair)] for pair in some]).to(after)
+            before = torch.stack([self._before[pair.key] for pair in some]).to(after)
             moved = after - before
             yield softplus(-self.objective.beta * (moved[:, 1] - moved[:, 0])).sum() / len(pairs), seen
 
-    def _kept(self, control: Sequence[Tokens]) -> Iterator[Tensor]:
+    def _kept(self, control: Sequence[Rendered]) -> Iterator[Tensor]:
         """Yield the share of each of this rank's micro-batches in the control term."""
-        total = sum(map(len, control))
+        total = sum(sum(row.asked) for row in control)
         for some in self.ranks.mine(_cut(control, self.data.batch_size, self.ranks.count)):
             batch = self._batch(some)
             with torch.no_grad():
                 before = self.passes.outputs(batch, steered=False)[0].logits
             after = self.passes.outputs(batch)[0].logits
-            mask = batch.mask.to(after.device)
+            mask = _placed(batch, [row.asked for row in some]).to(after.device)
             yield cheaply(_divergence, after[mask], before[mask]) / total
 
     def _likelihoods(self, pairs: Sequence[Pair], *, steered: bool) -> tuple[Float[Tensor, "pair 2"], list[Seen]]:
-        """Return the log-likelihoods of source and target, of their tokens from `first` on."""
-        rows = [row for pair in pairs for row in (pair.source, pair.target)]
+        """Return the log-likelihoods of source and target, of their judged tokens from `first` on."""
+        rows = [row for pair in pairs for row in pair.rows]
         batch = self._batch(rows)
         given, seen = self.passes.outputs(batch, steered=steered)
         tokens = batch.tokens.to(given.logits.device)
-        judged = batch.mask[:, 1:].clone()
+        judged = _placed(batch, [row.judged for row in rows])[:, 1:]
         for place, row in enumerate(batch.rows):
             judged[place, : pairs[row // 2].first - 1] = False
         judged = judged.to(tokens.device)
@@ -226,9 +237,18 @@ class PairLearner(Learner):
         back = torch.tensor(batch.rows, device=sums.device).argsort()
         return sums[back].view(-1, 2), seen
 
-    def _batch(self, rows: Sequence[Tokens]) -> Batch:
-        (batch,) = batches(list(rows), len(rows), pad=self.data.pad, side="right")
+    def _batch(self, rows: Sequence[Rendered]) -> Batch:
+        ids, counted = [row.ids for row in rows], [row.counted for row in rows]
+        (batch,) = batches(ids, len(rows), pad=self.data.pad, side="right", counted=counted)
         return batch
+
+
+def _placed(batch: Batch, flags: Sequence[Sequence[bool]]) -> Bool[Tensor, "row token"]:
+    """Return the flags of each row's tokens where the batch has them."""
+    found = torch.zeros_like(batch.mask)
+    for place, row in enumerate(batch.rows):
+        found[place, : len(flags[row])] = torch.tensor(flags[row])
+    return found
 
 
 def _log_likelihood(logits: Float[Tensor, "token vocabulary"], tokens: Tensor) -> Float[Tensor, " token"]:
@@ -242,10 +262,6 @@ def _divergence(after: Float[Tensor, "token vocabulary"], before: Float[Tensor, 
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _key(pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(pair.source), tuple(pair.target)
 
 
 def _turn(items: Sequence[Foreign], number: int, count: int, seed: int) -> list[Foreign]:

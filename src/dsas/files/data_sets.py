@@ -1,0 +1,34 @@
+"""Data sets: rows of a data set on the Hugging Face hub, or of a local folder that `datasets` can read.
+
+They are named hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME:SPLIT:COLUMN for one column; a folder may stand for OWNER/NAME.
+"""
+
+from typing import Any
+
+from dsas.errors import MissingExtraError, TextsError, closest
+from dsas.files.json_values import Json
+
+PREFIX = "hub:"
+
+
+def read_rows(name: str) -> list[tuple[str, Json]]:
+    """Return where each row stands, for messages, and the row: an object, or what the column holds.
+
+    Raises TextsError, naming the data set, for one that is not there or cannot be read; MissingExtraError without
+    `datasets`.
+    """
+    parts = name.removeprefix(PREFIX).split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise TextsError(f"{name}: expected hub:OWNER/NAME:SPLIT or hub:OWNER/NAME:SPLIT:COLUMN")
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "hub") from error
+    try:
+        rows: Any = datasets.load_dataset(parts[0], split=parts[1])
+    except Exception as error:  # of many kinds, from several libraries
+        raise TextsError(f"{name}: no such data set, or not readable: {error}") from error
+    column = parts[2] if len(parts) == 3 else None
+    if column is not None and column not in rows.column_names:
+        raise TextsError(f"{name}: no column {column!r}; closest: {closest(column, rows.column_names)}")
+    return [(f"{name}, row {number}", row if column is None else row[column]) for number, row in enumerate(rows)]

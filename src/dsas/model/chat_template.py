@@ -1,0 +1,201 @@
+"""Chat template: what a tokenizer's template makes of messages, and where in it the answer and its parts stand.
+
+The answer is the last message of the assistant, as far as the model itself would say it:
+
+1. Where the template marks what is generated ({% generation %}), the marks of the last such message.
+2. Else the difference of two renderings: of the messages before it with the generation prompt, and of all. What the
+   generation prompt holds already, such as <think>, is no part of the answer.
+3. Where the rendering with the generation prompt does not begin that of all (templates that drop thinking from answers
+   but open it in the prompt) and the rendering without it does: from where the template puts the message's content.
+
+A template for which none of these works changes what it said before when an answer follows, so that no token could be
+said to be an answer to that prompt: it is refused, with the reason.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import final
+
+from dsas.errors import OptionError, TextsError
+from dsas.files.json_values import JsonObject
+from dsas.model.chat import AS_IT_IS, Chat
+from dsas.model.conversation import ASSISTANT, USER, Conversation, Message
+from dsas.model.foreign import Tokenizer
+from dsas.model.tokenizing import PLACEHOLDER
+
+Range = tuple[int, int]  # characters, [start, stop)
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+BRACKETS = {
+    "thinking": [
+        ("<think>", "</think>"),
+        ("<thinking>", "</thinking>"),
+        ("[THINK]", "[/THINK]"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|channel|>analysis<|message|>", "<|end|>"),
+    ],
+    "tool-calls": [
+        ("<tool_call>", "</tool_call>"),
+        ("<tool_calls>", "</tool_calls>"),
+        ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        ("<|START_ACTION|>", "<|END_ACTION|>"),
+    ],
+}
+
+
+@final
+class ChatTemplate:
+    """The template of one tokenizer with the options of a conversation."""
+
+    def __init__(self, tokenizer: Tokenizer, chat: Chat) -> None:
+        """Raise OptionError for a tokenizer without a chat template."""
+        if not (getattr(tokenizer, "chat_template", None) or "chat_template" in chat.arguments):
+            raise OptionError(
+                "this model's tokenizer has no chat template, so it reads no conversations: give texts, prompts with "
+                "their completions, or a template by dsas.Chat(arguments={'chat_template': ...})"
+            )
+        self._tokenizer, self._arguments = tokenizer, dict(chat.arguments)
+
+    def text(self, messages: Sequence[Message], *, generate: bool = False) -> str:
+        """Return the messages as the template renders them. generate: and ready for the answer.
+
+        Raises TextsError with the template's own reason when it refuses them.
+        """
+        return self._apply([one.as_dict() for one in messages], generate=generate)
+
+    def answer(self, messages: Sequence[Message]) -> list[Range]:
+        """Return where the last message, which is the assistant's, stands in the rendering of all.
+
+        One range, or several where the template marks several. What closes it, such as an end-of-turn token, is in the
+        last. Raises TextsError where the template does not tell.
+        """
+        whole, before = self.text(messages), messages[:-1]
+        if _GENERATION.search(self._template()):
+            found = self._generated(messages)
+            earlier = len(self._generated(before)) if any(one.role == ASSISTANT for one in before) else 0
+            if len(found) > earlier:
+                return found[earlier:]
+        plain = self.text(before) if before else ""
+        ready = self.text(before, generate=True) if before else ""
+        if before and ready != plain and whole.startswith(ready):
+            return [(len(ready), len(whole))]
+        marked = self._apply([*(one.as_dict() for one in before), {"role": ASSISTANT, "content": PLACEHOLDER}])
+        start = marked.find(PLACEHOLDER)
+        if len(plain) <= start and whole.startswith(plain) and whole.startswith(marked[:start]):
+            return [(len(plain) if not whole[len(plain) : start].strip() else start, len(whole))]
+        differs = len(_alike(ready or plain, whole))
+        raise TextsError(
+            "this chat template renders the messages before an answer differently once the answer follows (at "
+            f"{(ready or plain)[differs : differs + 30]!r}, where the whole conversation has "
+            f"{whole[differs : differs + 30]!r}), so which tokens answer that prompt cannot be told: mark the answer "
+            "in the template with {% generation %}, read tokens='all', or leave out what it moves, such as the system "
+            "message"
+        )
+
+    def content(self, messages: Sequence[Message], number: int) -> Range:
+        """Return where the content of a message stands in the rendering of all; (start, start) where it is not.
+
+        Spaces that the template strips at its ends are not in the range.
+        """
+        whole, said = self.text(messages), messages[number].content
+        shown = [one.as_dict() for one in messages]
+        shown[number]["content"] = PLACEHOLDER
+        marked = self._apply(shown)
+        start = marked.find(PLACEHOLDER)
+        if start < 0 or not whole.startswith(marked[:start]):
+            return 0, 0
+        start += len(whole[start:]) - len(whole[start:].lstrip())
+        return (start, start + len(said.strip())) if whole.startswith(said.strip(), start) else (start, start)
+
+    def starts(self, messages: Sequence[Message]) -> list[int]:
+        """Return where each message begins in the rendering of all, with what the template puts before it."""
+        whole, found = self.text(messages), [0]
+        for number in range(1, len(messages)):
+            try:
+                before = self.text(messages[:number])
+            except TextsError:  # a template may want a user's message after a system message
+                before = None
+            there = before is not None and whole.startswith(before)
+            found.append(max(found[-1], len(before or "") if there else self.content(messages, number)[0]))
+        return found
+
+    def parts(self, messages: Sequence[Message], answer: Sequence[Range]) -> dict[str, list[Range]]:
+        """Return where thinking and tool calls stand in the rendering of all, the last message being the answer.
+
+        Thinking that the template wrote and nobody thought (an empty pair of markers) is under "empty".
+        """
+        whole, before = self.text(messages), self.text(messages[:-1]) if messages[1:] else ""
+        begins = len(before) if whole.startswith(before) else answer[0][0]  # markers may stand before the answer
+        found = {name: list(_within(whole, begins, brackets)) for name, brackets in BRACKETS.items()}
+        last = messages[-1].as_dict()
+        if last.get("tool_calls") and not found["tool-calls"]:
+            without = {key: value for key, value in last.items() if key != "tool_calls"}
+            other = self._apply([*(one.as_dict() for one in messages[:-1]), without])
+            start = len(_alike(whole, other))
+            end = len(_alike(whole[start:][::-1], other[start:][::-1]))
+            found["tool-calls"] = [(start, len(whole) - end)]
+        blank = [one for one in found["thinking"] if not _inside(whole[slice(*one)])]
+        return {**found, "empty": blank}
+
+    def _generated(self, messages: Sequence[Message]) -> list[Range]:
+        """Return what the template marks as generated, run by run."""
+        found = self._tokenizer.apply_chat_template(
+            [one.as_dict() for one in messages], tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True}, **self._arguments,
+        )  # fmt: skip
+        marked = zip(found["assistant_masks"], found["offset_mapping"], strict=True)
+        runs = [list(run) for said, run in groupby(marked, key=lambda one: one[0]) if said]
+        return [(run[0][1][0], run[-1][1][1]) for run in runs]
+
+    def _template(self) -> str:
+        get = self._tokenizer.get_chat_template
+        return str(get(self._arguments.get("chat_template"), self._arguments.get("tools")))
+
+    def _apply(self, messages: list[JsonObject], *, generate: bool = False) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generate, **self._arguments
+            )
+        except Exception as error:  # a template raises what it likes
+            roles = ", ".join(one["role"] for one in messages)
+            raise TextsError(f"the chat template refuses messages of {roles}: {error}") from error
+
+
+def chat_prompts(tokenizer: Tokenizer, prompts: Sequence[str | Conversation], chat: Chat = AS_IT_IS) -> list[str]:
+    """Return each prompt as the user's turn of the model's chat template, ready for the answer; special tokens are in.
+
+    prompts: texts, or conversations that do not end with an answer. chat: options for the texts.
+    Raises OptionError when the tokenizer has no chat template, TextsError for a conversation that ends with an answer.
+    """
+    turns = [Conversation((Message(USER, one),), chat) if isinstance(one, str) else one for one in prompts]
+    ended = [one for one in turns if one.messages[-1].role == ASSISTANT]
+    if ended:
+        raise TextsError(
+            f"expected conversations that are to be answered, got one that ends with the assistant: "
+            f"{ended[0].messages[-1].content!r:.60}"
+        )
+    return [ChatTemplate(tokenizer, one.chat).text(one.asked, generate=True) for one in turns]
+
+
+def _alike(one: str, other: str) -> str:
+    """Return what both texts begin with."""
+    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differ, min(len(one), len(other)))]
+
+
+def _within(text: str, begins: int, brackets: Iterable[tuple[str, str]]) -> Iterable[Range]:
+    """Yield what stands between brackets, with them and the spaces behind them; to the end where one is not closed.
+
+    begins: the first character that is looked at.
+    """
+    for opened, closed in brackets:
+        pattern = rf"{re.escape(opened)}(?s:.*?)(?:{re.escape(closed)}\s*|\Z)"
+        yield from (one.span() for one in re.compile(pattern).finditer(text, begins))
+
+
+def _inside(text: str) -> str:
+    """Return what brackets hold, without spaces."""
+    for opened, closed in BRACKETS["thinking"]:
+        text = text.strip().removeprefix(opened).removesuffix(closed)
+    return text.strip()

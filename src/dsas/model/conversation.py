@@ -1,0 +1,223 @@
+"""Conversation: messages with roles, as transformers, TRL and the OpenAI format have them; and what else an example is.
+
+| given as | becomes | its answer |
+|---|---|---|
+| a text | the text itself | - |
+| {"prompt": text, "completion": text} | `Completion`: raw text, no template, as TRL has it | the completion |
+| [{"role": ..., "content": ...}, ...] | `Conversation` | the last message of the assistant |
+| {"messages": [...]} | `Conversation` | the same |
+| {"prompt": messages, "completion": messages} | `Conversation` | the same |
+| {"chosen": ..., "rejected": ...}, with or without a "prompt" | target and source, each as above | the same |
+
+All are frozen and hashable, so that each is read once however many sets it is in. Limitations: pictures and sounds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+from dsas.errors import TextsError
+from dsas.files.json_values import Json, JsonObject
+from dsas.model.chat import AS_IT_IS, Chat
+
+Half = Literal["chosen", "rejected"]
+ASSISTANT, SYSTEM, TOOL, USER = "assistant", "system", "tool", "user"
+
+
+@final
+@dataclass(frozen=True)
+class Message:
+    """One message. more: its other keys, such as tool_calls or reasoning_content, as a JSON object."""
+
+    role: str
+    content: str
+    more: str = "{}"
+
+    def as_dict(self) -> JsonObject:
+        """Return the message as templates take it."""
+        return {"role": self.role, "content": self.content, **json.loads(self.more)}
+
+
+@final
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in their order, at least one, and the options that their template gets.
+
+    `Conversation.of` makes one of dictionaries. Options of `Reading(chat=...)` are for those that have none.
+    """
+
+    messages: tuple[Message, ...]
+    chat: Chat = AS_IT_IS
+
+    @classmethod
+    def of(cls, messages: Sequence[Mapping[str, Any]], chat: Chat = AS_IT_IS) -> "Conversation":
+        """Return the conversation of messages like {"role": "user", "content": "Hello"}. Raises TextsError."""
+        return cls(_messages(messages, "the conversation"), chat)
+
+    def under(self, chat: Chat) -> "Conversation":
+        """Return this conversation with these options unless it has its own."""
+        return replace(self, chat=chat) if self.chat == AS_IT_IS else self
+
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """The messages with the system message of the options in front, where there is none yet."""
+        if self.chat.system is None or self.messages[0].role == SYSTEM:
+            return self.messages
+        return (Message(SYSTEM, self.chat.system), *self.messages)
+
+    def as_dict(self) -> JsonObject:
+        """Return messages and options, JSON-ready."""
+        return {"messages": [one.as_dict() for one in self.messages], "chat": self.chat.as_dict()}
+
+
+@final
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and what follows it, both raw text that no template renders; the completion is the answer."""
+
+    prompt: str
+    completion: str
+
+    def as_dict(self) -> JsonObject:
+        """Return both, JSON-ready."""
+        return {"prompt": self.prompt, "completion": self.completion}
+
+
+Content = str | Completion | Conversation  # what an example holds
+
+
+def kind_of(content: Content) -> str:
+    """Return what a content is called."""
+    if isinstance(content, str):
+        return "text"
+    return "prompt with completion" if isinstance(content, Completion) else "conversation"
+
+
+def has_answer(content: Content) -> bool:
+    """Return whether a content ends with an answer, but for a tool's results."""
+    if not isinstance(content, Conversation):
+        return isinstance(content, Completion)
+    roles = [one.role for one in content.messages if one.role != TOOL]
+    return bool(roles) and roles[-1] == ASSISTANT
+
+
+def before_answer(content: Content) -> Content:
+    """Return what stands before an answer; all where there is none."""
+    if isinstance(content, Completion):
+        return content.prompt
+    if isinstance(content, str) or not has_answer(content):
+        return content
+    last = max(number for number, one in enumerate(content.messages) if one.role == ASSISTANT)
+    return replace(content, messages=content.messages[:last])
+
+
+def as_json(content: Content | Json) -> Json:
+    """Return a content as JSON-ready values; what is JSON-ready already, as it is."""
+    return content.as_dict() if isinstance(content, Completion | Conversation) else content
+
+
+def as_text(content: Content) -> str:
+    """Return everything a content says as one text, roles included, for people and for comparisons."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Completion):
+        return content.prompt + content.completion
+    return "\n".join(f"{one.role}: {one.content}" for one in content.asked)
+
+
+def answer_text(content: Content) -> str:
+    """Return what counts of a content unless told otherwise: the answer, or all of a text."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Completion):
+        return content.completion
+    said = [one for one in content.messages if one.role == ASSISTANT]
+    return said[-1].content or said[-1].more if said else as_text(content)
+
+
+def instruction_text(content: Content) -> str:
+    """Return what an answer is asked for by: the prompt, or the last message that is no answer; all of a text."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Completion):
+        return content.prompt
+    said = [one for one in content.messages if one.role == USER]
+    return said[-1].content if said else as_text(content)
+
+
+def content_of(given: Any, where: str, half: Half | None = None) -> Content:
+    """Return what the user gave as a text, a prompt with its completion, or a conversation.
+
+    where: how messages call it. half: which half of {"chosen": ..., "rejected": ...} is meant. Raises TextsError.
+    """
+    if isinstance(given, Conversation | Completion):
+        return given
+    if isinstance(given, Mapping):
+        found = _of_mapping(given, where, half)
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        found = Conversation(_messages(given, where))
+    else:
+        found = given
+    said = found.completion if isinstance(found, Completion) else found
+    if not isinstance(said, Conversation) and (not isinstance(said, str) or not said.strip()):
+        raise TextsError(f"{where} must be a text that is not empty, got {said!r:.60}")
+    return found
+
+
+def _of_mapping(given: Mapping[str, Any], where: str, half: Half | None) -> Content:
+    if "messages" in given:
+        return Conversation(_messages(given["messages"], where))
+    if "chosen" in given or "rejected" in given:
+        if half is None:
+            raise TextsError(f"{where} has a chosen and a rejected half, which only source and target can take")
+        if half not in given:
+            raise TextsError(f"{where}: expected both 'chosen' and 'rejected', got no {half!r}")
+        return _joined(given.get("prompt"), given[half], where)
+    if "completion" in given and "prompt" in given:
+        return _joined(given["prompt"], given["completion"], where)
+    raise TextsError(
+        f"{where}: expected 'messages', 'prompt' with 'completion', or 'chosen' with 'rejected', got the keys "
+        f"{', '.join(map(repr, given)) or '(none)'}"
+    )
+
+
+def _joined(prompt: Any, answer: Any, where: str) -> Any:
+    if prompt is None:
+        return answer if isinstance(answer, str) else Conversation(_messages(answer, where))
+    if isinstance(prompt, str) != isinstance(answer, str):
+        raise TextsError(f"{where}: prompt and answer must both be texts or both be messages")
+    if isinstance(prompt, str):
+        return Completion(prompt, answer)
+    return Conversation((*_messages(prompt, where), *_messages(answer, where)))
+
+
+def _messages(given: Any, where: str) -> tuple[Message, ...]:
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence) or not given:
+        raise TextsError(f"{where}: expected messages, a list that is not empty, got {given!r:.60}")
+    return tuple(_message(one, f"{where}, message {number}") for number, one in enumerate(given))
+
+
+def _message(given: Any, where: str) -> Message:
+    if isinstance(given, Message):
+        return given
+    if not isinstance(given, Mapping) or not isinstance(given.get("role"), str):
+        raise TextsError(f'{where}: expected {{"role": ..., "content": ...}}, got {given!r:.60}')
+    more = {key: value for key, value in given.items() if key not in ("role", "content") and value is not None}
+    content = given.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_text_of(part, where) for part in content)
+    if content is None and more.get("tool_calls"):
+        content = ""
+    if not isinstance(content, str) or not (content.strip() or more.get("tool_calls")):
+        raise TextsError(f"{where}: expected a content that is a text and not empty, got {content!r:.60}")
+    try:
+        return Message(given["role"], content, json.dumps(more))
+    except TypeError as error:
+        raise TextsError(f"{where}: expected JSON-ready values: {error}") from error
+
+
+def _text_of(part: Any, where: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    raise TextsError(f"{where}: only parts of type 'text' are read, got {part!r:.60}")

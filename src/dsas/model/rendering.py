@@ -1,0 +1,285 @@
+"""Rendering: an example as a row of tokens, and which of them count. A chat template is applied once, here.
+
+| tokens | of a text | of a prompt with its completion | of a conversation |
+|---|---|---|---|
+| "all" | all | all | all of the rendering, the template's tokens among them |
+| "answer" | - | the completion | the assistant's last message |
+| "last" | the last | the last of the completion | the last of the answer |
+| "last-instruction" | - | the last of the prompt | the last before the answer, of the generation prompt |
+| "auto" | all | the completion | the answer |
+
+Of an answer those tokens count that the model reads while it says it: not the end-of-turn token, which ends generation
+before it is read, nor the line break that templates put behind it. For probabilities the end-of-turn token is judged
+as well, as in TRL: that the answer ends there is part of it. An empty pair of thinking markers, which templates put
+into answers that have no thinking, never counts. A token that only shares a character with the answer counts.
+
+What follows the answer, such as a tool's result, is not read with "auto", "answer" and "last".
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, get_args
+
+from dsas.errors import OptionError, TextsError
+from dsas.model.chat import PARTS
+from dsas.model.chat_template import ChatTemplate, Range
+from dsas.model.conversation import (
+    ASSISTANT,
+    TOOL,
+    Completion,
+    Content,
+    Conversation,
+    Message,
+    as_text,
+    content_of,
+    has_answer,
+    kind_of,
+)
+from dsas.model.examples import Given, Spans
+from dsas.model.foreign import Tokenizer
+from dsas.model.reading import Tokens
+from dsas.model.tokenizing import Offsets, encode, special_ids, text_tokenizer, tokenize
+from dsas.views.explained import Turn
+
+
+class Rendered(NamedTuple):
+    """One example as tokens.
+
+    counted: which count. end: the place of the end-of-turn token behind the answer, None where there is none. answers:
+    whether what counts is an answer to what comes before it, and not the text itself.
+    """
+
+    ids: list[int]
+    counted: list[bool]
+    end: int | None = None
+    answers: bool = False
+
+    @property
+    def judged(self) -> list[bool]:
+        """Which tokens' probabilities count: all that do but the first of the row, and the end-of-turn token."""
+        return [place > 0 and (counts or place == self.end) for place, counts in enumerate(self.counted)]
+
+    @property
+    def asked(self) -> list[bool]:
+        """After which tokens the next one matters: all of a text, and of an answer those before a judged one."""
+        return [*self.judged[1:], False] if self.answers else list(self.counted)
+
+    def cut(self, most: int) -> "Rendered":
+        """Return the first `most` tokens."""
+        end = self.end if self.end is not None and self.end < most else None
+        return self._replace(ids=self.ids[:most], counted=self.counted[:most], end=end)
+
+    def cut_answer(self, most: int) -> "Rendered":
+        """Return the row cut after `most` judged tokens of an answer, or after `most` tokens of a text."""
+        if not self.answers:
+            return self.cut(most)
+        places = [place for place, judged in enumerate(self.judged) if judged]
+        return self.cut(places[most - 1] + 1) if len(places) > most else self
+
+
+def rendered(tokenizer: Tokenizer, contents: Sequence[Content], tokens: Tokens = "auto") -> list[Rendered]:
+    """Return every example as tokens, with those that count.
+
+    Raises OptionError for a value of `tokens` that texts do not have, TextsError for an example of which no token
+    counts, or that the template refuses.
+    """
+    if tokens not in get_args(Tokens):
+        raise OptionError(f"tokens must be one of {get_args(Tokens)}, got {tokens!r}")
+    texts = [one for one in contents if isinstance(one, str)]
+    if texts and tokens in ("answer", "last-instruction"):
+        raise OptionError(
+            f"tokens={tokens!r} reads conversations, or prompts with their completions; of texts it is 'all' or 'last'"
+        )
+    rows = iter(tokenize(tokenizer, texts) if texts else [])
+    return [
+        _of_text(next(rows), tokens) if isinstance(one, str) else _Row(tokenizer, one, tokens).rendered()
+        for one in contents
+    ]
+
+
+def read_through(tokenizer: Tokenizer, texts: Sequence[Given], max_tokens: int) -> list[Rendered]:
+    """Return examples as likelihoods need them: texts of at most `max_tokens` tokens, answers of as many after prompts.
+
+    Raises TextsError for no examples, or one that cannot be read.
+    """
+    if isinstance(texts, str):
+        raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
+    if not texts:
+        raise TextsError("expected at least one text, got none")
+    contents = [one if isinstance(one, str) else content_of(one, f"text {number}") for number, one in enumerate(texts)]
+    return [row.cut_answer(max_tokens) for row in rendered(tokenizer, contents)]
+
+
+def covered(
+    tokenizer: Tokenizer, contents: Sequence[Content], spans: Sequence[Spans], tokens: Tokens = "auto"
+) -> list[list[bool | None]]:
+    """Return for each token of each example whether a span covers a character of it.
+
+    None for special tokens. Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
+    """
+    if not getattr(text_tokenizer(tokenizer), "is_fast", False):
+        raise OptionError("spans need a fast tokenizer, which tells where in the text each token stands")
+    found = []
+    texts = iter(encode(tokenizer, [one for one in contents if isinstance(one, str)] or [""], offsets=True))
+    for content, own in zip(contents, spans, strict=True):
+        if isinstance(content, str):
+            ranges, offsets, special = [(one[0], one[1]) for one in own], next(texts).offsets or [], set[int]()
+        else:
+            row = _Row(tokenizer, content, tokens)
+            ids, offsets = row.encoded(row.whole)
+            chosen = special_ids(row.tokenizer)
+            ranges, special = row.spans(own), {place for place, token in enumerate(ids) if token in chosen}
+        found.append(
+            [
+                None if place in special or stop <= start else _shares((start, stop), ranges)
+                for place, (start, stop) in enumerate(offsets)
+            ]
+        )
+    return found
+
+
+def turns(tokenizer: Tokenizer, content: Content, *, generate: bool = False) -> list[Turn]:
+    """Return whose turn each token is in, as "all" reads an example; none in a text.
+
+    generate: as "last-instruction" reads it, and the last turn is what the answer begins with, which may be nothing.
+    """
+    if isinstance(content, str):
+        return []
+    row = _Row(tokenizer, content, "last-instruction" if generate else "all")
+    _, offsets = row.encoded(row.whole)
+    named = row.starts()
+    places = [next((n for n, one in enumerate(offsets) if one[0] >= start), len(offsets)) for _, start in named]
+    return [
+        Turn(role, place if number else 0, stop)
+        for number, ((role, _), place, stop) in enumerate(zip(named, places, [*places[1:], len(offsets)], strict=True))
+    ]
+
+
+def _of_text(ids: list[int], tokens: Tokens) -> Rendered:
+    last = len(ids) - 1
+    return Rendered(ids, [place == last or tokens != "last" for place in range(len(ids))])
+
+
+def _shares(one: Range, ranges: Iterable[Range]) -> bool:
+    return any(one[0] < stop and one[1] > start for start, stop in ranges)
+
+
+class _Row:
+    """A conversation, or a prompt with its completion, on its way to tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, content: Completion | Conversation, tokens: Tokens) -> None:
+        self.tokenizer, self.content, self.tokens = text_tokenizer(tokenizer), content, tokens
+        self._template, self._messages = None, ()
+        if isinstance(content, Conversation):
+            self._template = ChatTemplate(self.tokenizer, content.chat)
+            self._messages = content.asked if tokens == "all" else _up_to_answer(content, tokens)
+
+    @property
+    def whole(self) -> str:
+        """The text that is read."""
+        if isinstance(self.content, Completion):
+            return self.content.prompt + ("" if self.tokens == "last-instruction" else self.content.completion)
+        assert self._template is not None
+        return self._template.text(self._messages, generate=self.tokens == "last-instruction")
+
+    def rendered(self) -> Rendered:
+        """Return the tokens with those that count."""
+        ids, offsets = self.encoded(self.whole)
+        if self.tokens in ("all", "last-instruction"):
+            last = len(ids) - 1
+            return Rendered(ids, [self.tokens == "all" or place == last for place in range(len(ids))])
+        answer, left_out, only = self._answer()
+        inside = [stop > start and _shares((start, stop), answer) for start, stop in offsets]
+        end = self._end(ids, offsets, inside)
+        counted = [
+            counts
+            and (end is None or place < end)
+            and not _shares(offsets[place], left_out)
+            and (only is None or _shares(offsets[place], only))
+            for place, counts in enumerate(inside)
+        ]
+        if not any(counted):
+            raise TextsError(
+                f"no token counts in the {kind_of(self.content)} {as_text(self.content)!r:.80}: its answer is empty, "
+                "or has none of the parts that are asked for"
+            )
+        last = max(place for place, counts in enumerate(counted) if counts)
+        if self.tokens == "last":
+            return Rendered(ids, [place == last for place in range(len(ids))], None, answers=True)
+        return Rendered(ids, counted, end if end == last + 1 else None, answers=True)
+
+    def encoded(self, text: str) -> tuple[list[int], Offsets]:
+        """Return the tokens of what is read, and where they stand; a template's text gets no special tokens more."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise OptionError(
+                "conversations and prompts with completions need a fast tokenizer, which tells where in the text each "
+                "token stands"
+            )
+        (found,) = encode(self.tokenizer, [text], special_tokens=self._template is None, offsets=True)
+        assert found.offsets is not None
+        return found.ids, found.offsets
+
+    def spans(self, given: Spans) -> list[Range]:
+        """Return spans (message, start, stop) as characters of what is read. Raises TextsError where they are not."""
+        if isinstance(self.content, Completion):
+            ahead = len(self.content.prompt)
+            return [(start + number * ahead, stop + number * ahead) for number, start, stop in given]
+        assert self._template is not None
+        more, found = len(self.content.asked) - len(self.content.messages), []
+        for number, start, stop in given:
+            message = self.content.messages[number]
+            place = number + more
+            first, last = self._template.content(self._messages, place) if place < len(self._messages) else (0, 0)
+            if last <= first:
+                raise TextsError(
+                    f"the chat template does not show message {number} as it is, so no span of it can be found: "
+                    f"{message.content!r:.60}"
+                )
+            ahead = first - (len(message.content) - len(message.content.lstrip()))
+            found.append((max(first, start + ahead), min(last, stop + ahead)))
+        return found
+
+    def starts(self) -> list[tuple[str, int]]:
+        """Return the role of each message and the character it begins at, and of the answer that is generated."""
+        if isinstance(self.content, Completion):
+            return [("prompt", 0), ("completion", len(self.content.prompt))]
+        assert self._template is not None
+        found = [(one.role, at) for one, at in zip(self._messages, self._template.starts(self._messages), strict=True)]
+        ready = [(ASSISTANT, len(self._template.text(self._messages)))] if self.tokens == "last-instruction" else []
+        return [*found, *ready]
+
+    def _answer(self) -> tuple[list[Range], list[Range], list[Range] | None]:
+        """Return where the answer stands, what in it does not count, and what alone does; None where all does."""
+        if isinstance(self.content, Completion):
+            return [(len(self.content.prompt), len(self.whole))], [], None
+        assert self._template is not None
+        answer = self._template.answer(self._messages)
+        parts, wanted = self._template.parts(self._messages, answer), self.content.chat.parts
+        unwanted = [one for part in PARTS if part != "text" and part not in wanted for one in parts[part]]
+        only = [one for part in wanted if part != "text" for one in parts[part]]
+        return answer, [*parts["empty"], *unwanted], None if "text" in wanted else only
+
+    def _end(self, ids: Sequence[int], offsets: Offsets, inside: Sequence[bool]) -> int | None:
+        """Return the place of the special token that ends the answer; only spaces and special ones follow it."""
+        if self._template is None:
+            return None
+        special, whole, end = special_ids(self.tokenizer), self.whole, None
+        for place in reversed([place for place, counts in enumerate(inside) if counts]):
+            if ids[place] in special:
+                end = place
+            elif whole[slice(*offsets[place])].strip():
+                break
+        return end
+
+
+def _up_to_answer(content: Conversation, tokens: Tokens) -> tuple[Message, ...]:
+    """Return the messages up to the answer, which is the last; or those before it, for the last instruction."""
+    messages = content.asked
+    if tokens == "last-instruction" and not has_answer(content):
+        return messages
+    if not has_answer(content):
+        raise TextsError(
+            f"the conversation {as_text(content)!r:.80} ends with a message of {messages[-1].role}, so it has no "
+            "answer: add the assistant's, or read dsas.Reading(tokens='last-instruction')"
+        )
+    last = max(number for number, one in enumerate(messages) if one.role != TOOL)
+    return messages[:last] if tokens == "last-instruction" else messages[: last + 1]

@@ -1,0 +1,129 @@
+"""Tokenizing: texts as rows of token numbers, and never a second BOS.
+
+Many tokenizers put their BOS before every text, and many chat templates put it before every conversation. A text that a
+template rendered beforehand would so get two of them, and every activation behind them would be another. So a text that
+begins with the BOS, or with the marker with which the tokenizer's template opens a message, gets the tokens that the
+template gives it, with a warning.
+
+Limitations: templates that open a message with plain words ("User: ") are recognised by the BOS alone.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from dsas.errors import DsasWarning, OptionError, TextsError
+from dsas.model.foreign import Foreign, Tokenizer
+
+Offsets = list[tuple[int, int]]  # where each token stands in its text, in characters; empty for those that do not
+PLACEHOLDER = "\u2983content\u2984"  # a content that no template writes by itself
+_MARKER = re.compile(r"\s*(<[^<>\s]{1,40}>|\[[A-Z_/]{1,40}\]|#+ \w+:)")
+
+
+class Encoded(NamedTuple):
+    """The tokens of one text, and where they stand in it; None where nobody asked."""
+
+    ids: list[int]
+    offsets: Offsets | None
+
+
+def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer of texts: what came, or the one that a processor of texts and pictures holds.
+
+    Raises OptionError for anything else.
+    """
+    own = getattr(tokenizer, "tokenizer", tokenizer)
+    if not isinstance(own, nn.Module) and (callable(own) or hasattr(own, "decode")):
+        return own
+    raise OptionError(
+        f"expected a tokenizer, or a processor that has one, got {type(tokenizer).__name__}; load it with "
+        "transformers.AutoTokenizer.from_pretrained(name of the model)"
+    )
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
+    """Return the token numbers of each text, by default with the special tokens that the tokenizer adds.
+
+    Raises TextsError when there is no text, when one text came instead of a list, or when a text has no tokens. Warns
+    of texts that a template seems to have rendered.
+    """
+    if isinstance(texts, str):
+        raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
+    if not texts:
+        raise TextsError("expected at least one text, got none")
+    rows = [one.ids for one in encode(tokenizer, texts, special_tokens=special_tokens)]
+    empty = [index for index, row in enumerate(rows) if not row]
+    if empty:
+        raise TextsError(f"expected texts with at least one token; these have none: {empty[:10]}")
+    return rows
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool = True, offsets: bool = False
+) -> list[Encoded]:
+    """Return the tokens of each text; offsets: and where they stand, for which a fast tokenizer is needed.
+
+    special_tokens: those that the tokenizer adds, unless a text has them already. Warns of such texts.
+    """
+    own = text_tokenizer(tokenizer)
+    found = _encode(own, texts, special_tokens, offsets)
+    bos, number_of_bos = getattr(own, "bos_token", None), getattr(own, "bos_token_id", None)
+    opens, again = opening(own) if special_tokens else "", []
+    marker = _MARKER.match(opens.removeprefix(bos or ""))
+    marks = tuple(mark for mark in (bos, marker and marker[1]) if mark)
+    for number, one in enumerate(found if special_tokens else []):
+        twice = number_of_bos is not None and one.ids[:2] == [number_of_bos] * 2
+        if twice or (opens and texts[number].startswith(marks)):
+            again.append(number)
+            wanted = bool(bos) and opens.startswith(bos) and not texts[number].startswith(bos)
+            if not wanted:
+                found[number] = _encode(own, [texts[number]], False, offsets)[0]
+    if again:
+        warnings.warn(
+            f"{len(again)} texts look as if a chat template had rendered them, for example {texts[again[0]]!r:.60}: "
+            "they get no BOS beside the template's; pass conversations instead, "
+            '[{"role": "user", "content": ...}, ...], and the template is applied here',
+            DsasWarning,
+            stacklevel=4,
+        )
+    return found
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str], special_tokens: bool, offsets: bool) -> list[Encoded]:
+    asked = {"return_offsets_mapping": True} if offsets else {}
+    found = tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False, **asked)
+    places: list[Foreign] = found["offset_mapping"] if offsets else [None] * len(texts)
+    return [
+        Encoded(list(ids), None if place is None else [(int(a), int(b)) for a, b in place])
+        for ids, place in zip(found["input_ids"], places, strict=True)
+    ]
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """Return how the tokenizer's template opens a conversation, up to the user's first words; "" without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    try:
+        turn = [{"role": "user", "content": PLACEHOLDER}]
+        return tokenizer.apply_chat_template(turn, tokenize=False).partition(PLACEHOLDER)[0]
+    except Exception:  # a template may raise anything, and one that does opens nothing
+        return ""
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the numbers of the special tokens, those of the chat template among them."""
+    added: dict[int, Foreign] = getattr(tokenizer, "added_tokens_decoder", {})
+    named = getattr(tokenizer, "all_special_ids", [])
+    return frozenset([*named, *(number for number, token in added.items() if getattr(token, "special", False))])
+
+
+def pad_token(tokenizer: Tokenizer) -> int:
+    """Return a token number to fill rows with; the mask hides it, so any will do where the tokenizer has none."""
+    own = text_tokenizer(tokenizer)
+    for token in (own.pad_token_id, own.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
