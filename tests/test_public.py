@@ -6,6 +6,7 @@ import pkgutil
 import pydoc
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,8 @@ def test_importing_dsas_loads_no_torch_and_using_it_loads_nothing_heavier() -> N
     assert not {"torch", "numpy", *HEAVY} & loaded_by("import dsas")
     used = loaded_by("import dsas; dsas.fit")
     assert "torch" in used
-    assert not HEAVY & used
+    others = {"pygments"} if version("huggingface-hub").startswith("1.") else set()  # imports httpx, which imports it
+    assert not (HEAVY - others) & used
 
 
 def test_a_public_name_is_the_same_object_however_it_is_imported() -> None:

@@ -71,6 +71,7 @@ def test_a_model_on_disk_is_fitted_to_the_same_bits(spread: Any, incremental: bo
     assert other.model == plain.model
 
 
+@pytest.mark.filterwarnings("ignore:You are calling .generate:UserWarning")  # transformers 5.6, of what is on disk
 def test_a_model_on_disk_is_steered_to_the_same_bits_and_traced(spread: Any) -> None:
     plain, ids = tiny_model(), ids_of(tiny_tokenizer(), "hello there")
     steering = random_steering(plain, ["residual", "norm"])
