@@ -4,6 +4,7 @@ import pytest
 from makers import templated
 from test_chat_template import REAL
 
+import dsas
 from dsas.errors import OptionError
 from dsas.model.turn_marks import turn_marks
 
@@ -52,3 +53,13 @@ def test_templates_whose_roles_begin_alike_are_refused() -> None:
         turn_marks(templated(alike))
     with pytest.raises(OptionError, match="says nothing before messages"):
         turn_marks(templated("{% for m in messages %}{{ m.content }}{% endfor %}"))
+
+
+def test_a_template_that_is_given_is_the_one_that_is_read() -> None:
+    given = REAL["phi 3"]
+    tokenizer = templated(given.template, specials=given.specials)
+    tokenizer.chat_template = None
+    arguments = {"chat_template": given.template + "{# <think> #}"}
+    marks = turn_marks(tokenizer, dsas.Chat(arguments=arguments))
+    assert {mark.name for mark in marks} == {"system", "user", "assistant", "tool", "thinking"}
+    assert [tokenizer.decode(list(mark.ids)) for mark in marks if mark.name == "thinking"] == ["<think>", "</think>"]

@@ -147,9 +147,7 @@ def new(
         print(line)
     shares = f"unsteered {said(trial.unsteered)}, steered {said(trial.steered)}"
     print(f"answers that show it, of {trial.unsteered.n} that are asked to: {shares}")
-    print(
-        f"report: {name / 'report.html'}; next: dsas generate {model} --chat --compare --steering {name / 'steering'}"
-    )
+    print(f"report: {name / 'report.html'}; next: dsas generate {model} --chat --steering {name / 'steering'}")
 
 
 def _save(found: "dsas.Draft", out: Path, show_words: bool) -> None:

@@ -188,8 +188,7 @@ class _Heard:
         prompt: int,
         said: list[int],
     ) -> None:
-        self._said, self._prompt, self._seen = said, prompt, False
-        self._left = prompt
+        self._said, self._left, self._seen = said, prompt, False
         self._show, self._stream, self._special = show, None, special_ids(tokenizer)
         if show is not None:
             self._stream = TokenStream(tokenizer, applied, self._pass_on)

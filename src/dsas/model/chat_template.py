@@ -71,7 +71,7 @@ class ChatTemplate:
         last. Raises TextsError where the template does not tell.
         """
         whole, before = self.text(messages), messages[:-1]
-        if _GENERATION.search(self._template()):
+        if _GENERATION.search(self.source()):
             found = self._generated(messages)
             earlier = len(self._generated(before)) if any(one.role == ASSISTANT for one in before) else 0
             if len(found) > earlier:
@@ -148,7 +148,8 @@ class ChatTemplate:
         runs = [list(run) for said, run in groupby(marked, key=lambda one: one[0]) if said]
         return [(run[0][1][0], run[-1][1][1]) for run in runs]
 
-    def _template(self) -> str:
+    def source(self) -> str:
+        """Return the template itself, as the tokenizer chooses it for these options."""
         get = self._tokenizer.get_chat_template
         return str(get(self._arguments.get("chat_template"), self._arguments.get("tools")))
 

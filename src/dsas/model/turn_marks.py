@@ -74,7 +74,7 @@ def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
     for name, brackets in BRACKETS.items():
         for pair in brackets:
             ids = [tuple(encode(own, [text], special_tokens=False)[0].ids) for text in pair]
-            if all(len(one) == 1 for one in ids) or pair[0] in str(own.get_chat_template()):
+            if all(len(one) == 1 for one in ids) or pair[0] in template.source():
                 found += [Mark(name, ids[0]), Mark(name, ids[1], ends=True)]
     return found
 
