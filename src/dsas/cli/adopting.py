@@ -1,0 +1,129 @@
+"""Adopt and export: vectors that others published, with a regulator around them, and Steerings in others' formats."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsas.cli import options
+from dsas.cli.app import app
+from dsas.cli.calibration import budget_of
+from dsas.cli.checks import check_methods, check_model, check_out
+from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
+from dsas.cli.models import loaded_model
+from dsas.cli.options import REPEATABLE, STEERING, in_method, in_model, in_output, in_texts
+from dsas.cli.output import say, say_json, show
+from dsas.errors import OptionError
+from dsas.files.text_files import DEFAULT_FIELD
+from dsas.steering.folder import steering_folder
+
+if TYPE_CHECKING:
+    from dsas import Steering
+    from dsas.model.conversation import Content
+    from dsas.model.loading import LoadedModel
+
+
+@app.command(
+    epilog="Example: `dsas adopt happy.gguf --model ./model --source rude.txt --control clean.txt --out happy`"
+)
+def adopt(
+    vectors: Annotated[str, typer.Argument(help="File of published vectors: .gguf, .pt, .pth, .bin or .safetensors.")],
+    model: Annotated[str, in_model(help="Folder, hub id or .gguf file of the model that they are for.")],
+    out: options.Out,
+    source: Annotated[
+        Path | None, in_texts(help="Texts or conversations in which to steer; not with --regulator constant.")
+    ] = None,
+    control: Annotated[Path | None, in_texts(help="Ones of the same style that must stay as they are.")] = None,
+    regulator: options.Regulator = "auto",
+    tune: Annotated[list[str], in_texts(help=f"Neutral texts to choose the strength: [KIND=]FILE. {REPEATABLE}")] = [],  # noqa: B006
+    held_out: Annotated[
+        list[str], in_texts(help=f"Other neutral texts, to check the strength: [KIND=]FILE. {REPEATABLE}")
+    ] = [],  # noqa: B006
+    budget: Annotated[
+        list[str], in_method(help=f"Damage that the strength may do: perplexity=RATIO or kl=NATS. {REPEATABLE}")
+    ] = ["perplexity=1.05"],  # noqa: B006
+    tokens: options.Tokens = "auto",
+    system: options.System = None,
+    template_args: options.TemplateArgs = options.NO_ARGS,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit a regulator around published vectors, so that they are added only where the behaviour is.
+
+    Strength 1 is what was published. With --tune and --held-out the strength is calibrated, too.
+    """
+    needed = regulator != "constant"
+    if needed != (source is not None) or needed != (control is not None):
+        what = "--source and --control are needed" if needed else "--source and --control are not read"
+        raise OptionError(f"{what} with --regulator {regulator}")
+    if bool(tune) != bool(held_out):
+        raise OptionError("the strength is calibrated with --tune and --held-out together: give both, or neither")
+    allowed, chat = [budget_of(text) for text in budget], chat_of(system, template_args)
+    unwanted, neutral = ([] if path is None else read_examples(path, field) for path in (source, control))
+    kinds = [kinds_of_examples(given, field, chat) for given in (tune, held_out)]
+    check_methods([], [regulator])
+    check_out(out)
+    check_model(model)
+    import dsas
+
+    dsas.read_vectors(vectors)
+    loaded = loaded_model(model, device, precision)
+    reading = dsas.Reading(tokens, chat=chat)
+    sets = {"source": unwanted, "control": neutral}
+    how = {"regulator": regulator, "reading": reading, "progress": not as_json}
+    steering = dsas.adopt(vectors, *loaded, **sets, **how)  # pyright: ignore[reportArgumentType]
+    if tune:
+        budgets = [dsas.Budget(damage, most) for damage, most in allowed]  # pyright: ignore[reportArgumentType]
+        steering = steering.calibrated(
+            dsas.calibrate(*loaded, steering, tune=kinds[0], held_out=kinds[1], budget=budgets, progress=not as_json)
+        )
+    steering.save_pretrained(out)
+    show(steering, as_json, saved=str(out))
+
+
+@app.command(epilog="Example: `dsas export calm/ --gguf calm.gguf --strength 0.8`")
+def export(
+    steering: Annotated[str, typer.Argument(help=STEERING)],
+    gguf: Annotated[Path, in_output(help="Control vector to write, for llama.cpp, repeng and EasySteer.")],
+    strength: Annotated[
+        float | None, in_method(help="What the vectors are multiplied by; the calibrated one, or 1.")
+    ] = None,
+    mean_gain: Annotated[
+        Path | None,
+        in_texts(help="Texts over which the mean of each regulator takes its place: every token is steered then."),
+    ] = None,
+    model: Annotated[str | None, in_model(help="Folder, hub id or .gguf file of the model; with --mean-gain.")] = None,
+    field: options.Field = DEFAULT_FIELD,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a Steering that adds vectors at layer outputs as a control vector; anything else is refused by its rule."""
+    if (mean_gain is None) != (model is None):
+        raise OptionError("--mean-gain goes with --model, which reads its texts: give both, or neither")
+    texts = read_examples(mean_gain, field) if mean_gain else []
+    if gguf.is_dir() or not gguf.parent.is_dir():
+        raise OptionError(f"--gguf: expected a file in a folder that is there, got {str(gguf)!r}")
+    if model is not None:
+        check_model(model)
+    stored = steering_folder(steering)
+    import dsas
+
+    chosen, gains = dsas.Steering.from_pretrained(stored), dict[str, float]()
+    if model is not None:
+        gains = _gains(loaded_model(model, device, precision), chosen, texts)
+    dsas.write_gguf(chosen, gguf, strength=strength, gains=gains)
+    if as_json:
+        say_json({"saved": str(gguf), "mean_gains": gains})
+    else:
+        say(f"saved: {gguf}")
+
+
+def _gains(loaded: "LoadedModel", steering: "Steering", texts: "list[Content]") -> dict[str, float]:
+    """Return the mean value of the regulator at each site that is steered, over all tokens of the texts."""
+    from dsas.evaluation.firing import fires_on
+
+    report = fires_on(*loaded, steering, {"texts": texts}, max_tokens=512)
+    return dict(zip(report.sites, report.by_site["texts"], strict=True))

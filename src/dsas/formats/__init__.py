@@ -1,0 +1,1 @@
+"""Formats: vectors that others published, read and written, and given a regulator."""

@@ -1,0 +1,75 @@
+"""Vectors: files of published vectors that were changed at random are read or end in our own error, and run nothing.
+
+python -m campaigns.vectors --rounds 10000 --seed 0          (from tests/)
+"""
+
+import argparse
+import random
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+from makers import random_steering
+from safetensors.torch import save_file
+
+import dsas
+from dsas.errors import DsasError
+from dsas.testing import tiny_model
+
+NUMBERS = (b"\xff" * 8, bytes(8), (2**40).to_bytes(8, "little"), (2**63 - 1).to_bytes(8, "little"))
+
+
+def originals(folder: Path) -> dict[Path, bytes]:
+    """Write one file of each kind and return their bytes."""
+    steering = random_steering(tiny_model("llama", layers=3), [1, 2], regulator=dsas.Constant())
+    dsas.write_gguf(steering, folder / "a.gguf")
+    torch.save({0: torch.ones(32), 2: torch.ones(32)}, folder / "layers.pt")
+    torch.save({"layers.0": {"steering_vector": torch.ones(32), "action": "add"}}, folder / "modules.pt")
+    torch.save(torch.ones(4, 32), folder / "rows_diff.pt")
+    save_file({"layer.1": torch.ones(32)}, folder / "a.safetensors")
+    return {file: file.read_bytes() for file in folder.iterdir()}
+
+
+def changed(data: bytes, drawn: random.Random) -> bytes:
+    """Cut a file, change some of its bytes, most often near its beginning, or one of its numbers."""
+    whole, how = bytearray(data), drawn.random()
+    if how < 0.25:
+        del whole[drawn.randrange(len(whole)) :]
+    elif how < 0.75:
+        for _ in range(drawn.choice((1, 1, 2, 8))):
+            whole[drawn.randrange(min(len(whole), 2000 if how < 0.5 else len(whole)))] = drawn.randrange(256)
+    else:
+        place = drawn.randrange(len(whole) - 8)
+        whole[place : place + 8] = drawn.choice(NUMBERS)
+    return bytes(whole)
+
+
+def run(rounds: int, seed: int) -> Counter[str]:
+    """Return how often which end came."""
+    drawn, found = random.Random(seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as root:
+        files = originals(Path(root))
+        for _ in range(rounds):
+            file = drawn.choice(sorted(files))
+            file.write_bytes(changed(files[file], drawn))
+            try:
+                dsas.read_vectors(file)
+                found["read"] += 1
+            except DsasError:
+                found["our error"] += 1
+            except Exception as error:
+                found[f"WRONG {file.suffix} {type(error).__name__}: {error}"[:100]] += 1
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    warnings.simplefilter("ignore")
+    asked = parser.parse_args()
+    counts = run(asked.rounds, asked.seed)
+    print(f"seed {asked.seed}: {dict(counts)}")
+    raise SystemExit(any("WRONG" in what for what in counts))

@@ -1,0 +1,40 @@
+"""`dsas adopt` and `dsas export`, driven as a user drives them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dsas
+from dsas.testing import tiny_model, tiny_tokenizer
+
+SOURCE = [f"SHUT UP, {word} FOOLS!" for word in ("YOU", "ALL", "TWO", "MY", "OLD", "BAD")]
+CONTROL = [f"the {word} is there" for word in ("door", "cat", "rain", "tree", "sun", "cup")]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:every strength up to the limit", "ignore:the tuning texts cannot tell", "ignore:.*mean gains"
+)
+def test_the_commands_adopt_a_vector_and_write_one(run: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    tiny_model("llama", layers=3).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    for name, texts in (("rude", SOURCE), ("plain", CONTROL), ("other", [f"{text} again" for text in CONTROL])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts))
+    torch.save({1: torch.randn(32)}, tmp_path / "v.pt")
+    asked = ["adopt", tmp_path / "v.pt", "--model", tmp_path / "model", "--out", tmp_path / "calm", "--json"]
+    sets = ["--source", tmp_path / "rude.txt", "--control", tmp_path / "plain.txt"]
+    status, out, _ = run(*asked, *sets, "--tune", tmp_path / "plain.txt", "--held-out", tmp_path / "other.txt")
+    assert status == 0
+    told = json.loads(out)
+    assert told["settings"]["adopted"]["file"] == "v.pt"
+    assert told["strength"] == dsas.Steering.from_pretrained(tmp_path / "calm").strength
+    status, _, error = run("export", tmp_path / "calm", "--gguf", tmp_path / "v.gguf")
+    assert (status, error.count("Evidence looks at the token")) == (2, 1)
+    with_texts = ["--mean-gain", tmp_path / "plain.txt", "--model", tmp_path / "model"]
+    assert run("export", tmp_path / "calm", "--gguf", tmp_path / "v.gguf", *with_texts)[0] == 0
+    assert list(dsas.read_vectors(tmp_path / "v.gguf").edits) == [1]
+    assert run(*asked)[0] == 2

@@ -1,0 +1,45 @@
+"""lm-eval loads a steered model by name."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from makers import random_steering
+
+import dsas
+from dsas.errors import MissingExtraError
+from dsas.evaluation.harness import steered_lm
+from dsas.evaluation.lm_eval_model import register
+from dsas.testing import tiny_model, tiny_tokenizer
+
+
+def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(MissingExtraError, match=r"dsas\[lm-eval\]"):
+        register()
+
+
+def test_the_model_by_name_gives_what_the_steered_model_gives_and_is_plain_between_requests(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.registry import get_model
+
+    model: Any = tiny_model("llama", layers=2)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    steering = random_steering(model)
+    steering.save_pretrained(tmp_path / "detox")
+    register()
+    kind = get_model("dsas")
+    assert register() is kind
+    arguments = f"pretrained={tmp_path / 'model'},steering={tmp_path / 'detox'},strength=0.3"
+    named = kind.create_from_arg_string(arguments, {"batch_size": 2, "device": "cpu"})
+    asked = [Instance("loglikelihood", {}, ("Which is it,", f" {word}"), n) for n, word in enumerate(("no", "yes"))]
+    found = named.loglikelihood(asked, disable_tqdm=True)
+    expected = steered_lm(model, tiny_tokenizer(), steering, 0.3).loglikelihood(asked, disable_tqdm=True)
+    plain = steered_lm(model, tiny_tokenizer(), steering, 0.0).loglikelihood(asked, disable_tqdm=True)
+    torch.testing.assert_close([pair[0] for pair in found], [pair[0] for pair in expected])
+    assert [pair[0] for pair in found] != [pair[0] for pair in plain]
+    assert dsas.installed(named.model) == []
