@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import sigmoid
 
 import dsas
+from dsas.evaluation import firing
 from dsas.evaluation.firing import FiringReport, fires_on
 from dsas.testing import tiny_model, tiny_tokenizer
 
@@ -86,6 +87,34 @@ def test_what_cannot_be_measured_is_refused() -> None:
         fires_on(model, tiny_tokenizer(), random_steering(model, weight=0.0), TEXTS)
     with pytest.raises(dsas.TextsError):
         fires_on(model, tiny_tokenizer(), random_steering(model), {"none": []})
+
+
+def test_texts_that_are_cut_are_warned_about_by_kind_and_those_of_the_very_length_are_not() -> None:
+    model, tokenizer = tiny_model(layers=1), tiny_tokenizer()
+    steering = random_steering(model)
+    texts = {"rude": ["abcd", "abc"], "plain": ["abcd", "abcde", "abcdef"]}
+    with pytest.warns(dsas.DsasWarning, match=r"^2 of 3 texts of plain were cut to max_tokens=4") as told:
+        report = fires_on(model, tokenizer, steering, texts, max_tokens=4, progress=False)
+    assert len(told) == 1
+    assert [one.tokens for one in report.kinds] == [7, 12]
+    answers = [{"prompt": "a long question", "completion": "abcde"}, {"prompt": "another", "completion": "abc"}]
+    with pytest.warns(dsas.DsasWarning, match=r"^1 of 2 texts of rude were cut to max_tokens=4"):
+        fires_on(model, tokenizer, steering, {"rude": answers}, max_tokens=4, progress=False)
+
+
+def test_general_text_is_what_the_model_writes_and_is_warned_about_as_any_other_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = ["Good day", "How are you?", "Fine", "Well"]
+    monkeypatch.setattr(firing, "general_texts", lambda _model, _tokenizer, n, **_options: written[:n])
+    model = tiny_model(layers=1)
+    steering = random_steering(model)
+    report = firing.general_firing(model, tiny_tokenizer(), steering, TEXTS["rude"] * 9, n=3, progress=False)
+    expected = {"source": (TEXTS["rude"] * 2)[:3], "general text": written[:3]}
+    assert report == fires_on(model, tiny_tokenizer(), steering, expected, progress=False)
+    same = random_steering(model, regulator=dsas.Constant(0.7))
+    (warning,) = firing.general_firing(model, tiny_tokenizer(), same, ["You fool"], n=2, progress=False).warnings()
+    assert warning.startswith("fires on general text at 100% of its value on source: put texts like these")
 
 
 def test_a_report_is_plain_data() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsas.errors import ArtifactError, OptionError, StateError
+from dsas.errors import ArtifactError, DsasWarning, OptionError, StateError
 from dsas.files import pinned_packages as assets
 from dsas.files.pinned_packages import Package, building, cache_folder, fetch
 
@@ -21,6 +21,7 @@ def make_wheel(folder: Path, members: dict[str, str], wanted: tuple[str, ...] = 
 
 @pytest.fixture
 def pin(monkeypatch):
+    monkeypatch.setattr(assets, "_verified", set())
     return lambda package: monkeypatch.setattr(assets, "PACKAGES", {package.name: package})
 
 
@@ -137,3 +138,43 @@ def test_the_cache_folder_is_the_one_of_the_environment(monkeypatch):
     assert cache_folder() == Path("/some/where")
     monkeypatch.delenv("DSAS_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "dsas"
+
+
+def test_an_unpacked_package_is_verified_when_a_process_first_uses_it_and_unpacked_anew_when_damaged(
+    tmp_path, pin, monkeypatch
+):
+    pin(make_wheel(tmp_path, {"a.txt": "a", "b/c.txt": "c"}))
+    folder = fetch("demo-pack", cache=tmp_path)
+    for damage in (lambda: (folder / "a.txt").write_text("x"), lambda: (folder / "b" / "c.txt").unlink()):
+        damage()
+        monkeypatch.setattr(assets, "_verified", set())
+        with pytest.warns(DsasWarning, match="is damaged: it is unpacked anew"):
+            fetch("demo-pack", cache=tmp_path)
+        assert [(folder / name).read_text() for name in ("a.txt", "b/c.txt")] == ["a", "c"]
+
+
+def test_an_empty_folder_is_no_package(tmp_path, pin):
+    package = make_wheel(tmp_path, {"a.txt": "a"})
+    pin(package)
+    (tmp_path / package.folder).mkdir()
+    assert (fetch("demo-pack", cache=tmp_path) / "a.txt").read_text() == "a"
+
+
+def test_a_wheel_that_would_fill_the_disk_is_refused_by_the_size_it_states(tmp_path, pin, monkeypatch):
+    pin(make_wheel(tmp_path, {"a.txt": "a" * 1000}))
+    monkeypatch.setattr(assets, "LARGEST", 999)
+    with pytest.raises(ArtifactError, match="would fill 1000 bytes"):
+        fetch("demo-pack", cache=tmp_path)
+
+
+@pytest.mark.parametrize("place", [1, 40, -10], ids=["local header", "data", "directory"])
+def test_a_broken_wheel_is_our_error(tmp_path, pin, place):
+    package = make_wheel(tmp_path, {"a.txt": "some words"})
+    wheel = tmp_path / package.wheel
+    data = bytearray(wheel.read_bytes())
+    data[place] ^= 0xFF
+    wheel.write_bytes(data)
+    pin(package._replace(sha256=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(ArtifactError, match="no wheel that can be read"):
+        fetch("demo-pack", cache=tmp_path)
+    assert os.listdir(tmp_path) == [package.wheel]

@@ -241,3 +241,12 @@ def test_what_a_sweep_cannot_use_is_refused_before_anything_runs(tmp_path, setup
             run_sweep(tmp_path / "out", asked, series, progress=False)
     with pytest.raises(OptionError, match="no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"):
         scorer_of("toxblock")
+
+
+def test_a_name_of_a_folder_that_is_no_text_loses_no_sample(tmp_path, setup, series):
+    named = [series[0]._replace(name="bad\udcff", strengths=(0.1,))]
+    quick = Grid(seeds=(0,), budget=1.05, limit=50.0, judged=0, refinements=0)
+    run_sweep(tmp_path / "out", setup, named, grid=quick, command="dsas pareto bad\udcff", progress=False)
+    about = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [one["name"] for one in about["series"]] == ["bad?"]
+    assert {line["series"] for line in samples(tmp_path / "out")} == {"unsteered", "bad?"}

@@ -1,8 +1,8 @@
 """Pareto: toxicity against damage, for several methods over the same strengths, prompts and texts."""
 
-import json
 import shlex
 import sys
+import warnings
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
@@ -12,21 +12,22 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_enough, check_methods, check_model, check_out, check_scorers
+from dsas.cli.checks import check_enough, check_methods, check_model, check_out, check_scorers, folders_by_name
 from dsas.cli.choices import SCORERS, offering, regulators, transforms
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
-from dsas.errors import OptionError, TextsError
+from dsas.cli.output import say, say_json
+from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 from dsas.model.chat import Chat
 from dsas.model.conversation import Content, Half
-from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
     from dsas.evaluation.choice import Question
+    from dsas.model.loading import LoadedModel
     from dsas.sweep.jobs import Part
-    from dsas.sweep.run import Chosen
+    from dsas.sweep.run import Chosen, Series
 
 KL_TEXTS = 25
 HALVES: dict[str, Half] = {"source": "rejected", "target": "chosen"}  # of files of pairs
@@ -58,8 +59,16 @@ def pareto(
         list[str], in_method(help=f"A name, or a product of names, a*b. {REPEATABLE}", autocompletion=regulators)
     ] = ["constant", "logistic"],  # noqa: B006
     steering: Annotated[list[Path], in_method(help=f"{STEERING} It is swept as well. {REPEATABLE}")] = [],  # noqa: B006
+    nulls: Annotated[
+        bool,
+        in_method(
+            help="Sweep a random and the opposite direction beside each series that adds vectors, at its KL divergence."
+        ),
+    ] = False,
     sites: options.Sites = ["residual"],  # noqa: B006
-    strength: Annotated[list[float], in_method(help=f"The same grid for all methods. {REPEATABLE}")] = STRENGTHS,
+    strength: Annotated[
+        list[float], in_method(callback=options.finite, help=f"The same grid for all methods. {REPEATABLE}")
+    ] = STRENGTHS,
     seeds: Annotated[int, in_measures(min=1, help="Continuations per prompt.")] = 3,
     budget: Annotated[
         float, in_measures(help="Largest perplexity ratio (steered/unsteered) on --tune allowed.")
@@ -92,7 +101,7 @@ def pareto(
     asked = read_texts(prompts, field=field)
     sets, texts, unwanted = _read(files, {"tune": tune, "neutral": neutral}, held_out_source, field, talk)
     _check_sets(sets, texts, asked, unwanted)
-    folders = {folder.name: steering_folder(folder) for folder in steering}
+    folders = folders_by_name(steering)
     check_methods(transform, regulator)
     check_scorers(scorer)
     check_out(out)
@@ -119,6 +128,7 @@ def pareto(
     )  # fmt: skip
     pairs = product(transform, regulator) if sets else ()
     fitted = [Series(f"{how} + {when}", fit(transform=how, regulator=when), how, when) for how, when in pairs]
+    swept = [*fitted, *stored, *_nulls([*fitted, *stored] if nulls else [], loaded, texts["tune"], strength)]
     asked = chat_prompts(loaded.tokenizer, asked, talk) if chat else asked
     spread = dsas.Spread(workers, ray)
     setup = Setup(
@@ -129,7 +139,7 @@ def pareto(
     chosen = run_sweep(
         out,
         setup,
-        [one._replace(strengths=tuple(strength)) for one in [*fitted, *stored]],
+        [one._replace(strengths=tuple(strength)) for one in swept],
         grid=Grid(tuple(range(seeds)), budget, limit),
         spread=spread,
         command=shlex.join(["dsas", *sys.argv[1:]]),
@@ -139,14 +149,33 @@ def pareto(
     _show(chosen, out, as_json)
 
 
+def _nulls(
+    series: "list[Series]", loaded: "LoadedModel", tune: dict[str, list[Content]], strengths: list[float]
+) -> "list[Series]":
+    """Return the nulls of the series that add vectors, matched on tuning texts in the middle of the grid."""
+    from dsas.sweep.nulls import adds_vectors, matched_nulls
+    from dsas.sweep.run import Series
+
+    texts = [text for some in tune.values() for text in some[:KL_TEXTS]]
+    middle = sorted(strengths)[len(strengths) // 2]
+    found = []
+    for one in series:
+        if not adds_vectors(one.steering):
+            warnings.warn(f"{one.name} does more than add vectors, so it has no nulls", DsasWarning, stacklevel=2)
+            continue
+        for what, null in matched_nulls(*loaded, one.steering, texts, strength=middle).by_name.items():
+            found.append(Series(f"{one.name}, {what}", null.steering, f"{one.transform}, {what}", one.regulator))
+    return found
+
+
 def _show(chosen: "dict[str, Chosen]", out: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"chosen": {name: found.strength for name, found in chosen.items()}, "out": str(out)}))
+        say_json({"chosen": {name: found.strength for name, found in chosen.items()}, "out": str(out)})
         return
     for name, found in chosen.items():
         said = "no strength of the grid keeps the budget" if found.strength is None else f"strength {found.strength:g}"
-        print(f"{name}: {said}")
-    print(f"report: {out / 'report.html'}")
+        say(f"{name}: {said}")
+    say(f"report: {out / 'report.html'}")
 
 
 def _given(source: Path | None, control: Path | None, target: Path | None, steering: list[Path]) -> dict[str, Path]:

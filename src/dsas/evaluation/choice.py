@@ -20,7 +20,6 @@ Left out: examples in the prompt (write them into it), and a tie is no answer: i
 Source: GPT-3 (2005.14165, section 2.4) for the likelihood of choices by length.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -30,6 +29,7 @@ from jaxtyping import Bool, Float
 
 from dsas.errors import OptionError, TextsError
 from dsas.evaluation.likelihood import log_probabilities, rows_after
+from dsas.files.text_files import read_records
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.tokenizing import pad_token
 
@@ -63,18 +63,15 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     Raises TextsError, with file and line, for a file that is missing or lines of another form.
     """
     path, found = Path(path), []
-    if path.suffix.lower() != ".jsonl" or not path.is_file():
+    if path.suffix.lower() != ".jsonl":
         raise TextsError(f"{path}: expected a file ending in .jsonl with a question a line")
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for place, said in read_records(path):
         try:
-            said = json.loads(line)
             question = Question(str(said["prompt"]), tuple(map(str, said["choices"])), int(said["answer"]))
             _check([question])
         except (ValueError, KeyError, TypeError) as error:
             wanted = '{"prompt": text, "choices": [texts], "answer": number from 0}'
-            raise TextsError(f"{path}:{number}: expected {wanted}: {error!r}") from error
+            raise TextsError(f"{place}: expected {wanted}: {error!r}") from error
         found.append(question)
     _check(found)
     return tuple(found)

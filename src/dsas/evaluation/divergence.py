@@ -7,6 +7,8 @@ Every token of a text, special ones included, has a distribution after it, and a
 of prompts with completions, those count that the answer's tokens are drawn from. Unlike perplexity it
 needs no right answer, and it does not get better by chance: 0 means that nothing was changed at all.
 
+A token that the model gives probability 0, such as a masked one, adds nothing.
+
 Both passes run batch by batch, and only one batch's two sets of logits exist at a time, in the model's precision; the
 logarithms are taken in float32, one text at a time.
 
@@ -20,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch.nn.functional import kl_div
 
 from dsas.errors import OptionError
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
+from dsas.model.kl_divergence import kl_divergence
 from dsas.model.rendering import read_through
 from dsas.model.running import logits_on
 from dsas.model.token_batches import batches
@@ -66,8 +68,7 @@ def divergence(
                 after = logits_on(model, batch)
             for place, row in enumerate(batch.rows):
                 asked = torch.tensor(rows[row].asked, device=before.device).nonzero().flatten()
-                p, q = (logits[place, asked].float().log_softmax(-1) for logits in (before, after))
-                nats = kl_div(q, p, reduction="none", log_target=True).sum(-1).clamp(min=0)
+                nats = kl_divergence(before[place, asked], after[place, asked]).clamp(min=0)
                 per_text[row] = nats.double().mean().item()
             del before, after  # or the next batch's would stand beside them
     return DivergenceResult(float(per_text.mean()), per_text)

@@ -10,23 +10,28 @@ fitted on included. Intervals are bootstrapped over texts, whose tokens resemble
 The Steering is applied with a transform that changes nothing, so every regulator is asked as it is when it steers, its
 caches, masks and sinks included, and no site sees what an earlier one would have done.
 
-Limitations: texts longer than `max_tokens` are cut, and the answers of conversations (whose tokens count); special
-tokens of texts count as all others.
+General text, which a Steering was not fitted on, is what the model writes by itself (`general_texts`): `general_firing`
+reads it beside the source, and so does `dsas fit` when it has fitted.
+
+Limitations: texts longer than `max_tokens` are cut, with a warning, and the answers of conversations (whose tokens
+count); special tokens of texts count as all others.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError
 from dsas.evaluation.intervals import Interval, draw_counts, percentile_interval
+from dsas.evaluation.own_words import general_texts
 from dsas.files.json_values import JsonObject
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.rendering import read_through
+from dsas.model.rendering import Rendered, read_through
 from dsas.model.running import run_on
 from dsas.model.token_batches import batches, inputs_of
 from dsas.model.tokenizing import pad_token
@@ -35,6 +40,7 @@ from dsas.runtime.unchanged import only_asked
 from dsas.steering.steering import Steering
 
 RESAMPLES = 1000
+GENERAL = "general text"
 FIRES_ALIKE = 0.5  # a kind on which the mean value is above this share of the first kind's is warned about
 
 
@@ -96,7 +102,7 @@ def fires_on(
 ) -> FiringReport:
     """Return what `steering` fires on, by kind of text; the first kind should be the behaviour itself.
 
-    texts: kind -> texts, each cut to `max_tokens`. Intervals are of 1000 draws, seed 0.
+    texts: kind -> texts, each cut to `max_tokens`, with a warning. Intervals are of 1000 draws, seed 0.
     Raises OptionError for no kinds or numbers < 1, TextsError for a kind without texts, and as `Steering.apply`.
     """
     if not texts or min(max_tokens, batch_size) < 1:
@@ -111,7 +117,7 @@ def fires_on(
     with torch.no_grad(), evaluation_mode(model), quiet.apply(model, 1.0) as applied, progress_bar(progress) as bar:
         task = bar.add_task("reading texts", total=sum(map(len, texts.values())))
         for kind, own in texts.items():
-            rows = read_through(tokenizer, own, max_tokens)
+            rows = _cut(read_through(tokenizer, own, max_tokens + 1), max_tokens, kind)
             ids, counted = [row.ids for row in rows], [row.counted for row in rows]
             read[kind] = [np.zeros(0)] * len(rows)
             for batch in batches(ids, batch_size, pad=pad_token(tokenizer), side="right", counted=counted):
@@ -127,6 +133,41 @@ def fires_on(
     found = [_firing(kind, read[kind], read[first] if kind != first else None) for kind in read]
     by_site = {kind: tuple(np.concatenate(own, axis=1).mean(1).tolist()) for kind, own in read.items()}
     return FiringReport(tuple(found), tuple(names), by_site)
+
+
+def general_firing(
+    model: Model,
+    tokenizer: Tokenizer,
+    steering: Steering,
+    source: Sequence[Given],
+    *,
+    n: int = 40,
+    max_tokens: int = 512,
+    progress: bool = True,
+) -> FiringReport:
+    """Return what `steering` fires on in `n` texts that the model writes by itself, and in the first `n` of the source.
+
+    The source's may be those that were fitted on, on which regulators fire a little more than on others. max_tokens: as
+    `fires_on` has it.
+    Raises OptionError for n < 1, TextsError for a model that does not write enough.
+    """
+    general = general_texts(model, tokenizer, n, progress=progress)
+    texts = {"source": source[:n], GENERAL: general}
+    return fires_on(model, tokenizer, steering, texts, max_tokens=max_tokens, progress=progress)
+
+
+def _cut(rows: Sequence[Rendered], max_tokens: int, kind: str) -> list[Rendered]:
+    """Return the rows, which are at most a token too long, cut; warns of how many were."""
+    found = [row.cut_answer(max_tokens) for row in rows]
+    longer = sum(len(row.ids) > len(part.ids) for row, part in zip(rows, found, strict=True))
+    if longer:
+        warnings.warn(
+            f"{longer} of {len(rows)} texts of {kind} were cut to max_tokens={max_tokens}: what a regulator does later "
+            "in them is not known",
+            DsasWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def _firing(kind: str, texts: list[np.ndarray], first: list[np.ndarray] | None) -> Firing:

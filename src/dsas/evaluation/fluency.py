@@ -43,8 +43,13 @@ def fluency(texts: Sequence[str]) -> FluencyResult:
 
 def repetition(text: str) -> float | None:
     """Return the repetition of one text, None when it has fewer than four words."""
-    grams = _grams(text.lower().split(), 4)
+    grams = four_grams(text)
     return 1 - _distinct(grams) if grams else None
+
+
+def four_grams(text: str) -> list[Gram]:
+    """Return the runs of four words of a text, in lower case."""
+    return _grams(text.lower().split(), 4)
 
 
 def distinct_2(texts: Sequence[Sequence[str]]) -> Interval:

@@ -23,8 +23,10 @@ from dsas.errors import OptionError
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign, Model
+from dsas.model.only_numbers import OnlyNumbers
 from dsas.model.token_batches import Batch, batches, greedy
 from dsas.model.tokenizing import pad_token, tokenize
+from dsas.model.wrappers import unwrapped
 
 
 class Sampling(NamedTuple):
@@ -66,7 +68,8 @@ def sample_continuations(
     progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
     streamer: what transformers' generate() calls with the tokens as they come, such as
     `dsas.explaining.token_stream.TokenStream`.
-    Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range.
+    Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range, ActivationError
+    where the model's scores are not numbers, as at too large a strength.
     """
     _check(sampling, seeds)
     rows, fill = tokenize(tokenizer, prompts, special_tokens=sampling.special_tokens), pad_token(tokenizer)
@@ -76,7 +79,7 @@ def sample_continuations(
         for place, seed in enumerate(seeds):
             for number, batch in enumerate(batches(rows, sampling.batch_size, pad=fill, side="left")):
                 torch.manual_seed(_seed_of(seed, number))
-                drawn = _draw(model, batch, sampling, fill, streamer)
+                drawn = _draw(model, batch, sampling, fill, streamer, check=True)
                 for row, text in zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True):
                     texts[place][row] = text
                 done += len(batch.rows)
@@ -104,7 +107,7 @@ def sample_batch(
     batch = list(batches(rows, sampling.batch_size, pad=fill, side="left"))[number]
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
         torch.manual_seed(_seed_of(seed, number))
-        drawn = _draw(model, batch, sampling, fill, None)
+        drawn = _draw(model, batch, sampling, fill, None, check=False)  # sweeps measure what becomes of those, too
     return dict(zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True))
 
 
@@ -162,14 +165,16 @@ class _Draw(LogitsProcessor):
         return scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def _draw(model: Model, batch: Batch, sampling: Sampling, fill: int, streamer: Foreign) -> list[list[int]]:
-    """Return the new tokens of each row up to its end of text."""
-    mask = batch.mask.to(device_of(model))
+def _draw(
+    model: Model, batch: Batch, sampling: Sampling, fill: int, streamer: Foreign, *, check: bool
+) -> list[list[int]]:
+    """Return the new tokens of each row up to its end of text; check: that scores are numbers."""
+    model, mask = unwrapped(model), batch.mask.to(device_of(model))
     output = model.generate(
         batch.tokens.to(mask.device),
         attention_mask=mask.long(),
         generation_config=greedy(sampling.new_tokens, fill),  # what `_Draw` leaves is likeliest
-        logits_processor=LogitsProcessorList([_Draw(sampling, mask)]),
+        logits_processor=LogitsProcessorList([*[OnlyNumbers()] * check, _Draw(sampling, mask)]),
         streamer=streamer,
     )
     ends = model.generation_config.eos_token_id

@@ -20,8 +20,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import MissingExtraError, OptionError
+from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign
 from dsas.model.strength import read_strength
+from dsas.parallel.foreign_imports import unnoticed
 from dsas.steering.steering import Steering
 
 
@@ -35,12 +37,14 @@ def steered_lm(
 ) -> Foreign:
     """Return an `HFLM` of lm-eval that is steered at every request; at a strength as in `Steering.apply`.
 
-    The tokenizer is copied, since lm-eval gives it a padding token; the model stays on its device, in evaluation mode.
+    The tokenizer is copied, since lm-eval gives it a padding token. The model stays on its device, and in its own mode
+    between requests, which are answered in evaluation mode.
     Raises MissingExtraError without lm-eval, StrengthError, OptionError for `batch_size` < 1; ModelMismatchError at the
     first request.
     """
     try:
-        from lm_eval.models.huggingface import HFLM
+        with unnoticed():
+            from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise MissingExtraError("lm_eval", "lm-eval") from error
     read_strength(strength)
@@ -54,17 +58,18 @@ def steered_lm(
 
         def loglikelihood(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its continuation, and whether it is the greedy one."""
-            with steering.apply(model, strength, record=False):
+            with evaluation_mode(model), steering.apply(model, strength, record=False):
                 return super().loglikelihood(requests, disable_tqdm)
 
         def loglikelihood_rolling(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its whole text."""
-            with steering.apply(model, strength, record=False):
+            with evaluation_mode(model), steering.apply(model, strength, record=False):
                 return super().loglikelihood_rolling(requests, disable_tqdm)
 
         def generate_until(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request what the model writes up to a stop sequence."""
-            with steering.apply(model, strength, record=False):
+            with evaluation_mode(model), steering.apply(model, strength, record=False):
                 return super().generate_until(requests, disable_tqdm)
 
-    return SteeredLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    with evaluation_mode(model):  # lm-eval asks for it once and for good
+        return SteeredLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)

@@ -25,7 +25,7 @@ from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.running import logits_on
-from dsas.model.token_batches import Batch, batches
+from dsas.model.token_batches import Batch, TokenRow, batches
 from dsas.model.tokenizing import encode
 
 Straddling = Literal["given", "judged"]
@@ -75,15 +75,17 @@ def rows_after(
 
 def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[Float[Tensor, " _"]]:
     """Return for every row the log-probability of each of its judged tokens, in nats; `pad` is any token number."""
-    passes: dict[tuple[int, ...], list[int]] = {}
+    passes: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for number, row in enumerate(rows):
         if row.first < len(row.tokens):
-            passes.setdefault(tuple(row.tokens[:-1]), []).append(number)
-    inputs = list(passes)
+            media = id(row.tokens) if isinstance(row.tokens, TokenRow) else 0  # of equal tokens, others may be seen
+            passes.setdefault((tuple(row.tokens[:-1]), media), []).append(number)
+    shared = list(passes.values())
+    inputs = [_fed(rows[numbers[0]].tokens) for numbers in shared]
     found = [torch.zeros(0)] * len(rows)
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(inputs, batch_size, pad=pad, side="right"):
-            readers = [passes[inputs[index]] for index in batch.rows]
+            readers = [shared[index] for index in batch.rows]
             needed = {at for numbers in readers for number in numbers for at in _predicting(rows[number])}
             positions = sorted(needed)
             logits = _logits(model, batch, positions)
@@ -96,6 +98,11 @@ def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size
                     each = -cross_entropy(of_row, judged, reduction="none").cpu()
                     found[number] = each if row.judged is None else each[torch.tensor(row.judged)]
     return found
+
+
+def _fed(tokens: list[int]) -> list[int]:
+    """Return all tokens but the last, which nothing is read after."""
+    return tokens.first(len(tokens) - 1) if isinstance(tokens, TokenRow) else tokens[:-1]
 
 
 def _predicting(row: Row) -> range:

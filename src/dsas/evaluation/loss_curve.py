@@ -203,7 +203,7 @@ def ladder(
 def _row(one: Rendered) -> Row:
     """Return a row as far as its last judged token."""
     places = [place for place, judged in enumerate(one.judged) if judged]
-    return Row(one.ids[: places[-1] + 1], places[0], one.judged[places[0] : places[-1] + 1])
+    return Row(one.cut(places[-1] + 1).ids, places[0], one.judged[places[0] : places[-1] + 1])
 
 
 def _strength(start: float, rung: int) -> float:

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import OptionError, TextsError
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import Given
+from dsas.model.foreign import Model, Tokenizer
 from dsas.model.rendering import read_through
 from dsas.model.running import logits_on
 from dsas.model.token_batches import batches
@@ -49,8 +49,8 @@ class PerplexityResult(NamedTuple):
 
 
 def perplexity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     texts: Sequence[Given],
     *,
     max_tokens: int = 50,

@@ -31,7 +31,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from dsas.errors import MissingExtraError, TextsError
 from dsas.evaluation.bag import BagWeights, bag_probability
 from dsas.evaluation.bilstm import BiLstmWeights, LstmWeights, bilstm, encode
-from dsas.evaluation.pickles import load_joblib, load_pickle
+from dsas.evaluation.pickles import load_pickle
 from dsas.files.pinned_packages import fetch
 from dsas.model.foreign import Tokenizer
 
@@ -103,9 +103,9 @@ class ProfanityCheck:
 
     def __init__(self, *, cache: Path | None = None) -> None:
         folder = fetch("alt-profanity-check", cache=cache) / "profanity_check" / "data"
-        vectorizer = load_joblib(folder / "vectorizer.joblib", _SKLEARN)
+        vectorizer = load_pickle(folder / "vectorizer.joblib", _SKLEARN)
         self._counter = CountVectorizer(vocabulary=vectorizer.vocabulary_)
-        folds = load_joblib(folder / "model.joblib", _SKLEARN).calibrated_classifiers_
+        folds = load_pickle(folder / "model.joblib", _SKLEARN).calibrated_classifiers_
         self._model = BagWeights(
             idf=vectorizer._tfidf.idf_,
             weights=np.concatenate([fold.estimator.coef_ for fold in folds]),

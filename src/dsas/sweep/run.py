@@ -206,7 +206,9 @@ def _about(setup: Setup, chosen: Mapping[Series, Chosen], grid: Grid, command: s
 def _write(out: Path, lab: Lab, cells: Sequence[Cell], grid: Grid, beside: Mapping[str, str]) -> None:
     lines = (line for cell in cells for line in _lines(lab, cell, grid))
     samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    replace_files({out / name: text.encode() for name, text in {SAMPLES: samples, **beside}.items()})
+    # The name of a folder, in a series or the command, need not be text: what cannot be written of it becomes ?
+    contents = {name: text.encode("utf-8", errors="replace") for name, text in {SAMPLES: samples, **beside}.items()}
+    replace_files({out / name: data for name, data in contents.items()})
 
 
 def _lines(lab: Lab, cell: Cell, grid: Grid) -> Iterator[JsonObject]:

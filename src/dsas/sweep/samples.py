@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from dsas.errors import DsasWarning, TextsError, closest
 from dsas.files.json_values import Json, JsonObject
-from dsas.files.text_files import ENCODING
+from dsas.files.text_files import ENCODING, json_of
 from dsas.model.foreign import Foreign
 
 UNSTEERED = "unsteered"
@@ -140,7 +140,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 line = data.decode(ENCODING)
                 if not line.endswith("\n"):
                     json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if data.endswith(b"\n"):
                     raise TextsError(f"{place}: expected UTF-8 text: {error}") from error
                 warnings.warn(f"{place}: the last line is cut off and was left out", DsasWarning, stacklevel=3)
@@ -150,10 +150,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _object(line: str, place: str) -> JsonObject:
-    try:
-        sample = json.loads(line)
-    except ValueError as error:
-        raise TextsError(f"{place}: not JSON: {error}") from error
+    sample = json_of(line, place)
     if not isinstance(sample, dict):
         raise TextsError(f"{place}: expected a JSON object, got {type(sample).__name__}")
     return sample

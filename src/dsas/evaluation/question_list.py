@@ -1,0 +1,11 @@
+"""Question list: everyday questions that come with dsas, to ask a model that is to answer as it would anybody.
+
+Limitations: English.
+"""
+
+from importlib.resources import files
+
+
+def everyday_questions() -> list[str]:
+    """Return the 200 questions: ten each on twenty topics, from cooking to crafts."""
+    return (files("dsas.evaluation") / "questions.txt").read_text(encoding="utf-8").split("\n")[:-1]

@@ -1,0 +1,102 @@
+"""Nulls: what a push of the same size does that has nothing to do with the behaviour, to set beside a Steering.
+
+    random direction    at every site, a vector drawn evenly from all directions, with the regulator as it is
+    turned round        at every site, the vector the other way, with the regulator as it is
+
+Both are scaled by one factor, so that on the given texts, at the given strength, the KL divergence from the unsteered
+model is that of the Steering. What the Steering does more than its nulls is due to its direction; what it does as they
+do, any push of that size does. For small strengths KL grows with the square of the strength for all three, so they stay
+matched along a sweep; the report's column of KL says how well.
+
+Limitations: Steerings that add vectors only. Each site's direction is drawn for itself, so a random push does not build
+up over the layers as a fitted one does; the factor makes up for it. One draw is one draw: another seed gives another.
+
+Source: matched nulls of arXiv 2608.24335 and 2608.02957.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from dsas.errors import OptionError
+from dsas.evaluation.divergence import divergence
+from dsas.model.examples import Given
+from dsas.model.foreign import Model, Tokenizer
+from dsas.steering.steering import Steering
+from dsas.transforms.addition import Addition
+from dsas.transforms.affine import Translation
+
+TOLERANCE = 0.02  # of KL, in parts of it
+ROUNDS = 8
+RANDOM, TURNED = "random direction", "turned round"
+
+
+class Null(NamedTuple):
+    """A null Steering, the factor its vectors were multiplied by, and KL at the strength, in nats per token."""
+
+    steering: Steering
+    factor: float
+    kl: float
+
+
+class Nulls(NamedTuple):
+    """The KL of the Steering itself, in nats per token, and its nulls by name."""
+
+    kl: float
+    by_name: dict[str, Null]
+
+
+def adds_vectors(steering: Steering) -> bool:
+    """Return whether a Steering adds one vector at every site, so that it has nulls."""
+    return all(isinstance(rule.transform, Translation) for rule in steering.rules)
+
+
+def matched_nulls(
+    model: Model, tokenizer: Tokenizer, steering: Steering, texts: Sequence[Given], *, strength: float, seed: int = 0
+) -> Nulls:
+    """Return the nulls of a Steering at the KL divergence that it has on `texts` at `strength`.
+
+    Raises OptionError for a Steering that does more than add vectors, or moves nothing at that strength.
+    """
+    if not adds_vectors(steering):
+        raise OptionError("nulls are of Steerings that add vectors, such as transform='caa': this one does more")
+
+    def moved(one: Steering) -> float:
+        return divergence(model, tokenizer, texts, lambda: one.apply(model, strength, record=False)).mean
+
+    aim = moved(steering)
+    if not aim > 0:
+        raise OptionError(
+            f"at strength {strength:g} the Steering moves nothing on these texts: there is no KL to match"
+        )
+    made = {RANDOM: _random(steering, seed), TURNED: _named(-1.0 * steering, steering, TURNED)}
+    found = {}
+    for name, null in made.items():
+        factor, kl = 1.0, moved(null)
+        for _ in range(ROUNDS):
+            if kl == 0 or abs(kl / aim - 1) <= TOLERANCE:
+                break
+            factor *= (aim / kl) ** 0.5  # KL grows with the square, while it is small
+            kl = moved(_scaled(null, factor))
+        found[name] = Null(_scaled(null, factor), factor, kl)
+    return Nulls(aim, found)
+
+
+def _random(steering: Steering, seed: int) -> Steering:
+    draw = torch.Generator().manual_seed(seed)
+    rules = []
+    for rule in steering.rules:
+        assert isinstance(rule.transform, Translation)
+        vector = rule.transform.vector
+        drawn = torch.randn(vector.shape, generator=draw).to(vector)
+        rules.append(rule._replace(transform=Addition(drawn * (vector.norm() / drawn.norm()))))
+    return _named(Steering(rules, steering.model), steering, RANDOM)
+
+
+def _scaled(steering: Steering, factor: float) -> Steering:
+    return _named(factor * steering, steering, "")
+
+
+def _named(null: Steering, of: Steering, what: str) -> Steering:
+    return Steering(null.rules, of.model, {**of.settings, "null": what} if what else of.settings)
