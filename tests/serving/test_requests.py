@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dsas.errors import DsasError, OptionError, StrengthError
-from dsas.serving.requests import Entry, resolve, salt
+from dsas.serving.requests import Entry, check_name, resolve, salt
 
 LOADED = {"detox": Entry("d1", 0.8), "topic": Entry("d2", 1.0)}
 
@@ -57,11 +57,31 @@ def test_strength_zero_is_no_steering() -> None:
         ({"dsas_steering": "detox", "dsas_strength": 1e39}, StrengthError, r"from -1e\+06 to 1e\+06"),
         ({"dsas_steering": "detox", "dsas_strength": "1"}, StrengthError, "got '1'"),
         ({"dsas_steering": "detox", "dsas_strength": True}, StrengthError, "got True"),
+        ({"dsas_steering": "detox", "dsas_strength": 10**5000}, StrengthError, "got a value of type int that is too"),
+        ({"dsas_steering": [10**5000]}, OptionError, "no Steering a value of type int that is too long"),
+        ({"dsas_steering": "x" * 10**6}, OptionError, "no Steering 'xxx"),
+        ({"dsas_report": ["x"] * 10**5}, OptionError, "must be true or false, got"),
+        ({"dsas" * 10**5: 1}, OptionError, "unknown key 'dsasdsas"),
+        ({"dsas_steering": "\ud800"}, OptionError, r"no Steering '\\ud800' is loaded"),
     ],
 )
 def test_a_bad_request_is_told_what_was_expected(given: dict[str, Any], error: type[DsasError], said: str) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=said) as refused:
         resolve(given, LOADED, 1)
+    assert len(str(refused.value).encode()) < 400
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "a ", "a\nb", "\x1b[31m", "\u202ex", "\ud800", ".", "..", "../x", "a/b", "a\\b", "x" * 101]
+)
+def test_a_name_that_could_not_be_unloaded_or_shown_is_no_name(name: str) -> None:
+    with pytest.raises(OptionError, match="expected the name of a Steering as 1 to 100 printable characters"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["detox", "détox", "a b", "..x", "50%", "x?#", "x" * 100])
+def test_all_other_names_are(name: str) -> None:
+    check_name(name)
 
 
 def test_an_unsteered_request_has_the_salt_of_a_server_that_does_not_steer() -> None:

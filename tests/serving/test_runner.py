@@ -13,6 +13,7 @@ import dsas
 from dsas.errors import ModelMismatchError, OptionError, StateError
 from dsas.serving.config import Source, source_of
 from dsas.serving.runner import SteeredRunner
+from dsas.serving.tables import SiteTable
 from dsas.testing.models import WIDTH
 
 RUNNERS = pytest.mark.parametrize("kind", [First, Second])
@@ -197,6 +198,32 @@ def test_a_steering_that_needs_another_column_leaves_every_table_as_it_was(tmp_p
     with pytest.raises(OptionError, match=r"no Steering had when the server started \(slope\)"):
         steered.load("lines", source(tmp_path, "lines"))
     assert all(map(torch.equal, before, runner.model.buffers()))
+
+
+def test_a_steering_that_fails_half_way_takes_no_slot_leaves_no_row_and_fails_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steerings = store(tmp_path, "detox", "newer")
+    runner, new = First(Served()), steerings["newer"].digest()
+    steered = SteeredRunner(runner, vllm_config(tmp_path, "detox", spare=1))
+    before, put = [buffer.clone() for buffer in runner.model.buffers()], SiteTable.put
+    last = runner.model.get_submodule("model.layers.2.dsas_site").table
+
+    def fail_at_last(table: SiteTable, slot: int, row: Any) -> None:
+        put(table, slot, row)
+        if table is last:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(SiteTable, "put", fail_at_last)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            steered.load("newer", source(tmp_path, "newer"))
+        assert all(map(torch.equal, before, runner.model.buffers()))
+    monkeypatch.undo()
+    steered.load("newer", source(tmp_path, "newer"))
+    t = torch.randn(2, WIDTH)
+    runner.run({"a": request((new, 1.0))}, [2])
+    torch.testing.assert_close(runner.model(t), steered_by_hand(steerings["newer"], t, 1.0), rtol=0, atol=1e-4)
 
 
 def test_a_folder_that_has_changed_since_is_refused(tmp_path: Path) -> None:

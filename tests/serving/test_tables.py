@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dsas
 from dsas.errors import ModelMismatchError, OptionError
-from dsas.serving.tables import Adding, Parts, SiteTable, check_model, row_of, rows_of
+from dsas.serving.tables import Adding, Parts, SiteTable, check_model, check_width, row_of, rows_of
 from dsas.testing.models import WIDTH, tiny_model
 
 SITE = dsas.Site("block")
@@ -133,9 +133,14 @@ def test_a_row_that_needs_a_missing_column_is_refused() -> None:
         table.put(1, row_of(rule_of("linear-act", "constant")))
 
 
-def test_a_row_of_another_width_is_refused() -> None:
-    with pytest.raises(ModelMismatchError, match=f"its vectors are {WIDTH} wide, the site is 8"):
-        SiteTable(1, 8, Parts()).put(1, row_of(rule_of("caa", "constant")))
+@pytest.mark.parametrize("name", ["offset", "slope", "low", "high", "theta"])
+def test_a_row_with_any_vector_of_another_width_is_refused(name: str) -> None:
+    row = row_of(rule_of("linear-act", "logistic"))
+    check_width("block", row, WIDTH)
+    for wrong in (torch.ones(WIDTH - 1), torch.ones(1), torch.ones(2, WIDTH)):
+        other = row._replace(edit=row.edit._replace(**{name: wrong}))
+        with pytest.raises(ModelMismatchError, match=rf"at block its {name} has shape .*, the site is {WIDTH} wide"):
+            check_width("block", other, WIDTH)
 
 
 @pytest.mark.parametrize("name", ["ablation", "rotation", "custom"])

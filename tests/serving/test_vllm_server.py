@@ -186,7 +186,8 @@ def test_an_answer_carries_how_strongly_it_was_steered_when_the_request_asks(
     ("asked", "said"),
     [
         ({"dsas_steering": "detoks"}, "no Steering 'detoks' is loaded; closest: 'detox'"),
-        ({"dsas_steering": "detox", "dsas_strength": -1}, "must be a number from 0"),
+        ({"dsas_steering": "detox", "dsas_strength": -1e7}, "must be a number from -1e+06 to 1e+06"),
+        ({"dsas_steering": "x" * 10**6}, "no Steering 'xxx"),
         ({"dsas_steering": "detox", "dsas_strength": "much"}, "got 'much'"),
         ({"dsas_steering": ["detox", "topic", "line"]}, "must be 1 to 2 different names"),
         ({"dsas_strenght": 1}, "unknown key 'dsas_strenght'"),

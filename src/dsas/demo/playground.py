@@ -2,7 +2,8 @@
 
 A model with a chat template is talked to (`dsas.demo.chat_tab`); any can continue a prompt, by the functions of the
 command line: `dsas.explain` continues it with and without steering, and its trace draws the coloured text and the map.
-The server listens on 127.0.0.1 only, offers no public link, and sends no usage statistics.
+The server listens on 127.0.0.1 only, answers only who calls it by a name of this machine (`dsas.demo.own_host`), offers
+no public link, and sends no usage statistics.
 """
 
 import os
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from dsas.demo.chat_tab import Visitors, chat_tab
+from dsas.demo.own_host import OwnHost
 from dsas.errors import MissingExtraError, OptionError
 from dsas.explaining.explanation import explain
 from dsas.model.foreign import Foreign, Model, Tokenizer
@@ -90,7 +92,10 @@ def serve(page: Any, *, port: int = 7860, wait: bool = True) -> str:
     """Serve a playground at 127.0.0.1 and return its address; with `wait`, only once it is stopped by Ctrl-C."""
     gradio = _gradio()
     fonts = ["system-ui", "sans-serif"]  # those of the machine: the default theme would ask the network for its own
-    options = {"theme": gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])}
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
+
+    options = {"app_kwargs": {"middleware": [Middleware(OwnHost)]}}
+    options |= {"theme": gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])}
     _, address, _ = page.launch(
         server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=not wait, **options
     )

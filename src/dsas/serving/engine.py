@@ -11,12 +11,13 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from dsas.errors import MissingExtraError, OptionError, StateError
+from dsas.errors import MissingExtraError, ModelMismatchError, OptionError, StateError, shown
 from dsas.files.json_values import Json, JsonObject
 from dsas.model.foreign import Foreign, Given
 from dsas.serving.config import KEY, ServingConfig, Source, source_of
 from dsas.serving.reports import combined
-from dsas.serving.tables import check_model, rows_of
+from dsas.serving.requests import check_name
+from dsas.serving.tables import served_rows
 from dsas.steering.steering import Steering
 
 WORKER = "dsas.serving.worker.SteeringWorker"
@@ -54,14 +55,14 @@ def arguments(
 
 def checked(name: str, folder: str, model: str) -> Source:
     """Return the source of a Steering that can be served on a model. Raises as `arguments`, naming the Steering."""
+    check_name(name)
     steering = Steering.from_pretrained(folder)
-    try:
-        rows_of(steering)
-    except OptionError as error:
-        raise OptionError(f"{name!r} cannot be served: {error}") from error
     config = AutoConfig.from_pretrained(model)
     text = config.get_text_config()
-    check_model(steering, (config.architectures or [""])[0], text.hidden_size, text.num_hidden_layers)
+    try:
+        served_rows(steering, (config.architectures or [""])[0], text.hidden_size, text.num_hidden_layers)
+    except (OptionError, ModelMismatchError) as error:
+        raise type(error)(f"{name!r} cannot be served: {error}") from error
     local = Path(folder)
     return source_of(str(local.resolve()) if local.is_dir() else folder, steering)
 
@@ -97,7 +98,7 @@ def withdraw(config: JsonObject, name: str) -> None:
     """Let no further request name a Steering; those that run go on. Raises OptionError when there is none."""
     steerings: Mapping[str, Json] = config[KEY]["steerings"]
     if name not in steerings:
-        raise OptionError(f"no Steering {name!r} is loaded, only {sorted(steerings)}")
+        raise OptionError(f"no Steering {shown(name)} is loaded, only {shown(sorted(steerings), most=400)}")
     config[KEY]["steerings"] = {key: value for key, value in steerings.items() if key != name}
 
 

@@ -5,23 +5,31 @@
     DELETE /dsas/steerings/detox                                no further request may name it
 
 All want `Authorization: Bearer` with the value of the environment variable DSAS_OPERATOR_KEY, without which vLLM has no
-such endpoint. It is no key of clients: those of vLLM (`--api-key`) open no door here. What does not fit is refused with
-HTTP 400 and the server goes on as before. Requests that run, or wait, keep the version they named.
+such endpoint; nothing else of a request is read before. It is no key of clients: those of vLLM (`--api-key`) open no
+door here. With DSAS_OPERATOR_ROOT only folders below that one are loaded, wherever links lead; hub ids never are. What
+does not fit is refused with HTTP 400 and the server goes on as before. Requests that run, or wait, keep the version
+they named.
 """
 
 import asyncio
+import json
 import os
 import secrets
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter, Body, FastAPI, Header  # pyright: ignore[reportMissingImports]
-from fastapi.responses import JSONResponse  # pyright: ignore[reportMissingImports]
+from fastapi import APIRouter, FastAPI, Request, Response  # pyright: ignore[reportMissingImports]
+from starlette.requests import ClientDisconnect  # pyright: ignore[reportMissingImports]
 
-from dsas.errors import DsasError
+from dsas.errors import ArtifactError, DsasError, OptionError, shown
 from dsas.files.json_values import JsonObject
 from dsas.serving.config import KEY
 from dsas.serving.engine import checked, publish, withdraw
-from dsas.serving.server import OPERATOR_KEY, OPERATOR_PLUGIN
+from dsas.serving.server import OPERATOR_KEY, OPERATOR_PLUGIN, OPERATOR_ROOT
+from dsas.steering.folder import CONFIG, TENSORS
+
+LARGEST_BODY = 2**16  # bytes, of a name and a folder
+LONGEST_MESSAGE = 1000  # characters
 
 
 class Operator:
@@ -46,37 +54,34 @@ class Operator:
         """Take the engine that the routes speak to."""
         self._client = engine_client
 
-    async def listed(self, authorization: Annotated[str, Header()] = "") -> JSONResponse:
+    async def listed(self, request: Request) -> Response:
         """Answer what requests may name."""
-        return _answer(200, self._config[KEY]["steerings"]) if _allowed(authorization) else _forbidden()
+        return _answer(200, self._config[KEY]["steerings"]) if _allowed(request) else _forbidden()
 
-    async def loaded(
-        self,
-        name: Annotated[str, Body()],
-        folder: Annotated[str, Body()],
-        authorization: Annotated[str, Header()] = "",
-    ) -> JSONResponse:
+    async def loaded(self, request: Request) -> Response:
         """Load a Steering under a name, which may be taken: requests to come then mean the new one."""
-        if not _allowed(authorization):
+        if not _allowed(request):
             return _forbidden()
-        async with self._turn:
-            try:
+        try:
+            name, given = _fields(await _body(request))
+            async with self._turn:
                 model = self._client.vllm_config.model_config.model
+                folder = await asyncio.to_thread(_folder, given, os.environ.get(OPERATOR_ROOT))
                 source = await asyncio.to_thread(checked, name, folder, model)
                 problems = await self._client.collective_rpc("dsas_load", args=(name, source._asdict()))
                 publish(self._config, name, source, problems)
-            except DsasError as error:
-                return _answer(400, {"error": {"type": type(error).__name__, "message": str(error)}})
+        except DsasError as error:
+            return _refused(error)
         return _answer(200, {name: source._asdict()})
 
-    async def unloaded(self, name: str, authorization: Annotated[str, Header()] = "") -> JSONResponse:
+    async def unloaded(self, name: str, request: Request) -> Response:
         """Let no further request name a Steering."""
-        if not _allowed(authorization):
+        if not _allowed(request):
             return _forbidden()
         try:
             withdraw(self._config, name)
         except DsasError as error:
-            return _answer(400, {"error": {"type": type(error).__name__, "message": str(error)}})
+            return _refused(error)
         return _answer(200, {})
 
     @property
@@ -84,14 +89,64 @@ class Operator:
         return self._client.vllm_config.additional_config
 
 
-def _allowed(authorization: str) -> bool:
-    key = os.environ.get(OPERATOR_KEY, "")
-    return bool(key) and secrets.compare_digest(authorization.encode(), f"Bearer {key}".encode())
+async def _body(request: Request) -> bytes:
+    """Return the body of a request, of which no more is read than one may have."""
+    data = bytearray()
+    try:
+        async for piece in request.stream():
+            data += piece
+            if len(data) > LARGEST_BODY:
+                raise OptionError(f"expected a body of at most {LARGEST_BODY} bytes, got more")
+    except ClientDisconnect as error:
+        raise OptionError("the request ended before its body did") from error
+    return bytes(data)
 
 
-def _answer(status: int, content: JsonObject) -> JSONResponse:
-    return JSONResponse(content, status_code=status)
+def _fields(body: bytes) -> tuple[str, str]:
+    """Return the name and the folder that a body asks for."""
+    wanted = 'expected a JSON object {"name": "...", "folder": "..."}'
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{wanted}, got {shown(body)}: {error}") from error
+    fields = ("name", "folder")
+    if not (isinstance(given, dict) and set(given) == set(fields) and all(isinstance(given[x], str) for x in fields)):
+        raise OptionError(f"{wanted}, got {shown(given, 200)}")
+    return given["name"], given["folder"]
 
 
-def _forbidden() -> JSONResponse:
+def _folder(given: str, root: str | None) -> str:
+    """Return the folder of this machine that a request means, links followed, which is below `root` if there is one."""
+    try:
+        folder = Path(root or "", given).resolve()
+        files = [folder, *(folder / name for name in (CONFIG, TENSORS)), *folder.glob("model-*.safetensors")]
+        if root and not all(file.resolve().is_relative_to(Path(root).resolve()) for file in files):
+            raise OptionError(f"{shown(given, 200)} is not below the folder from which this server loads Steerings")
+        there = folder.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, links that lead to themselves
+        if isinstance(error, DsasError):
+            raise
+        raise ArtifactError(f"{shown(given, 200)} cannot be read: {error}") from error
+    if not there:
+        raise ArtifactError(f"expected a folder of the server's machine, got {shown(given, 200)}, which is none")
+    return str(folder)
+
+
+def _allowed(request: Request) -> bool:
+    """Whether a request carries the operator's key, compared byte by byte, whatever they encode."""
+    key, said = os.fsencode(os.environ.get(OPERATOR_KEY, "")), request.headers.get("authorization", "")
+    return bool(key) and secrets.compare_digest(said.encode("latin-1"), b"Bearer " + key)
+
+
+def _answer(status: int, content: JsonObject) -> Response:
+    return Response(json.dumps(content), status_code=status, media_type="application/json")  # ASCII, whatever it holds
+
+
+def _refused(error: DsasError) -> Response:
+    message = str(error)
+    cut = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+    return _answer(400, {"error": {"type": type(error).__name__, "message": cut}})
+
+
+def _forbidden() -> Response:
     return _answer(401, {"error": {"type": "Unauthorized", "message": "this needs the operator's key"}})

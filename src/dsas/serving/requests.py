@@ -16,7 +16,7 @@ steered by the one it named, and blocks of the prefix cache are shared only betw
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dsas.errors import OptionError, StrengthError, closest
+from dsas.errors import OptionError, StrengthError, closest, shown
 from dsas.files.json_values import Json
 from dsas.model.foreign import Foreign
 
@@ -24,6 +24,7 @@ STEERING, STRENGTH, REPORT, RESOLVED = "dsas_steering", "dsas_strength", "dsas_r
 REPORTED = "dsas_reported"  # what the worker is told of a request that wants a report: its id, and the names that act
 _KEYS = (STEERING, STRENGTH, REPORT)
 LARGEST = 1e6
+LONGEST_NAME = 100
 
 
 class Entry(NamedTuple):
@@ -44,9 +45,9 @@ def resolve(
     asked = {key: value for key, value in (extra_args or {}).items() if key.startswith("dsas")}
     unknown = [key for key in asked if key not in _KEYS]
     if unknown:
-        raise OptionError(f"unknown key {unknown[0]!r} in vllm_xargs; closest: {closest(unknown[0], _KEYS)}")
+        raise OptionError(f"unknown key {shown(unknown[0])} in vllm_xargs; closest: {closest(unknown[0], _KEYS)}")
     if asked.get(REPORT, False) not in (True, False):
-        raise OptionError(f"{REPORT!r} must be true or false, got {asked[REPORT]!r}")
+        raise OptionError(f"{REPORT!r} must be true or false, got {shown(asked[REPORT])}")
     if asked.get(REPORT, False) and not reports:
         raise OptionError(f"{REPORT!r} needs a server that was started with --reports")
     if STEERING not in asked:
@@ -56,10 +57,11 @@ def resolve(
     names = _listed(asked[STEERING])
     strange = [name for name in names if not isinstance(name, str) or name not in entries]
     if strange:
-        raise OptionError(f"no Steering {strange[0]!r} is loaded; closest: {closest(str(strange[0]), entries)}")
+        said = shown(strange[0])
+        raise OptionError(f"no Steering {said} is loaded; closest: {closest(said.strip(chr(39)), entries)}")
     if len(set(names)) < len(names) or not 1 <= len(names) <= together:
         raise OptionError(
-            f"{STEERING!r} must be 1 to {together} different names (set when the server starts), got {names}"
+            f"{STEERING!r} must be 1 to {together} different names (set when the server starts), got {shown(names)}"
         )
     given = _listed(asked[STRENGTH]) if STRENGTH in asked else [entries[name].strength for name in names]
     if len(given) != len(names):
@@ -67,6 +69,16 @@ def resolve(
     strengths = [_strength(value) for value in given]
     asked_for = zip(names, strengths, strict=True)
     return [Entry(entries[name].digest, strength) for name, strength in asked_for if strength]
+
+
+def check_name(name: str) -> None:
+    """Raise OptionError for a name that no address could unload or no line of a log could show as it is."""
+    plain = name.isprintable() and name == name.strip() and not {"/", "\\"} & set(name)
+    if not (plain and 1 <= len(name) <= LONGEST_NAME and name not in (".", "..")):
+        raise OptionError(
+            f"expected the name of a Steering as 1 to {LONGEST_NAME} printable characters without a slash, "
+            f"got {shown(name)}: give another one, name=folder"
+        )
 
 
 def named(extra_args: Mapping[str, Json] | None) -> list[str]:
@@ -105,6 +117,6 @@ def _listed(value: Foreign) -> list[Foreign]:
 def _strength(value: Foreign) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
         raise StrengthError(
-            f"{STRENGTH!r} must be a number from {-LARGEST:g} to {LARGEST:g}, or one for each, got {value!r}"
+            f"{STRENGTH!r} must be a number from {-LARGEST:g} to {LARGEST:g}, or one for each, got {shown(value)}"
         )
     return float(value)

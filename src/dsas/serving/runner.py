@@ -22,7 +22,7 @@ from dsas.serving.config import ServingConfig, Source, load
 from dsas.serving.modules import steer_module, table_of
 from dsas.serving.reports import Reports, Wanted
 from dsas.serving.requests import REPORTED, RESOLVED, STEERING
-from dsas.serving.tables import Parts, Row, check_model, rows_of
+from dsas.serving.tables import Parts, Row, served_rows
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.steering.steering import Steering
 
@@ -51,7 +51,7 @@ class SteeredRunner:
         self._model, text = runner.get_model(), vllm_config.model_config.hf_text_config
         self._width: int = text.hidden_size
         model_class: str = vllm_config.model_config.hf_config.architectures[0]
-        self._check = partial(check_model, model_class=model_class, width=self._width, depth=text.num_hidden_layers)
+        self._fitting = partial(served_rows, model_class=model_class, width=self._width, depth=text.num_hidden_layers)
         self._capacity = len(config.sources) + config.spare
         self._slots: dict[str, int] = {}
         self._seen: dict[str, tuple[Any, Served]] = {}
@@ -78,8 +78,9 @@ class SteeredRunner:
     def load(self, name: str, source: Source) -> None:
         """Take another Steering into a free slot; one that is there already, by digest, takes none.
 
-        Slots are never used twice, so requests that still run keep what they were given. Raises OptionError when none
-        is free or the Steering acts where no other did when the server started, and what the constructor raises.
+        Slots of Steerings that were loaded are never used twice, so requests that still run keep what they were given.
+        Whatever is raised, no slot is taken and no row left. Raises OptionError when none is free or the Steering acts
+        where no other did when the server started, and what the constructor raises.
         """
         if source.digest in self._slots:
             return
@@ -95,9 +96,8 @@ class SteeredRunner:
                 f"{name!r} acts at {known[0]}, where no Steering acted when the server started ({len(known)} such "
                 "sites): start the server with this Steering"
             )
-        for path, row in rows.items():
-            if (table := table_of(self._model, path)) is not None:
-                table.check(row)
+        for path, row in rows.items():  # at sites of other pipeline stages too, so that all workers say the same
+            self._sites[path].check(row)
         self._put(source.digest, rows)
 
     def row_of(self, extra_args: Mapping[str, Json] | None) -> RequestRow:
@@ -154,8 +154,7 @@ class SteeredRunner:
 
     def _rows(self, name: str, steering: Steering) -> dict[str, Row]:
         try:
-            self._check(steering)
-            return rows_of(steering)
+            return self._fitting(steering)
         except (ModelMismatchError, OptionError) as error:
             raise type(error)(f"{name!r} cannot be served: {error}") from error
 
@@ -172,11 +171,18 @@ class SteeredRunner:
             )
 
     def _put(self, digest: str, rows: Mapping[str, Row]) -> None:
-        slot = self._slots.setdefault(digest, len(self._slots) + 1)
-        self._sites_of[digest] = len(rows)
-        for path, row in rows.items():
-            if (table := table_of(self._model, path)) is not None:
+        if digest in self._slots:
+            return
+        slot, found = len(self._slots) + 1, [(table_of(self._model, path), row) for path, row in rows.items()]
+        own = [(table, row) for table, row in found if table is not None]
+        try:
+            for table, row in own:
                 table.put(slot, row)
+        except BaseException:
+            for table, _ in own:
+                table.clear(slot)
+            raise
+        self._slots[digest], self._sites_of[digest] = slot, len(rows)
 
 
 def _parts(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, shown
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Given
 from dsas.serving.engine import arguments
 
 # With this environment variable the operator's endpoint is there, and who sends its value may use it.
 OPERATOR_KEY = "DSAS_OPERATOR_KEY"
+OPERATOR_ROOT = "DSAS_OPERATOR_ROOT"  # below which the folders are that it loads
 OPERATOR_PLUGIN = "dsas-operator"
 
 
@@ -33,6 +35,7 @@ def serve(
         raise OptionError(
             f"spare slots are filled through the operator's endpoint, which is there when {OPERATOR_KEY} is set"
         )
+    _check_operator(os.environ.get(OPERATOR_KEY), os.environ.get(OPERATOR_ROOT))
     wanted = arguments(model, steerings, together=together, spare=spare, reports=reports)
     from vllm.entrypoints.cli.serve import ServeSubcommand  # pyright: ignore[reportMissingImports]
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # pyright: ignore[reportMissingImports]
@@ -46,6 +49,16 @@ def serve(
     _add(given, wanted)
     command.validate(given)
     command.cmd(given)
+
+
+def _check_operator(key: str | None, root: str | None) -> None:
+    """Raise OptionError for a key that no request can carry, and a root that is no folder."""
+    if key is not None and (not key or key != key.strip() or any(ord(one) < 32 or ord(one) == 127 for one in key)):
+        raise OptionError(
+            f"{OPERATOR_KEY} is empty, begins or ends with a space, or has a line break: no header of HTTP can carry it"
+        )
+    if root is not None and not Path(root).is_dir():
+        raise OptionError(f"{OPERATOR_ROOT} must be the folder below which Steerings may be loaded, got {shown(root)}")
 
 
 def _add(given: Given, wanted: JsonObject) -> None:

@@ -87,6 +87,15 @@ class Parts(NamedTuple):
         ]
         return cls(*map(any, zip(*needed, strict=True)))
 
+    def check(self, row: Row) -> None:
+        """Raise OptionError when a row needs a column that is not among these."""
+        lacking = [name for name, has, needs in zip(self._fields, self, Parts.of([row]), strict=True) if needs > has]
+        if lacking:
+            raise OptionError(
+                f"it needs a column that no Steering had when the server started ({', '.join(lacking)}): start the "
+                "server with this Steering"
+            )
+
 
 class SoFar(NamedTuple):
     """What the evidence of a step's tokens begins with and comes to.
@@ -161,6 +170,26 @@ def check_model(steering: Steering, model_class: str, width: int, depth: int) ->
         raise ModelMismatchError(f"this Steering was fitted on another kind of model: {'; '.join(differences)}")
 
 
+def check_width(path: str, row: Row, width: int) -> None:
+    """Raise ModelMismatchError unless all vectors of the row for a module are `width` long."""
+    edit = row.edit
+    vectors = {"offset": edit.offset, "slope": edit.slope, "low": edit.low, "high": edit.high, "theta": edit.theta}
+    for name, vector in vectors.items():
+        if vector is not None and (vector.shape[-1:] != (width,) or vector.numel() != width):
+            raise ModelMismatchError(f"at {path} its {name} has shape {tuple(vector.shape)}, the site is {width} wide")
+    if edit.bias is not None and edit.bias.numel() != 1:
+        raise ModelMismatchError(f"at {path} its bias has {edit.bias.numel()} numbers, expected 1")
+
+
+def served_rows(steering: Steering, model_class: str, width: int, depth: int) -> dict[str, Row]:
+    """Return the rows of a Steering for a model, checked to fit. Raises as `rows_of`, `check_model`, `check_width`."""
+    check_model(steering, model_class, width, depth)
+    rows = rows_of(steering)
+    for path, row in rows.items():
+        check_width(path, row, width)
+    return rows
+
+
 class SiteTable(nn.Module):
     """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
@@ -180,21 +209,14 @@ class SiteTable(nn.Module):
         self._columns |= {name: width * len(wide) + n for n, name in enumerate(single)}
         self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
 
-    def check(self, row: Row) -> None:
-        """Raise OptionError when a row needs a column that this table lacks, ModelMismatchError for another width."""
-        needed = Parts.of([row])
-        lacking = [name for name, has, needs in zip(Parts._fields, self.parts, needed, strict=True) if needs > has]
-        if lacking:
-            raise OptionError(
-                f"it needs a column that no Steering had when the server started ({', '.join(lacking)}): start the "
-                "server with this Steering"
-            )
-        if len(row.edit.offset) != self.width:
-            raise ModelMismatchError(f"its vectors are {len(row.edit.offset)} wide, the site is {self.width}")
+    def clear(self, slot: int) -> None:
+        """Let a slot do nothing."""
+        with torch.no_grad():
+            self.rows[slot] = 0.0
 
     def put(self, slot: int, row: Row) -> None:
-        """Write a row into a slot >= 1, in place."""
-        self.check(row)
+        """Write a row, of this width, into a slot >= 1, in place. Raises OptionError as `Parts`."""
+        self.parts.check(row)
         edit, adding = row
         values: dict[str, Tensor | float] = {
             "offset": edit.offset,

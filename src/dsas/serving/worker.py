@@ -3,6 +3,7 @@
 from vllm.distributed import get_tp_group  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
+from dsas.errors import DsasError
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Given
 from dsas.serving.config import Source
@@ -26,8 +27,10 @@ class SteeringWorker(PlatformWorker):
         """Take another Steering; return what is wrong with it, None when it is there."""
         try:
             self.dsas.load(name, Source(**source))
-        except (ValueError, OSError) as error:
+        except DsasError as error:
             return str(error)
+        except Exception as error:  # whatever it is, the engine lives on and the operator is told
+            return f"{name!r} cannot be served: {type(error).__name__}: {error}"
         return None
 
     def dsas_report(self, request: str) -> JsonObject | None:
