@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -121,3 +123,32 @@ def test_workers_share_the_threads_of_this_process_and_never_get_none(monkeypatc
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     spreads = (Spread(), Spread(workers=3), Spread(workers=9), Spread(ray="auto"))
     assert [spread.threads for spread in spreads] == [8, 2, 1, 1]
+
+
+LIVES_ON = """
+import os, sys, time
+from dsas.parallel.workers import Spread, workers_of
+
+class Sleeps:
+    def run(self, job):
+        time.sleep(job)
+        return os.getpid()
+
+if __name__ == "__main__":
+    with workers_of(Sleeps, Spread(workers=2)) as workers:
+        for done in workers.run([0.1, 0.1, 60, 60]):
+            print(done.result, flush=True)
+"""
+
+
+def test_workers_end_when_the_process_that_began_them_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "lives_on.py"
+    script.write_text(LIVES_ON)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = {int(parent.stdout.readline()) for _ in range(2)}
+        parent.kill()
+    ends = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert [worker for worker in workers if Path(f"/proc/{worker}").exists()] == []

@@ -96,3 +96,56 @@ def test_a_compiled_denoiser_is_steered_at_each_step_as_an_uncompiled_one() -> N
             assert close(drawn(pipeline, "sd3", **options), steered)
     assert applied.maps().strengths[0].mean((0, 2, 3)).tolist() == pytest.approx([0.15, 0.0, 0.75])
     assert close(drawn(pipeline, "sd3", **options), plain)
+
+
+class Counts:
+    """A compiler that makes no code of its own and counts how often it was asked to."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self, graph: Any, _inputs: object) -> Any:
+        self.made += 1
+        return graph.forward
+
+
+@pytest.mark.compile
+def test_only_the_steered_model_is_compiled_again_and_once_for_all_steerings_of_one_kind() -> None:
+    torch.compiler.reset()
+    model, ids, ours, others = tiny_model("llama", layers=2), torch.tensor([[1, 2, 3, 4]]), Counts(), Counts()
+    steerings = [random_steering(model, seed=seed) for seed in range(12)]  # more than torch compiles one function for
+    steered = []
+    for steering in steerings:
+        with steering.apply(model):
+            steered.append(logits_of(model, ids))
+    plain = logits_of(model, ids)
+    compiled: Any = torch.compile(model, backend=ours)
+    bystander = torch.compile(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU()), backend=others)
+    bystander(torch.ones(2, 3))
+    torch.testing.assert_close(logits_of(compiled, ids), plain)
+    for steering, expected in zip(steerings, steered, strict=True):
+        with steering.apply(model, record=False):
+            torch.testing.assert_close(logits_of(compiled, ids), expected)
+            bystander(torch.ones(2, 3))
+        torch.testing.assert_close(logits_of(compiled, ids), plain)
+        bystander(torch.ones(2, 3))
+    assert (ours.made, others.made) == (2, 1)
+
+
+@pytest.mark.compile
+def test_a_model_fused_or_hooked_while_compiled_code_stands_is_what_it_would_be_uncompiled() -> None:
+    torch.compiler.reset()
+    model, ids = tiny_model("llama", layers=2), torch.tensor([[1, 2, 3, 4]])
+    first, second = random_steering(model, seed=1), random_steering(model, seed=2)
+    plain = logits_of(model, ids)
+    with first.apply(model), second.fuse(model, 0.2):
+        both = logits_of(model, ids)
+    compiled: Any = torch.compile(model, backend="eager")
+    torch.testing.assert_close(logits_of(compiled, ids), plain)
+    applied = first.apply(model, record=False).install()
+    fused = second.fuse(model, 0.2)
+    torch.testing.assert_close(logits_of(compiled, ids), both)
+    applied.remove()
+    fused.undo()
+    torch.testing.assert_close(logits_of(compiled, ids), plain)
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -195,19 +195,20 @@ def test_from_the_second_pass_on_a_hook_does_the_same_by_a_shorter_way(dtype: An
     way, t = fused_way(HOW[how], WHEN[when], torch.tensor(0.7)), torch.randn(2, 3, WIDTH, dtype=dtype)
     assert isinstance(way, Fused)
     long: list[Tensor] = []
-    gains: list[Any] = []
+    gains: list[tuple[float, Any]] = []
 
     def change(output: Tensor) -> Tensor:
         long.append(output)
         return edit_with(way, output, None).t
 
-    hook = shortened(way, change, gains.append, (), lambda: True)
+    hook = shortened([way], 0, change, lambda *gain: gains.append(gain), (), lambda: True)
     expected = hook(torch.nn.Identity(), (), t)
     assert (len(long), gains) == (1, [])
     torch.testing.assert_close(hook(torch.nn.Identity(), (), t), expected, rtol=0, atol=0)
     assert (len(long), len(gains)) == (1, 1)
     applied = way.applied(t, way(t, None))
-    torch.testing.assert_close((1 if gains[0] is None else gains[0]) * way.factor * torch.ones_like(applied), applied)
+    ((factor, gain),) = gains
+    torch.testing.assert_close((1 if gain is None else gain) * factor * torch.ones_like(applied), applied)
 
 
 def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
@@ -219,7 +220,7 @@ def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
         seen.append(output)
         return output
 
-    hook = shortened(way, change, None, (), lambda: True)
+    hook = shortened([way], 0, change, None, (), lambda: True)
     module, t = torch.nn.Identity(), torch.randn(2, 3, WIDTH)
     hook(module, (), (t,))  # no plain tensor: no shorter way is made of it
     hook(module, (), t)

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -155,7 +157,7 @@ def test_an_exception_inside_the_block_and_one_while_fusing_leave_the_model_as_i
         raise KeyboardInterrupt
     assert torch.equal(logits_of(model, IDS), plain)
     last = model.model.layers[1]
-    last.forward = last.forward
+    last.forward = partial(last.forward)
     with pytest.raises(dsas.DsasError, match=r"forward of model\.layers\.1 was replaced on the object"):
         random_steering(model).fuse(model)
     del last.forward
@@ -252,3 +254,13 @@ def test_what_saving_a_fused_model_would_lose_is_said_and_what_it_keeps_is_kept(
                 model.save_pretrained(folder)
         fusion.undo()
         model.save_pretrained(folder)  # and no warning
+
+
+@pytest.mark.parametrize("sites", ["residual", "*.mlp@input"])
+def test_copies_and_pickles_of_a_fused_model_steer_as_it_does_twice_fused_and_undone_too(sites: str) -> None:
+    model = tiny_model()
+    with random_steering(model, sites).fuse(model, 0.5), random_steering(model, sites, seed=1).fuse(model, 0.3):
+        fused = logits_of(model, IDS)
+        kept = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    assert not torch.equal(logits_of(model, IDS), fused)
+    assert all(torch.equal(logits_of(other, IDS), fused) for other in kept)

@@ -3,24 +3,24 @@
 `Hooks` is a context manager that owns any number of hooks on any number of modules; they come off together, on every
 exit path. A hook stands before those of others (such as those with which transformers collects hidden states), which
 so see what the next module sees. A copy or pickle of a hooked model is a plain model: hooks that nobody could take off
-again do not travel. Code compiled by torch.compile does not see hooks that come or go later, so `Hooks` drops compiled
-code when it changes anything (it is compiled again at the next call): steering is never ignored and never outlives
-itself.
+again do not travel. Code compiled by torch.compile does not see hooks that come or go later, so every hooked module is
+marked as changed (`dsas.model.compiled_code`): steering is never ignored and never outlives itself.
 """
 
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial, update_wrapper
 from typing import Any, cast
+from weakref import ref
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from dsas.files.json_values import JsonObject
+from dsas.model.compiled_code import anything_compiled, mark_changed, unmark
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.sites import Site
+from dsas.parallel.interruption import Leaving, surely, to_the_end
 
 _CHANGING = threading.RLock()  # whoever adds or takes off hooks holds it, so that two threads never do at once
 
@@ -29,16 +29,17 @@ class StopForward(Exception):
     """Raised inside a hook to end a forward pass early; whoever raises it also catches it."""
 
 
-class Hooks:
+class Hooks(Leaving):
     """Forward hooks that come off together.
 
-    Use as a context manager, or call `remove` when done; removing twice is harmless.
+    Use as a context manager, or call `remove` when done; removing twice is harmless. How each comes off is noted before
+    it goes on, so that an interruption leaves none behind.
     """
 
-    def __init__(self, *, steering: bool = False) -> None:
-        """Own no hooks yet; steering: whether they are those of a Steering at work."""
+    def __init__(self, *, steering: object = None) -> None:
+        """Own no hooks yet; steering: the Steering at work that they are those of, as `steering_at` returns it."""
         self._take_off: list[Callable[[], None]] = []
-        self._kind = _SteeringHook if steering else _Hook
+        self._steering = None if steering is None else ref(steering)  # which owns these
 
     @property
     def active(self) -> bool:
@@ -47,7 +48,7 @@ class Hooks:
 
     def on_output(self, module: nn.Module, change: Callable[[nn.Module, Arguments, Given], Given]) -> None:
         """Call `change(module, args, output)` after every forward; what it returns, unless None, is the new output."""
-        self._add(partial(module.register_forward_hook, self._kind(change)), module._forward_hooks)
+        self._add(module, module.register_forward_hook, self._hook(change), module._forward_hooks)
 
     def at_site(self, model: nn.Module, site: Site, change: Callable[[Given], Given]) -> None:
         """Call `change` with what the site's module gives or takes; what it returns, unless None, takes its place."""
@@ -92,37 +93,46 @@ class Hooks:
 
     def _watch(self, owner: Foreign, name: str, **look: Callable[..., Foreign]) -> None:
         with _CHANGING:
+            self._take_off.append(partial(_unwatch, owner, name, look))
             watched = vars(owner).get(name)
             if not isinstance(watched, _Watched):
                 watched = _Watched(owner, name)
             watched.looks.append(look)
-            self._take_off.append(partial(watched.drop, look))
 
     def remove(self) -> bool:
         """Take every hook off. Returns whether compiled code may have run them, and so nobody could watch them."""
-        with _CHANGING:
-            compiled = bool(self._take_off) and forget_compiled()
-            while self._take_off:
-                self._take_off.pop()()
+        compiled = bool(self._take_off) and anything_compiled()
+        to_the_end(self._remove)
         return compiled
 
+    def _remove(self) -> None:
+        with _CHANGING:
+            while self._take_off:
+                self._take_off[-1]()
+                self._take_off.pop()
+
     def __enter__(self) -> "Hooks":
+        self.entered()
         return self
 
+    @surely
     def __exit__(self, *_exception: object) -> None:
         self.remove()
 
-    def _before(self, module: nn.Module, hook: Callable[..., Foreign]) -> None:
-        register = partial(module.register_forward_pre_hook, self._kind(hook), with_kwargs=True)
-        self._add(register, module._forward_pre_hooks)
+    def _hook(self, function: Callable[..., Foreign]) -> "_Hook":
+        return _Hook(function) if self._steering is None else _SteeringHook(function, self._steering())
 
-    def _add(self, register: Callable[[], RemovableHandle], others: Any) -> None:
+    def _before(self, module: nn.Module, hook: Callable[..., Foreign]) -> None:
+        register = partial(module.register_forward_pre_hook, with_kwargs=True)
+        self._add(module, register, self._hook(hook), module._forward_pre_hooks)
+
+    def _add(self, module: nn.Module, register: Callable[..., object], hook: "_Hook", hooks: Any) -> None:
         with _CHANGING:
-            if not self._take_off:
-                forget_compiled()
-            self._take_off.append(register().remove)
-            for number in [number for number, hook in others.copy().items() if not isinstance(hook, _Hook)]:
-                others.move_to_end(number)
+            self._take_off += [partial(unmark, module, self), partial(_unregister, module, hooks, hook)]
+            mark_changed(module, self)
+            register(hook)
+            for number in [number for number, other in hooks.copy().items() if not isinstance(other, _Hook)]:
+                hooks.move_to_end(number)
 
 
 class _Hook(partial[Any]):
@@ -133,7 +143,14 @@ class _Hook(partial[Any]):
 
 
 class _SteeringHook(_Hook):
-    """A hook of a Steering at work."""
+    """A hook of a Steering at work, which is its second argument here and none that its function gets."""
+
+    steering: object
+
+    def __new__(cls, function: Callable[..., Foreign], steering: object = None) -> "_SteeringHook":
+        hook = super().__new__(cls, function)
+        hook.steering = steering
+        return hook
 
 
 class _Watched:
@@ -163,45 +180,37 @@ class _Watched:
         return (cast, (None, self._method)) if self._own else (getattr, (self._owner, self._name))
 
     def drop(self, look: dict[str, Callable[..., Foreign]]) -> None:
-        with _CHANGING:
-            self.looks = [other for other in self.looks if other is not look]
-            if not self.looks and vars(self._owner).get(self._name) is self:
+        self.looks = [other for other in self.looks if other is not look]
+        if not self.looks:
+            if self._own:
+                vars(self._owner)[self._name] = self._method
+            else:
                 del vars(self._owner)[self._name]
-                if self._own:
-                    vars(self._owner)[self._name] = self._method
+
+
+def _unwatch(owner: Foreign, name: str, look: dict[str, Callable[..., Foreign]]) -> None:
+    watched = vars(owner).get(name)
+    if isinstance(watched, _Watched):
+        watched.drop(look)
+
+
+def _unregister(module: nn.Module, hooks: Any, hook: _Hook) -> None:
+    """Take a hook off, whether or not it is on, as the handle does that torch gives for it."""
+    for number in [number for number, other in hooks.copy().items() if other is hook]:
+        module._forward_pre_hooks_with_kwargs.pop(number, None)
+        hooks.pop(number, None)
 
 
 def _nothing(*_arguments: Given) -> None:
     """Change nothing."""
 
 
-def steered_at(model: nn.Module) -> list[str]:
-    """Return the paths of the modules that carry hooks of a Steering at work."""
-    found = []
+def steering_at(model: nn.Module) -> dict[str, list[object]]:
+    """Return what steers: the paths of the modules that carry hooks of Steerings at work, and of which."""
+    found: dict[str, list[object]] = {}
     for path, module in model.named_modules():
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if any(isinstance(hook, _SteeringHook) for hook in hooks):
-            found.append(path)
+        hooks = (*module._forward_hooks.copy().values(), *module._forward_pre_hooks.copy().values())
+        those = [hook.steering for hook in hooks if isinstance(hook, _SteeringHook)]
+        if those:
+            found[path] = those
     return found
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile(module)` wrapped, or `model` itself when it is no such wrapper."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-def forget_compiled() -> bool:
-    """Drop all code that torch.compile has made, to be compiled anew when called. Returns whether there was any.
-
-    All of it: any compiled function may call the model, and none says which models it calls.
-    """
-    if "torch._dynamo.convert_frame" not in sys.modules:
-        return False
-    from torch._dynamo import reset
-    from torch._dynamo.convert_frame import input_codes
-
-    if not input_codes.seen:
-        return False
-    reset()
-    return True

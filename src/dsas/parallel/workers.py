@@ -14,6 +14,8 @@ takes only its own job with it: that job is started again, three times at most.
 
 import multiprocessing
 import os
+import signal
+import threading
 import uuid
 import warnings
 from abc import ABC, abstractmethod
@@ -136,8 +138,18 @@ class _Here(Workers):
 _worker: Runs | None = None  # of a worker process
 
 
+def _die_with_parent() -> None:
+    """End this process when the one that started it has ended, however that was: it has nobody to work for."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _begin(make: Callable[[], Runs], threads: int) -> None:
     global _worker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     torch.set_num_threads(threads)
     with suppress(ImportError):  # a bar per worker would tear the one that shows the progress of all
         from transformers.utils import logging

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dsas.errors import DsasWarning, StateError
+from dsas.errors import ActivationError, DsasWarning, StateError
+from dsas.methods.schema import width_of
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.hooks import Hooks
 from dsas.model.image_trace import Maps
@@ -29,11 +30,12 @@ from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength
 from dsas.model.subject import Subject
 from dsas.model.token_trace import Trace
-from dsas.runtime.edit import Fused, General, Summing, edit_with, shortened, way_of
-from dsas.runtime.filling import Filling
+from dsas.parallel.interruption import Leaving, surely, to_the_end
+from dsas.runtime.edit import Fused, General, edit_with, shortened
 from dsas.runtime.rule import Rule, strength_for
 from dsas.runtime.scope import Entered, Scope
 from dsas.runtime.site_report import AppliedSite, applied_report
+from dsas.runtime.ways import Ways
 
 Record = bool | Literal["doses"]
 
@@ -48,28 +50,29 @@ class ApplyOptions(NamedTuple):
     scope: Scope = "process"
 
 
-class Applied:
+class Applied(Leaving):
     """The hooks of one Steering on one model: a context manager, or installed until `remove`."""
 
     def __init__(self, rules: Sequence[Rule], subject: Subject, strength: Strength, options: ApplyOptions) -> None:
-        self.strength = strength_for(rules, strength)
+        value = strength_for(rules, strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
         self._all_rules = tuple(rules)
+        self._keep_doses = options.record == "doses"
+        self._ways = Ways(self.rules, value, skip_sinks=options.skip_sinks, detail=self._keep_doses)
         self._model = subject.module
-        self._hooks, self._scope = Hooks(steering=True), Entered(options.scope)
+        self._hooks, self._scope = Hooks(steering=self), Entered(options.scope)
         self._passes = subject.passes(
             branch=options.branch,
             prompt_tokens=options.prompt_tokens,
             skip_sinks=options.skip_sinks,
-            by=Filling(self.rules, self.strength, options.skip_sinks),
+            by=self._ways.filling,
         )
         self._names = labels([rule.site for rule in self.rules])
         self._recorder = subject.recorder(self._names) if options.record else None
-        self._keep_doses = options.record == "doses"
         self._skip_sinks = options.skip_sinks
-        by_row = self.strength.numel() > 1
-        self._passes.exact = bool(options.record) or by_row or any(self._asks(rule) for rule in self.rules)
-        # Asked at every site, so in the shortest way: whether the pass that runs is one that is steered.
+        self._exact, self._installed = bool(options.record) or any(map(self._asks, self.rules)), False
+        self._passes.exact = self._exact or value.numel() > 1
+        # Asked at every site, so in the shortest way: whether the pass that runs is steered.
         self._acts = self._passes.acts if self._scope.is_everywhere else self._in_scope
         self._unsteered = self._passes.unsteered if self._scope.is_everywhere else ("context",)
         self._refusals = [found for found in map(self._refusal, self.rules) if found]
@@ -77,26 +80,47 @@ class Applied:
         self._called, self._local = False, threading.local()
         self._lock = threading.Lock()
 
+    @property
+    def strength(self) -> Tensor:
+        """The strength asked for, one number or one per row; another one may be set while the Steering is at work.
+
+        It holds from the next site on, with the caches that are filled so far. Raises StrengthError.
+        """
+        return self._ways.strength
+
+    @strength.setter
+    def strength(self, strength: Strength) -> None:
+        value = strength_for(self._all_rules, strength)
+        with self._lock:
+            self._passes.exact = self._exact or value.numel() > 1
+            self._ways.at(value)
+            if self._installed and not self._hooks.active:
+                self._put_on()
+
     def install(self) -> "Applied":
         """Put the hooks on and return self; at strength 0 there is nothing to put on. Raises StateError if they are."""
         with self._lock:
             if self._hooks.active:
                 raise StateError("this Applied is already installed; call steering.apply() again for a second one")
-            if not bool(self.strength.detach().any()) and not self.strength.requires_grad:
-                return self
-            try:
-                for module, read in self._passes.calls:
-                    self._hooks.on_call(module, partial(self._begin, read))
-                    self._hooks.on_output(module, self._finish)
-                self._passes.watch_runs(self._hooks, self._restart)
-                for number, rule in enumerate(self.rules):
-                    self._hook(number, rule)
-            except BaseException:
-                self._hooks.remove()
-                raise
+            self._put_on()
+        return self
+
+    def _put_on(self) -> None:
+        try:
+            self._installed = True
+            if self._ways.are_off:
+                return
+            for module, read in self._passes.calls:
+                self._hooks.on_call(module, partial(self._begin, read))
+                self._hooks.on_output(module, self._finish)
+            self._passes.watch_runs(self._hooks, self._restart)
+            for number, rule in enumerate(self.rules):
+                self._hook(number, rule)
             self._passes.active = True
             self._scope.enter()
-        return self
+        except BaseException:
+            to_the_end(self._put_away)
+            raise
 
     def remove(self) -> None:
         """Take the hooks off. Removing twice is harmless.
@@ -146,8 +170,10 @@ class Applied:
         return applied_report(self._all_rules, found, self._fired, recording=self._recorder is not None, ran=ran)
 
     def __enter__(self) -> "Applied":
+        self.entered()
         return self.install()
 
+    @surely
     def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
         if kind is None:
             self.remove()
@@ -168,12 +194,16 @@ class Applied:
         """Take the hooks off and return the sites that never fired, if the model ran and anybody could tell."""
         with self._lock:
             was_active = self._hooks.active
-            self._passes.active = False
-            unwatched = self._hooks.remove()
-            self._scope.leave()
+            unwatched = to_the_end(self._put_away)
         if unwatched or not (was_active and self._called):
             return []
         return [name for name, fired in zip(self._names, self._fired, strict=True) if not fired]
+
+    def _put_away(self) -> bool:
+        self._installed = self._passes.active = False
+        unwatched = self._hooks.remove()
+        self._scope.leave()
+        return unwatched
 
     def _asks(self, rule: Rule) -> bool:
         """Whether a rule needs to know where tokens stand."""
@@ -219,33 +249,36 @@ class Applied:
             self._called = True
 
     def _hook(self, number: int, rule: Rule) -> None:
-        strengths, doses = self.strength * rule.weight, self._keep_doses
-        way = way_of(rule.transform, rule.regulator, strengths, skip_sinks=self._skip_sinks, detail=doses)
-        edit = self._editor(number, rule, way)
+        edit = self._editor(number, rule)
         plain = rule.site.is_plain and rule.site.side == "output" and not self._asks(rule)
         plain = plain and (self._recorder is None or self._passes.records(rule.site))
-        if not (plain and isinstance(way, Fused) and way.same_for_all_rows):
+        if not (plain and isinstance(self._ways.now[number], Fused)):
             self._hooks.at_site(self._model, rule.site, edit)
             return
-        record = partial(self._recorder.add_gain, number, way.factor) if self._recorder is not None else None
+        record = partial(self._recorder.add_gain, number) if self._recorder is not None else None
         self._hooks.on_output(
-            self._model.get_submodule(rule.site.path), shortened(way, edit, record, self._unsteered, self._acts)
+            self._model.get_submodule(rule.site.path),
+            shortened(self._ways.now, number, edit, record, self._unsteered, self._acts),
         )
 
-    def _editor(self, number: int, rule: Rule, way: Fused | Summing | General) -> Callable[[Given], Given]:
-        site, asks, by_row = rule.site, self._asks(rule), self.strength.numel() > 1
+    def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
+        site, asks, ways = rule.site, self._asks(rule), self._ways
         recorder, inside, refusal = self._recorder, self._passes.records(site), self._refusal(rule)
-        doses = self._keep_doses
+        doses, width = self._keep_doses, width_of(rule.transform, rule.regulator)
 
         def edit(output: Given) -> Foreign:
             compiling = torch.compiler.is_compiling()
             if compiling and refusal:
                 raise StateError(refusal)
-            if not compiling and not self._acts():
+            way = ways.now[number]
+            if way is None or (not compiling and not self._acts()):
                 return None
             whole = site.read(output)
+            if width is not None and whole.shape[-1] != width:
+                got = f"got {whole.shape[-1]}; fit a Steering on this model and site"
+                raise ActivationError(f"{site}: this rule is made for activations of width {width}, {got}")
             step = None
-            if asks or (by_row and not compiling):
+            if asks or (not compiling and ways.strength.numel() > 1):
                 step = self._passes.at(site, whole, output)
                 if asks:
                     step.ask(number)

@@ -9,7 +9,7 @@ Limitations: supports and rectified regulators go the general way, since folding
 """
 
 import copy
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -103,35 +103,40 @@ def edit_with(
 
 
 def shortened(
-    way: "Fused",
+    ways: Sequence["Way | None"],
+    number: int,
     change: Callable[[Given], Given],
-    record: Callable[[Tensor | None], None] | None,
+    record: Callable[[float, Tensor | None], None] | None,
     asks: Sized,
     acts: Callable[[], bool],
 ) -> Callable[[nn.Module, Arguments, Given], Given]:
     """Return a forward hook that does what `change` does to an output, in less Python from the second pass on.
 
-    The first plain activation that comes says for which dtype and device; any other goes through `change` again.
-    record: called with each token's gain over `way.factor`, None for 1, when nothing is being compiled. acts: whether
-    the pass that runs is steered at all, asked while `asks` holds anything.
+    It goes the way `ways[number]`, whichever is there when it is called. The first plain activation that comes says for
+    which dtype and device; any other goes through `change` again, and so does compiled code.
+    record: called with the way's factor and each token's gain over it, None for 1. acts: whether the pass that runs is
+    steered at all, asked while `asks` holds anything.
     """
-    # dtype, device, its kind and the step are one tuple, so that another thread sees all of them or none.
-    ready: Any = (None, None, None, None)
+    # The way, dtype, device, its kind and the step are one tuple, so that another thread sees all of them or none.
+    ready: Any = (None, None, None, None, None)
 
     def hook(_module: nn.Module, _args: Arguments, output: Given) -> Foreign:
         nonlocal ready
-        dtype, device, kind, step = ready
+        if torch.compiler.is_compiling():  # what is kept here would be part of the graph
+            return change(output)
+        made, dtype, device, kind, step = ready
         plain = type(output) is Tensor and output.ndim == 3
-        if plain and output.dtype is dtype and output.device == device and not autocasts(kind):
-            if asks and not torch.compiler.is_compiling() and not acts():
+        way = ways[number]
+        if plain and way is made and output.dtype is dtype and output.device == device and not autocasts(kind):
+            if asks and not acts():
                 return None
             steered, gain = step(output)
-            if record is not None and not torch.compiler.is_compiling():
-                record(gain)
+            if record is not None:
+                record(made.factor, gain)
             return steered
         changed = change(output)
-        if plain and changed is not None and dtype is None and not torch.compiler.is_compiling():
-            ready = output.dtype, output.device, output.device.type, way.prepared(output)
+        if plain and changed is not None and way is not made and isinstance(way, Fused) and way.same_for_all_rows:
+            ready = way, output.dtype, output.device, output.device.type, way.prepared(output)
         return changed
 
     return hook
@@ -142,7 +147,8 @@ class Fused:
 
     def __init__(self, edit: AffineEdit, rows: Float[Tensor, " row"] | None, alike: bool) -> None:
         """Edit by these numbers; rows: strengths, as given; alike: they are in the edit."""
-        self._edit, self._rows, self._alike = edit, rows, alike
+        # Without the factor, which is in the other numbers: compiled code would take it for a constant.
+        self._edit, self._rows, self._alike = edit._replace(factor=1.0), rows, alike
         self.factor, self.same_for_all_rows = edit.factor, rows is None
         self._here: tuple[tuple[object, ...], Step] | None = None  # a kind of activation, and what steers it
 
@@ -176,6 +182,17 @@ class Fused:
         return prepared(self._edit.to(t.device, wide), t.dtype, rows)
 
 
+class Adding(NamedTuple):
+    """What adds evidence up on one device; offset: of an edit that is the same everywhere, which `at` gives else."""
+
+    theta: Float[Tensor, "1 dim"]
+    bias: Float[Tensor, " 1"] | None
+    shift: Float[Tensor, ""]
+    regulator: Evidence
+    offset: Float[Tensor, " dim"] | None
+    at: Callable[[Tensor], Tensor]
+
+
 class Summing:
     """The fused way of a regulator that adds evidence up: as few launches as its sums leave, at one strength."""
 
@@ -183,23 +200,26 @@ class Summing:
 
     def __init__(self, edit: AffineEdit, regulator: Evidence) -> None:
         """Edit by these numbers, the strength among them, where the regulator says so."""
-        self._edit, self._regulator, self.factor = edit, regulator, edit.factor
-        self._here: tuple[object, AffineEdit, Evidence, Callable[[Tensor], Tensor]] | None = None
+        self._edit, self._regulator, self.factor = edit._replace(factor=1.0), regulator, edit.factor
+        self._here: tuple[object, object, torch.dtype, Adding] | None = None
 
     def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
         """Return the steered activation; without a forward pass, these are whole rows of real tokens."""
-        wide = torch.promote_types(t.dtype, self._edit.offset.dtype)
-        kind, here = (t.device, wide), self._here  # read once: another thread may put another there
-        if here is None or here[0] != kind:
-            edit = self._edit.to(t.device, wide)
-            here = self._here = kind, edit, _moved(self._regulator, t.device), edit.function()
-        _, edit, regulator, at = here
-        own = t if t.dtype is wide else t.to(wide)
-        assert edit.theta is not None
-        scores = linear(own, edit.theta, edit.bias)
-        gain = regulator.of_scores(scores, forward_pass or ForwardPass(*t.shape[:2], device=t.device))
-        steered = torch.addcmul(own, gain.to(wide), edit.offset if edit.is_addition else at(own))
-        return Edited(steered if t.dtype is wide else steered.to(t.dtype), gain)
+        here, dtype = self._here, t.dtype  # read once: another thread may put another there
+        if here is None or here[0] is not dtype or here[1] != t.device:
+            wide = torch.promote_types(dtype, self._edit.offset.dtype)
+            edit, regulator = self._edit.to(t.device, wide), _moved(self._regulator, t.device)
+            assert edit.theta is not None
+            adding = Adding(edit.theta, edit.bias, -regulator.cut, regulator, edit.offset, edit.function())
+            here = self._here = dtype, t.device, wide, adding if edit.is_addition else adding._replace(offset=None)
+        _, _, wide, (theta, bias, shift, regulator, offset, at) = here
+        own = t if dtype is wide else t.to(wide)
+        gain = regulator.of_scores(
+            linear(own, theta, bias), shift, forward_pass or ForwardPass(*t.shape[:2], device=t.device)
+        )
+        applied = gain if gain.dtype is wide else gain.to(wide)
+        steered = torch.addcmul(own, applied, at(own) if offset is None else offset)
+        return Edited(steered if dtype is wide else steered.to(dtype), gain)
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
         """Return strength x regulator of every token."""
@@ -224,14 +244,19 @@ class General:
         transform, regulator = self._on(t.device)
         forward_pass = forward_pass or ForwardPass(*t.shape[:2], device=t.device)
         regulated = regulator(t, forward_pass)
-        by_row = self._shared
+        # To compiled code the strength is an input, and not a constant.
+        by_row = self._strengths if self._strengths.ndim == 0 and torch.compiler.is_compiling() else self._shared
         if by_row is None:
             each = forward_pass.spread(self._strengths.reshape(-1))
             by_row = each.view(-1, 1, 1).to(t.device)
         gain = regulated * by_row
         if self._skip_sinks:
             gain = gain.masked_fill((forward_pass.positions == 0).unsqueeze(-1), 0.0)
-        return Edited(steer(t, gain, transform), gain, regulated)
+        steered = steer(t, gain, transform)
+        if regulator.reads_additions:
+            wide = torch.promote_types(t.dtype, torch.float32)
+            forward_pass.add(steered.to(wide) - t.to(wide))
+        return Edited(steered, gain, regulated)
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token gain"]:
         """Return strength x regulator of every token."""
@@ -258,6 +283,9 @@ class General:
             self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
             self._device = device
         return self._transform, self._regulator
+
+
+Way = Fused | Summing | General
 
 
 def _moved(method: Method, device: torch.device) -> Method:

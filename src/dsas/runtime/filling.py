@@ -17,6 +17,10 @@ class Filling:
     def __init__(self, rules: Sequence[Rule], strength: Tensor, skip_sinks: bool) -> None:
         self._rules, self._strength, self._skip_sinks = tuple(rules), strength.detach(), skip_sinks
 
+    def at(self, strength: Tensor) -> None:
+        """Go on at another strength, with the caches that were filled so far."""
+        self._strength = strength.detach()
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Filling)

@@ -6,7 +6,7 @@
 
 for a constant regulator and one strength; everything is worked out in float64 and rounded once to the weights' dtype.
 `dsas.model.linear_layers` says which layers these are. Every other site's module gets a class of its own, derived from
-the class it had, whose forward steers; its path, weights and hooks stay.
+the class it had, whose forward steers; its path, weights and hooks stay, and copies and pickles of the model keep it.
 
 Nothing is written into: the model gets new parameters, and `undo` gives it back the very objects that it had.
 
@@ -20,27 +20,34 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, OptionError, StateError, StrengthError
 from dsas.methods.affine_edit import AffineEdit
+from dsas.model.compiled_code import has_own_forward, set_class, uncompiled
 from dsas.model.foreign import Arguments, Foreign, Given, Options
-from dsas.model.hooks import Hooks, forget_compiled, uncompiled
+from dsas.model.hooks import Hooks, steering_at
 from dsas.model.linear_layers import Behind, behind, is_transposed
 from dsas.model.sites import Site, labels
 from dsas.model.strength import Strength
+from dsas.parallel.interruption import Leaving, surely, to_the_end
+from dsas.regulators.base import Regulator
 from dsas.regulators.constant import Constant
-from dsas.runtime.edit import Fused, General, Summing, edit_with, fused_edit, way_of
+from dsas.runtime.edit import edit_with, fused_edit, way_of
 from dsas.runtime.rule import Rule, strength_for
+from dsas.transforms.base import Transform
+
+_FUSED: "WeakKeyDictionary[nn.Module, dict[int, list[str]]]" = WeakKeyDictionary()  # by the number of the fusion
 
 
 class FusedSite(NamedTuple):
     """One line of `Fusion.report`: the site, what became of it, into which modules, and why it was not folded.
 
-    stored: whether `save_pretrained` and loading again keep it. A module that steers by itself does so in this process
-    alone, and a bias is dropped where the layer had none, since the model's config does not know of it.
+    stored: whether `save_pretrained` and loading again keep it. They drop a module that steers by itself, which copies
+    and pickles of the model keep, and a bias where the layer had none, since the model's config does not know of it.
     """
 
     site: str
@@ -65,7 +72,7 @@ class _Change(NamedTuple):
         return getattr(self.module, self.name) is now and kept
 
 
-class Fusion:
+class Fusion(Leaving):
     """A Steering fused into a model until `undo`; a context manager, too."""
 
     def __init__(self, rules: Sequence[Rule], model: nn.Module, strength: Strength) -> None:
@@ -86,14 +93,15 @@ class Fusion:
                     f"{rule.regulator!r} at {rule.site} reads token positions: use apply() instead, or fit with "
                     "regulator='probe'"
                 )
-        forget_compiled()
         try:
             for rule, name in zip(self._rules, labels([rule.site for rule in self._rules]), strict=True):
                 self._report.append(self._fuse(rule, name))
             if any(not line.stored for line in self._report) and callable(getattr(model, "save_pretrained", None)):
                 self._saving.on_run(model, "save_pretrained", self._warn)
+            if self._report:
+                _FUSED.setdefault(model, {})[id(self)] = [rule.site.path for rule in self._rules]
         except BaseException:
-            self.undo()
+            to_the_end(self._undo)
             raise
 
     def report(self) -> list[FusedSite]:
@@ -111,16 +119,20 @@ class Fusion:
                 f"{len(changed)} modules, such as a {changed[0]}, were changed after fusing: undo that first (the "
                 "latest fusion before the others)"
             )
-        if self._changes:
-            forget_compiled()
+        to_the_end(self._undo)
+
+    def _undo(self) -> None:
         for change in self._changes.values():
-            setattr(change.module, change.name, change.before)
+            _put(change.module, change.name, change.before)
         self._changes.clear()
         self._saving.remove()
+        _FUSED.get(self._model, {}).pop(id(self), None)
 
     def __enter__(self) -> "Fusion":
+        self.entered()
         return self
 
+    @surely
     def __exit__(self, *_exception: object) -> None:
         self.undo()
 
@@ -147,11 +159,11 @@ class Fusion:
             for one in linears:
                 self._fold(one, change, known, rule.site)
             return FusedSite(name, "folded", known.linears, "", had)
-        way = way_of(rule.transform, rule.regulator, torch.tensor(factor), skip_sinks=False, detail=False)
         module = uncompiled(self._model.get_submodule(rule.site.path))
-        if "forward" in module.__dict__:
+        if has_own_forward(module):
             raise StateError(f"the forward of {rule.site.path} was replaced on the object: use apply() instead")
-        self._set(module, "__class__", _steered(type(module), rule.site, way))
+        base = getattr(type(module), "_dsas_made", type(module))
+        self._set(module, "__class__", _Made(base, rule.site, rule.transform, rule.regulator, factor).make())
         return FusedSite(name, "wrapped", (rule.site.path,), why, False)
 
     def _foldable(self, rule: Rule) -> tuple[Behind | None, str]:
@@ -205,25 +217,66 @@ class Fusion:
     def _set(self, module: nn.Module, name: str, value: Foreign) -> None:
         key = (id(module), name)
         before = self._changes[key].before if key in self._changes else getattr(module, name)
-        setattr(module, name, value)
         self._changes[key] = _Change(module, name, before, value)
+        _put(module, name, value)
 
 
-def _steered(base: type[nn.Module], site: Site, way: Fused | Summing | General) -> type[nn.Module]:
-    """Return a class like `base`, under the same name, whose forward steers what it gives or takes."""
+def _put(module: nn.Module, name: str, value: Any) -> None:
+    if name == "__class__":
+        set_class(module, value)
+    else:
+        setattr(module, name, value)
 
-    def edit(given: Given) -> Foreign:
-        return site.write(given, edit_with(way, site.read(given), None).t)
 
-    def output(self: nn.Module, *args: Given, **kwargs: Given) -> Foreign:
-        return edit(base.forward(self, *args, **kwargs))
+class _Made(NamedTuple):
+    """What the class of a module that steers by itself is made of, so that copies and pickles make it again."""
 
-    def taken(self: nn.Module, *args: Given, **kwargs: Given) -> Foreign:
-        if args:
-            return base.forward(self, edit(args[0]), *args[1:], **kwargs)
-        name = next(iter(kwargs))
-        return base.forward(self, **{**kwargs, name: edit(kwargs[name])})
+    base: "type[nn.Module] | _Made"
+    site: Site
+    transform: Transform
+    regulator: Regulator
+    factor: float
 
-    forward = functools.wraps(base.forward)(output if site.side == "output" else taken)
-    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), {"forward": forward, **names})
+    def make(self) -> type[nn.Module]:
+        """Return a class like `base`, under the same name, whose forward steers what it gives or takes."""
+        base = self.base.make() if isinstance(self.base, _Made) else self.base
+        site = self.site
+        way = way_of(self.transform, self.regulator, torch.tensor(self.factor), skip_sinks=False, detail=False)
+
+        def edit(given: Given) -> Foreign:
+            return site.write(given, edit_with(way, site.read(given), None).t)
+
+        def output(self: nn.Module, *args: Given, **kwargs: Given) -> Foreign:
+            return edit(base.forward(self, *args, **kwargs))
+
+        def taken(self: nn.Module, *args: Given, **kwargs: Given) -> Foreign:
+            if args:
+                return base.forward(self, edit(args[0]), *args[1:], **kwargs)
+            name = next(iter(kwargs))
+            return base.forward(self, **{**kwargs, name: edit(kwargs[name])})
+
+        def reduced(module: nn.Module, _protocol: object) -> Arguments:
+            return _remade, (self,), module.__dict__
+
+        forward = functools.wraps(base.forward)(output if site.side == "output" else taken)
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        return type(base.__name__, (base,), {"forward": forward, "__reduce_ex__": reduced, "_dsas_made": self, **names})
+
+
+def _remade(made: _Made) -> nn.Module:
+    kind = made.make()
+    return kind.__new__(kind)
+
+
+def check_unsteered(model: nn.Module, purpose: str) -> list[str]:
+    """Return the paths of the modules at which a Steering is applied or fused just now, and warn where there are."""
+    fused = [path for paths in _FUSED.get(model, {}).values() for path in paths]
+    found = list(dict.fromkeys([*steering_at(model), *fused]))
+    if found:
+        warnings.warn(
+            f"a Steering is applied to this model at {len(found)} modules, so that what is read is steered; leave it "
+            f"before {purpose}, unless that is meant",
+            DsasWarning,
+            stacklevel=4,
+        )
+    return found

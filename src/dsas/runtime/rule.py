@@ -1,13 +1,13 @@
 """Rule: what happens at one site."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import StrengthError
-from dsas.model.sites import Site
+from dsas.model.sites import Site, labels
 from dsas.model.strength import Strength, read_strength
 from dsas.regulators.base import Regulator
 from dsas.transforms.base import Transform
@@ -41,3 +41,14 @@ def strength_for(rules: Sequence[Rule], strength: Strength) -> Float[Tensor, "*r
             "source and target"
         )
     return value
+
+
+def weights_of(rules: Sequence[Rule]) -> dict[str, float]:
+    """Return the weight of each rule, by the label of its site."""
+    return dict(zip(labels([rule.site for rule in rules]), (rule.weight for rule in rules), strict=True))
+
+
+def weighted(rules: Sequence[Rule], weights: Mapping[str, float]) -> list[Rule]:
+    """Return the rules, with the weights of those sites that are named by their labels."""
+    new = {**weights_of(rules), **weights}
+    return [rule._replace(weight=new[label]) for rule, label in zip(rules, weights_of(rules), strict=True)]

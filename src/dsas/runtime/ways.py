@@ -1,0 +1,37 @@
+"""Ways: by which way each rule edits at the strength of now, which may be set while a Steering is at work."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dsas.runtime.edit import Way, way_of
+from dsas.runtime.filling import Filling
+from dsas.runtime.rule import Rule
+
+
+class Ways:
+    """The way of each rule, in their order; None where nothing is done, since the strength is 0.
+
+    now: read at every call of a hook, so that each site goes one way or the other, and never half of both. filling:
+    what caches were filled by, at whichever strength.
+    """
+
+    def __init__(self, rules: Sequence[Rule], strength: Tensor, *, skip_sinks: bool, detail: bool) -> None:
+        self._rules, self._asked = list(rules), {"skip_sinks": skip_sinks, "detail": detail}
+        self.now: list[Way | None] = [None] * len(self._rules)
+        self.filling = Filling(rules, strength, skip_sinks)
+        self.strength = strength
+        self.at(strength)
+
+    @property
+    def are_off(self) -> bool:
+        """Whether there is nothing to do at any site."""
+        return not bool(self.strength.detach().any()) and not self.strength.requires_grad
+
+    def at(self, strength: Tensor) -> None:
+        """Go on at another strength, one number or one per row, site after site."""
+        self.strength = strength
+        self.filling.at(strength)
+        for number, rule in enumerate(self._rules):
+            factors = strength * rule.weight
+            self.now[number] = None if self.are_off else way_of(rule.transform, rule.regulator, factors, **self._asked)

@@ -1,0 +1,54 @@
+"""What is changed is changed back, whenever an interruption comes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsas.parallel.interruption import Leaving, surely, to_the_end
+
+
+class Block(Leaving):
+    def __init__(self) -> None:
+        self.left = 0
+
+    def __enter__(self) -> "Block":
+        self.entered()
+        return self
+
+    @surely
+    def __exit__(self, *_exception: object) -> None:
+        self.left += 1
+
+
+def test_an_exit_that_was_looked_up_for_a_block_and_never_called_is_run_when_it_is_dropped() -> None:
+    block = Block()
+    leave = block.__exit__  # what `with` does before the block begins
+    block.__enter__()
+    del leave
+    assert block.left == 1
+    with block:
+        assert hasattr(block, "__exit__")  # looked up by the way, within the block
+        assert block.left == 1
+    assert block.left == 2
+
+
+def test_what_is_undone_is_undone_to_the_end_and_the_interruption_goes_on() -> None:
+    calls: list[int] = []
+
+    def undo() -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_the_end(undo)
+    assert calls == [0, 1]
+
+
+def test_verbs_cut_at_random_moments_leave_hooks_modes_and_gradients_as_they_were() -> None:
+    command = [sys.executable, "-m", "campaigns.interruptions", "--rounds", "25", "--seed", "1"]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert "LEFT" not in ended.stdout
+    assert ended.stdout.count("'cut'") == 7, ended.stderr
