@@ -51,6 +51,11 @@ def test_lines_end_where_files_say_so_and_a_mark_at_the_beginning_is_no_text(tmp
         ("a.jsonl", b"[1]", r"a\.jsonl:1: expected a text, got list"),
         ("a.csv", b"txt,label\nx,1\n", r"a\.csv:2: no field 'text'; closest: 'txt'"),
         ("a.csv", b"label,text\n1,x\n\n2\n", r"a\.csv:4: expected a text, got NoneType"),
+        ("a.csv", b"text\nyou, fool\n", r"a\.csv:2: expected 1 cells as in the header, got 2"),
+        ("a.csv", b'text\n"one\ntwo\n', r"a\.csv: not CSV"),
+        ("a.csv", b"text,text\none,two\n", r"a\.csv:1: the column 'text' stands there twice"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not JSON"),
+        ("a.jsonl", b'"hm \\ud83d"', r"a\.jsonl:1: it holds half a character"),
         ("a.csv", b"text\n" + b"x" * 200_000, r"a\.csv: not CSV: field larger than field limit"),
     ],
 )

@@ -195,6 +195,7 @@ REFERENCES = {
     "lineas": "transforms/test_lineas.py",
     "rectified": "regulators/test_rectified.py",
     "per-step": "regulators/test_perstep.py",
+    "clean": "regulators/test_clean.py",
 }
 TESTS = Path(__file__).parents[1]
 

@@ -4,12 +4,14 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from campaigns import artifacts
 from makers import random_steering
 from safetensors.torch import load, save
 
@@ -103,7 +105,7 @@ def test_a_value_that_is_not_finite_is_refused_by_tensor_even_under_a_right_dige
 
 def test_bytes_that_are_no_safetensors_are_refused_even_under_a_right_digest(folder: Path) -> None:
     rewrite(folder, lambda config: None, tensors=b"not tensors")
-    refuse(folder, f"{TENSORS} is not a safetensors file")
+    refuse(folder, f"{TENSORS} does not match its digest")
 
 
 def test_a_newer_schema_is_refused_and_says_what_to_do(folder: Path) -> None:
@@ -122,11 +124,17 @@ def test_json_that_is_no_config_of_a_steering_is_refused(folder: Path, content: 
     [
         (lambda c: c["rules"][0]["transform"].update(name="cab"), "unknown method 'cab'; closest: 'caa'"),
         (lambda c: c["rules"][0]["transform"].update(arguments={"vectro": 1}), r"'caa' is stored with .*'vectro'"),
-        (lambda c: c["rules"][0].pop("weight"), f"{CONFIG} lacks or misnames a field: 'weight'"),
-        (lambda c: c["rules"][0]["site"].update(module="x"), f"{CONFIG} lacks or misnames a field: .*'module'"),
-        (lambda c: c.pop("rules"), f"{CONFIG} lacks or misnames a field: 'rules'"),
+        (lambda c: c["rules"][0].pop("weight"), f"{CONFIG}: rules.0 lacks or misnames a field: 'weight'"),
+        (
+            lambda c: c["rules"][0]["site"].update(module="x"),
+            f"{CONFIG}: rules.0.site lacks or misnames a field: 'module'",
+        ),
+        (lambda c: c.pop("rules"), f"{CONFIG}: it lacks or misnames a field: 'rules'"),
         (lambda c: c.update(rules=[]), "at least one rule"),
-        (lambda c: c.update(calibration={"strength": 1.0}), f"{CONFIG} lacks or misnames a field: 'budgets'"),
+        (
+            lambda c: c.update(calibration={"strength": 1.0}),
+            f"{CONFIG}: calibration lacks or misnames a field: .*'budgets'",
+        ),
         (lambda c: c.update(calibration={**CALIBRATION, "strength": 0.0}), "must be finite and > 0, got 0"),
         (lambda c: c.update(calibration={**CALIBRATION, "strength": "1"}), "must be finite and > 0, got '1'"),
     ],
@@ -164,3 +172,67 @@ def test_saving_over_an_old_steering_replaces_it(folder: Path) -> None:
     other = random_steering(tiny_model(), seed=1)
     other.save_pretrained(folder)
     assert dsas.Steering.from_pretrained(folder).digest() == other.digest()
+
+
+@pytest.mark.parametrize("replaced", [1, 2, 3, 4])
+def test_a_writer_killed_between_any_two_files_leaves_the_old_steering_or_the_new_one(
+    folder: Path, replaced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = dsas.Steering.from_pretrained(folder), random_steering(tiny_model(), seed=1)
+    real, calls = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        real(source, target)
+        calls.append(target)
+        if len(calls) == replaced:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        new.save_pretrained(folder)
+    monkeypatch.undo()
+    there = dsas.Steering.from_pretrained(folder)
+    assert there.digest() == (old.digest() if replaced < 3 else new.digest())
+    old.save_pretrained(folder)
+    assert dsas.Steering.from_pretrained(folder).digest() == old.digest()
+    assert sorted(file.name for file in folder.iterdir()) == sorted([CARD, CONFIG, TENSORS])
+
+
+def test_whoever_reads_beside_writers_has_one_of_their_steerings(folder: Path) -> None:
+    steerings = [random_steering(tiny_model(), seed=seed) for seed in (1, 2)]
+    steerings[0].save_pretrained(folder)
+    ended, errors = threading.Event(), list[Exception]()
+
+    def write(steering: dsas.Steering) -> None:
+        try:
+            while not ended.is_set():
+                steering.save_pretrained(folder)
+        except Exception as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(steering,)) for steering in steerings]
+    for one in writers:
+        one.start()
+    try:
+        read = {dsas.Steering.from_pretrained(folder).digest() for _ in range(60)}
+    finally:
+        ended.set()
+        for one in writers:
+            one.join()
+    assert read <= {steering.digest() for steering in steerings}
+    assert errors == []
+
+
+def test_artifacts_changed_at_random_end_in_our_error_or_run(capsys: pytest.CaptureFixture[str]) -> None:
+    found = artifacts.run(rounds=120, seed=3)
+    assert [what for what in found if not what.startswith(("our", "ran", "loaded"))] == []
+    assert found["our error at load"] > 60
+
+
+def test_a_sparse_file_of_gigabytes_is_refused_without_reading_it(folder: Path) -> None:
+    with (folder / TENSORS).open("wb") as file:
+        file.truncate(5 * 2**30)
+    refuse(folder, "does not match its digest")
+    with (folder / CONFIG).open("wb") as file:
+        file.truncate(5 * 2**30)
+    refuse(folder, "the config of a Steering at most")

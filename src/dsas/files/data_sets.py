@@ -3,6 +3,7 @@
 They are named hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME:SPLIT:COLUMN for one column; a folder may stand for OWNER/NAME.
 """
 
+from pathlib import Path
 from typing import Any
 
 from dsas.errors import MissingExtraError, TextsError, closest
@@ -11,9 +12,10 @@ from dsas.files.json_values import Json
 PREFIX = "hub:"
 
 
-def read_rows(name: str) -> list[tuple[str, Json]]:
+def read_rows(name: str, *, configuration: str = "") -> list[tuple[str, Json]]:
     """Return where each row stands, for messages, and the row: an object, or what the column holds.
 
+    configuration: which of a data set's on the hub, where it has several; a folder has none.
     Raises TextsError, naming the data set, for one that is not there or cannot be read; MissingExtraError without
     `datasets`.
     """
@@ -24,8 +26,9 @@ def read_rows(name: str) -> list[tuple[str, Json]]:
         import datasets
     except ImportError as error:
         raise MissingExtraError("datasets", "hub") from error
+    configurations = [configuration] if configuration and not Path(parts[0]).is_dir() else []
     try:
-        rows: Any = datasets.load_dataset(parts[0], split=parts[1])
+        rows: Any = datasets.load_dataset(parts[0], *configurations, split=parts[1])
     except Exception as error:  # of many kinds, from several libraries
         raise TextsError(f"{name}: no such data set, or not readable: {error}") from error
     column = parts[2] if len(parts) == 3 else None

@@ -2,6 +2,7 @@
 
 A file is named by what was measured and by a hash over all that the result depends on: `read-0f3c....json`. So a result
 is found again only where everything is as it was, and whoever measured it, in whichever process, need not do it twice.
+It carries a SHA-256 of its file's name and itself, so that neither a damaged one nor another file's is taken for it.
 
 Limitations: nothing is ever deleted, and what a result depends on cannot be read back from its file.
 """
@@ -36,15 +37,20 @@ class Results:
         if not file.is_file():
             return None
         try:
-            return json.loads(file.read_text(encoding="utf-8"))["result"]
-        except (ValueError, KeyError, TypeError):
-            warnings.warn(f"{file} is damaged: what it held is measured again", DsasWarning, stacklevel=2)
-            return None
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["sha256"] == _digest(file, found["result"]):
+                return found["result"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        warnings.warn(f"{file} is damaged: what it held is measured again", DsasWarning, stacklevel=2)
+        return None
 
     def put(self, name: str, depends: Any, result: Any) -> None:
         """Keep a result; what was there under its name is replaced once the whole file is on disk."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        replace_files({self._file(name, depends): json.dumps({"result": result}).encode()})
+        file = self._file(name, depends)
+        kept = {"sha256": _digest(file, result), "result": result}
+        replace_files({file: json.dumps(kept).encode()})
 
     def remember(self, name: str, depends: Any, measure: Callable[[], Any]) -> Any:
         """Return the result, which is measured and kept where there is none."""
@@ -56,3 +62,7 @@ class Results:
     def _file(self, name: str, depends: Any) -> Path:
         said = json.dumps([FORMAT, name, depends], sort_keys=True)
         return self._folder / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+
+
+def _digest(file: Path, result: Any) -> str:
+    return hashlib.sha256(json.dumps([file.name, result], sort_keys=True).encode()).hexdigest()

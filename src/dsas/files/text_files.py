@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from dsas.errors import TextsError, closest
@@ -29,7 +30,7 @@ def read_records(path: str | Path) -> list[tuple[str, Json]]:
     readers = {".txt": _lines, ".jsonl": _json_lines, ".csv": _rows}
     if path.suffix.lower() not in readers:
         raise TextsError(f"{path}: expected a file ending in {', '.join(readers)}, got {path.suffix or 'no ending'!r}")
-    if not path.is_file():
+    if not _is_file(path):
         siblings = [file.name for file in path.parent.glob("*") if file.suffix.lower() in readers]
         raise TextsError(f"{path}: no such file; closest in its folder: {closest(path.name, siblings)}")
     try:
@@ -53,10 +54,7 @@ def read_spans(path: str | Path) -> list[list[tuple[int, ...]]]:
     if path.suffix.lower() != ".jsonl":
         raise TextsError(f"{path}: spans are read from a file ending in .jsonl, got {path.suffix or 'no ending'!r}")
     found = []
-    for number, line in enumerate(_split(path), start=1):
-        if not line.strip():
-            continue
-        value = json.loads(line)
+    for place, value in read_records(path):
         spans = value.get("spans", []) if isinstance(value, dict) else []
         whole = isinstance(spans, list) and all(
             isinstance(span, list) and len(span) in (2, 3) and all(isinstance(end, int) for end in span)
@@ -64,11 +62,18 @@ def read_spans(path: str | Path) -> list[list[tuple[int, ...]]]:
         )
         if not whole:
             raise TextsError(
-                f"{path}:{number}: expected spans as [[start, stop], ...], or [[message, start, stop], ...] in a "
+                f"{place}: expected spans as [[start, stop], ...], or [[message, start, stop], ...] in a "
                 f"conversation, got {spans!r:.60}"
             )
         found.append(list(map(tuple, spans)))
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Json]]:
@@ -84,17 +89,37 @@ def _split(path: Path) -> list[str]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Json]]:
     for place, line in _lines(path):
-        try:
-            yield place, json.loads(line)
-        except ValueError as error:
-            raise TextsError(f"{place}: not JSON: {error}") from error
+        yield place, json_of(line, place)
+
+
+def json_of(text: str, place: str) -> Json:
+    """Return a JSON value. Raises TextsError, naming the place, where it is none or holds half a character."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise TextsError(f"{place}: it holds half a character (a lone surrogate), which no tokenizer reads") from error
+    except (ValueError, RecursionError) as error:
+        raise TextsError(f"{place}: not JSON: {str(error) or type(error).__name__}") from error
+    return value
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Json]]:
     with path.open(encoding=ENCODING, newline="") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            yield f"{path}:{rows.line_num}", row
+        rows = csv.reader(file, strict=True)
+        names, begun = next(rows, []), rows.line_num + 1
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TextsError(f"{path}:1: the column {twice!r} stands there twice")
+        for cells in rows:
+            place, begun = f"{path}:{begun}", rows.line_num + 1
+            if len(cells) > len(names):
+                raise TextsError(
+                    f"{place}: expected {len(names)} cells as in the header, got {len(cells)}; put a text that holds a "
+                    f"comma into quotation marks: {cells!r:.60}"
+                )
+            if cells:
+                yield place, dict(zip_longest(names, cells))
 
 
 def text_of(value: Json, place: str) -> str:

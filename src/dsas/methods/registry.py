@@ -11,6 +11,7 @@ They are looked for when a name is not among those here, or when all are listed,
 The name that counts is the class's own `name`.
 """
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -32,7 +33,7 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
         """
         self._group, self._kind = group, kind
         self._known: dict[str, str | type[Method]] = dict(methods)
-        self._complete = False
+        self._complete, self._looking, self._one = False, False, threading.RLock()
 
     def __getitem__(self, name: str) -> type[Method]:
         if name not in self._known:
@@ -67,7 +68,21 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
     def _complete_from_packages(self) -> None:
         if self._complete:
             return
-        self._complete = True
+        problems = list[str]()
+        with self._one:  # another thread waits until all are there; what an entry imports may look in here, too
+            if self._complete or self._looking:
+                return
+            self._looking = True
+            try:
+                problems = self._problems()
+                self._complete = True
+            finally:
+                self._looking = False
+        for problem in problems:  # last, so that a warning that is an error keeps no other method away
+            warnings.warn(problem, DsasWarning, stacklevel=3)
+
+    def _problems(self) -> list[str]:
+        """Add what other packages declare, and return what is wrong with those that are not added."""
         problems = []
         for entry in entry_points(group=self._group):
             try:
@@ -82,5 +97,4 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
                 problems.append(f"{entry.value} of {self._group!r} is not used: {problem}")
             else:
                 self._known[method.name] = method  # pyright: ignore[reportOptionalMemberAccess, reportArgumentType]
-        for problem in problems:  # last, so that a warning that is an error keeps no other method away
-            warnings.warn(problem, DsasWarning, stacklevel=3)
+        return problems

@@ -7,7 +7,7 @@
 m, the memory, is 1 for the mean of all tokens so far, and 0 with no prior for the token alone. `prior` is how many
 tokens of average control text every row is taken to begin with, so that the first few decide little.
 
-theta is drawn by `separate_ridge`. Its scale is such that e_i has the standard deviation 1 / `sharpness` over held-out
+theta is drawn by `separate_ridge`. Its scale is such that e_i has the standard deviation `sharpness` over held-out
 control, and the cut such that h has the mean `false_positives` there. Held out: every text is scored by a boundary that
 was drawn without it, token by token where tokens are at hand (`dsas.fit` reads them), else by its pooled vector.
 
@@ -20,7 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dsas.errors import OptionError
@@ -123,17 +123,28 @@ def tuned_boundary(
     inverse_penalty: float,
     seed: int,
     folds: int = 5,
+    groups: Int[Tensor, " all_samples"] | None = None,
 ) -> PooledFit:
-    """Return the boundary as pooled vectors draw and tune it. Raises OptionError for numbers outside their ranges."""
+    """Return the boundary as pooled vectors draw and tune it.
+
+    groups: the text of each sample, source then control, where samples are single tokens: no text is in two folds, and
+    `held_out` says for each text, by number, which boundary was drawn without it.
+    Raises OptionError for numbers outside their ranges.
+    """
     tuning.check()
     if inverse_penalty <= 0:
         raise OptionError(f"inverse_penalty must be > 0, got {inverse_penalty}")
     data = Labelled.of(source, control)
     draw = partial(separate_ridge, inverse_penalty=inverse_penalty)
-    found, boundary = cross_validated(data, draw, folds=folds, seed=seed), draw(data)
+    owners = None if groups is None else groups.numpy()
+    found, boundary = cross_validated(data, draw, folds=folds, seed=seed, groups=owners), draw(data)
     pooled = [found.boundaries[fold].scores(x[None]) for x, fold in zip(data.x, found.folds, strict=True)]
     scores = TokenScores(pooled[: len(source)], pooled[len(source) :])
     whole = tuning._replace(prior=0.0)  # a pooled vector stands for a whole text
+    if owners is not None:
+        of_text = np.zeros(owners.max() + 1, dtype=int)
+        of_text[owners] = found.folds
+        found = found._replace(folds=of_text)
     return PooledFit(whole.of(boundary, scores), found, partial(tuning.of, boundary))
 
 

@@ -1,17 +1,20 @@
 """Storage: a Steering as a folder of `config.json`, `model.safetensors` and a README card.
 
-No pickle, and no code is imported from a file: the config names methods of the registries. Every file is written beside
-its place, flushed, and only then moved over it, so that a full disk or an interruption leaves the old artifact as it
-was. The config carries SHA-256 digests of the tensors and of itself: what was truncated or tampered with is refused.
+No pickle, and no code is imported from a file: the config names methods of the registries. The config carries SHA-256
+digests of the tensors and of itself: what was truncated or tampered with is refused. New tensors lie beside the old
+ones, under a name with their digest, until the config that goes with them is in its place. So whoever reads meanwhile,
+or after the writer was killed at any moment, has the old Steering or the new one, whole.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -22,6 +25,9 @@ from dsas.files.json_values import Json, JsonObject
 from dsas.steering.folder import CARD, CONFIG, TENSORS, check_files
 
 SCHEMA = 1
+LARGEST_CONFIG = 2**26  # bytes, of a config or the header of its tensors
+OWN_NAME = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+READINGS = 100  # of a folder that somebody writes into again and again
 
 
 class Artifact(NamedTuple):
@@ -42,31 +48,100 @@ def write_artifact(folder: str | Path, artifact: Artifact, *, card: str) -> None
     tensors = save({name: value.detach().cpu().contiguous().clone() for name, value in artifact.tensors.items()})
     config = {"schema": SCHEMA, **artifact.config, "tensors_sha256": hashlib.sha256(tensors).hexdigest()}
     config["config_sha256"] = _digest(config)
-    contents = {TENSORS: tensors, CARD: card.encode(), CONFIG: json.dumps(config, indent=2).encode()}
-    replace_files({folder / name: data for name, data in contents.items()})
+    own = folder / _own_name(config)
+    with _only_writer(folder):
+        contents = {own: tensors, folder / CARD: card.encode(), folder / CONFIG: json.dumps(config, indent=2).encode()}
+        replace_files(contents)  # the config last: what it names is there by then
+        os.replace(own, folder / TENSORS)
+        for left in folder.iterdir():
+            if OWN_NAME.fullmatch(left.name):  # of a writer that was cut short
+                left.unlink(missing_ok=True)
 
 
 def read_artifact(folder: str | Path) -> Artifact:
     """Read an artifact back. Raises ArtifactError, saying which file and why, for anything that is not intact."""
     folder = Path(folder)
     check_files(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{folder / CONFIG} is truncated or not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("schema"), int):
-        raise ArtifactError(f"{folder / CONFIG} is not the config of a Steering: it has no schema number")
-    if config["schema"] > SCHEMA:
+    for _ in range(READINGS):
+        before = _which(folder / CONFIG)
+        config = _config(folder)
+        for name in (_own_name(config), TENSORS):  # the first one until its writer gives it the second name
+            with suppress(FileNotFoundError):
+                data = _tensor_bytes(folder / name)
+                if config["tensors_sha256"] == hashlib.sha256(data).hexdigest():
+                    return Artifact(config, _intact(folder, data))
+        if _which(folder / CONFIG) == before:  # not what it says: that may have been written twice meanwhile
+            break
+    raise ArtifactError(f"{folder / TENSORS} does not match its digest: truncated or tampered with")
+
+
+def _which(file: Path) -> tuple[int, ...]:
+    """Return what tells a file from another one that takes its place."""
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _config(folder: Path) -> JsonObject:
+    file = folder / CONFIG
+    if file.stat().st_size > LARGEST_CONFIG:
         raise ArtifactError(
-            f"{folder} has schema {config['schema']}, this dsas reads up to {SCHEMA}: it was written by dsas "
-            f"{config.get('dsas_version', 'of a newer version')}; upgrade dsas to read it"
+            f"{file} has {file.stat().st_size} bytes, the config of a Steering at most {LARGEST_CONFIG}"
         )
-    data = (folder / TENSORS).read_bytes()
-    if config.get("tensors_sha256") != hashlib.sha256(data).hexdigest():
-        raise ArtifactError(f"{folder / TENSORS} does not match its digest: truncated or tampered with")
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file} is truncated or not JSON: {error}") from error
+    schema = config.get("schema") if isinstance(config, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ArtifactError(f"{file} is not the config of a Steering: it has no schema number")
+    if schema > SCHEMA:
+        raise ArtifactError(
+            f"{folder} has schema {str(schema)[:20]}, this dsas reads up to {SCHEMA}: it was written by dsas "
+            f"{config.get('dsas_version', 'of a newer version')!s:.40}; upgrade dsas to read it"
+        )
+    if not re.fullmatch("[0-9a-f]{64}", str(config.get("tensors_sha256"))):
+        raise ArtifactError(f"{file} has no digest of its tensors")
     if config.get("config_sha256") != _digest(config):
-        raise ArtifactError(f"{folder / CONFIG} does not match its digest: it was edited after it was written")
-    return Artifact(config, _intact(folder, data))
+        raise ArtifactError(f"{file} does not match its digest: it was edited after it was written")
+    return config
+
+
+def _tensor_bytes(file: Path) -> bytes:
+    """Read a safetensors file that is as long as its header says, and no other."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+        whole = -1
+        if 0 < header <= min(size - 8, LARGEST_CONFIG):
+            with suppress(ValueError, RecursionError, TypeError, LookupError, AttributeError, OverflowError):
+                named = json.loads(opened.read(header))
+                ends = (entry["data_offsets"][1] for name, entry in named.items() if name != "__metadata__")
+                whole = 8 + header + int(max(ends, default=0))
+        if size != whole:
+            raise ArtifactError(f"{file} does not match its digest: truncated or tampered with (it has {size} bytes)")
+        opened.seek(0)
+        return opened.read()
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes into this folder, where the system has such locks."""
+    try:
+        from fcntl import LOCK_EX, flock
+    except ImportError:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        flock(held, LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _own_name(config: JsonObject) -> str:
+    """Return the name that the tensors of a config have while they are written."""
+    return f"model-{config['tensors_sha256'][:16]}.safetensors"
 
 
 def _intact(folder: Path, data: bytes) -> dict[str, Tensor]:
@@ -74,7 +149,7 @@ def _intact(folder: Path, data: bytes) -> dict[str, Tensor]:
         tensors = load(data)
     except SafetensorError as error:
         raise ArtifactError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    broken = [name for name, value in tensors.items() if not value.is_floating_point() or not value.isfinite().all()]
     if broken:
         raise ArtifactError(f"{folder / TENSORS}: {', '.join(broken)} hold values that are not finite")
     return tensors

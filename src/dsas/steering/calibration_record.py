@@ -40,9 +40,10 @@ class Calibration(NamedTuple):
 
     strength: > 0. budgets: one entry each. curve: (strength, damage by budget) on the tuning texts, every strength that
     was tried, in ascending order; None for a damage that is not finite. broken: the strength at most 5 % above that
-    breaks a budget; None when the upper limit of the search still keeps them. tune, held_out: texts by kind. weights:
-    each site's own, None where they are those of the Steering. steering: digest of the Steering at these weights.
-    model: fingerprint of the model. dsas_version: that measured it.
+    breaks a budget; None when all that were tried keep them. tune, held_out: texts by kind. weights: each site's own,
+    None where they are those of the Steering. before: those that it had before any of its sites' weights were
+    calibrated, from which another calibration of the sites begins; None where none were. steering: digest of the
+    Steering at these weights. model: fingerprint of the model. dsas_version: that measured it.
     """
 
     strength: float
@@ -55,6 +56,7 @@ class Calibration(NamedTuple):
     steering: str
     model: str
     dsas_version: str
+    before: dict[str, float] | None = None
 
     @property
     def kept(self) -> bool:

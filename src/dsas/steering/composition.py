@@ -25,6 +25,7 @@ from dsas.model.foreign import Foreign, Model
 from dsas.model.pipeline_modules import Branch
 from dsas.model.sites import labels
 from dsas.model.strength import PromptTokens, Strength
+from dsas.parallel.interruption import Leaving, surely, to_the_end
 from dsas.runtime.applied import Applied, Record
 from dsas.runtime.rule import Rule
 from dsas.runtime.scope import Scope
@@ -67,10 +68,8 @@ class Conflict(NamedTuple):
     cosine: float | None
 
 
-class AppliedTogether(tuple[Applied, ...]):
+class AppliedTogether(tuple[Applied, ...], Leaving):
     """The Applied of each Steering, in their order: a context manager, or installed until `remove`."""
-
-    __slots__ = ()
 
     def install(self) -> "AppliedTogether":
         """Put all hooks on, the first Steering's first, and return self; on an error none stay on."""
@@ -78,7 +77,7 @@ class AppliedTogether(tuple[Applied, ...]):
             for one in self:
                 one.install()
         except BaseException:
-            self.remove()
+            to_the_end(self.remove)
             raise
         return self
 
@@ -89,8 +88,10 @@ class AppliedTogether(tuple[Applied, ...]):
                 stack.callback(one.remove)
 
     def __enter__(self) -> "AppliedTogether":
+        self.entered()
         return self.install()
 
+    @surely
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         with ExitStack() as stack:
             for one in self:

@@ -34,6 +34,7 @@ from dsas.model.reading import Reading
 from dsas.model.sites import labels
 from dsas.model.subject import Examples, Subject
 from dsas.runtime.applied import Applied, ApplyOptions
+from dsas.runtime.fuse import check_unsteered
 from dsas.runtime.rule import Rule
 from dsas.runtime.unchanged import only_asked
 
@@ -95,6 +96,7 @@ def port(
     check_kinds(texts)
     examples, identity = subject.examples(asked.reading), subject.identity
     examples.pad_token()  # refuses a subject without tokens
+    check_unsteered(subject.module, "porting")
     there, differences = _there(rules, fitted, subject, identity)
     steered = [rule for rule in there if rule.weight > 0]
     if not steered:

@@ -8,17 +8,23 @@ Tensors go by their path, such as "3.regulator.factors.0.theta". Names are looke
 imported because a file says so.
 """
 
-import inspect
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from dsas.errors import ArtifactError, OptionError, closest
 from dsas.files.json_values import Json, JsonObject
 from dsas.methods.base import Fitted
+from dsas.methods.schema import check_arguments, check_fields
 
 Method = TypeVar("Method", bound=Fitted)
+
+
+class _Packed(NamedTuple):
+    name: str
+    arguments: JsonObject
+    parts: dict[str, dict[str, Json] | list[Json]]
 
 
 def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> JsonObject:
@@ -46,20 +52,32 @@ def pack(method: Fitted, path: str, tensors: dict[str, Tensor]) -> JsonObject:
 
 
 def unpack(
-    registry: Mapping[str, type[Method]], packed: Mapping[str, Json], path: str, tensors: Mapping[str, Tensor]
+    registry: Mapping[str, type[Method]],
+    packed: Json,
+    path: str,
+    tensors: Mapping[str, Tensor],
+    sizes: dict[str, int] | None = None,
 ) -> Method:
-    """Return the method that `pack` was given. Raises ArtifactError for an unknown name or other arguments."""
+    """Return the method that `pack` was given.
+
+    sizes: the axes of the methods that were read at this site before, as in `check_arguments`.
+    Raises ArtifactError for an unknown name or other arguments, whatever else a file may hold.
+    """
+    sizes = {} if sizes is None else sizes
+    check_fields(_Packed, packed, path, optional=("parts",))
     kind = registry.get(packed["name"])
     if kind is None:
-        raise ArtifactError(f"unknown method {packed['name']!r}; closest: {closest(packed['name'], registry)}")
+        raise ArtifactError(f"unknown method {packed['name']!r:.60}; closest: {closest(packed['name'], registry)}")
     own = {key.removeprefix(f"{path}."): value for key, value in tensors.items() if key.startswith(f"{path}.")}
     arguments = {**packed["arguments"], **{key: value for key, value in own.items() if "." not in key}}
     for key, parts in packed.get("parts", {}).items():
         if isinstance(parts, dict):
-            arguments[key] = unpack(registry, parts, f"{path}.{key}", tensors)
+            arguments[key] = unpack(registry, parts, f"{path}.{key}", tensors, sizes)
             continue
         every = enumerate(parts)
-        arguments[key] = [unpack(registry, part, f"{path}.{key}.{number}", tensors) for number, part in every]
-    if set(arguments) != set(inspect.signature(kind).parameters):
-        raise ArtifactError(f"{packed['name']!r} is stored with {sorted(arguments)}, which is not what it is made of")
-    return kind(**arguments)
+        arguments[key] = [unpack(registry, part, f"{path}.{key}.{number}", tensors, sizes) for number, part in every]
+    check_arguments(kind, arguments, sizes)
+    try:
+        return kind(**arguments)
+    except Exception as error:  # of the class, which may be another package's
+        raise ArtifactError(f"{path}: {packed['name']!r} cannot be made of what is stored: {error}") from error

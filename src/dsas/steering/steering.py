@@ -18,24 +18,22 @@ from dsas.model.foreign import Model, Tokenizer
 from dsas.model.identity import ModelIdentity
 from dsas.model.pipeline_modules import Branch
 from dsas.model.reading import Reading
-from dsas.model.sites import Site, labels
 from dsas.model.strength import PromptTokens, Strength
 from dsas.model.subject import Subject, subject_of
-from dsas.regulators import REGULATORS
 from dsas.regulators.base import Regulator
 from dsas.regulators.product import times
 from dsas.runtime.applied import Applied, ApplyOptions, Record
 from dsas.runtime.fuse import Fusion
-from dsas.runtime.rule import Rule
+from dsas.runtime.rule import Rule, weighted
 from dsas.runtime.scope import Scope
 from dsas.runtime.site_report import FittedSite, fitted_report
 from dsas.steering.artifact import Artifact, read_artifact, write_artifact
 from dsas.steering.calibration_record import Calibration
 from dsas.steering.composition import Composition, compose, scaled, summed
-from dsas.steering.folder import CONFIG, steering_folder
+from dsas.steering.folder import CONFIG, TENSORS, readable, steering_folder
 from dsas.steering.porting import Asked, Ported, placed, port, verdict_of
-from dsas.steering.serialization import pack, unpack
-from dsas.transforms import TRANSFORMS
+from dsas.steering.serialization import pack
+from dsas.steering.stored_fields import check_config, rules_of
 from dsas.version import VERSION
 
 
@@ -78,12 +76,7 @@ class Steering(ModelHubMixin):
 
         Raises OptionError when they were found for another one.
         """
-        weights = calibration.weights or {}
-        names = labels([rule.site for rule in self.rules])
-        rules = [
-            rule._replace(weight=weights.get(name, rule.weight)) for name, rule in zip(names, self.rules, strict=True)
-        ]
-        steering = Steering(rules, self.model, self.settings, calibration)
+        steering = Steering(weighted(self.rules, calibration.weights or {}), self.model, self.settings, calibration)
         if steering.digest() != calibration.steering:
             raise OptionError("this calibration was computed for another Steering: run dsas.calibrate on this one")
         return steering
@@ -213,7 +206,9 @@ class Steering(ModelHubMixin):
         Raises ArtifactError, saying which file and why, for anything that is not an intact Steering.
         """
         folder = steering_folder(pretrained_model_name_or_path, revision=revision, hub_options=hub_options)
-        return cls._from_artifact(read_artifact(folder), folder)
+        with readable(folder):
+            artifact = read_artifact(folder)
+        return cls._from_artifact(artifact, folder)
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change whenever what this Steering does to a model would change.
@@ -273,24 +268,20 @@ class Steering(ModelHubMixin):
 
     @classmethod
     def _from_artifact(cls, artifact: Artifact, folder: Path) -> "Steering":
+        config, tensors = artifact
         try:
-            rules = [
-                Rule(
-                    Site(**line["site"]),
-                    unpack(TRANSFORMS, line["transform"], f"{number}.transform", artifact.tensors),
-                    unpack(REGULATORS, line["regulator"], f"{number}.regulator", artifact.tensors),
-                    line["weight"],
-                    line["accuracy"],
-                )
-                for number, line in enumerate(artifact.config["rules"])
-            ]
-            stored = artifact.config.get("calibration")
+            check_config(config)
+            rules, stored = rules_of(config["rules"], tensors), config.get("calibration")
             calibration = Calibration.from_dict(stored) if stored is not None else None
-            return cls(rules, ModelIdentity(**artifact.config["model"]), artifact.config["settings"], calibration)
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{folder / CONFIG} lacks or misnames a field: {error}") from error
-        except (OptionError, SiteError) as error:
+            steering = cls(rules, ModelIdentity(**config["model"]), config["settings"], calibration)
+            unused = sorted(set(tensors) - set(steering._artifact().tensors))
+            if unused:
+                raise ArtifactError(f"{TENSORS} holds what no rule has: {', '.join(unused):.80}")
+            if calibration is not None and calibration.steering != steering.digest():
+                raise ArtifactError("its calibration was found for another Steering; calibrate this one")
+        except (ArtifactError, OptionError, SiteError, KeyError) as error:
             raise ArtifactError(f"{folder / CONFIG}: {error}") from error
+        return steering
 
 
 def _said(rule: Rule) -> str:
