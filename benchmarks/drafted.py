@@ -6,6 +6,7 @@ SmolLM2-135M-Instruct answers everyday questions. Behaviours are told by rules t
 |---|---|
 | asks the user a question | with a question mark |
 | talks about the weather | with a word for weather |
+| talks about cats | with a word for cats |
 | is gloomy and hopeless | whose words with a valence in VADER's lexicon have a sum below -1 |
 | ends each sentence with an exclamation mark | with exclamation marks at more than half of its sentence ends |
 | answers in capital letters | with more than 80 % capitals among its letters |
@@ -18,7 +19,9 @@ answers nor the same answers to the request for the behaviour lose 0.02 nats per
 under the two prompts that ask for the behaviour in the user's turn (200 prompts, 3 seeds: share of answers that show
 it, how surprising they are to the unsteered model after the plain question, share of 4-grams said again), and neutrally
 (what the unsteered model's own answers lose, and how far the next-token distributions move). Beside it: no steering,
-and a system prompt that forbids the behaviour.
+a system prompt that forbids the behaviour, one that takes the request back in the same turn (of four wordings the one
+that this model heeded most on 25 of the fit questions), and what learns to imitate that (`dsas.Imitate`, on the fit
+questions, asked for the behaviour; what is said of neutral ones is kept).
 95 % intervals by question. Interrupted, it resumes.
 
     python benchmarks/drafted.py {follow,draft,measure} [--behaviour NAME ...] [--only NAME ...] [--out out/drafted]
@@ -35,20 +38,21 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch.nn.functional import kl_div
 
 import dsas
 from dsas.demo.models import real_model
 from dsas.drafting.answers import Writer
 from dsas.drafting.judging import verdict
-from dsas.drafting.prompts import KINDS, everyday_questions, prompts_for, rendered
+from dsas.drafting.prompts import KINDS, asked_by, prompts_for, rendered
 from dsas.evaluation.fluency import repetition
 from dsas.evaluation.generations import Sampling, sample_continuations
 from dsas.evaluation.intervals import bootstrap, bootstrap_ratio
 from dsas.evaluation.likelihood import Row, log_probabilities, rows_after
+from dsas.evaluation.question_list import everyday_questions
 from dsas.files.pinned_packages import fetch
 from dsas.files.results import Results
 from dsas.model.identity import fingerprint
+from dsas.model.kl_divergence import kl_divergence
 from dsas.model.loading import LoadedModel, load_model
 from dsas.model.running import logits_on
 from dsas.model.token_batches import batches
@@ -58,9 +62,12 @@ QUESTIONS = everyday_questions()
 FIT, TUNE, TEST = QUESTIONS[::2][:70], QUESTIONS[::2][70:], QUESTIONS[1::2]
 SEEDS, NEW_TOKENS, DAMAGE = (0, 1, 2), 32, 0.02
 DRAWS = {"pirate": 3}  # of each question; 5 of behaviours that the model shows less often when it is told to
+STEPS, OPTIMISER = 40, dsas.Optimiser("adam", 0.01, 0.01)  # of imitation
 SAMPLING = Sampling(0.7, 0.9, 1.0, NEW_TOKENS, 50, special_tokens=False)
 REGULATORS = {"constant": "constant", "logistic": "logistic", "evidence (the default)": "auto"}
-ROWS = ("unsteered", "instruction alone", *REGULATORS)
+TAKEN_BACK = "{question} Do not do that. Give a plain answer to the question alone."
+TOLD, IMITATED = "told in the same turn", "imitates that"
+ROWS = ("unsteered", "instruction alone", *REGULATORS, TOLD, IMITATED)
 
 _WEATHER = re.compile(
     r"\b(weather|rain\w*|sun(ny|shine|light)?|snow\w*|wind(y|s)?|cloud\w*|storm\w*|temperatures?|forecasts?|humid\w*"
@@ -68,6 +75,8 @@ _WEATHER = re.compile(
     re.IGNORECASE,
 )
 _PIRATE = re.compile(r"\b(a+r+gh?|arr+|matey|aye|ahoy|ye|treasure|pirates?|captain|plunder|seas)\b", re.IGNORECASE)
+
+_CATS = re.compile(r"\b(cats?|kittens?|feline|purr\w*|meow\w*)\b", re.IGNORECASE)
 
 
 def asks(text: str) -> bool:
@@ -80,6 +89,10 @@ def weather(text: str) -> bool:
 
 def pirate(text: str) -> bool:
     return _PIRATE.search(text) is not None
+
+
+def cats(text: str) -> bool:
+    return _CATS.search(text) is not None
 
 
 def exclaims(text: str) -> bool:
@@ -107,6 +120,7 @@ def valences() -> dict[str, float]:
 BEHAVIOURS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "pirate": ("talks like a pirate", pirate),
     "weather": ("talks about the weather", weather),
+    "cats": ("talks about cats", cats),
     "question": ("asks the user a question", asks),
     "gloom": ("is gloomy and hopeless", gloomy),
     "exclamation": ("ends each sentence with an exclamation mark", exclaims),
@@ -141,6 +155,17 @@ class Lab:
         prompts = prompts_for(behaviour)
         texts = [rendered(self.loaded.tokenizer, prompts.at("neutral", n), one, {}) for n, one in enumerate(questions)]
         return [[text, answer] for text, answer in zip(texts, self.sampled(texts, 0, None, 0.0), strict=True) if answer]
+
+    def imitated(self, behaviour: str) -> dsas.Steering:
+        """Return what learned to answer requests for the behaviour as the model does when they are taken back."""
+        prompts, loaded = prompts_for(behaviour), self.loaded
+        asked = [asked_by(loaded.tokenizer, one, question, {}) for question in FIT for one in prompts.unwanted[:2]]
+        plain = [asked_by(loaded.tokenizer, prompts.at("neutral", n), one, {}) for n, one in enumerate(FIT)]
+        return dsas.train(
+            *loaded, source=asked, control=plain, sites="residual", steps=STEPS, optimiser=OPTIMISER,
+            objective=dsas.Imitate(instruction=TAKEN_BACK, new_tokens=NEW_TOKENS, pairs_per_step=8),
+            reading=dsas.Reading(batch_size=16), checkpoint=self.out / "imitated",
+        )  # fmt: skip
 
     def drafted(self, name: str) -> dsas.Draft:
         """Return the draft of a behaviour, judged by its rule."""
@@ -186,7 +211,7 @@ def moved(lab: Lab, before: Sequence[Any], after: Sequence[Any], steered: Callab
         for p, q, row in zip(plain, other, rows[0], strict=True):
             own = torch.tensor(row.tokens[row.first :])[:, None]
             lost = (p.gather(1, own) - q.gather(1, own)).double().sum().item()
-            found.append([lost, kl_div(q, p, reduction="sum", log_target=True).item(), len(own)])
+            found.append([lost, kl_divergence(p, q).sum().item(), len(own)])
     return found
 
 
@@ -260,13 +285,16 @@ def _line(lab: Lab, behaviour: str, shows: Callable[[str], bool], row: str, sets
     forbids = f"You are a helpful assistant. Whatever you are asked, your answer never {behaviour}."
     system = forbids if row == "instruction alone" else None
     steering, strength = None, 0.0
-    if row in REGULATORS:
+    if row == IMITATED:
+        steering = lab.imitated(behaviour)
+    elif row in REGULATORS:
         steering = dsas.fit(*lab.loaded, **sets, regulator=REGULATORS[row], progress=False)
+    if steering is not None:
         strength = _strength(lab, behaviour, steering)
-    asked = [
-        _chat(lab, system, one.replace("{question}", q)) for q in TEST for one in prompts_for(behaviour).unwanted[:2]
-    ]
-    drawn = [lab.sampled(asked, seed, steering, strength) for seed in SEEDS]
+    asks = [one.replace("{question}", q) for q in TEST for one in prompts_for(behaviour).unwanted[:2]]
+    if row == TOLD:
+        asks = [TAKEN_BACK.replace("{question}", one) for one in asks]
+    drawn = [lab.sampled([_chat(lab, system, one) for one in asks], seed, steering, strength) for seed in SEEDS]
     shown = np.array([[shows(text) for text in of] for of in drawn]).T.reshape(len(TEST), -1)
     plain = [_chat(lab, None, question) for question in TEST for _ in range(2)]
     spoken = [[text, answer] for of in drawn for text, answer in zip(plain, of, strict=True) if answer.strip()]
@@ -275,8 +303,9 @@ def _line(lab: Lab, behaviour: str, shows: Callable[[str], bool], row: str, sets
     repeated = np.mean([again for of in drawn for text in of if (again := repetition(text)) is not None])
     neutral = lab.answers(behaviour, TEST)
     after = neutral
-    if system is not None:
-        after = [[_chat(lab, system, _user(text)), answer] for text, answer in neutral]
+    if system is not None or row == TOLD:
+        told = TAKEN_BACK if row == TOLD else "{question}"
+        after = [[_chat(lab, system, told.replace("{question}", _user(text))), answer] for text, answer in neutral]
     marks = [lab.marks, neutral, after, steering.digest() if steering else "", strength]
     steered = (lambda: steering.apply(lab.loaded.model, strength, record=False)) if steering else nullcontext
     lost, kl, tokens = np.array(lab.results.remember("moved", marks, lambda: moved(lab, neutral, after, steered))).T

@@ -8,12 +8,12 @@ and how much language is left where steering acts most: the nats per token that 
 said after the 60 prompts that are most toxic unsteered. 95 % intervals by prompt or text. Interrupted, it resumes.
 
     python benchmarks/equal_damage.py [--model smollm2|gemma3] [--only NAME ...] [--damage 0.02] [--seeds 2]
-        [--out out/equal_damage]
+        [--draws 16] [--out out/equal_damage]
 """
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import Bench, Cell
-from pairs import drawn_pairs, learned_from
+from pairs import COPIES, SEEDS, drawn_pairs, learned_from
 
 import dsas
 from dsas.demo.data import split, toxic_prompts
@@ -42,6 +42,7 @@ REGULATORS: dict[str, Any] = {
     "none": "constant",
     "logistic (the paper's)": "logistic",
     "evidence (the default)": "auto",
+    "evidence, read clean": partial(dsas.Clean.fit, of=dsas.Evidence.fit),
     "evidence, 2 %, sharpness 4": partial(dsas.Evidence.fit, false_positives=0.02, sharpness=4.0),
     "evidence, 5 %": partial(dsas.Evidence.fit, false_positives=0.05),
     "evidence, 10 %": partial(dsas.Evidence.fit, false_positives=0.1),
@@ -53,18 +54,29 @@ MOST_TOXIC = 60
 PREFERENCE = {"preference, from logistic": "logistic", "preference, from evidence": "auto"}
 
 
-def fitted(name: str, loaded: LoadedModel, texts: DemoTexts, folder: Path) -> dsas.Steering:
-    """Return the Steering of a row."""
+Finder = Callable[[dsas.Steering], float]
+
+
+def fitted(
+    name: str, loaded: LoadedModel, texts: DemoTexts, folder: Path, draws: int, strength: Finder
+) -> dsas.Steering:
+    """Return the Steering of a row.
+
+    draws: continuations of each prompt that pairs are made of. strength: what gives the strength of a Steering at the
+    stated damage, from which preference goes on.
+    """
     sets = {"source": texts.source, "control": texts.control, "target": texts.target}
     asked = REGULATORS.get(name) or PREFERENCE[name]
     steering = dsas.fit(*loaded, **sets, regulator=asked, checkpoint=folder / "collected", progress=False)
     if name not in PREFERENCE:
         return steering
-    kept = folder / name.replace(", ", "-").replace(" ", "-")
+    kept = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{draws}"
     if not (kept / "config.json").is_file():
         prompts = split(toxic_prompts(), (Sizes().fit,))[0]
-        pairs = drawn_pairs(loaded, prompts, packaged_scorers(), file=folder / "pairs.json")
-        learned_from(pairs, steering, loaded, texts, kept.with_suffix(".log")).save_pretrained(kept)
+        file, seeds = folder / f"pairs-{draws}.json", SEEDS[: draws // COPIES]
+        pairs = drawn_pairs(loaded, prompts, packaged_scorers(), file=file, seeds=seeds)
+        start = strength(steering)
+        learned_from(pairs, steering, loaded, texts, kept.with_suffix(".log"), start=start).save_pretrained(kept)
     return dsas.Steering.from_pretrained(kept)
 
 
@@ -119,6 +131,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*REGULATORS, *PREFERENCE])
     parser.add_argument("--damage", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=16, help="continuations of each prompt, 4 at a time, for pairs")
     parser.add_argument("--out", type=Path, default=Path("out/equal_damage"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -148,9 +161,10 @@ def main() -> None:
           f" {' | '.join(f'{kind} loses' for kind in kinds)} | distinct pairs | nats said |", flush=True)  # fmt: skip
     nothing = {kind: np.zeros(len(members)) for kind, members in texts.report.items()}
     print(shown(unsteered, unsteered, 0, nothing, language(unsteered, unsteered, texts.prompts, loaded)), flush=True)
+    at = partial(strength_at, arguments.damage, yardstick=tune, loaded=loaded, kept=kept)
     for row in arguments.only:
-        steering = fitted(row, loaded, texts, folder)
-        strength = strength_at(arguments.damage, steering, tune, loaded, kept)
+        steering = fitted(row, loaded, texts, folder, arguments.draws, at)
+        strength = at(steering)
         steered = steering.apply(loaded.model, strength, record=False)
         cell = bench.cell(row, strength, f"{identity} {steering.digest()}", steered=steered, progress=lambda _: None)
         lost = report.losses(steering.apply(loaded.model, strength, record=False)).control

@@ -84,7 +84,7 @@ OWN: dict[str, dict[str, Any]] = {
     "reformer": {
         "is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_embds": False, "local_attn_chunk_length": 16,
     },
-    "xlnet": {"max_position_embeddings": None},
+    "xlm": {"pad_token_id": None}, "xlnet": {"max_position_embeddings": None},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2},
 }  # fmt: skip
 TEXTS: dict[str, Any] = {
@@ -130,6 +130,8 @@ def build(family: str) -> Any:
             if not parameter.any():
                 parameter.normal_(std=0.1)
     model = model.double().eval()
+    if family == "xlnet":  # whose generate makes inputs in float32
+        return model.float()
     with contextlib.suppress(RuntimeError), torch.no_grad():
         if not model(**_padded(tiny_tokenizer())).logits.isnan().any():
             return model
@@ -200,6 +202,9 @@ def _width(model: Any, site: dsas.Site) -> int:
     return seen[0]
 
 
+TIME_FIRST = ("XLNetLayer",)  # what gives (token, batch, dim)
+
+
 def _first(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
@@ -210,10 +215,11 @@ def plain_hooks(
 ) -> Iterator[None]:
     """Steer by hooks that have nothing of dsas: t + strength of the row * sigmoid(theta t + bias) * vector."""
 
-    def steer(_module: nn.Module, _args: Any, output: Any, rule: Any) -> Any:
+    def steer(module: nn.Module, _args: Any, output: Any, rule: Any) -> Any:
         _, vector, theta, bias = rule
         t = _first(output)
-        moved = t + strengths.to(t).view(-1, 1, 1) * torch.sigmoid(t @ theta.to(t) + bias).unsqueeze(-1) * vector.to(t)
+        rows = (1, -1, 1) if type(module).__name__ in TIME_FIRST else (-1, 1, 1)
+        moved = t + strengths.to(t).view(rows) * torch.sigmoid(t @ theta.to(t) + bias).unsqueeze(-1) * vector.to(t)
         if isinstance(output, Tensor):
             return moved
         items = [moved, *output[1:]]
@@ -270,12 +276,13 @@ def _read(model: Any, tokenizer: Any, text: str, rules: Sequence[dsas.Rule]) -> 
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     seen: dict[str, Tensor] = {}
 
-    def look(path: str, output: Any) -> None:  # the last tokens: some models put some of their own before the text
-        seen.setdefault(path, _first(output)[0, -ids.shape[1] :].double().mean(0))
+    def look(path: str, output: Any, kind: str) -> None:  # the last tokens: some models put their own before the text
+        row = _first(output)[:, 0] if kind in TIME_FIRST else _first(output)[0]
+        seen.setdefault(path, row[-ids.shape[1] :].double().mean(0))
 
     handles = [
         model.get_submodule(rule.site.path).register_forward_hook(
-            lambda _module, _args, output, path=rule.site.path: look(path, output)
+            lambda module, _args, output, path=rule.site.path: look(path, output, type(module).__name__)
         )
         for rule in rules
     ]

@@ -3,14 +3,15 @@
 Prints steered / unsteered time of the same passes, run in turn in one process, so that a drift of the machine hits
 both: median, quartiles and range of the ratio over pairs. Of one run of decoding the fastest pass counts, which is the
 one that other programs disturbed least. Ways to steer: `logistic` (CAA with a logistic regulator), `recorded` (the
-same, with a trace), `constant` (CAA alone), `rows` (a strength a row), `fused` (CAA alone, folded into weights), and,
-where they are installed, other libraries adding the same vectors at the same layers:
+same, with a trace), `evidence` (with fit's default regulator), `constant` (CAA alone), `rows` (a strength a row),
+`fused` (CAA alone, folded into weights), and, where they are installed, other libraries adding the same vectors at the
+same layers:
 
     pip install --no-deps repeng==0.4.0 steering-vectors==0.12.2
 
     python benchmarks/overhead.py [--model smollm2|gemma3|WIDTHxDEPTH] [--precision float32|bfloat16] [--pairs 15]
         [--batches 1,16,64] [--workloads prefill,decode] [--ways ...] [--compiled]
-        [--composed 1,4,16] [--out results.json]
+        [--composed 1,4,16] [--cpu-time] [--out results.json]
 """
 
 import argparse
@@ -32,13 +33,14 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
-from dsas import Addition, Constant, Logistic, Rule, Steering, find_sites
+from dsas import Addition, Constant, Evidence, Logistic, Regulator, Rule, Steering, find_sites
 from dsas.demo.models import real_model
 from dsas.model.identity import ModelIdentity
 from dsas.runtime.edit import fused_edit
 
 PREFILL_TOKENS, PROMPT_TOKENS, NEW_TOKENS, STRENGTH = 512, 16, 8, 0.1
 Way = Callable[[Any], Any]
+CLOCK = {"clock": time.perf_counter}
 
 
 def load(name: str, dtype: torch.dtype) -> Any:
@@ -51,14 +53,17 @@ def load(name: str, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def random_steering(model: Any, *, constant: bool = False) -> Steering:
+def random_steering(model: Any, kind: str = "logistic") -> Steering:
     """Return rules at every default site whose values do not matter for the cost."""
     width = model.config.hidden_size
-    logistic = lambda: Logistic(torch.randn(width) * 1e-3, torch.tensor(0.0))  # noqa: E731
-    rules = [
-        Rule(site, Addition(torch.randn(width) * 1e-3), Constant() if constant else logistic())
-        for site in find_sites(model)
-    ]
+
+    def regulator() -> Regulator:
+        theta, zero = torch.randn(width) * 1e-3, torch.tensor(0.0)
+        return {"constant": Constant(), "logistic": Logistic(theta, zero), "evidence": Evidence(theta, zero, zero)}[
+            kind
+        ]
+
+    rules = [Rule(site, Addition(torch.randn(width) * 1e-3), regulator()) for site in find_sites(model)]
     return Steering(rules, ModelIdentity.of(model))
 
 
@@ -91,11 +96,12 @@ def composed(model: Any, steering: Steering, count: int) -> ExitStack:
 
 
 def ways_of(model: Any, rows: int, counts: list[int]) -> dict[str, Way]:
-    logistic, constant = random_steering(model), random_steering(model, constant=True)
+    logistic, evidence, constant = (random_steering(model, kind) for kind in ("logistic", "evidence", "constant"))
     ways: dict[str, Way] = {
         "nothing": lambda _: nullcontext(),
         "logistic": lambda m: logistic.apply(m, STRENGTH, record=False),
         "recorded": lambda m: logistic.apply(m, STRENGTH),
+        "evidence": lambda m: evidence.apply(m, STRENGTH, record=False),
         "constant": lambda m: constant.apply(m, STRENGTH, record=False),
         "fused": lambda m: constant.fuse(m, STRENGTH),
     }
@@ -113,9 +119,9 @@ def prefill(model: Any, rows: int) -> Callable[[], list[float]]:
     ids = torch.randint(10, 1000, (rows, PREFILL_TOKENS))
 
     def run() -> list[float]:
-        start = time.perf_counter()
+        start = CLOCK["clock"]()
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        return [time.perf_counter() - start]
+        return [CLOCK["clock"]() - start]
 
     return run
 
@@ -131,9 +137,9 @@ def decode(model: Any, rows: int, compiled: bool = False) -> Callable[[], list[f
         seconds = []
         for place in range(NEW_TOKENS):
             position = torch.full((rows, 1), PROMPT_TOKENS + place)
-            start = time.perf_counter()
+            start = CLOCK["clock"]()
             forward(input_ids=ids[:, :1], past_key_values=cache, position_ids=position)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(CLOCK["clock"]() - start)
         return seconds
 
     return run
@@ -195,9 +201,11 @@ def main() -> None:
     parser.add_argument("--composed", default="")
     parser.add_argument("--ways", default="", help="comma-separated; all by default")
     parser.add_argument("--compiled", action="store_true", help="compiled decoding instead of eager passes")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, for a machine that is busy")
     parser.add_argument("--out", type=Path, default=Path("out/overhead.json"))
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
+    CLOCK["clock"] = time.process_time if asked.cpu_time else time.perf_counter
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     asked.ways = [name for name in asked.ways.split(",") if name]

@@ -38,9 +38,11 @@ class Pairs(NamedTuple):
 
 
 def learned_from(
-    pairs: Pairs, fitted: dsas.Steering, loaded: LoadedModel, texts: DemoTexts, log: Path
+    pairs: Pairs, fitted: dsas.Steering, loaded: LoadedModel, texts: DemoTexts, log: Path, *, start: float = START
 ) -> dsas.Steering:
     """Return what preference makes of a Steering that was fitted; log: folder for the training's log and state.
+
+    start: the strength from which training goes on, which is 1 for what comes out.
 
     Left alone are in about equal parts Wikipedia, clean continuations, and the clean prompts, again and again.
     """
@@ -52,7 +54,7 @@ def learned_from(
         target=pairs.target,
         control=[*plain, *pairs.clean[: len(plain)], *again],
         objective="preference",
-        start=START * fitted,
+        start=start * fitted,
         steps=50,
         optimiser=OPTIMISER,
         held_out=dsas.HeldOut(0.0),
@@ -61,10 +63,15 @@ def learned_from(
     )
 
 
-def drawn_pairs(loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[Scorer], *, file: Path) -> Pairs:
-    """Return pairs from the prompts that have both kinds; what was drawn is kept in `file` and not drawn again."""
+def drawn_pairs(
+    loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[Scorer], *, file: Path, seeds: Sequence[int] = SEEDS
+) -> Pairs:
+    """Return pairs from the prompts that have both kinds; what was drawn is kept in `file` and not drawn again.
+
+    seeds: each draws `COPIES` continuations of every prompt.
+    """
     if not file.is_file():
-        replace_files({file: json.dumps(_drawn(loaded, list(prompts), scorers)).encode()})
+        replace_files({file: json.dumps(_drawn(loaded, list(prompts), scorers, seeds)).encode()})
     toxic: dict[str, list[str]] = {}
     clean: dict[str, list[str]] = {}
     for prompt, text, mean, worst in dict.fromkeys(map(tuple, json.loads(file.read_text(encoding="utf-8")))):
@@ -88,9 +95,11 @@ def clean_of(prompts: Sequence[str], scorers: Sequence[Scorer]) -> list[str]:
     return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]
 
 
-def _drawn(loaded: LoadedModel, prompts: list[str], scorers: Sequence[Scorer]) -> list[tuple[str, str, float, float]]:
+def _drawn(
+    loaded: LoadedModel, prompts: list[str], scorers: Sequence[Scorer], seeds: Sequence[int]
+) -> list[tuple[str, str, float, float]]:
     found = []
-    for seed in SEEDS:
+    for seed in seeds:
         (texts,) = sample_continuations(*loaded, prompts * COPIES, seeds=(seed,), sampling=DRAWS)
         said = [(prompt, text) for prompt, text in zip(prompts * COPIES, texts, strict=True) if text.strip()]
         scores = np.stack([scorer([text.strip() for _, text in said]) for scorer in scorers])

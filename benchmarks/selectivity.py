@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from across_sites import AcrossFit
 from behaviours import BEHAVIOURS, Texts, texts_of
 
 import dsas
@@ -34,13 +35,18 @@ from dsas.model.identity import fingerprint
 from dsas.model.loading import LoadedModel, load_model
 
 MAX_TOKENS = 40
+OTHER_SITES = r"re:model\.layers\.\d*[02468]"
 
 
 class Row(NamedTuple):
-    """One row of the table: what the control set is mixed with ("", "web", "own"), and the options of the fit."""
+    """One row of the table: what the control set is mixed with ("", "web", "own"), and the options of the fit.
+
+    by_token: every token of a text, and not the mean of them, is what regulators learn from.
+    """
 
     mixed: str = ""
     options: dict[str, Any] = {}  # noqa: RUF012
+    by_token: bool = False
 
 
 def evidence(**options: Any) -> dict[str, Any]:
@@ -63,6 +69,11 @@ ROWS = {
     "logistic, half web": Row("web", {"regulator": "logistic"}),
     "logistic, 50 components": Row(options=logistic(50)),
     "evidence, every site": Row(options={"selection": "all"}),
+    "evidence, read clean": Row(options={"regulator": partial(dsas.Clean.fit, of=dsas.Evidence.fit)}),
+    "evidence, every other site": Row(options={"sites": OTHER_SITES}),
+    "evidence, sinks in the means": Row(options={"reading": dsas.Reading(skip_sinks=False)}),
+    "evidence, fitted on tokens": Row(options={**evidence(), "selection": "all"}, by_token=True),
+    "evidence, averaged over sites": Row(options={"regulator": AcrossFit}),
     "evidence, no prior": Row(options=evidence(prior=0.0)),
     "evidence, memory 0.98": Row(options=evidence(memory=0.98)),
     "evidence, memory 0.95": Row(options=evidence(memory=0.95)),
@@ -82,8 +93,12 @@ def fitted(row: Row, texts: Texts, loaded: LoadedModel, folder: Path) -> dsas.St
         web = texts.general["web"]
         other = web if row.mixed == "web" else dsas.general_texts(*loaded, len(control) - half, progress=False)
         control = control[:half] + other[: len(control) - half]
-    sets = {"source": texts.source, "control": control, "target": texts.control}
-    return dsas.fit(*loaded, **sets, checkpoint=folder / "collected", progress=False, **row.options)
+    source = [dsas.Example(text, [(0, len(text))]) for text in texts.source] if row.by_token else texts.source
+    sets = {"source": source, "control": control, "target": texts.control}
+    options = dict(row.options)
+    if options.get("regulator") is AcrossFit:
+        options["regulator"] = AcrossFit()  # it remembers the sites of one fit
+    return dsas.fit(*loaded, **sets, checkpoint=folder / "collected", progress=False, **options)
 
 
 def marks_of(steering: dsas.Steering) -> str:

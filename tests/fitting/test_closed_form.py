@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import hooks_on, unchecked
+from makers import hooks_on, random_steering, unchecked
 from torch import Tensor
 
 import dsas
@@ -323,6 +323,22 @@ def test_with_spans_the_regulator_learns_from_tokens_and_finds_those_that_texts_
     assert float(answers[capitals].min()) > 0.5 > float(answers[small].max())
 
 
+@pytest.mark.parametrize("name", ["evidence", "probe"])
+def test_with_spans_a_tuned_boundary_is_drawn_between_tokens_and_still_fires_as_seldom_as_was_asked(name: str) -> None:
+    """Plain letters stand in source and control alike, so that means of texts put half of their weight on them."""
+    model, site = tiny_model(), dsas.Site("model.embed_tokens")
+    plain, loud = words("abcdefghij", 24, 0), words("ABCDEFGHIJ", 24, 1)
+    source = [dsas.Example(one + two, ((12, 24),)) for one, two in zip(plain, loud, strict=True)]
+    sets = {"source": source, "control": words("abcdefghij", 24, 2), "target": words("abcdefghij", 24, 3)}
+    steering = fit(model, **sets, sites=site, regulator=name)
+    assert (steering.rules[0].accuracy or 0.0) > 0.95
+    assert steering.settings["labels"] == "tokens"
+    held = steering.settings["held_out_tokens"]
+    assert held["control"] == pytest.approx(0.02, abs=1e-3)
+    assert held["source"] > 0.3
+    assert held["texts"] == [24, 24]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -363,6 +379,18 @@ def test_a_fit_of_a_model_that_is_steered_just_now_says_so_and_afterwards_no_mor
     paths = ["model", *(f"model.layers.{number}" for number in range(3))]
     assert inside.settings["read while steered at"] == paths
     assert fit(model, selection="all").settings == first.settings
+
+
+@pytest.mark.parametrize("regulator", [dsas.Constant(), None], ids=["folded", "wrapped"])
+def test_a_fit_of_a_model_that_a_steering_is_fused_into_says_so_too(regulator: Any) -> None:
+    model = tiny_model()
+    with (
+        random_steering(model, [1], regulator=regulator).fuse(model, 0.5),
+        pytest.warns(dsas.DsasWarning, match="at 1 modules, so that what is read is steered; leave it before fitting"),
+    ):
+        inside = fit(model, selection="all")
+    assert inside.settings["read while steered at"] == ["model.layers.1"]
+    assert "read while steered at" not in fit(model, selection="all").settings
 
 
 def test_what_is_fitted_without_gradients_can_be_trained_later() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dsas
 from dsas.errors import OptionError
+from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate_ridge
 from dsas.methods.tuned_boundary import TokenScores, Tuning
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.sequence import Sequences
@@ -85,6 +86,23 @@ def test_the_mean_over_tokens_of_texts_left_out_is_the_share_that_was_asked_for(
     assert mean(tuned.regulator, fresh + 0.6) > 0.4
     if method is dsas.Probe:
         assert mean(fitted.regulator, fresh) > 0.15
+
+
+def test_tokens_of_one_text_are_left_out_together_and_each_text_knows_the_boundary_drawn_without_it() -> None:
+    """The last text has no token, and the tokens of each come in two pieces."""
+    groups = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 8, 4, 5, 6, 8])
+    x = torch.randn(16, 3) + torch.tensor([1.0] * 8 + [0.0] * 8).unsqueeze(-1)
+    held_out = dsas.Evidence.fit(x[:8], x[8:], x[8:], groups=groups).untuned.held_out
+    assert held_out.folds.shape == (9,)
+    assert held_out.accuracy == held_out_accuracy(Labelled.of(x[:8], x[8:]), separate_ridge, groups=groups.numpy())
+    for text in set(groups.tolist()):
+        others = groups != text
+        boundary = held_out.boundaries[int(held_out.folds[text])]
+        fold = [one for one in set(groups.tolist()) if held_out.folds[one] == held_out.folds[text]]
+        left = ~torch.isin(groups, torch.tensor(fold))
+        assert not bool((left & ~others).any())
+        drawn = separate_ridge(Labelled(x[left].double().numpy(), np.repeat([1, 0], 8)[left.numpy()]))
+        np.testing.assert_allclose(boundary.theta, drawn.theta, atol=1e-9)
 
 
 def test_what_is_tuned_does_not_depend_on_the_units_of_the_scores() -> None:

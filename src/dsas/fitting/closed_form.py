@@ -8,7 +8,6 @@ that the earlier sites have steered already, and on unsteered target activations
 every example still runs once, see `dsas.fitting.incremental`. Limitations: one round only.
 """
 
-import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from dsas.errors import DsasWarning
+from dsas.errors import OptionError
 from dsas.files.json_values import Json
 from dsas.fitting.collectors import Task, collected
 from dsas.fitting.method_names import FitRegulator, FitTransform, regulator_fit, transform_fit
@@ -26,12 +25,13 @@ from dsas.fitting.token_tuning import tuned_by_tokens
 from dsas.model.drawing import Drawing
 from dsas.model.examples import Given, check_sets
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.hooks import steered_at
 from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import Subject, subject_of
 from dsas.parallel.progress import progress_bar
 from dsas.regulators.base import Regulator
+from dsas.runtime.fuse import check_unsteered
+from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
 from dsas.transforms.base import Transform
 
@@ -85,13 +85,14 @@ def fit(
         regulator = examples.regulator if sets.spans is None else "logistic"
     recipe = Recipe(how, regulator_fit(regulator), chosen)
     found = subject.sites(sites)
-    steered = _steered(subject)
+    steered = check_unsteered(subject.module, "fitting")
     task = Task(subject, examples, sets, found, checkpoint, progress)
     # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
     # What is fitted can be trained later, even where a caller wants no gradients at all.
     with threadpool_limits(1, user_api="blas"), torch.inference_mode(False):
         fitted = _fitted(task, recipe)
         rules = select(sorted((one.rule for one in fitted), key=lambda rule: found.index(rule.site)), chosen)
+        _check_clean(subject, rules)
         untuned = {one.rule.site: one.untuned for one in fitted if one.untuned is not None}
         rules, values = tuned_by_tokens(task, rules, untuned)
     settings = {
@@ -103,24 +104,25 @@ def fit(
         "reading": examples.as_dict(),
         "fitted": "incrementally" if examples.incremental else "at once",
         "labels": "texts" if sets.spans is None else "tokens",
-        **({"read while steered at": steered} if steered else {}),
+        **({"read while steered at": list[Json](steered)} if steered else {}),
     }
     if values is not None:
         settings["held_out_tokens"] = values.as_dict()
     return Steering(rules, subject.identity, settings)
 
 
-def _steered(subject: Subject) -> list[Json]:
-    """Return the paths of modules that a Steering steers just now, and warn that it does."""
-    found = steered_at(subject.module)
-    if found:
-        warnings.warn(
-            f"a Steering is applied to this model at {len(found)} modules, so that what is read is steered; leave it "
-            "before fitting, unless that is meant",
-            DsasWarning,
-            stacklevel=3,
+def _check_clean(subject: Subject, rules: Sequence[Rule]) -> None:
+    """Raise OptionError for regulators that read clean at sites where what was added before is not found again."""
+    clean = [rule.site for rule in rules if rule.regulator.reads_additions]
+    if not clean:
+        return
+    stream = subject.sites("residual")
+    others = [str(site) for site in clean if site not in stream]
+    if others:
+        raise OptionError(
+            f"reading clean takes away what was added to the residual stream, and {others[0]} is not on it: use "
+            'sites="residual", or the regulator as it is'
         )
-    return list[Json](found)
 
 
 def _fitted(task: Task, recipe: Recipe) -> list[SiteFit]:

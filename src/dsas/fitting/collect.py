@@ -7,18 +7,15 @@ included; a later call with the same model, examples, sites and options resumes 
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dsas.errors import DsasWarning
-from dsas.files.atomic import replace_files
+from dsas.files.atomic import keep, kept
 from dsas.fitting.parallel_collect import vectors_by_workers
 from dsas.model.conversation import Content
 from dsas.model.foreign import Foreign
@@ -83,7 +80,7 @@ class _Store:
         self.done: Bool[Tensor, " text"] = torch.zeros(texts, dtype=torch.bool)
         self.vectors: Collected = {}
         self._texts, self._file, self._written = texts, file, time.monotonic()
-        if file is not None and file.is_file():
+        if file is not None:
             self._read(file, sites)
 
     def put(self, rows: list[int], vectors: Mapping[Site, Tensor]) -> None:
@@ -96,19 +93,16 @@ class _Store:
             self._write()
 
     def _read(self, file: Path, sites: Sequence[Site]) -> None:
-        try:
-            saved = load(file.read_bytes())
-            vectors = {site: saved[f"site {number}"] for number, site in enumerate(sites)}
-            self.done, self.vectors = saved["done"].bool(), vectors
-        except (SafetensorError, KeyError) as error:
-            message = f"{file} is damaged ({error}): it is not used, and all texts are run again"
-            warnings.warn(message, DsasWarning, stacklevel=5)
+        data = kept(file, "all texts are run again")
+        if data is not None:
+            saved = load(data)
+            self.done = saved["done"].bool()
+            self.vectors = {site: saved[f"site {number}"] for number, site in enumerate(sites)}
 
     def _write(self) -> None:
         if self._file is not None and self.vectors:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
             named = {f"site {number}": value for number, value in enumerate(self.vectors.values())}
-            replace_files({self._file: save({**named, "done": self.done.to(torch.uint8)})})
+            keep(self._file, save({**named, "done": self.done.to(torch.uint8)}))
         self._written = time.monotonic()
 
     def __enter__(self) -> "_Store":

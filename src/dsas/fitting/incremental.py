@@ -14,6 +14,7 @@ resume in the middle.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from dsas.model.foreign import Foreign, Given
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.sites import Site
 from dsas.model.subject import Examples, Subject
+from dsas.parallel.interruption import Leaving, surely, to_the_end
 from dsas.runtime.edit import General
 from dsas.runtime.rule import Rule
 
@@ -38,7 +40,7 @@ class Held(NamedTuple):
     vectors: list[Float[Tensor, "row dim"]]
 
 
-class PausedPasses:
+class PausedPasses(Leaving):
     """The passes of several batches over one model; a context manager, iterated site by site.
 
     for held in passes: make a rule from `held.vectors`, then give it to `passes.steer`.
@@ -47,7 +49,7 @@ class PausedPasses:
     def __init__(self, subject: Subject, examples: Examples, batches: Sequence[Foreign], sites: Sequence[Site]) -> None:
         self._model, self._sites, self._examples = subject.module, list(sites), examples
         self._reader = subject.passes(branch="both", prompt_tokens=None, skip_sinks=False)
-        self._hooks, self._mode = Hooks(), evaluation_mode(self._model)
+        self._hooks, self._left = Hooks(), ExitStack()
         self._passes = [_Pass(examples, batch) for batch in batches]
         self._way: General | None = None
 
@@ -57,20 +59,29 @@ class PausedPasses:
         self._way = General(rule.transform, rule.regulator, weight, False) if rule.weight > 0 else None
 
     def __enter__(self) -> "PausedPasses":
-        self._mode.__enter__()
-        for module, read in self._reader.calls:
-            self._hooks.on_call(module, read)
-        for number, site in enumerate(self._sites):
-            self._hooks.at_site(self._model, site, self._holder(number, site))
-        for one in self._passes:
-            one.start()
+        self.entered()
+        try:
+            self._left.enter_context(evaluation_mode(self._model))
+            for module, read in self._reader.calls:
+                self._hooks.on_call(module, read)
+            for number, site in enumerate(self._sites):
+                self._hooks.at_site(self._model, site, self._holder(number, site))
+            for one in self._passes:
+                one.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
+    @surely
     def __exit__(self, *_exception: object) -> None:
+        to_the_end(self._close)
+
+    def _close(self) -> None:
         for one in self._passes:
             one.give_up()
         self._hooks.remove()
-        self._mode.__exit__(None, None, None)
+        self._left.close()
 
     def __iter__(self) -> Iterator[Held]:
         """Give each site once all batches wait there, in the order in which the model reaches them."""

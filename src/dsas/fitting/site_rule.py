@@ -73,7 +73,10 @@ class Recipe(NamedTuple):
         if data.tokens is None or (data.samples is not None and not grouped):
             return self.regulator(data.source, data.control, data.target)
         if not grouped:
-            raise OptionError("this regulator cannot learn from spans, since its fit takes no groups; use 'logistic'")
+            raise OptionError(
+                "this regulator cannot learn from spans, since its fit takes no groups; use 'logistic', 'evidence' or "
+                "'probe'"
+            )
         vectors, shown, texts = data.tokens.vectors[data.site], data.tokens.shown, data.tokens.texts
         groups = torch.cat([texts[shown], texts[~shown]])
         return self.regulator(vectors[shown], vectors[~shown], data.target, groups=groups)

@@ -22,17 +22,15 @@ pipelines are tuned by pooled vectors, and nothing is said of them.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dsas.files.atomic import replace_files
+from dsas.files.atomic import keep, kept
 from dsas.files.json_values import JsonObject
 from dsas.fitting.collect import checkpoint_file
 from dsas.fitting.collectors import Task
@@ -122,21 +120,18 @@ def _read(task: Task, texts: Sequence[Content], directions: Mapping[Site, Tensor
     marks = hashlib.sha256(b"".join(one.numpy().tobytes() for one in directions.values())).hexdigest()
     depends = [list(map(repr, directions)), task.examples.depends(texts, range(len(texts))), "token scores", marks]
     file = checkpoint_file(task.subject.module, depends, task.checkpoint)
-    if file is not None and file.is_file():
-        with suppress(SafetensorError, KeyError):
-            kept = load(file.read_bytes())
-            lengths = kept["lengths"].tolist()
-            return TokenProjections(
-                list(kept["values"].split(lengths, dim=1)), list(kept["counted"].bool().split(lengths))
-            )
+    data = None if file is None else kept(file, "the texts are run again")
+    if data is not None:
+        read = load(data)
+        lengths = read["lengths"].tolist()
+        return TokenProjections(list(read["values"].split(lengths, dim=1)), list(read["counted"].bool().split(lengths)))
     with progress_bar(task.progress) as bar:
         number = bar.add_task("tuning regulators", total=None)
         found = task.examples.token_scores(texts, directions, lambda: bar.advance(number))
     if file is not None and found is not None:
         lengths = torch.tensor([values.shape[1] for values in found.values])
-        kept = {"values": torch.cat(found.values, dim=1), "counted": torch.cat(found.counted).to(torch.uint8)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_files({file: save({**kept, "lengths": lengths})})
+        named = {"values": torch.cat(found.values, dim=1), "counted": torch.cat(found.counted).to(torch.uint8)}
+        keep(file, save({**named, "lengths": lengths}))
     return found
 
 

@@ -25,6 +25,7 @@ REGULATORS: "Registry[Regulator]" = Registry(
         "turns": "dsas.regulators.turns:Turns",
         "product": "dsas.regulators.product:Product",
         "per-step": "dsas.regulators.perstep:PerStep",
+        "clean": "dsas.regulators.clean:Clean",
     },
 )
 
@@ -32,7 +33,7 @@ REGULATORS: "Registry[Regulator]" = Registry(
 def factors_of(regulator: str) -> list[str]:
     """Return the names that a regulator written as a name or a product of names, "a*b", is made of.
 
-    Imports no regulator. Raises OptionError for an unknown name, and for the two that are not asked for by name.
+    Imports no regulator. Raises OptionError for an unknown name, and for those that are not asked for by name.
     """
     names = [name.strip() for name in regulator.split("*")]
     for name in names:
@@ -41,4 +42,6 @@ def factors_of(regulator: str) -> list[str]:
         raise OptionError("write a product as the names of its factors, such as 'logistic*posterior'")
     if "per-step" in names:
         raise OptionError("one regulator per denoising step, of any name, is asked for by dsas.Drawing(per_step=True)")
+    if "clean" in names:
+        raise OptionError("a regulator that reads clean is asked for by functools.partial(dsas.Clean.fit, of=...)")
     return names

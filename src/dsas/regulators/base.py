@@ -60,11 +60,13 @@ class Regulator(Fitted, ABC):
     pooled source, control and target activations (sample, dim), float32, and may take options by keyword; calling it
     gives float32 values >= 0 of shape (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's
     values depend on that row alone. `reads_forward_pass` says whether `forward_pass` is looked at: if not, it may be
-    one that knows nothing about padding. What must be remembered from pass to pass is kept by `forward_pass.carry` and
+    one that knows nothing about padding. `reads_additions` says that what the site adds is to be known to later ones
+    (`forward_pass.without_additions`). What must be remembered from pass to pass is kept by `forward_pass.carry` and
     comes back from `forward_pass.carried`.
     """
 
     reads_forward_pass: bool = False
+    reads_additions: bool = False
 
     @classmethod
     @abstractmethod

@@ -17,7 +17,7 @@ from functools import partial
 from typing import ClassVar, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -83,15 +83,17 @@ class Evidence(Regulator):
         by_turn: bool = False,
         inverse_penalty: float = 0.01,
         seed: int = 0,
+        groups: Int[Tensor, " all_samples"] | None = None,
     ) -> TunableRegulator:
         """Return the regulator and its balanced accuracy over 5 stratified folds; target is not looked at.
 
         false_positives: mean value on held-out control, in (0, 1). sharpness: of the sigmoid, in standard deviations of
         held-out control, > 0. prior, memory, by_turn: as the class has them. inverse_penalty: sklearn's C, > 0. seed:
-        of the folds. Raises OptionError outside these ranges.
+        of the folds. groups: the text of each sample, source then control, where samples are tokens.
+        Raises OptionError outside these ranges.
         """
         tuning = Tuning(false_positives, sharpness, prior, memory)
-        found = tuned_boundary(source, control, tuning, inverse_penalty=inverse_penalty, seed=seed)
+        found = tuned_boundary(source, control, tuning, inverse_penalty=inverse_penalty, seed=seed, groups=groups)
         of = partial(cls._of, prior=prior, memory=memory, by_turn=by_turn)
 
         def tune(scores: TokenScores) -> Tuned:
@@ -107,18 +109,24 @@ class Evidence(Regulator):
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return sigmoid(e - cut), computed in float32 or better; 0 before the first token that counts."""
-        return self.of_scores(linear(t.to(self.theta.dtype), self.theta[None], self.bias.view(1)), forward_pass)
+        scores = linear(t.to(self.theta.dtype), self.theta[None], self.bias.view(1))
+        return self.of_scores(scores, -self.cut, forward_pass)
 
     def of_scores(
-        self, scores: Float[Tensor, "batch token 1"], forward_pass: ForwardPass
+        self, scores: Float[Tensor, "batch token 1"], shift: Float[Tensor, ""], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token 1"]:
-        """Return the value of each token by the scores of this pass and those that the rows carry."""
-        weighed, scores = forward_pass.once(self._key, self._weighed), scores.to(self.theta.dtype)
+        """Return the value of each token by the scores of this pass and those that the rows carry; shift: - cut.
+
+        It runs at every site for every token that is generated, so the fewer launches the better.
+        """
+        weighed = forward_pass.once(self._key, self._weighed)
+        if scores.dtype is not shift.dtype:
+            scores = scores.to(shift.dtype)
         if weighed.counted is not None:
             scores = scores.where(weighed.counted, 0.0)
-        total = self._so_far(scores, weighed.ages, forward_pass.carried("evidence", anew=self.by_turn))
+        total = self._so_far(scores, weighed.ages, weighed.fade, forward_pass.carried("evidence", anew=self.by_turn))
         forward_pass.carry("evidence", total)
-        value = torch.addcmul(-self.cut, total, weighed.share).sigmoid()
+        value = torch.addcmul(shift, total, weighed.share).sigmoid_()
         return value if weighed.counted is None else value.where(weighed.counted, 0.0)
 
     def alone(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token 1"]:
@@ -128,26 +136,29 @@ class Evidence(Regulator):
     def _weighed(self, forward_pass: ForwardPass) -> "Weighed":
         counted = forward_pass.counted.unsqueeze(-1)
         ages = counted.to(self.theta.dtype).cumsum(1)
-        before = forward_pass.carried("weight", anew=self.by_turn)
-        weights = self._so_far(counted.to(self.theta.dtype), ages, before)
-        forward_pass.carry("weight", weights)
         known = not torch.compiler.is_compiling() and counted.device.type == "cpu"  # a look costs a GPU its queue
-        return Weighed(
-            None if known and bool(counted.all()) else counted, ages, 1 / (weights + self.prior).clamp(min=1e-6)
-        )
+        every = known and bool(counted.all())
+        fade = None if forward_pass.tokens > 1 else self.memory if every else self.memory**ages
+        before = forward_pass.carried("weight", anew=self.by_turn)
+        weights = self._so_far(counted.to(self.theta.dtype), ages, fade, before)
+        forward_pass.carry("weight", weights)
+        return Weighed(None if every else counted, ages, fade, 1 / (weights + self.prior).clamp(min=1e-6))
 
     def _so_far(
         self,
         values: Float[Tensor, "batch token 1"],
         ages: Float[Tensor, "batch token 1"],
+        fade: Float[Tensor, "batch 1 1"] | float | None,
         before: Float[Tensor, "batch 1"] | None,
     ) -> Float[Tensor, "batch token 1"]:
-        """Return the sums up to each token, `before` those before the first; ages: how many have counted by then."""
-        if values.shape[1] == 1:
+        """Return the sums up to each token, `before` those before the first; ages, fade: as `Weighed` has them."""
+        if fade is not None:
             if before is None:
                 return values
             past = before.unsqueeze(1)
-            return values + past if self.memory == 1 else values + self.memory**ages * past
+            if isinstance(fade, Tensor):
+                return torch.addcmul(values, fade.to(values.dtype), past)
+            return torch.add(values, past, alpha=fade)
         if self.memory == 1:
             sums = values.cumsum(1)
             return sums if before is None else sums + before.unsqueeze(1)
@@ -167,8 +178,13 @@ class Evidence(Regulator):
 
 
 class Weighed(NamedTuple):
-    """What all sites of a pass share: which tokens count (None for all), how many have, and 1 / (weight + prior)."""
+    """What all sites of a pass share.
+
+    counted: which tokens count, None for all. ages: how many have counted by then. fade: what is left of the sums
+    before a pass of one token, None where it has more. share: 1 / (weight + prior).
+    """
 
     counted: Bool[Tensor, "batch token 1"] | None
     ages: Float[Tensor, "batch token 1"]
+    fade: Float[Tensor, "batch 1 1"] | float | None
     share: Float[Tensor, "batch token 1"]

@@ -9,6 +9,9 @@ Source: this project (docs/findings.md). Limitations: one token says less than t
 
 from typing import ClassVar, final
 
+from jaxtyping import Int
+from torch import Tensor
+
 from dsas.methods.affine_edit import Form
 from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Boundary
@@ -39,15 +42,19 @@ class Probe(LinearRegulator):
         inverse_penalty: float = 0.01,
         folds: int = 5,
         seed: int = 0,
+        groups: Int[Tensor, " all_samples"] | None = None,
     ) -> TunableRegulator:
         """Return the regulator and its balanced accuracy over stratified folds; target is not looked at.
 
         false_positives: mean value on held-out control, in (0, 1). sharpness: of the sigmoid, in standard deviations of
         held-out control, > 0. inverse_penalty: sklearn's C, > 0. folds: 2 or more, lowered to the size of the smaller
-        set. seed: of the folds. Raises OptionError outside these ranges.
+        set. seed: of the folds. groups: the text of each sample, source then control, where samples are tokens.
+        Raises OptionError outside these ranges.
         """
         tuning = Tuning(false_positives, sharpness, prior=0.0, memory=0.0)
-        found = tuned_boundary(source, control, tuning, inverse_penalty=inverse_penalty, folds=folds, seed=seed)
+        found = tuned_boundary(
+            source, control, tuning, inverse_penalty=inverse_penalty, folds=folds, seed=seed, groups=groups
+        )
 
         def tune(scores: TokenScores) -> Tuned:
             boundary = found.tune(scores)

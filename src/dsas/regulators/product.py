@@ -37,6 +37,7 @@ class Product(Regulator):
             raise OptionError(f"a product needs at least two regulators, got {len(factors)}")
         self.keep(factors=list(factors))
         self.reads_forward_pass = any(factor.reads_forward_pass for factor in factors)
+        self.reads_additions = any(factor.reads_additions for factor in factors)
 
     @classmethod
     def fit(

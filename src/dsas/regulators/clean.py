@@ -1,0 +1,81 @@
+"""Clean: h(t) = h0(t - a), another regulator that reads tokens without what earlier sites have added to them.
+
+    a = sum over the earlier sites k of  strength x h_k x (T_k(t_k) - t_k),     of the same token in the same pass
+
+On the residual stream, what is added after one layer is still there after the next one. A regulator that reads it sees
+tokens that were moved to where the transform takes them, and tells them apart worse the more they are steered. Read
+clean, it sees the direct part of that taken away again; what the layers between made of it stays. Nothing is carried
+from pass to pass, so caches, chunks, padding and packed rows change nothing.
+
+    dsas.fit(..., regulator=functools.partial(dsas.Clean.fit, of=dsas.Evidence.fit))
+
+Source: after YOPO (arXiv 2608.14465); measured in docs/findings.md. Limitations: sites on the residual stream alone
+(`fit` refuses others); what is added by other Steerings, or at sites whose regulator does not read clean, is not taken
+away. At the strength at which a regulator that is not read clean stops steering by itself, this one goes on: it needs
+less strength.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dsas.errors import OptionError
+from dsas.methods.base import Facts, Samples
+from dsas.methods.tuned_boundary import TokenScores
+from dsas.model.forward_pass import ForwardPass
+from dsas.regulators.base import FittedRegulator, Regulator, TunableRegulator, Tuned, Untuned
+
+
+@final
+class Clean(Regulator):
+    """Asks a regulator about tokens without what was added to them."""
+
+    name: ClassVar[str] = "clean"
+    facts: ClassVar[Facts] = Facts(
+        formula="h(t - what earlier sites added to t)",
+        paper="YOPO, arXiv 2608.14465",
+        left_out="sites off the residual stream",
+        flops="those of h, and 3 d",
+    )
+    reads_forward_pass = True
+    reads_additions = True
+    regulator: Regulator
+
+    def __init__(self, regulator: Regulator) -> None:
+        """Keep the regulator that is asked."""
+        super().__init__()
+        self.keep(regulator=regulator)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Samples,
+        control: Samples,
+        target: Samples,
+        *,
+        of: Callable[[Samples, Samples, Samples], FittedRegulator] | None = None,
+    ) -> FittedRegulator:
+        """Fit the regulator that is asked, by its own `fit`; what it is fitted on was never steered.
+
+        Raises OptionError without one.
+        """
+        if of is None:
+            raise OptionError("expected the fit of the regulator that reads clean: of=dsas.Evidence.fit, for one")
+        found = of(source, control, target)
+        if not isinstance(found, TunableRegulator):
+            return FittedRegulator(cls(found.regulator), found.accuracy)
+        untuned = found.untuned
+
+        def tune(scores: TokenScores) -> Tuned:
+            tuned = untuned.tune(scores)
+            return tuned._replace(regulator=cls(tuned.regulator))
+
+        return TunableRegulator(cls(found.regulator), found.accuracy, Untuned(untuned.held_out, tune))
+
+    def forward(
+        self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
+    ) -> Float[Tensor, "batch token gain"]:
+        """Return the regulator's values for t without what was added."""
+        return self.regulator(forward_pass.without_additions(t), forward_pass)
