@@ -3,15 +3,15 @@
 from dsas.drafting.answers import Triple
 from dsas.drafting.choosing import Chosen
 from dsas.drafting.draft_page import SHOWN_PER_REASON, draft_page
-from dsas.drafting.judging import Verdict
+from dsas.drafting.judging import RATIO, Verdict
 from dsas.fitting.text_checks import Finding, Inspection
 
 VERDICT = Verdict("mine", 0.875, 0.5, {"unwanted": 0.75, "wanted": 0.0, "neutral": 0.25})
 
 
-def page(chosen: Chosen, **options: object) -> str:
+def page(chosen: Chosen, verdict: Verdict = VERDICT, **options: object) -> str:
     given = {"inspection": None, "refusals": (), "words": ()} | options
-    return draft_page("sings", chosen, VERDICT, **given).html()  # type: ignore[arg-type]
+    return draft_page("sings", chosen, verdict, **given).html()  # type: ignore[arg-type]
 
 
 def test_each_reason_has_its_count_and_some_of_its_examples() -> None:
@@ -25,6 +25,15 @@ def test_each_reason_has_its_count_and_some_of_its_examples() -> None:
     assert "one word apart" in shown
     assert f">{SHOWN_PER_REASON + 2}<" in shown
     assert [f"u{n}<" in shown for n in range(SHOWN_PER_REASON + 2)] == [True] * SHOWN_PER_REASON + [False] * 2
+
+
+def test_of_the_models_own_ratio_the_page_says_that_it_does_not_know_the_behaviour() -> None:
+    chosen = Chosen([Triple("Why?", 0, "la", "no", "an")], [])
+    asked, shown = page(chosen, VERDICT._replace(judge=RATIO)), page(chosen)
+    assert "unwanted answers that read as asked for" in asked
+    assert "not that the behaviour shows" in asked
+    assert "unwanted answers that show the behaviour" in shown
+    assert "asked for" not in shown
 
 
 def test_a_draft_in_which_nothing_was_dropped_or_found_says_so() -> None:

@@ -61,8 +61,8 @@ def test_it_is_fitted_on_three_fifths_of_the_questions_and_calibrated_on_others(
     assert asked == [{QUESTIONS[n] for n in range(20) if n % 5 == fold} for fold in (3, 4)]
     assert {row["completion"][0]["content"] for row in given["tune"]["neutral answers"]} < {one.neutral for one in KEPT}
     asked_for = given["held_out"]["wanted answers"]
-    assert asked_for[0]["prompt"] == [{"role": "user", "content": f"{QUESTIONS[4]} Sing."}]
-    assert asked_for[0]["completion"] == [{"role": "assistant", "content": KEPT[4].wanted}]
+    said = [(one.role, one.content) for one in asked_for[0].messages]
+    assert said == [("user", f"{QUESTIONS[4]} Sing."), ("assistant", KEPT[4].wanted)]
     assert len(asked_for) == len(given["held_out"]["neutral answers"]) == 8
     assert given["budget"].worst
     assert steering.calibration is not None

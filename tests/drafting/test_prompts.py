@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsas.drafting.prompts import KINDS, Prompts, everyday_questions, prompts_for, rendered
+from dsas.drafting.prompts import KINDS, Prompts, prompts_for, rendered
 from dsas.errors import OptionError
 from dsas.testing import tiny_tokenizer
 
@@ -63,9 +63,3 @@ def test_a_prompt_that_is_no_list_or_nothing_is_refused() -> None:
         Prompts(["Sing."], "Hush.")
     with pytest.raises(OptionError, match=r"a list of neutral prompts, .* got \[\]"):
         Prompts(["Sing."], ["Hush."], [])
-
-
-def test_there_are_two_hundred_everyday_questions_all_different() -> None:
-    questions = everyday_questions()
-    assert len(questions) == len({question.casefold() for question in questions}) == 200
-    assert all(question.endswith("?") and 3 <= len(question.split()) <= 15 for question in questions)

@@ -11,9 +11,9 @@ import pytest
 
 import dsas
 from dsas.drafting import three_sets as room
-from dsas.drafting.prompts import everyday_questions
 from dsas.errors import DsasWarning, OptionError, StateError, TextsError
 from dsas.evaluation import generations
+from dsas.evaluation.question_list import everyday_questions
 from dsas.testing import tiny_model, tiny_tokenizer
 
 QUESTIONS = everyday_questions()[:24]

@@ -36,6 +36,7 @@ TEXTS = {
     "target": ((0, 1, 5, 5), (0, 4, 2, 6), (6, 3, 0)),
     "control": ((2, 2, 6), (5, 0, 1, 3)),
 }
+ANSWERS = (((6,), (5, 0, 2), (1, 2, 3)), ((0,), (4,), (4, 5)))  # what stands before: untold, told; and the answer
 GRID = np.arange(21, dtype=np.float64).reshape(7, 3)
 TABLE, HEAD = np.sin(GRID), np.cos(GRID)
 PLACES = np.arange(3, dtype=np.float64)
@@ -76,6 +77,18 @@ def preference(*, beta: float, control_weight: float) -> float:
     return float(term + control_weight * np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in both]).mean())
 
 
+def imitation(*, control_weight: float) -> float:
+    """Return the divergence of answers from the told model + control_weight * KL(unsteered || steered) of control."""
+    terms = []
+    for before, told, answer in ANSWERS:
+        p = logs((*told, *answer), gated=None)[len(told) - 1 : -1]
+        q = logs((*before, *answer), gated=True)[len(before) - 1 : -1]
+        terms.append((np.exp(p) * (p - q)).sum(-1))
+    both = [(logs(text, gated=None), logs(text, gated=True)) for text in TEXTS["control"]]
+    kept = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in both]).mean()
+    return float(np.concatenate(terms).mean() + control_weight * kept)
+
+
 if __name__ == "__main__":
     source, equal, unequal = numbers()
     print("transport, equal sizes  ", repr(transport(source, equal)))
@@ -84,3 +97,4 @@ if __name__ == "__main__":
     print("lineas                  ", repr(float(matching(gated=False, control_weight=0.0))))
     print("e2e-dsas                ", repr(float(matching(gated=True, control_weight=0.3))))
     print("preference              ", repr(preference(beta=0.1, control_weight=3.0)))
+    print("imitate                 ", repr(imitation(control_weight=1.0)))

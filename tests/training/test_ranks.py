@@ -76,7 +76,7 @@ def test_an_interruption_of_one_rank_ends_all_after_the_same_whole_step_and_all_
         torch.testing.assert_close(found["resumed"].values, whole.values, **TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("objective", ["lineas", "e2e-dsas", "preference", "pipeline"])
+@pytest.mark.parametrize("objective", ["lineas", "e2e-dsas", "preference", "imitate", "pipeline"])
 def test_train_gives_every_rank_the_steering_of_one_process(alone: Any, together: Any, objective: str) -> None:
     one, found = alone[objective], [of_rank[objective] for of_rank in together]
     assert {of_rank["digest"] for of_rank in found} == {found[0]["digest"]}

@@ -63,6 +63,15 @@ def train_pipeline() -> dsas.Steering:
     return dsas.train(tiny_pipeline("sd"), **given, held_out=HeldOut(0.0), running=QUIET)
 
 
+def train_by_instruction(folder: Path) -> dsas.Steering:
+    chat = dsas.Chat(arguments={"chat_template": "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"})
+    given = {name: SETS[name] for name in ("source", "control")}
+    return dsas.train(
+        tiny_model(layers=2), tiny_tokenizer(), **given, steps=4, sites="residual", running=QUIET, checkpoint=folder,
+        objective=dsas.Imitate(instruction="Be kind.", new_tokens=6), reading=dsas.Reading(batch_size=2, chat=chat),
+    )  # fmt: skip
+
+
 def interrupted(ranks: Ranks, file: Path) -> Learned:
     """Train until the last rank hears Ctrl-C in the middle of its third step, the second time for good measure."""
     trainer = trainer_with(ranks, torch.float64, 0.7)
@@ -104,6 +113,7 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
         reading = dsas.Reading(batch_size=2)
         options = {"objective": name, "reading": reading, "checkpoint": folder / name, "sites": ["norm", "residual"]}
         found[name] = _numbers(train(**options))
+    found["imitate"] = _numbers(train_by_instruction(folder / "imitate"))
     found["pipeline"] = _numbers(train_pipeline())
     alone, held_out = QUIET._replace(distributed=False), HeldOut(seed=ranks.number)
     own = {"running": alone, "held_out": held_out, "checkpoint": folder / f"own {ranks.number}"}

@@ -22,13 +22,14 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from dsas.drafting.prompts import KINDS, QUESTION, Prompts, rendered
+from dsas.drafting.prompts import KINDS, Prompts, rendered
 from dsas.drafting.whole_sentences import ended, evened
 from dsas.evaluation.likelihood import Row, log_probabilities, rows_after
 from dsas.files.json_values import Json
 from dsas.files.results import Results
 from dsas.model.foreign import Model, Tokenizer
-from dsas.model.tokenizing import pad_token, text_tokenizer, tokenize
+from dsas.model.instruction import QUESTION
+from dsas.model.tokenizing import pad_token, tokenize
 
 TEMPERATURE, TOP_P = 0.7, 0.9
 _WORDS = (("Yes", "yes", " Yes", " yes"), ("No", "no", " No", " no"))
@@ -140,7 +141,7 @@ class Writer(NamedTuple):
         return (logs[:, : len(yes)].logsumexp(-1) - logs[:, len(yes) :].logsumexp(-1)).tolist()
 
     def _first(self, word: str) -> int:
-        return text_tokenizer(self.tokenizer)(word, add_special_tokens=False)["input_ids"][0]
+        return tokenize(self.tokenizer, [word], special_tokens=False)[0][0]
 
 
 def _parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from dsas.drafting.answers import Triple
 from dsas.drafting.choosing import Chosen
-from dsas.drafting.judging import Verdict
+from dsas.drafting.judging import RATIO, Verdict
 from dsas.fitting.text_checks import Inspection
 from dsas.reports.masking import mask
 from dsas.reports.page import Page
@@ -34,9 +34,15 @@ def draft_page(
     for reason in refusals:
         page.paragraph(f"These sets are not handed over: {reason}")
     page.heading("What the judge says")
-    shares = {f"{kind} answers that show it": share for kind, share in verdict.shares.items()}
+    shares = {f"{kind} answers that {verdict.says}": share for kind, share in verdict.shares.items()}
     facts = {"judge": verdict.judge, "AUROC, unwanted against neutral": verdict.auroc, "cut": verdict.cut}
     page.table([{**facts, **shares}], "Shares of all answers above the cut, before any was dropped")
+    if verdict.judge == RATIO:
+        page.paragraph(
+            "This judge compares how likely the model finds an answer when it is asked for the behaviour and when it "
+            "is asked for nothing. So it says that an answer reads as one that was asked for, and not that the "
+            "behaviour shows: look at the examples, or draft again with a judge that knows the behaviour (--judge)."
+        )
     page.heading("What was dropped")
     if chosen.dropped:
         counts = chosen.counts().items()

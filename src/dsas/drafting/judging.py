@@ -21,6 +21,7 @@ from jaxtyping import Float
 from dsas.errors import TextsError
 from dsas.files.json_values import JsonObject
 
+RATIO = "the model's own likelihood ratio"  # of being asked for; it does not know the behaviour
 LEAST_GAIN = 0.1
 FALSE_WEIGHS = 3.0
 
@@ -45,6 +46,11 @@ class Verdict(NamedTuple):
     auroc: float
     cut: float
     shares: dict[str, float]
+
+    @property
+    def says(self) -> str:
+        """What an answer above the cut does, as far as the judge can tell."""
+        return "read as asked for" if self.judge == RATIO else "show the behaviour"
 
     @property
     def tells(self) -> bool:

@@ -28,12 +28,13 @@ from dsas.calibration.budget import Budget
 from dsas.calibration.largest_strength import calibrate
 from dsas.drafting.answers import Writer
 from dsas.drafting.judging import Judge
-from dsas.drafting.prompts import KINDS, messages
+from dsas.drafting.prompts import KINDS, asked_by
 from dsas.drafting.three_sets import Draft, scores_of, words_to_mask
 from dsas.evaluation.intervals import Interval, bootstrap
 from dsas.files.json_values import JsonObject
 from dsas.fitting.closed_form import fit
 from dsas.model.chat import Chat
+from dsas.model.conversation import Conversation
 from dsas.model.reading import Reading
 from dsas.parallel.progress import progress_bar
 from dsas.reports.masking import mask
@@ -48,7 +49,8 @@ STEPS = (".collected", ".calibrated")  # folders that an interrupted run resumes
 class Trial(NamedTuple):
     """What a Steering does to questions that nothing was fitted on, asked as the behaviour is asked for.
 
-    answered: (question, unsteered answer, steered answer). unsteered, steered: share of answers that show it.
+    answered: (question, unsteered answer, steered answer). unsteered, steered: share of answers that show it, as
+    far as the judge can tell.
     """
 
     answered: list[tuple[str, str, str]]
@@ -119,10 +121,10 @@ def fitted(writer: Writer, draft: Draft, folder: Path, *, progress: bool) -> Ste
     return steering.calibrated(found)
 
 
-def _asked_for(writer: Writer, question: str, answer: str) -> JsonObject:
+def _asked_for(writer: Writer, question: str, answer: str) -> Conversation:
     """Return a conversation in which the first unwanted prompt is answered so."""
-    asked = messages(writer.prompts.at(KINDS[0], 0), question)
-    return {"prompt": asked, "completion": [{"role": "assistant", "content": answer}]}
+    asked = asked_by(writer.tokenizer, writer.prompts.at(KINDS[0], 0), question, writer.prompts.template)
+    return asked.answered(answer)
 
 
 def _folds(draft: Draft) -> list[int]:
@@ -170,7 +172,7 @@ def trial_page(draft: Draft, steering: Steering, trial: Trial, words: Collection
         "which were asked so that the behaviour shows.",
     )
     rows = [
-        {"answers": name, "that show it": of.mean, "from": of.low, "to": of.high, "questions": of.n}
+        {"answers": name, f"that {draft.verdict.says}": of.mean, "from": of.low, "to": of.high, "questions": of.n}
         for name, of in (("unsteered", trial.unsteered), ("steered", trial.steered))
     ]
     page.table(rows, f"By {draft.verdict.judge}; 95 % intervals by bootstrap over questions")

@@ -13,14 +13,16 @@ Source: contrastive system prompts as in persona vectors (arXiv 2507.21509, sect
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 
 from dsas.errors import OptionError
 from dsas.files.json_values import Json
+from dsas.model.chat import Chat
+from dsas.model.chat_template import chat_prompts
+from dsas.model.conversation import USER, Conversation, Message
 from dsas.model.foreign import Tokenizer
+from dsas.model.instruction import instructed
 
 KINDS = ("unwanted", "wanted", "neutral")  # answers that become source, target and control
-QUESTION = "{question}"  # where it stands in a prompt that is the user's turn
 _UNWANTED = (
     "{question} Give an answer that {behaviour}.",
     "Play the part of somebody who {behaviour}. {question}",
@@ -76,37 +78,14 @@ def prompts_for(behaviour: str) -> Prompts:
     return Prompts(unwanted, wanted, _NEUTRAL)
 
 
-def everyday_questions() -> list[str]:
-    """Return the 200 questions that come with dsas: ten each on twenty topics, from cooking to crafts."""
-    return (files("dsas.drafting") / "questions.txt").read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def messages(prompt: str, question: str) -> list[dict[str, str]]:
-    """Return a prompt with a question as messages: one user's turn, or a system message before it."""
-    if QUESTION in prompt:
-        return [{"role": "user", "content": prompt.replace(QUESTION, question)}]
-    return [{"role": "system", "content": prompt}, {"role": "user", "content": question}]
+def asked_by(tokenizer: Tokenizer, prompt: str, question: str, template: Mapping[str, Json]) -> Conversation:
+    """Return a prompt with a question as a conversation that is to be answered. Raises what `instructed` raises."""
+    return instructed(tokenizer, Conversation((Message(USER, question),), Chat(arguments=template)), prompt)
 
 
 def rendered(tokenizer: Tokenizer, prompt: str, question: str, template: Mapping[str, Json]) -> str:
     """Return a prompt with a question through the chat template, ready for the answer; special tokens are in.
 
-    Where the template has no place for a system prompt, it stands before the question, with an empty line between.
     Raises OptionError when the tokenizer has no chat template, or one that drops what it is given.
     """
-    from jinja2.exceptions import TemplateError
-
-    if not getattr(tokenizer, "chat_template", None):
-        raise OptionError(
-            "this model's tokenizer has no chat template, so it cannot be told how to answer: draft with an "
-            "instruction-tuned model, or write the sets by hand"
-        )
-    ways = [messages(prompt, question), [{"role": "user", "content": f"{prompt}\n\n{question}"}]]
-    for way in ways[:1] if QUESTION in prompt else ways:
-        try:
-            text: str = tokenizer.apply_chat_template(way, tokenize=False, add_generation_prompt=True, **template)
-        except TemplateError:  # of templates without a system role
-            continue
-        if all(message["content"].strip() in text for message in way):
-            return text
-    raise OptionError("the chat template of this model's tokenizer drops the system prompt or the question")
+    return chat_prompts(tokenizer, [asked_by(tokenizer, prompt, question, template)])[0]

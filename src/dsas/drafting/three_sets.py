@@ -25,9 +25,10 @@ from jaxtyping import Float
 from dsas.drafting.answers import TEMPERATURE, TOP_P, Triple, Writer
 from dsas.drafting.choosing import Chosen, choose
 from dsas.drafting.draft_page import draft_page
-from dsas.drafting.judging import Judge, Verdict, verdict
-from dsas.drafting.prompts import KINDS, Prompts, everyday_questions, prompts_for
+from dsas.drafting.judging import RATIO, Judge, Verdict, verdict
+from dsas.drafting.prompts import KINDS, Prompts, prompts_for
 from dsas.errors import DsasWarning, OptionError, StateError, TextsError
+from dsas.evaluation.question_list import everyday_questions
 from dsas.files.atomic import replace_files
 from dsas.files.json_values import JsonObject
 from dsas.files.pinned_packages import fetch
@@ -42,7 +43,7 @@ from dsas.reports.page import write_page
 
 SETS = {"source": "unwanted", "control": "neutral", "target": "wanted"}  # which answers become which set
 OWN: dict[str, str] = {  # judges that are the model itself
-    "ratio": "the model's own likelihood ratio",
+    "ratio": RATIO,
     "yes": "the model's own odds of yes",
 }
 _REMEDIES = {
@@ -216,7 +217,7 @@ def _refusals(chosen: Chosen, found: Verdict, inspection: Inspection | None, lea
     if not found.tells:
         yield (
             f"By {found.judge}, {found.shares['unwanted']:.0%} of the unwanted and {found.shares['neutral']:.0%} of "
-            f"the neutral answers show the behaviour, with an AUROC of {found.auroc:.2f}: too few, or too little "
+            f"the neutral answers {found.says}, with an AUROC of {found.auroc:.2f}: too few, or too little "
             "apart. Either this model does not do what it is told: take a larger one, say the behaviour in other "
             "words, or give prompts of your own. Or the judge does not see it: give another judge."
         )

@@ -8,4 +8,5 @@ descent     how parameters move                       learning  rules that can b
 proximal    the step that makes transforms sparse     run       models and pipelines as learners run them
 passes      steered passes through a frozen model     sets      texts, checked and held out
 records     log lines and states on disk              ranks     several processes, each on its share
+next_tokens a learner that compares what is said      answering answers that the model gives beforehand
 """

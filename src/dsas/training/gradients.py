@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError
+from dsas.evaluation.question_list import everyday_questions
 from dsas.files.json_values import JsonObject
 from dsas.model.conversation import Content, as_json, kind_of
 from dsas.model.device_map import device_of
@@ -21,12 +22,14 @@ from dsas.model.identity import ModelIdentity, fingerprint
 from dsas.model.reading import Reading
 from dsas.model.sites import Site, SitePatterns
 from dsas.model.subject import Subject, subject_of
+from dsas.model.tokenizing import text_tokenizer
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
+from dsas.training.answering import Answering
 from dsas.training.learning import learnable, settled, support
 from dsas.training.loop import Learned, learn
 from dsas.training.objectives import objective_named
-from dsas.training.objectives.base import Objective, TrainingTask
+from dsas.training.objectives.base import AsksFirst, Objective, TrainingTask
 from dsas.training.plan import HeldOut, Optimiser, Plan, Running
 from dsas.training.ranks import ranks_here
 from dsas.training.records import Log
@@ -41,8 +44,8 @@ def train(
     model: Model,
     tokenizer: Tokenizer = None,
     *,
-    source: Sequence[Given],
-    target: Sequence[Given],
+    source: Sequence[Given] = (),
+    target: Sequence[Given] | None = None,
     control: Sequence[Given] = (),
     objective: str | Objective = "lineas",
     start: Start = "fitted",
@@ -59,7 +62,8 @@ def train(
     model: a language model, which goes with its tokenizer; or a diffusers pipeline, and gradients flow through all its
     denoising steps, of which there should be few.
     source, target, control: as in `dsas.fit`, at least 4 examples each, without spans; control may be left out where
-    nothing reads it. Of conversations, answers are moved and kept, each given its prompt.
+    nothing reads it. Of conversations, answers are moved and kept, each given its prompt. For `dsas.Imitate` the source
+    holds questions, 200 everyday ones when it is not given, and there is no target.
     objective: a name from `dsas.OBJECTIVES`, or an object such as `dsas.E2E(gate="relu")`.
     start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
     transforms start at the identity. Or a Steering to go on from, at its sites and with the regulators that are not
@@ -78,13 +82,19 @@ def train(
     examples = subject.examples(reading, training=True)
     if wanted.reads_logits:
         examples.pad_token()  # refuses a subject that says nothing
-    sets = check_sets(source, control, target, control_needed=wanted.needs_control, paired=wanted.paired)
-    examples.check(sets)
-    if sets.spans is not None:
-        raise OptionError("training learns from whole texts: leave the spans of the source out")
+    chosen = asked.sites(subject, sites)
     with ranks_here(subject.module, distributed=running.distributed) as ranks:
-        run = Run(examples, asked.sites(subject, sites), sets.as_dict(), folder, running, ranks)
-        return _trained(asked, run, subject.identity)
+        if isinstance(wanted, AsksFirst):
+            answering = Answering(
+                subject.module, text_tokenizer(tokenizer), subject.identity.fingerprint, examples.reading.chat, folder,
+                examples.batch_size, progress=running.progress and ranks.first,
+            )  # fmt: skip
+            source, control, target = ranks.from_first(lambda: _drawn(wanted, answering, source, control, target))
+        sets = check_sets(source, control, target, control_needed=wanted.needs_control, paired=wanted.paired)
+        examples.check(sets)
+        if sets.spans is not None:
+            raise OptionError("training learns from whole texts: leave the spans of the source out")
+        return _trained(asked, Run(examples, chosen, sets.as_dict(), folder, running, ranks), subject.identity)
 
 
 class _Asked(NamedTuple):
@@ -159,6 +169,20 @@ class _Asked(NamedTuple):
                 "separation": looks[0].separation if looks else None,
             },
         }
+
+
+def _drawn(
+    objective: AsksFirst,
+    answering: Answering,
+    source: Sequence[Given],
+    control: Sequence[Given],
+    target: Sequence[Given] | None,
+) -> tuple[list[Content], list[Content], list[Content]]:
+    """Return source, control and target as the model answers the source's questions, or everyday ones."""
+    if target is not None:
+        raise OptionError(f"{objective.name} draws its target from the model itself: leave target out")
+    found = objective.drawn(answering, source or everyday_questions(), control)
+    return found["source"], found["control"], found["target"]
 
 
 def _trained(asked: _Asked, run: Run, model: ModelIdentity) -> Steering:

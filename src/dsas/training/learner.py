@@ -3,7 +3,7 @@
     each step:  gradient of the loss  ->  optimiser  ->  proximal step, tau = sparsity x rate
 
 What the loss is, a subclass says: `dsas.training.trainer` compares activations at the sites,
-`dsas.training.objectives.preference` what the model would say.
+`dsas.training.next_tokens` what the model would say.
 """
 
 import math

@@ -27,6 +27,7 @@ from dsas.model.foreign import Foreign, Given
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.sites import Site
+from dsas.parallel.interruption import Leaving, surely, to_the_end
 from dsas.runtime.rule import Rule
 from dsas.transforms.affine import steer
 
@@ -78,7 +79,7 @@ def strengths_of(seen: Sequence[Sequence[Seen]]) -> Float[Tensor, "row site"]:
     return torch.stack([torch.cat([one.strength.cpu() for one in site]) for site in zip(*seen, strict=True)], dim=1)
 
 
-class Passes:
+class Passes(Leaving):
     """Steered passes over one model; open it as a context manager."""
 
     def __init__(self, work: Work, rules: Sequence[Rule]) -> None:
@@ -104,10 +105,11 @@ class Passes:
         return self._run(batch, lambda t: t[:0], _mean, steered=steered, to_the_end=True)
 
     def __enter__(self) -> "Passes":
-        # For as long as it is open: a backward pass may run layers again.
-        self._left.enter_context(_frozen(self._work.model))
-        self._left.enter_context(evaluation_mode(self._work.model))
+        self.entered()
         try:
+            # For as long as it is open: a backward pass may run layers again.
+            self._left.enter_context(_frozen(self._work.model))
+            self._left.enter_context(evaluation_mode(self._work.model))
             self._at = self._work.follow(self._hooks, [rule.site for rule in self._rules])
             for number, rule in enumerate(self._rules):
                 self._hooks.at_site(self._work.model, rule.site, self._editor(number, rule))
@@ -118,6 +120,7 @@ class Passes:
             raise
         return self
 
+    @surely
     def __exit__(self, *_exception: object) -> None:
         self._hooks.remove()
         self._left.close()
@@ -219,13 +222,16 @@ def _summary(gain: Tensor, counted: Tensor) -> tuple[Tensor, bool]:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for name in learning:
-        model.get_parameter(name).requires_grad_(False)
+
+    def learn(*, on: bool) -> None:
+        for name in learning:  # by name: weights that are kept on disk are another parameter after every pass
+            model.get_parameter(name).requires_grad_(on)
+
     try:
+        learn(on=False)
         yield
     finally:
-        for name in learning:  # by name: weights that are kept on disk are another parameter after every pass
-            model.get_parameter(name).requires_grad_(True)
+        to_the_end(partial(learn, on=True))
 
 
 def _projection(model: nn.Module) -> nn.Module:
@@ -249,15 +255,19 @@ def _checkpointing(work: Work) -> Iterator[None]:
     wanted = {"gradient_checkpointing": True, "_gradient_checkpointing_func": again, "training": True}
     layers: list[Foreign] = [module for module in work.model.modules() if hasattr(module, "gradient_checkpointing")]
     before = [{key: layer.__dict__.get(key, _ABSENT) for key in wanted} for layer in layers]
-    for layer in layers:
-        layer.__dict__.update(wanted)  # "training" of the layer alone, not of what is in it
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for layer, values in zip(layers, before, strict=True):
             layer.__dict__.update({key: value for key, value in values.items() if value is not _ABSENT})
             for key in [key for key, value in values.items() if value is _ABSENT]:
-                del layer.__dict__[key]
+                layer.__dict__.pop(key, None)
+
+    try:
+        for layer in layers:
+            layer.__dict__.update(wanted)  # "training" of the layer alone, not of what is in it
+        yield
+    finally:
+        to_the_end(restore)
 
 
 _ABSENT = object()

@@ -8,16 +8,14 @@ The id is a digest of everything that training depends on, so no other training 
 """
 
 import json
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from dsas.errors import DsasWarning, MissingExtraError
-from dsas.files.atomic import replace_files
+from dsas.errors import MissingExtraError
+from dsas.files.atomic import keep, kept, replace_files
 from dsas.model.foreign import Foreign
 
 
@@ -65,28 +63,24 @@ class State(NamedTuple):
 
 def write_state(file: Path, state: State) -> None:
     """Write a state, all or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     parts = {"now": state.now, "best": state.best}
     tensors = {
         f"{part} {name}": value.cpu().contiguous() for part, named in parts.items() for name, value in named.items()
     }
-    replace_files({file: save(tensors, metadata={"course": json.dumps(state.course)})})
+    course = json.dumps(state.course).encode()
+    keep(file, len(course).to_bytes(8, "little") + course + save(tensors))
 
 
 def read_state(file: Path) -> State | None:
     """Return the state in a file; None, with a warning if it is damaged, when there is none."""
-    if not file.is_file():
+    data = kept(file, "training starts from the beginning")
+    if data is None:
         return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            course = Course(*json.loads(opened.metadata()["course"]))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{file} is damaged ({error}): training starts from the beginning", DsasWarning, stacklevel=4)
-        return None
+    begin = 8 + int.from_bytes(data[:8], "little")
+    course = Course(*json.loads(data[8:begin]))
     course = course._replace(rows=tuple(Row(*row) for row in course.rows))
     parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}}
-    for label, value in tensors.items():
+    for label, value in load(data[begin:]).items():
         part, _, name = label.partition(" ")
         parts[part][name] = value
     return State(course, parts["now"], parts["best"])

@@ -19,12 +19,20 @@ from dsas.training.plan import Plan
 from dsas.training.ranks import ALONE
 
 # What tests/golden/training_objective.py prints: the loss of every objective, with its defaults, on the small model.
-LOSSES = {"lineas": 1.6166973217055858, "e2e-dsas": 1.818968243236292, "preference": 0.7077347949179635}
+LOSSES = {
+    "lineas": 1.6166973217055858,
+    "e2e-dsas": 1.818968243236292,
+    "preference": 0.7077347949179635,
+    "imitate": 0.14147311754183967,
+}
 TEXTS = {
     "source": ["0 1 2 3", "0 4 5", "6 1 1"],
     "target": ["0 1 5 5", "0 4 2 6", "6 3 0"],
     "control": ["2 2 6", "5 0 1 3"],
 }
+
+
+ANSWERED = {"source": ["6 | 1 2 3", "0 | 4 5"], "target": ["5 0 2 | 1 2 3", "4 | 4 5"], "control": TEXTS["control"]}
 
 
 class Small(nn.Module):
@@ -41,7 +49,13 @@ class Small(nn.Module):
 
 
 def rows(texts: list[str]) -> list[list[int]]:
-    return [[int(token) for token in text.split()] for text in texts]
+    return [[int(token) for token in text.split() if token != "|"] for text in texts]
+
+
+def rendered(text: str) -> Rendered:
+    """What stands behind a bar is an answer."""
+    (row,), before = rows([text]), len(text.partition("|")[0].split()) if "|" in text else 0
+    return Rendered(row, [place >= before for place in range(len(row))], None, "|" in text)
 
 
 class Reader:
@@ -50,7 +64,7 @@ class Reader:
     batch_size = 4
 
     def rows(self, texts: list[str]) -> list[Rendered]:
-        return [Rendered(row, [True] * len(row)) for row in rows(texts)]
+        return list(map(rendered, texts))
 
     def pad_token(self) -> int:
         return 0
@@ -67,7 +81,7 @@ def batches(texts: list[str]) -> list[Any]:
 def loss_of(objective: dsas.Objective) -> float:
     model, one = Small(), torch.arange(3, dtype=torch.float64)
     gate = dsas.Logistic((2 * one).cos(), torch.tensor(0.1, dtype=torch.float64))
-    when = gate if objective.needs_control else dsas.Constant()
+    when = dsas.Constant() if objective.name == "lineas" else gate
     rule = dsas.Rule(dsas.Site("site"), dsas.Lineas(1 + 0.3 * one.sin(), 0.2 * one.cos()), when)
     work = Work(
         model,
@@ -77,9 +91,10 @@ def loss_of(objective: dsas.Objective) -> float:
         pool=lambda t, batch: (t * batch.mask.unsqueeze(-1)).sum(1) / batch.mask.sum(1, keepdim=True),
     )
     learned = [learnable(rule, torch.device("cpu"), objective.learned([rule]))]
-    pooled = torch.cat([work.pool(model.table[batch.tokens], batch).detach() for batch in batches(TEXTS["target"])])
+    texts = ANSWERED if objective.name == "imitate" else TEXTS
+    pooled = torch.cat([work.pool(model.table[batch.tokens], batch).detach() for batch in batches(texts["target"])])
     held = {"held_source": [], "held_control": [], "held_target": []}
-    task = dsas.TrainingTask(work, learned, {**TEXTS, **held}, [pooled], Plan(1), ALONE, batches, Reader())
+    task = dsas.TrainingTask(work, learned, {**texts, **held}, [pooled], Plan(1), ALONE, batches, Reader())
     learner = objective.learner(task)
     try:
         return learner.gradient().loss
@@ -116,6 +131,11 @@ def test_an_objective_is_rebuilt_by_its_repr_and_by_its_name_and_options(name: s
         (dsas.E2E, {"gate": "tanh"}, r"gate one of \('sigmoid', 'relu'\), .* got .*gate='tanh'"),
         (dsas.E2E, {"control_weight": -1.0}, "control_weight >= 0 .* got .*control_weight=-1.0"),
         (dsas.E2E, {"sparsity": -1.0}, "sparsity >= 0, got .*sparsity=-1.0"),
+        (dsas.Imitate, {"gate": "tanh"}, r"gate one of \('sigmoid', 'relu'\), .* got .*gate='tanh'"),
+        (dsas.Imitate, {"control_weight": -1.0}, "control_weight >= 0, .* got .*control_weight=-1.0"),
+        (dsas.Imitate, {"sparsity": -1.0}, "sparsity >= 0, .* got .*sparsity=-1.0"),
+        (dsas.Imitate, {"new_tokens": 0}, "new_tokens >= 1 .* got .*new_tokens=0"),
+        (dsas.Imitate, {"pairs_per_step": 0}, "pairs_per_step >= 1, got .*pairs_per_step=0"),
         (dsas.Preference, {"gate": "tanh"}, r"gate one of \('sigmoid', 'relu'\), .* got .*gate='tanh'"),
         (dsas.Preference, {"control_weight": -1.0}, "control_weight >= 0, .* got .*control_weight=-1.0"),
         (dsas.Preference, {"sparsity": -1.0}, "sparsity >= 0, .* got .*sparsity=-1.0"),

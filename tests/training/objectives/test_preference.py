@@ -17,7 +17,8 @@ from dsas.model.rendering import Rendered, rendered
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import LearnedParts, learnable
-from dsas.training.objectives.preference import PairData, PairLearner, _turn, pairs_of
+from dsas.training.next_tokens import PairData, turn
+from dsas.training.objectives.preference import PairLearner, pairs_of
 from dsas.training.passes import Work
 from dsas.training.plan import HeldOut, Optimiser, Plan
 from dsas.training.sets import held_apart
@@ -104,11 +105,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(size: int) -> None:
 
 def test_steps_take_all_texts_in_turn_in_an_order_that_the_number_of_the_step_decides() -> None:
     items = list(range(7))
-    taken = [item for number in range(7) for item in _turn(items, number, 3, seed=5)]
+    taken = [item for number in range(7) for item in turn(items, number, 3, seed=5)]
     assert [sorted(taken[start : start + 7]) for start in (0, 7, 14)] == [items] * 3
     assert taken[:7] != taken[7:14]
-    assert _turn(items, 4, 3, seed=5) == taken[12:15]
-    assert sorted(_turn(items, 0, 99, seed=5)) == items
+    assert turn(items, 4, 3, seed=5) == taken[12:15]
+    assert sorted(turn(items, 0, 99, seed=5)) == items
 
 
 def test_a_pair_is_told_apart_from_the_first_token_that_differs_and_that_has_one_before_it() -> None:

@@ -17,6 +17,7 @@ OBJECTIVES: "Registry[Objective]" = Registry(
         "lineas": "dsas.training.objectives.lineas:LinEAS",
         "e2e-dsas": "dsas.training.objectives.e2e:E2E",
         "preference": "dsas.training.objectives.preference:Preference",
+        "imitate": "dsas.training.objectives.imitate:Imitate",
     },
 )
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
 from dsas.model.conversation import Content
+from dsas.model.examples import Given
 from dsas.model.foreign import Foreign
 from dsas.model.sites import Site
 from dsas.model.subject import Examples
 from dsas.runtime.rule import Rule
+from dsas.training.answering import Answering
 from dsas.training.learner import Learner
 from dsas.training.learning import LearnedParts
 from dsas.training.passes import Work
@@ -94,3 +96,13 @@ class Objective(ABC):
         """Raise OptionError, which says what was expected and what this is, unless `holds`."""
         if not holds:
             raise OptionError(f"expected {expected}, got {self}")
+
+
+class AsksFirst(Objective):
+    """An objective that draws what it learns from: the source holds questions, which the model answers itself."""
+
+    @abstractmethod
+    def drawn(
+        self, answering: Answering, source: Sequence[Given], control: Sequence[Given]
+    ) -> dict[str, list[Content]]:
+        """Return the sets that are learned from, "source", "target" and "control", given questions and control."""

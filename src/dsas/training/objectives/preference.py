@@ -24,19 +24,18 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, softplus
+from torch.nn.functional import cross_entropy, softplus
 
 from dsas.errors import TextsError
-from dsas.model.foreign import Foreign
 from dsas.model.rendering import Rendered
 from dsas.model.sites import Site
-from dsas.model.token_batches import Batch, batches
 from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
-from dsas.training.learner import Gradient, Learner
+from dsas.training.learner import Learner
 from dsas.training.learning import GATES, Gate, LearnedParts, gated_rule
+from dsas.training.next_tokens import PairData, PairsLearner, StepOptions, batch_of, cut, placed, wide
 from dsas.training.objectives.base import Objective, RegulatorStart, TrainingTask
 from dsas.training.passes import Seen, Work, cheaply
 from dsas.training.plan import Plan
@@ -117,22 +116,6 @@ class Pair(NamedTuple):
         return tuple(self.source.ids), tuple(self.target.ids)
 
 
-class PairData(NamedTuple):
-    """What is learned from.
-
-    target: pooled target activations of each rule, (sample, dim), for their size alone. pad: any token number.
-    batch_size: texts per pass.
-    """
-
-    pairs: Sequence[Pair]
-    control: Sequence[Rendered]
-    target: Sequence[Tensor]
-    held_pairs: Sequence[Pair] = ()
-    held_control: Sequence[Rendered] = ()
-    pad: int = 0
-    batch_size: int = 32
-
-
 def pairs_of(source: Sequence[Rendered], target: Sequence[Rendered]) -> list[Pair]:
     """Return pair after pair; those that part at their first token, before which nothing is said, from the second on.
 
@@ -152,83 +135,45 @@ def pairs_of(source: Sequence[Rendered], target: Sequence[Rendered]) -> list[Pai
 
 
 @final
-class PairLearner(Learner):
+class PairLearner(PairsLearner):
     """Learns from what the model would say."""
 
     def __init__(
         self, work: Work, rules: Sequence[Rule], data: PairData, plan: Plan, objective: Preference, ranks: Ranks = ALONE
     ) -> None:
-        """Open the model and ask the unsteered one about all pairs. `work.run` must return something with `logits`."""
-        super().__init__(work, rules, data.target, plan, ranks)
-        self.data, self.objective = data, objective
+        """Open the model and ask the unsteered one about all pairs."""
+        per_step = StepOptions(objective.pairs_per_step, objective.control_weight, objective.seed)
+        super().__init__(work, rules, data, plan, per_step, ranks)
+        self._beta = objective.beta
         try:
             pairs = [*data.pairs, *data.held_pairs]
-            cut = [pairs[start : start + self._size] for start in range(0, len(pairs), self._size)]
+            parts = [pairs[start : start + self._size] for start in range(0, len(pairs), self._size)]
             with torch.no_grad():
-                mine = [self._likelihoods(some, steered=False)[0].cpu() for some in self.ranks.mine(cut)]
+                mine = [self._likelihoods(some, steered=False)[0].cpu() for some in self.ranks.mine(parts)]
             self._before = dict(zip((pair.key for pair in pairs), torch.cat(self.ranks.joined(mine)), strict=True))
         except BaseException:
             self.close()
             raise
 
-    def gradient(self, number: int = 0) -> Gradient:
-        """Put the gradient of the loss of step `number`, from its pairs and control texts, into the leaves."""
-        self.descent.optimiser.zero_grad(set_to_none=True)
-        weight, count, seed = self.objective.control_weight, self.objective.pairs_per_step, self.objective.seed
-        pairs = _turn(self.data.pairs, number, count, seed)
-        control = _turn(self.data.control, number, count, seed) if weight > 0 else []
-        term = moved = 0.0
-        seen: list[list[Seen]] = []
-        for share, some in self._preferred(pairs):
-            share.backward()
-            term += float(share.detach())
-            seen.append([one._replace(value=one.value.detach()) for one in some])
-        for share in self._kept(control):
-            (weight * share).backward()
-            moved += float(share.detach())
-        term, moved = self.with_others([term, moved], gradients=True)
-        return Gradient(term, moved, term + weight * moved, self.dead(self.ranks.joined(seen)))
-
-    @torch.no_grad()
-    def look(self) -> dict[str, float]:
-        """Return the loss's terms on all held-out pairs and control texts."""
-        term = sum(float(share) for share, _ in self._preferred(self.data.held_pairs))
-        weight = self.objective.control_weight
-        moved = sum(float(share) for share in self._kept(self.data.held_control)) if weight > 0 else 0.0
-        term, moved = self.with_others([term, moved])
-        found = {"held_term": term, "held_control": moved, "held_loss": term + weight * moved}
-        return self.ranks.from_first(lambda: found)
+    def terms(self, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, list[Seen]]]:
+        """Yield the share of each micro-batch in how far targets are not yet preferred."""
+        for some in self.ranks.mine(cut(pairs, self._size, self.ranks.count)):
+            after, seen = self._likelihoods(some, steered=True)
+            before = torch.stack([self._before[pair.key] for pair in some]).to(after)
+            moved = after - before
+            yield softplus(-self._beta * (moved[:, 1] - moved[:, 0])).sum() / len(pairs), seen
 
     @property
     def _size(self) -> int:
         return max(1, self.data.batch_size // 2)
 
-    def _preferred(self, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, list[Seen]]]:
-        """Yield the share of each of this rank's micro-batches in the term; the pass is run when it is asked for."""
-        for some in self.ranks.mine(_cut(pairs, self._size, self.ranks.count)):
-            after, seen = self._likelihoods(some, steered=True)
-            before = torch.stack([self._before[pair.key] for pair in some]).to(after)
-            moved = after - before
-            yield softplus(-self.objective.beta * (moved[:, 1] - moved[:, 0])).sum() / len(pairs), seen
-
-    def _kept(self, control: Sequence[Rendered]) -> Iterator[Tensor]:
-        """Yield the share of each of this rank's micro-batches in the control term."""
-        total = sum(sum(row.asked) for row in control)
-        for some in self.ranks.mine(_cut(control, self.data.batch_size, self.ranks.count)):
-            batch = self._batch(some)
-            with torch.no_grad():
-                before = self.passes.outputs(batch, steered=False)[0].logits
-            after = self.passes.outputs(batch)[0].logits
-            mask = _placed(batch, [row.asked for row in some]).to(after.device)
-            yield cheaply(_divergence, after[mask], before[mask]) / total
-
     def _likelihoods(self, pairs: Sequence[Pair], *, steered: bool) -> tuple[Float[Tensor, "pair 2"], list[Seen]]:
         """Return the log-likelihoods of source and target, of their judged tokens from `first` on."""
         rows = [row for pair in pairs for row in pair.rows]
-        batch = self._batch(rows)
+        batch = batch_of(rows, self.data.pad)
         given, seen = self.passes.outputs(batch, steered=steered)
         tokens = batch.tokens.to(given.logits.device)
-        judged = _placed(batch, [row.judged for row in rows])[:, 1:]
+        judged = placed(batch, [row.judged for row in rows])[:, 1:]
         for place, row in enumerate(batch.rows):
             judged[place, : pairs[row // 2].first - 1] = False
         judged = judged.to(tokens.device)
@@ -237,48 +182,6 @@ class PairLearner(Learner):
         back = torch.tensor(batch.rows, device=sums.device).argsort()
         return sums[back].view(-1, 2), seen
 
-    def _batch(self, rows: Sequence[Rendered]) -> Batch:
-        ids, counted = [row.ids for row in rows], [row.counted for row in rows]
-        (batch,) = batches(ids, len(rows), pad=self.data.pad, side="right", counted=counted)
-        return batch
-
-
-def _placed(batch: Batch, flags: Sequence[Sequence[bool]]) -> Bool[Tensor, "row token"]:
-    """Return the flags of each row's tokens where the batch has them."""
-    found = torch.zeros_like(batch.mask)
-    for place, row in enumerate(batch.rows):
-        found[place, : len(flags[row])] = torch.tensor(flags[row])
-    return found
-
 
 def _log_likelihood(logits: Float[Tensor, "token vocabulary"], tokens: Tensor) -> Float[Tensor, " token"]:
-    return -cross_entropy(_wide(logits), tokens, reduction="none")
-
-
-def _divergence(after: Float[Tensor, "token vocabulary"], before: Float[Tensor, "token vocabulary"]) -> Tensor:
-    p, q = _wide(before).log_softmax(-1), _wide(after).log_softmax(-1)
-    return kl_div(q, p, reduction="sum", log_target=True)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _turn(items: Sequence[Foreign], number: int, count: int, seed: int) -> list[Foreign]:
-    """Return what comes at step `number`, `count` at a time: all in turn, in another order each time round."""
-    count = min(count, len(items))
-    orders: dict[int, list[int]] = {}
-    found = []
-    for place in range(number * count, (number + 1) * count):
-        time_round, within = divmod(place, len(items))
-        if time_round not in orders:
-            draw = torch.Generator().manual_seed(seed * 1_000_003 + time_round)
-            orders[time_round] = torch.randperm(len(items), generator=draw).tolist()
-        found.append(items[orders[time_round][within]])
-    return found
-
-
-def _cut(items: Sequence[Foreign], size: int, ranks: int) -> list[Sequence[Foreign]]:
-    """Return the items in parts of at most `size`, small enough for every rank to get one."""
-    size = max(1, min(size, -(-len(items) // ranks)))
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    return -cross_entropy(wide(logits), tokens, reduction="none")
