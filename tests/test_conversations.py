@@ -24,7 +24,8 @@ from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
 from dsas.testing.pipelines import tiny_pipeline
 from dsas.training.learning import LearnedParts, learnable
-from dsas.training.objectives.preference import PairData, PairLearner, pairs_of
+from dsas.training.next_tokens import PairData
+from dsas.training.objectives.preference import PairLearner, pairs_of
 from dsas.training.passes import Passes, Work
 from dsas.training.plan import Plan
 

@@ -10,6 +10,7 @@ from makers import templated
 
 import dsas
 from dsas.errors import OptionError, TextsError
+from dsas.model.chat_template import chat_prompts
 from dsas.model.conversation import Conversation, content_of
 from dsas.model.rendering import Rendered, rendered
 
@@ -230,6 +231,22 @@ def test_a_system_message_of_the_options_is_put_where_there_is_none(name: str) -
 def test_a_template_that_refuses_messages_is_quoted() -> None:
     with pytest.raises(TextsError, match=r"the chat template refuses messages of system, user.*System role not"):
         read(tokenizer_of(REAL["gemma"]), [SYSTEM, USER, SAID])
+
+
+@pytest.mark.parametrize("name", ["llama 2", "qwen 2.5"])
+def test_a_tool_call_that_a_template_drops_is_no_answer_of_one_space(name: str) -> None:
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(TextsError, match=r"no token counts in the conversation .* dropped by the chat template"):
+        read(tokenizer_of(REAL[name]), [USER, call])
+
+
+def test_a_template_that_drops_the_system_message_of_the_options_without_a_word_is_refused() -> None:
+    deaf = templated("{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    assert read(deaf, [SYSTEM, USER, SAID]) == read(deaf, [USER, SAID])  # what is in the data is the user's own affair
+    with pytest.raises(TextsError, match=r"drops the system message 'Be brief\.': leave it out, or say it"):
+        read(deaf, [USER, SAID], system="Be brief.")
+    with pytest.raises(TextsError, match="drops the system message"):
+        chat_prompts(deaf, ["Why?"], dsas.Chat(system="Be brief."))
 
 
 def test_a_template_that_moves_the_system_message_once_an_answer_follows_is_refused_with_the_reason() -> None:

@@ -11,7 +11,7 @@ from dsas.model import families
 # Sites that each shorthand names in four layers: residual, norm, attention, mlp, heads.
 EXPECTED = {
     "deepseek_v2": (4, 4, 4, 4, 16),  # latent attention, experts
-    "gemma3n_text": (4, 4, 4, 4, 16),  # a residual of several streams: steered at its feed-forward
+    "gemma3n_text": (0, 4, 4, 4, 16),  # a residual of several streams: steered at its feed-forward
     "jamba": (4, 4, 4, 4, 8),  # every second layer a state space
     "mamba": (4, 4, 4, 0, 0),
     "rwkv": (4, 4, 4, 4, 0),

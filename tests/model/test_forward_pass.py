@@ -148,7 +148,8 @@ def test_padding_is_no_part_of_a_prompt() -> None:
     assert step.prompt_lengths.tolist() == [2, 3]
 
 
-def test_what_a_regulator_carries_is_of_one_site_and_one_call_and_ends_with_the_rows_it_is_about() -> None:
+def after_a_pass_that_carried() -> tuple[TokenPasses, Cache]:
+    """Return a reader and a cache of three columns, in whose pass "seen" was carried."""
     reader, cache = TokenPasses(tiny_model()), Cache()
     first = reader.read((), {"input_ids": IDS, "past_key_values": cache})
     assert first is not None
@@ -156,6 +157,11 @@ def test_what_a_regulator_carries_is_of_one_site_and_one_call_and_ends_with_the_
     for one in first.history.each:
         one.end()
     cache.length = 3
+    return reader, cache
+
+
+def test_what_a_regulator_carries_is_of_one_site_and_one_call_and_ends_with_the_rows_it_is_about() -> None:
+    reader, cache = after_a_pass_that_carried()
     later = reader.read((), {"input_ids": IDS[:, :1], "past_key_values": cache})
     assert later is not None
     assert later.carried("seen").tolist() == [[1.0], [1.0]]
@@ -169,13 +175,7 @@ def test_what_a_regulator_carries_is_of_one_site_and_one_call_and_ends_with_the_
 
 
 def test_a_batch_of_another_size_over_a_cache_is_about_other_rows_and_begins_with_nothing_remembered() -> None:
-    reader, cache = TokenPasses(tiny_model()), Cache()
-    first = reader.read((), {"input_ids": IDS, "past_key_values": cache})
-    assert first is not None
-    first.carry("seen", torch.ones(2, 3, 1))
-    for one in first.history.each:
-        one.end()
-    cache.length = 3
+    reader, cache = after_a_pass_that_carried()
     with pytest.warns(DsasWarning, match="already holds 3 tokens"):
         other = reader.read((), {"input_ids": torch.zeros(3, 1).long(), "past_key_values": cache})
     assert other is not None

@@ -196,9 +196,7 @@ def test_a_layout_says_where_the_width_of_three_dimensions_is() -> None:
     assert dsas.Site("norm", layout="channels").read(given).shape == (2, 7, 5)
     assert torch.equal(dsas.Site("norm", layout="channels").write(given, given.transpose(1, 2) + 1), given + 1)
     assert dsas.Site("block", layout="picture").read(given).shape == (2, 5, 7)
-    with pytest.raises(
-        ActivationError, match=r"got shape \(2, 5, 3, 4\); if it is a picture .* layout='picture'.*'mlp'"
-    ):
+    with pytest.raises(ActivationError, match=r"got shape \(2, 5, 3, 4\); a picture .* layout='picture'.*'mlp'"):
         dsas.Site("block").read(torch.randn(2, 5, 3, 4))
     with pytest.raises(SiteError, match="the layout of a site is one of"):
         unchecked_site(layout="image")
@@ -291,3 +289,45 @@ def test_a_decoder_that_is_called_by_the_name_of_the_head_is_found() -> None:
     with dsas.Steering([rule], ModelIdentity.of(model)).apply(model, 1.0) as applied:
         model(input_ids=torch.tensor([[1, 5, 6, 2]]))
     assert applied.trace().token_ids.tolist() == [[1, 5, 6, 2]]  # type: ignore
+
+
+def test_an_activation_with_time_first_is_read_and_written_row_by_row() -> None:
+    site, given = dsas.Site("layer.0", layout="time"), (torch.arange(24.0).view(4, 2, 3), None)
+    t = site.read(given)
+    assert torch.equal(t[1], given[0][:, 1])
+    moved, rest = site.write(given, t + torch.tensor([0.0, 1.0]).view(2, 1, 1))
+    assert torch.equal(moved - given[0], torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(4, 2, 3))
+    assert rest is None
+
+
+def test_layers_whose_parts_stand_in_lists_of_their_own_are_named_and_xlnet_s_have_time_first() -> None:
+    from transformers import XLMConfig, XLMWithLMHeadModel, XLNetConfig, XLNetLMHeadModel
+
+    xlm = XLMWithLMHeadModel(XLMConfig(vocab_size=16, emb_dim=8, n_layers=2, n_heads=2, max_position_embeddings=16))
+    names = {name: str(dsas.find_sites(xlm, name)[-1]) for name in ("residual", "norm", "attention", "mlp", "heads")}
+    assert names == {
+        "residual": "transformer.layer_norm2.1", "norm": "transformer.layer_norm1.1", "mlp": "transformer.ffns.1",
+        "attention": "transformer.attentions.1", "heads": "transformer.attentions.1.out_lin@input#1/2",
+    }  # fmt: skip
+    xlnet = XLNetLMHeadModel(XLNetConfig(vocab_size=16, d_model=8, n_layer=2, n_head=2, d_inner=16))
+    assert {site.layout for site in dsas.find_sites(xlnet)} == {"time"}
+
+
+@pytest.mark.parametrize("sites", ["residual", 1, dsas.Site("layers.0", layout="picture")], ids=str)
+def test_a_residual_of_several_streams_is_refused_before_anything_runs_and_its_summands_are_named(sites: Any) -> None:
+    class HyperConnection(nn.Module):
+        """As DeepSeek-V4 and its like have it; Gemma 3n's is an AltUp."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp, self.attn_hc = nn.Linear(2, 2), HyperConnection()
+
+    model: Any = nn.Module()
+    model.layers = nn.ModuleList([Layer(), Layer()])
+    with pytest.raises(SiteError, match=r"several streams \(HyperConnection\).* sites='mlp' or sites='attention'"):
+        dsas.find_sites(model, sites)
+    rule = dsas.Rule(dsas.Site("layers.0"), dsas.Addition(torch.ones(2)), dsas.Constant())
+    with pytest.raises(SiteError, match="several streams"):
+        dsas.Steering([rule], ModelIdentity.of(model)).apply(model)
+    assert [site.path for site in dsas.find_sites(model, "mlp")] == ["layers.0.mlp", "layers.1.mlp"]

@@ -84,8 +84,20 @@ def test_a_text_that_begins_with_the_bos_gets_no_second_one_even_without_a_templ
     assert first == plain
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+@pytest.mark.parametrize("ahead", [" ", "\n\n"])
+def test_spaces_before_a_rendered_text_do_not_hide_it_and_where_its_tokens_stand_is_still_told(
+    chat: Any, template: str | None, ahead: str
+) -> None:
+    chat.chat_template = template
+    with pytest.warns(DsasWarning, match="look as if"):
+        bare, found = encode(chat, ["<s>[USER] ab", f"{ahead}<s>[USER] ab"], offsets=True)
+    assert found.ids == bare.ids
+    assert found.offsets == [(a + len(ahead), b + len(ahead)) for a, b in bare.offsets or []]
+
+
 def test_ordinary_texts_are_read_as_before_and_without_a_warning(chat: Any) -> None:
-    texts = ["hello", "a [USER] inside", "user: hi", " <s>"]
+    texts = ["hello", "a [USER] inside", "user: hi", "a <s>"]
     assert tokenize(chat, texts) == chat(texts)["input_ids"]
     assert (
         tokenize(chat, ["<s>[USER] hello"], special_tokens=False)

@@ -11,7 +11,8 @@ and not the text. A row of which nothing would be left keeps all tokens that are
 Where somebody says which tokens matter, `token_activations` gives those tokens themselves.
 
 The forward pass stops as soon as every site has been read, so the remaining layers and the vocabulary projection are
-never computed. Limitations: no statistics beyond these vectors.
+never computed; but not that of a model that FSDP shards, which is left whole where a pass does not end.
+Limitations: no statistics beyond these vectors.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from dsas.model.hooks import Hooks, StopForward
 from dsas.model.running import own_tokens, run_on
 from dsas.model.sites import Site
 from dsas.model.token_batches import Batch, inputs_of
+from dsas.model.wrappers import sharded_modules
 
 SINK_RATIO = 8.0
 
@@ -101,13 +103,14 @@ def read_sites(
 ) -> dict[Site, Tensor]:
     """Run one batch up to the last of `sites` and return what `read` makes of each and its activation, on the CPU."""
     found: dict[Site, Tensor] = {}
+    stops = not sharded_modules(model)
 
     def reader(site: Site) -> Callable[[Given], None]:
         def look(given: Given) -> None:
             if site in found:  # a module that runs several times in a pass: the first is read
                 return
             found[site] = read(site, own_tokens(site.read(given), batch["attention_mask"], f"site {site}"))
-            if len(found) == len(sites):
+            if stops and len(found) == len(sites):
                 raise StopForward
 
         return look

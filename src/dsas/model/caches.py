@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.sequence import Sequences
 
-NAMES = ("past_key_values", "cache_params", "state", "past", "layer_past", "mems")
+NAMES = ("past_key_values", "cache_params", "state", "past", "layer_past", "mems", "past_buckets_states")
 _MARK = "_dsas_sequences"
 
 
@@ -153,7 +153,7 @@ def length_of(cache: Given) -> int | None:
         if callable(count):
             length: Foreign = count()
             return int(length)
-    except ValueError:  # of a cache without attention, which does not count
+    except (ValueError, TypeError):  # of a cache without attention, which does not count
         pass
     previous: Foreign = getattr(cache, "has_previous_state", None)
     with suppress(ValueError):

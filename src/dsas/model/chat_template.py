@@ -18,11 +18,11 @@ from itertools import groupby
 from typing import final
 
 from dsas.errors import OptionError, TextsError
-from dsas.files.json_values import JsonObject
+from dsas.files.json_values import Json, JsonObject
 from dsas.model.chat import AS_IT_IS, Chat
 from dsas.model.conversation import ASSISTANT, USER, Conversation, Message
 from dsas.model.foreign import Tokenizer
-from dsas.model.tokenizing import PLACEHOLDER
+from dsas.model.tokenizing import PLACEHOLDER, processor_of, template_of, text_tokenizer
 
 Range = tuple[int, int]  # characters, [start, stop)
 
@@ -46,16 +46,27 @@ BRACKETS = {
 
 @final
 class ChatTemplate:
-    """The template of one tokenizer with the options of a conversation."""
+    """The template of one tokenizer, or of a processor of texts and pictures, with the options of a conversation."""
 
     def __init__(self, tokenizer: Tokenizer, chat: Chat) -> None:
         """Raise OptionError for a tokenizer without a chat template."""
-        if not (getattr(tokenizer, "chat_template", None) or "chat_template" in chat.arguments):
+        own = template_of(tokenizer)
+        if not (own or "chat_template" in chat.arguments):
             raise OptionError(
                 "this model's tokenizer has no chat template, so it reads no conversations: give texts, prompts with "
-                "their completions, or a template by dsas.Chat(arguments={'chat_template': ...})"
+                "their completions, the model's processor where that has a template, or a template by "
+                "dsas.Chat(arguments={'chat_template': ...})"
             )
-        self._tokenizer, self._arguments = tokenizer, dict(chat.arguments)
+        self._tokenizer, self._arguments = text_tokenizer(tokenizer), dict(chat.arguments)
+        self._system = chat.system
+        self._lists = False  # whether contents are lists of parts, as some templates of multimodal models want them
+        if processor_of(tokenizer) is not None:
+            self._arguments = {"chat_template": own, **self._arguments}
+            turn: list[JsonObject] = [{"role": USER, "content": PLACEHOLDER}]
+            try:
+                self._lists = PLACEHOLDER not in self._apply(turn)
+            except TextsError:
+                self._lists = True
 
     def text(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """Return the messages as the template renders them. generate: and ready for the answer.
@@ -63,6 +74,19 @@ class ChatTemplate:
         Raises TextsError with the template's own reason when it refuses them.
         """
         return self._apply([one.as_dict() for one in messages], generate=generate)
+
+    def whole(self, messages: Sequence[Message], *, generate: bool = False) -> str:
+        """Return what `text` does, of a whole conversation.
+
+        Raises TextsError for options whose system message the template drops without a word.
+        """
+        found = self.text(messages, generate=generate)
+        if any(one.content == self._system and one.content.strip() not in found for one in messages[:1]):
+            raise TextsError(
+                f"the chat template drops the system message {self._system!r:.60}: leave it out, or say it in the "
+                "user's first message"
+            )
+        return found
 
     def answer(self, messages: Sequence[Message]) -> list[Range]:
         """Return where the last message, which is the assistant's, stands in the rendering of all.
@@ -100,7 +124,7 @@ class ChatTemplate:
         """
         whole, said = self.text(messages), messages[number].content
         shown = [one.as_dict() for one in messages]
-        shown[number]["content"] = PLACEHOLDER
+        shown[number]["content"] = _hidden(shown[number]["content"])
         marked = self._apply(shown)
         start = marked.find(PLACEHOLDER)
         if start < 0 or not whole.startswith(marked[:start]):
@@ -154,6 +178,8 @@ class ChatTemplate:
         return str(get(self._arguments.get("chat_template"), self._arguments.get("tools")))
 
     def _apply(self, messages: list[JsonObject], *, generate: bool = False) -> str:
+        if self._lists:
+            messages = [{**one, "content": _listed(one["content"])} for one in messages]
         try:
             return self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generate, **self._arguments
@@ -176,7 +202,21 @@ def chat_prompts(tokenizer: Tokenizer, prompts: Sequence[str | Conversation], ch
             f"expected conversations that are to be answered, got one that ends with the assistant: "
             f"{ended[0].messages[-1].content!r:.60}"
         )
-    return [ChatTemplate(tokenizer, one.chat).text(one.asked, generate=True) for one in turns]
+    return [ChatTemplate(tokenizer, one.chat).whole(one.asked, generate=True) for one in turns]
+
+
+def _listed(content: Json) -> Json:
+    """Return a content as a list of parts."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _hidden(content: Json) -> Json:
+    """Return a content with a placeholder in place of its text, which stands where the first of it does."""
+    if not isinstance(content, list):
+        return PLACEHOLDER
+    texts = [place for place, part in enumerate(content) if part["type"] == "text"]
+    kept = [part for place, part in enumerate(content) if place not in texts[1:]]
+    return [{"type": "text", "text": PLACEHOLDER} if part["type"] == "text" else part for part in kept]
 
 
 def _alike(one: str, other: str) -> str:

@@ -9,7 +9,8 @@
 | {"prompt": messages, "completion": messages} | `Conversation` | the same |
 | {"chosen": ..., "rejected": ...}, with or without a "prompt" | target and source, each as above | the same |
 
-All are frozen and hashable, so that each is read once however many sets it is in. Limitations: pictures and sounds.
+All are frozen and hashable, so that each is read once however many sets it is in. The content of a message may be a
+list of parts, texts and `dsas.model.media`, which a multimodal model reads with its processor.
 """
 
 import json
@@ -20,23 +21,41 @@ from typing import Any, Literal, final
 from dsas.errors import TextsError
 from dsas.files.json_values import Json, JsonObject
 from dsas.model.chat import AS_IT_IS, Chat
+from dsas.model.media import Medium, medium_of
 
 Half = Literal["chosen", "rejected"]
+_SAID_OTHERWISE = ("tool_calls", "reasoning_content", "thinking")  # keys of a message that may be without a content
 ASSISTANT, SYSTEM, TOOL, USER = "assistant", "system", "tool", "user"
 
 
 @final
 @dataclass(frozen=True)
 class Message:
-    """One message. more: its other keys, such as tool_calls or reasoning_content, as a JSON object."""
+    """One message.
+
+    content: its text; of several parts, all their texts, one after another. more: its other keys, such as tool_calls or
+    reasoning_content, as a JSON object. parts: texts and media in their order; empty where there is nothing but text.
+    """
 
     role: str
     content: str
     more: str = "{}"
+    parts: tuple[str | Medium, ...] = ()
+
+    @property
+    def media(self) -> list[Medium]:
+        """The pictures, videos and sounds, in their order."""
+        return [one for one in self.parts if isinstance(one, Medium)]
 
     def as_dict(self) -> JsonObject:
-        """Return the message as templates take it."""
-        return {"role": self.role, "content": self.content, **json.loads(self.more)}
+        """Return the message as templates take it, JSON-ready."""
+        content: Json = self.content
+        if self.parts:
+            content = [{"type": "text", "text": one} if isinstance(one, str) else one.as_dict() for one in self.parts]
+        return {"role": self.role, "content": content, **json.loads(self.more)}
+
+    def __str__(self) -> str:
+        return f"{self.role}: {''.join(map(str, self.parts)) or self.content}"
 
 
 @final
@@ -58,6 +77,10 @@ class Conversation:
     def under(self, chat: Chat) -> "Conversation":
         """Return this conversation with these options unless it has its own."""
         return replace(self, chat=chat) if self.chat == AS_IT_IS else self
+
+    def answered(self, answer: str) -> "Conversation":
+        """Return this conversation with an answer of the assistant behind it."""
+        return replace(self, messages=(*self.messages, Message(ASSISTANT, answer)))
 
     @property
     def asked(self) -> tuple[Message, ...]:
@@ -102,6 +125,11 @@ def has_answer(content: Content) -> bool:
     return bool(roles) and roles[-1] == ASSISTANT
 
 
+def media_of(content: Content) -> list[Medium]:
+    """Return the pictures, videos and sounds of a content, in their order."""
+    return [one for own in content.messages for one in own.media] if isinstance(content, Conversation) else []
+
+
 def before_answer(content: Content) -> Content:
     """Return what stands before an answer; all where there is none."""
     if isinstance(content, Completion):
@@ -123,7 +151,7 @@ def as_text(content: Content) -> str:
         return content
     if isinstance(content, Completion):
         return content.prompt + content.completion
-    return "\n".join(f"{one.role}: {one.content}" for one in content.asked)
+    return "\n".join(map(str, content.asked))
 
 
 def answer_text(content: Content) -> str:
@@ -159,9 +187,9 @@ def content_of(given: Any, where: str, half: Half | None = None) -> Content:
         found = Conversation(_messages(given, where))
     else:
         found = given
-    said = found.completion if isinstance(found, Completion) else found
+    said, place = (found.completion, f"the answer of {where}") if isinstance(found, Completion) else (found, where)
     if not isinstance(said, Conversation) and (not isinstance(said, str) or not said.strip()):
-        raise TextsError(f"{where} must be a text that is not empty, got {said!r:.60}")
+        raise TextsError(f"{place} must be a text that is not empty, got {said!r:.60}")
     return found
 
 
@@ -174,7 +202,7 @@ def _of_mapping(given: Mapping[str, Any], where: str, half: Half | None) -> Cont
         if half not in given:
             raise TextsError(f"{where}: expected both 'chosen' and 'rejected', got no {half!r}")
         return _joined(given.get("prompt"), given[half], where)
-    if "completion" in given and "prompt" in given:
+    if "completion" in given and given.get("prompt") is not None:
         return _joined(given["prompt"], given["completion"], where)
     raise TextsError(
         f"{where}: expected 'messages', 'prompt' with 'completion', or 'chosen' with 'rejected', got the keys "
@@ -204,20 +232,27 @@ def _message(given: Any, where: str) -> Message:
     if not isinstance(given, Mapping) or not isinstance(given.get("role"), str):
         raise TextsError(f'{where}: expected {{"role": ..., "content": ...}}, got {given!r:.60}')
     more = {key: value for key, value in given.items() if key not in ("role", "content") and value is not None}
-    content = given.get("content")
+    content, parts = given.get("content"), tuple[str | Medium, ...]()
     if isinstance(content, Sequence) and not isinstance(content, str):
-        content = "".join(_text_of(part, where) for part in content)
-    if content is None and more.get("tool_calls"):
+        read = tuple(_part(one, where) for one in content)
+        content = "".join(one for one in read if isinstance(one, str))
+        parts = read if any(isinstance(one, Medium) for one in read) else ()
+    empty = given["role"] == TOOL or any(more.get(key) for key in _SAID_OTHERWISE)
+    if content is None and empty:
         content = ""
-    if not isinstance(content, str) or not (content.strip() or more.get("tool_calls")):
+    if not isinstance(content, str) or not (content.strip() or parts or empty):
         raise TextsError(f"{where}: expected a content that is a text and not empty, got {content!r:.60}")
     try:
-        return Message(given["role"], content, json.dumps(more))
+        return Message(given["role"], content, json.dumps(more), parts)
     except TypeError as error:
         raise TextsError(f"{where}: expected JSON-ready values: {error}") from error
 
 
-def _text_of(part: Any, where: str) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    raise TextsError(f"{where}: only parts of type 'text' are read, got {part!r:.60}")
+def _part(part: Any, where: str) -> str | Medium:
+    if isinstance(part, Mapping):
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return part["text"]
+        medium = medium_of(part, where)
+        if medium is not None:
+            return medium
+    raise TextsError(f"{where}: only parts of type 'text', 'image', 'video' and 'audio' are read, got {part!r:.60}")

@@ -80,6 +80,7 @@ class ForwardPass:
             history.begin(past, tokens)
         self.history = history
         self._mask = mask
+        self._added: list[Tensor] = []  # one, once something was added: shared by all devices and parts of the pass
 
     def on(self, device: torch.device) -> "ForwardPass":
         """Return this step as it is on another device, where a model spread over several has the site."""
@@ -90,7 +91,7 @@ class ForwardPass:
                 self.batch, self.tokens, past=self.past, mask=self._mask, token_ids=self.token_ids, device=device,
                 history=self.history,
             )  # fmt: skip
-            there.packing = self.packing
+            there.packing, there._added = self.packing, self._added
         return self._elsewhere[device]
 
     def ask(self, site: int) -> None:
@@ -114,7 +115,7 @@ class ForwardPass:
         """Return `whole` with the rows of this step replaced, as a copy where there are others."""
         if self.packing is not None:
             return self.packing.put(whole, part)
-        if len(part) == len(whole):
+        if self.rows is None or len(part) == len(whole):
             return part
         copied = whole.clone()
         copied[self.rows] = part
@@ -137,6 +138,18 @@ class ForwardPass:
             self._made[key] = make(shared)
         return self._made[key]
 
+    def add(self, change: Float[Tensor, "batch token dim"]) -> None:
+        """Take note of what a site has added to its tokens; it counts for those sites alone whose tokens are alike."""
+        if self._added and self._added[0].shape == change.shape:
+            change = self._added[0].to(change.device) + change
+        self._added[:] = [change]
+
+    def without_additions(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Return tokens without what sites before have added to them in this pass, float32 or better."""
+        if not self._added or self._added[0].shape != t.shape:
+            return t
+        return t - self._added[0].to(t.device)
+
     @property
     def generated(self) -> bool:
         """Whether it is known, without a look at the tokens, that none of them belongs to a prompt."""
@@ -152,11 +165,11 @@ class ForwardPass:
         None at the beginning of the rows; anew: at the beginning of each turn's prompt, too.
         """
         state = self.history.state((self.site, name), anew=anew)
-        return None if state is None else state.to(self.device)
+        return state if state is None or state.device == self.device else state.to(self.device)
 
     def carry(self, name: str, states: Float[Tensor, "batch token size"]) -> None:
         """Keep the state that follows each token of this pass, so that a cache may be cut anywhere and go on."""
-        self.history.carry((self.site, name), states.detach())
+        self.history.carry((self.site, name), states.detach() if states.requires_grad else states)
 
     @cached_property
     def _made(self) -> dict[Hashable, Any]:

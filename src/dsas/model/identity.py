@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from dsas.errors import ModelMismatchError, closest
 from dsas.files.json_values import JsonObject
 from dsas.model.device_map import stored
-from dsas.model.layers import decoder_of
+from dsas.model.layers import check_one_stream, decoder_of
 from dsas.model.sites import Site
-from dsas.model.weights import Weight, acting_weights, how_kept, is_plain, shape_of, values_of
+from dsas.model.weights import Weight, acting_weights, how_kept, is_plain, part_of, shape_of, values_of
 from dsas.model.wrappers import class_name, core_path, plain, plain_paths
 
 SAMPLES_PER_PARAMETER = 64
@@ -47,8 +47,9 @@ class ModelIdentity:
     """What is recorded of a model: its class, `width` (hidden size), `depth` (layers) and weights' fingerprint.
 
     family: of the decoder's class. decoder: its plain path. wrapped: where the model was below its wrappers, which the
-    paths of sites begin with. All three are empty in what was stored before they were recorded, and of a pipeline,
-    whose other fields are those of its denoiser, with the fingerprint of text encoders and denoiser together.
+    paths of sites begin with. part: of which process the fingerprint is, where each holds a part of the weights. These
+    are empty in what was stored before they were recorded, and of a pipeline, whose other fields are those of its
+    denoiser, with the fingerprint of text encoders and denoiser together.
     """
 
     model_class: str
@@ -58,6 +59,7 @@ class ModelIdentity:
     family: str = ""
     decoder: str = ""
     wrapped: str = ""
+    part: str = ""
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelIdentity":
@@ -76,6 +78,7 @@ class ModelIdentity:
             family=_KINDS.sub("", class_name(decoder)) or class_name(decoder),
             decoder=path,
             wrapped=where,
+            part=part_of(model),
         )
 
     def as_dict(self) -> JsonObject:
@@ -102,12 +105,15 @@ class ModelIdentity:
     def differences(self, other: "ModelIdentity", model: nn.Module) -> list[str]:
         """Return, as phrases, what is known of how a relative differs; `model` is the one of the `other` identity."""
         inside = self.model_class != other.model_class
-        return [*([f"the model is a {other.model_class}"] if inside else []), *how_kept(acting_weights(model))]
+        kept = [*([f"the model is a {other.model_class}"] if inside else []), *how_kept(acting_weights(model))]
+        parts = dict.fromkeys(identity.part for identity in (self, other) if identity.part)
+        return [*kept, *(f"weights were compared in the part of {part} alone" for part in parts)]
 
     def sites_in(self, model: nn.Module, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that were fitted on the model of this identity as they are in a relative.
 
-        Raises ModelMismatchError, with the closest path, when a site is not there.
+        Raises ModelMismatchError, with the closest path, when a site is not there, and SiteError for a layer of several
+        residual streams.
         """
         _, there = _decoder(model.get_submodule(core_path(model)))
         paths, own = dict(model.named_modules()), plain_paths(model)
@@ -123,6 +129,8 @@ class ModelIdentity:
                 f"this model has no module {missing[0].path!r} ({len(missing)} sites are missing); "
                 f"closest: {closest(missing[0].path, paths)}"
             )
+        for site in found:
+            check_one_stream(model, site.path)
         return found
 
 

@@ -11,7 +11,7 @@ from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.files.json_values import JsonObject
 from dsas.model.activations import TokenProjections, pooled, pooled_activations, token_projections
 from dsas.model.chat import AS_IT_IS
-from dsas.model.conversation import Content, Conversation, as_json, before_answer
+from dsas.model.conversation import Content, Conversation, as_json, before_answer, media_of
 from dsas.model.examples import ExampleSets, Spans
 from dsas.model.foreign import Foreign, Tokenizer
 from dsas.model.hooks import Hooks
@@ -27,7 +27,7 @@ from dsas.model.token_batches import Batch, batches, inputs_of
 from dsas.model.token_passes import TokenPasses
 from dsas.model.token_recorder import TokenRecorder
 from dsas.model.token_text import placeholders
-from dsas.model.tokenizing import pad_token, text_tokenizer
+from dsas.model.tokenizing import pad_token, template_of, text_tokenizer
 
 
 @final
@@ -36,7 +36,9 @@ class LanguageModel:
 
     def __init__(self, module: nn.Module, tokenizer: Tokenizer = None) -> None:
         self.module = module
-        self.tokenizer = None if tokenizer is None else text_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
+        if tokenizer is not None:
+            text_tokenizer(tokenizer)  # refuses what is none, and has none
 
     @property
     def identity(self) -> ModelIdentity:
@@ -103,13 +105,13 @@ class TextExamples:
 
     def depends(self, texts: Sequence[Content], places: Sequence[int]) -> list[Foreign]:
         """Return what the vectors depend on besides the model, JSON-ready."""
-        template = getattr(self.tokenizer, "chat_template", None)
+        template = template_of(self.tokenizer)
         own = [] if all(isinstance(one, str) for one in texts) else [str(template)]
         return ["texts", list(map(as_json, texts)), self.as_dict(), *own]
 
     def batches(self, texts: Sequence[Content], places: Sequence[int], size: int) -> list[Batch]:
         """Return the examples in batches of at most `size`, sorted by length, padded on the right."""
-        rows = self.rows(texts, self.reading.tokens)
+        rows = self._rows(texts, self.reading.tokens)
         counted = [row.counted for row in rows]
         found = list(batches([row.ids for row in rows], size, pad=self.pad_token(), side="right", counted=counted))
         for batch in found:
@@ -155,8 +157,16 @@ class TextExamples:
     def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> list[Rendered]:
         """Return the tokens of each example, cut to `reading.max_tokens` with a warning, and which of them count.
 
-        Raises TextsError for one of which no token that counts is left.
+        Raises TextsError for one of which no token that counts is left, and for pictures, videos and sounds, which
+        tokens alone do not tell.
         """
+        if any(media_of(one) for one in texts):
+            raise TextsError(
+                "conversations with pictures or sounds cannot be trained as pairs: give texts alone, or fit on them"
+            )
+        return self._rows(texts, tokens)
+
+    def _rows(self, texts: Sequence[Content], tokens: Tokens) -> list[Rendered]:
         if not texts:
             return []
         most, rows = self.reading.max_tokens, rendered(self.tokenizer, self._under(texts), tokens)

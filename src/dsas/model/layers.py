@@ -36,6 +36,9 @@ _PARTS: dict[str, Sequence[str]] = {
     "heads": _ATTENTION,
 }
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo", "o", "out_lin", "output.dense")
+# Models that keep each part of their layers in a list of its own, by the decoder's class.
+_BESIDE = {"XLMModel": {"residual": "layer_norm2", "norm": "layer_norm1", "attention": "attentions", "mlp": "ffns"}}
+_MIXES = re.compile("AltUp|HyperConnection")  # parts of layers that mix several residual streams
 _FLAT = ("OPTDecoderLayer",)  # whose norm and feed-forward give (batch * token, dim)
 
 
@@ -71,6 +74,9 @@ def layer_paths(model: nn.Module) -> list[str]:
 def part_paths(model: nn.Module, shorthand: str) -> list[str]:
     """Return the paths of the modules that a shorthand names. Raises SiteError where it is not known for a model."""
     layers = layer_paths(model)
+    beside = [] if layers else _lists_beside(model, shorthand)
+    if beside:
+        return beside
     if shorthand == "residual":
         found = layers
     else:
@@ -87,6 +93,28 @@ def part_paths(model: nn.Module, shorthand: str) -> list[str]:
         f"the shorthand {shorthand!r} is not known for {type(model).__name__}; name the modules by path or glob, "
         f"for example one of {', '.join(map(repr, paths[:6]))}"
     )
+
+
+def _lists_beside(model: nn.Module, shorthand: str) -> list[str]:
+    """Return the modules that a shorthand names where a decoder has lists of parts in place of a list of layers."""
+    decoder = decoder_of(model)
+    own = _BESIDE.get(type(decoder).__name__, {}).get("attention" if shorthand == "heads" else shorthand)
+    if own is None:
+        return []
+    path = next((path for path, module in model.named_modules() if module is decoder), "")
+    heads = ".out_lin" if shorthand == "heads" else ""
+    return [f"{path}.{own}.{n}{heads}".lstrip(".") for n, _ in enumerate(decoder.get_submodule(own).children())]
+
+
+def check_one_stream(model: nn.Module, path: str) -> None:
+    """Raise SiteError for a layer whose residual has several streams, which no activation is."""
+    layer = model.get_submodule(path)
+    mixed = next((type(part).__name__ for part in layer.children() if _MIXES.search(type(part).__name__)), None)
+    if mixed:
+        raise SiteError(
+            f"{path!r} ({type(layer).__name__}) keeps a residual of several streams ({mixed}), which no one activation "
+            "is: steer what is added to it, with sites='mlp' or sites='attention'"
+        )
 
 
 def head_count(model: nn.Module, path: str) -> int:

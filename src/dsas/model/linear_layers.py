@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from dsas.model.compiled_code import has_own_forward
 from dsas.model.sites import Site
 from dsas.model.weights import is_plain
 
@@ -82,7 +83,7 @@ def behind(model: nn.Module, site: Site) -> Behind | None:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a plain linear layer that nothing has changed: not a subclass, no hooks, real weights."""
     plain = type(module) is nn.Linear or is_transposed(module)
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+    hooked = module._forward_hooks or module._forward_pre_hooks or has_own_forward(module)
     own = list(module.parameters())
     return plain and not hooked and all(is_plain(one) and one.is_floating_point() and not one.is_meta for one in own)
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from dsas.errors import OptionError
+from dsas.model.compiled_code import uncompiled
 from dsas.model.foreign import Pipeline
-from dsas.model.hooks import uncompiled
 from dsas.model.sites import STREAMS, Site
 
 Branch = Literal["conditional", "unconditional", "both"]

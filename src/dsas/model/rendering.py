@@ -13,7 +13,9 @@ before it is read, nor the line break that templates put behind it. For probabil
 as well, as in TRL: that the answer ends there is part of it. An empty pair of thinking markers, which templates put
 into answers that have no thinking, never counts. A token that only shares a character with the answer counts.
 
-What follows the answer, such as a tool's result, is not read with "auto", "answer" and "last".
+What follows the answer, such as a tool's result, is not read with "auto", "answer" and "last". Pictures, videos and
+sounds are read by the model's processor (`dsas.model.processing`); the tokens that stand for them are of the message
+that they are in.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,8 +38,10 @@ from dsas.model.conversation import (
 )
 from dsas.model.examples import Given, Spans
 from dsas.model.foreign import Tokenizer
+from dsas.model.processing import processed
 from dsas.model.reading import Tokens
-from dsas.model.tokenizing import Offsets, encode, special_ids, text_tokenizer, tokenize
+from dsas.model.token_batches import TokenRow
+from dsas.model.tokenizing import Offsets, adds_special_tokens, encode, special_ids, text_tokenizer, tokenize
 from dsas.views.explained import Turn
 
 
@@ -64,9 +68,12 @@ class Rendered(NamedTuple):
         return [*self.judged[1:], False] if self.answers else list(self.counted)
 
     def cut(self, most: int) -> "Rendered":
-        """Return the first `most` tokens."""
+        """Return the first `most` tokens. Raises TextsError where a picture, video or sound would be cut."""
+        if most >= len(self.ids):
+            return self
         end = self.end if self.end is not None and self.end < most else None
-        return self._replace(ids=self.ids[:most], counted=self.counted[:most], end=end)
+        ids = self.ids.first(most) if isinstance(self.ids, TokenRow) else self.ids[:most]
+        return self._replace(ids=ids, counted=self.counted[:most], end=end)
 
     def cut_answer(self, most: int) -> "Rendered":
         """Return the row cut after `most` judged tokens of an answer, or after `most` tokens of a text."""
@@ -168,9 +175,9 @@ class _Row:
 
     def __init__(self, tokenizer: Tokenizer, content: Completion | Conversation, tokens: Tokens) -> None:
         self.tokenizer, self.content, self.tokens = text_tokenizer(tokenizer), content, tokens
-        self._template, self._messages = None, ()
+        self._given, self._template, self._messages = tokenizer, None, ()
         if isinstance(content, Conversation):
-            self._template = ChatTemplate(self.tokenizer, content.chat)
+            self._template = ChatTemplate(tokenizer, content.chat)
             self._messages = content.asked if tokens == "all" else _up_to_answer(content, tokens)
 
     @property
@@ -179,7 +186,7 @@ class _Row:
         if isinstance(self.content, Completion):
             return self.content.prompt + ("" if self.tokens == "last-instruction" else self.content.completion)
         assert self._template is not None
-        return self._template.text(self._messages, generate=self.tokens == "last-instruction")
+        return self._template.whole(self._messages, generate=self.tokens == "last-instruction")
 
     def rendered(self) -> Rendered:
         """Return the tokens with those that count."""
@@ -197,10 +204,10 @@ class _Row:
             and (only is None or _shares(offsets[place], only))
             for place, counts in enumerate(inside)
         ]
-        if not any(counted):
+        if not any(self.whole[slice(*offsets[place])].strip() for place, counts in enumerate(counted) if counts):
             raise TextsError(
                 f"no token counts in the {kind_of(self.content)} {as_text(self.content)!r:.80}: its answer is empty, "
-                "or has none of the parts that are asked for"
+                "has none of the parts that are asked for, or is dropped by the chat template (many drop tool calls)"
             )
         last = max(place for place, counts in enumerate(counted) if counts)
         if self.tokens == "last":
@@ -214,7 +221,12 @@ class _Row:
                 "conversations and prompts with completions need a fast tokenizer, which tells where in the text each "
                 "token stands"
             )
-        (found,) = encode(self.tokenizer, [text], special_tokens=self._template is None, offsets=True)
+        media = [one for message in self._messages for one in message.media]
+        if media:
+            found = processed(self._given, text, media)
+        else:
+            special = self._template is None or adds_special_tokens(self._given, text)
+            (found,) = encode(self.tokenizer, [text], special_tokens=special, offsets=True)
         assert found.offsets is not None
         return found.ids, found.offsets
 

@@ -19,6 +19,9 @@ from dsas.model.evaluation_mode import on_device
 from dsas.model.foreign import Foreign, Model
 from dsas.model.layers import decoder_of, encoder_of
 from dsas.model.token_batches import Batch, inputs_of
+from dsas.model.wrappers import unwrapped
+
+_TOKENS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 
 
 def run_on(model: Model, batch: Mapping[str, Tensor], **options: Foreign) -> Foreign:
@@ -27,21 +30,32 @@ def run_on(model: Model, batch: Mapping[str, Tensor], **options: Foreign) -> For
     Raises OptionError for tokens or padding that the model cannot read, TextsError for more tokens than it has places.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    check_tokens(model, ids.shape[1], int(ids.max()))
-    given = dict(batch)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    check_tokens(unwrapped(model), ids.shape[1], int(ids.max()))
+    given, own = dict(batch), unwrapped(model)
+    if getattr(getattr(own, "config", None), "is_encoder_decoder", False):
         given = {"decoder_input_ids": ids, "decoder_attention_mask": mask, **given}
-    if not _takes(model, "attention_mask"):
+    if not _takes(own, "attention_mask"):
         del given["attention_mask"]
         if not mask.all():
             raise OptionError(
-                f"{type(model).__name__} takes no attention_mask, so that shorter rows of a batch cannot be filled up: "
+                f"{type(own).__name__} takes no attention_mask, so that shorter rows of a batch cannot be filled up: "
                 "read with dsas.Reading(batch_size=1)"
             )
-    if _takes(model, "use_cache"):
+    if _takes(own, "use_cache"):
         options = {**options, "use_cache": False}
-    options = {**{name: False for name in _collected(model) if _takes(model, name)}, **options}
-    return model(**on_device(model, given), **options)
+    options = {**{name: False for name in _collected(own) if _takes(own, name)}, **options}
+    return model(**placed_on(model, given), **options)
+
+
+def placed_on(model: Model, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a model takes, as far as it does, where and in the precision in which it computes."""
+    own = unwrapped(model)
+    kind = getattr(own, "dtype", None)
+    known = {name: value for name, value in given.items() if name in _TOKENS or _takes(own, name)}
+    return {
+        name: value.to(kind) if value.is_floating_point() and kind is not None and kind.is_floating_point else value
+        for name, value in on_device(model, known).items()
+    }
 
 
 def logits_on(model: Model, batch: Batch, **options: Foreign) -> Float[Tensor, "batch token vocabulary"]:

@@ -195,7 +195,7 @@ class Sequences:
             self._before[key] = self._latest.get(key, (-1, None))
         kept = states if states.shape[1] <= KEPT_COLUMNS else states[:, -1:].clone()
         self.keep().carried[key] = kept
-        self._latest[key] = self.current.start, kept[:, -1]
+        self._latest[key] = self.current.start, kept.select(1, -1)
 
     def crop(self, length: int) -> None:
         """Forget what came after the first `length` columns."""

@@ -28,7 +28,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from dsas.errors import ActivationError, SiteError, closest
 from dsas.model.foreign import Foreign, Given
-from dsas.model.layers import SHORTHANDS, head_count, part_paths
+from dsas.model.layers import SHORTHANDS, check_one_stream, head_count, part_paths
 
 _HINTS = {  # by how many dimensions came
     2: (
@@ -36,11 +36,12 @@ _HINTS = {  # by how many dimensions came
         "dsas.Site(path, layout='flat')"
     ),
     4: (
-        "; if it is a picture (batch, dim, height, width), name it as dsas.Site(path, layout='picture'); if it is a "
-        "residual of several streams (Gemma 3n, hyper-connections), steer 'mlp' or 'attention' instead"
+        "; a picture (batch, dim, height, width) is named as dsas.Site(path, layout='picture'); where a residual has "
+        "several streams, steer what is added to it, 'mlp' or 'attention'"
     ),
 }
-Layout = Literal["tokens", "picture", "channels", "flat"]
+Layout = Literal["tokens", "picture", "channels", "flat", "time"]
+_TIME_FIRST = ("XLNetLayer", "XLNetRelativeAttention", "XLNetFeedForward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Site:
     side: "output", or "input" for the module's first argument.
     part, parts: the part-th of `parts` equal slices of the width (0 <= part < parts), as the heads of an attention.
     layout: "tokens" is (batch, token, dim), "picture" that or (batch, dim, height, width), "channels" has dim second,
-        "flat" is (token, dim), as the patches of all pictures one after another: one row.
+        "flat" is (token, dim), as the patches of all pictures one after another: one row; "time" has tokens first.
     """
 
     path: str
@@ -76,7 +77,7 @@ class Site:
     @property
     def is_plain(self) -> bool:
         """Whether a tensor (batch, token, dim) that the module gives or takes is the activation as it stands."""
-        return self.parts == 1 and self.layout not in ("channels", "flat")
+        return self.parts == 1 and self.layout not in ("channels", "flat", "time")
 
     def read(self, given: Given) -> Tensor:
         """Return the activation (batch, token, dim) from what its module gives or takes; raises ActivationError."""
@@ -100,6 +101,8 @@ class Site:
             value = value.transpose(1, 2).reshape(whole.shape).contiguous(memory_format=memory)
         if self.layout == "flat":
             value = value.squeeze(0)
+        elif self.layout == "time":
+            value = value.transpose(0, 1)
         if not isinstance(given, (tuple, list)):
             return value
         items = list(given)
@@ -119,7 +122,7 @@ class Site:
 
     def _whole(self, given: Given) -> Tensor:
         value = given[self.index] if isinstance(given, (tuple, list)) else given
-        dimensions = {"tokens": (3,), "flat": (2,)}.get(self.layout, (3, 4))
+        dimensions = {"tokens": (3,), "time": (3,), "flat": (2,)}.get(self.layout, (3, 4))
         if not isinstance(value, Tensor) or value.ndim not in dimensions:
             came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             hint = _HINTS.get(value.ndim, "") if isinstance(value, Tensor) and self.layout != "flat" else ""
@@ -134,6 +137,8 @@ class Site:
     def _tokens(self, whole: Tensor) -> Tensor:
         if self.layout == "flat":
             whole = whole.unsqueeze(0)
+        elif self.layout == "time":
+            whole = whole.transpose(0, 1)
         tokens = whole.flatten(2).transpose(1, 2) if self._second(whole) else whole
         if tokens.shape[-1] % self.parts:
             raise ActivationError(f"site {self}: a width of {tokens.shape[-1]} has no {self.parts} equal parts")
@@ -176,6 +181,8 @@ def find_sites(model: nn.Module, patterns: SitePatterns = DEFAULT_SITES) -> list
     found: dict[Site, None] = {}
     for pattern in asked:
         found.update(dict.fromkeys(_match(model, pattern, list(order))))
+    for site in found:
+        check_one_stream(model, site.path)
     return sorted(found, key=lambda site: (order[site.path], site.side != "input", site.index, site.parts, site.part))
 
 
@@ -213,6 +220,8 @@ def _site(path: str, module: nn.Module, which: str = "") -> Site:
         layout = "channels"
     elif any(isinstance(child, _PICTURE) for child in module.children()):
         layout = "picture"
+    elif type(module).__name__ in _TIME_FIRST:
+        layout = "time"
     if which == "input":
         return Site(path, side="input", layout=layout)
     streams = STREAMS.get(type(module).__name__)
@@ -245,7 +254,7 @@ def _shorthand(model: nn.Module, name: str, paths: list[str]) -> list[Site]:
         return [_site(path, model.get_submodule(path)) for path in found]
     found = part_paths(model, name)
     if name != "heads":
-        return [Site(path) for path in found]
+        return [_site(path, model.get_submodule(path)) for path in found]
     counts = {path: head_count(model, path) for path in found}
     return [Site(path, side="input", part=head, parts=n) for path, n in counts.items() for head in range(n)]
 

@@ -51,7 +51,7 @@ def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
     if value.ndim > 1 or value.numel() == 0:
         raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
     if not torch.isfinite(value).all():
-        raise StrengthError(f"strength must be finite, got {strength}")
+        raise StrengthError(f"strength must be finite, got {strength}; float32 holds up to 3.4e38")
     return value
 
 

@@ -1,31 +1,57 @@
 """Token batches: rows of tokens in batches that are padded here, on the side asked for, with masks.
 
 A tokenizer without a padding token is as good as any, and none is changed. Rows are sorted by length, so that little is
-padded, and carry the number of their text.
+padded, and carry the number of their text. What a row holds besides tokens, such as the values of its pictures, goes
+into the batch with it, one row's after another's; what has other sizes is filled with zeros, as processors fill it.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad as padded
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, TextsError
 from dsas.model.foreign import Foreign
+
+
+@final
+class TokenRow(list[int]):
+    """The tokens of a row with pictures, videos or sounds.
+
+    media: what a model takes besides, by name, as the processor gives it for one row; what has one value per token is
+    (1, token). end: how many tokens there are up to the last that stands for a medium.
+    """
+
+    def __init__(self, ids: Sequence[int], media: Mapping[str, Tensor], end: int) -> None:
+        super().__init__(ids)
+        self.media, self.end = dict(media), end
+
+    def first(self, count: int) -> "TokenRow":
+        """Return the first `count` tokens, with all media. Raises TextsError when a medium would be cut."""
+        if count < self.end:
+            raise TextsError(
+                f"a picture, video or sound takes the tokens up to the {self.end}th, and only {count} are read: raise "
+                f"max_tokens, as in dsas.Reading(max_tokens={max(1024, 2 * self.end)})"
+            )
+        own = {name: value[:, :count] if per_token(name) else value for name, value in self.media.items()}
+        return TokenRow(self[:count], own, self.end)
 
 
 class Batch(NamedTuple):
     """Padded rows.
 
     rows: which row each one was. mask: True on real tokens. counted: True on those that count, all real ones unless
-    something else is asked for; see `dsas.model.rendering`.
+    something else is asked for; see `dsas.model.rendering`. media: what the model takes besides, by name.
     """
 
     rows: list[int]
     tokens: Int[Tensor, "batch token"]
     mask: Bool[Tensor, "batch token"]
     counted: Bool[Tensor, "batch token"]
+    media: tuple[tuple[str, Tensor], ...] = ()
 
 
 def greedy(new_tokens: int, pad: int) -> Foreign:
@@ -63,9 +89,48 @@ def batches(
             mask[place, where] = True
             if counted is not None:
                 those[place, where] = torch.tensor(counted[row])
-        yield Batch(index, tokens, mask, mask if counted is None else those)
+        media = _together([rows[row] for row in index], width, side)
+        yield Batch(index, tokens, mask, mask if counted is None else those, media)
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """Return a batch as a model takes it."""
-    return {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask.long(), **dict(batch.media)}
+
+
+def per_token(name: str) -> bool:
+    """Whether what a processor gives under this name has one value per token."""
+    return name.endswith("token_type_ids")
+
+
+def filled(name: str, value: Tensor, tokens: int, side: Literal["left", "right"] = "right") -> Tensor:
+    """Return what one row holds for as many tokens, filled with zeros where it has one value per token."""
+    if not per_token(name):
+        return value
+    missing = tokens - value.shape[1]
+    return padded(value, (missing, 0) if side == "left" else (0, missing))
+
+
+def _together(
+    rows: Sequence[Sequence[int]], width: int, side: Literal["left", "right"]
+) -> tuple[tuple[str, Tensor], ...]:
+    """Return what the rows hold besides tokens, by name; rows without media have zeros per token, and nothing else."""
+    media = [row.media if isinstance(row, TokenRow) else {} for row in rows]
+    found: list[tuple[str, Tensor]] = []
+    for name in dict.fromkeys(name for one in media for name in one):
+        kept = [filled(name, one[name], width, side) for one in media if name in one]
+        if per_token(name):
+            values = iter(kept)
+            kept = [next(values) if name in one else kept[0].new_zeros(1, width) for one in media]
+        found.append((name, torch.cat(_alike(kept))))
+    return tuple(found)
+
+
+def _alike(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors of one size but for the first dimension, filled with zeros behind."""
+    sizes = [max(value.shape[place] for value in values) for place in range(1, values[0].ndim)]
+    found = []
+    for value in values:
+        missing = [(0, size - own) for size, own in zip(sizes, value.shape[1:], strict=True)]
+        found.append(padded(value, [count for ends in reversed(missing) for count in ends]))
+    return found

@@ -169,7 +169,7 @@ class TokenPasses:
             step, shape = here.step, here.shape
         else:
             step, shape = None, None
-        if step is None or shape != tuple(t.shape[:2]):
+        if step is None or shape != t.shape[:2]:
             return ForwardPass(*t.shape[:2], device=t.device)
         return step.on(t.device)
 

@@ -83,8 +83,8 @@ class TokenRecorder:
     def add_outside(self, site: int, values: Float[Tensor, "batch token _"], real: Bool[Tensor, "batch token"]) -> None:
         """Record what site number `site`, which is outside the decoder, applied in one call of its module.
 
-        It counts to the decoder's pass that runs, or, where the model, its encoder or `generate` was called since that
-        began, to the next.
+        It counts to the decoder's pass that runs, or ran last; or, where the model, its encoder or `generate` was
+        called since that began, to the next.
         """
         if not hasattr(self._local, "outside"):
             self.restart()

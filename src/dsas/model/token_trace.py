@@ -7,7 +7,6 @@ How a trace is recorded is in `dsas.model.token_recorder`, how it is drawn in `d
 tokens is found in `dsas.explaining`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dsas.errors import OptionError, StateError
+from dsas.files.json_values import json_text
 from dsas.model.foreign import Foreign
 from dsas.model.site_summary import Outside
 from dsas.views.explained import Comparison, Explained, NextTokens, Turn
@@ -126,7 +126,7 @@ class Trace(NamedTuple):
         told = {"sites": rows[0].sites if rows else self.sites, "rows": [row.as_dict() for row in rows]}
         if self.outside:
             told["outside"] = {site: [_listed(call) for call in calls] for site, calls in self.outside.items()}
-        return json.dumps(told, allow_nan=False)
+        return json_text(told)
 
     def plot(self, row: int = 0) -> "Figure":
         """Return a matplotlib figure, site by token, of the strength applied to one row.

@@ -3,14 +3,15 @@
 Many tokenizers put their BOS before every text, and many chat templates put it before every conversation. A text that a
 template rendered beforehand would so get two of them, and every activation behind them would be another. So a text that
 begins with the BOS, or with the marker with which the tokenizer's template opens a message, gets the tokens that the
-template gives it, with a warning.
+template gives it, without spaces in front of it, and with a warning.
 
 Limitations: templates that open a message with plain words ("User: ") are recognised by the BOS alone.
 """
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
@@ -29,6 +30,12 @@ class Encoded(NamedTuple):
     ids: list[int]
     offsets: Offsets | None
 
+    def moved(self, ahead: int) -> "Encoded":
+        """Return the same tokens where `ahead` more characters stand before the text."""
+        if self.offsets is None or not ahead:
+            return self
+        return self._replace(offsets=[(a + ahead, b + ahead) if a < b else (a, b) for a, b in self.offsets])
+
 
 def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     """Return the tokenizer of texts: what came, or the one that a processor of texts and pictures holds.
@@ -42,6 +49,30 @@ def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
         f"expected a tokenizer, or a processor that has one, got {type(tokenizer).__name__}; load it with "
         "transformers.AutoTokenizer.from_pretrained(name of the model)"
     )
+
+
+def processor_of(tokenizer: Tokenizer) -> Foreign:
+    """Return the processor of texts and pictures that came in place of a tokenizer, None where a tokenizer did."""
+    return None if text_tokenizer(tokenizer) is tokenizer else tokenizer
+
+
+def template_of(tokenizer: Tokenizer) -> str | None:
+    """Return the chat template: that of a processor, or else of its tokenizer; None where there is none."""
+    for one in (processor_of(tokenizer), text_tokenizer(tokenizer)):
+        found = getattr(one, "chat_template", None)
+        if found:
+            return found.get("default") if isinstance(found, dict) else found
+    return None
+
+
+def adds_special_tokens(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a rendered conversation gets special tokens more: from a processor, where it does not begin with the BOS.
+
+    Source: `ProcessorMixin.apply_chat_template(tokenize=True)` of transformers; that of tokenizers adds none.
+    """
+    bos = getattr(text_tokenizer(tokenizer), "bos_token", None)
+    of_processor = bool(getattr(processor_of(tokenizer), "chat_template", None))
+    return of_processor and (bos is None or not text.startswith(bos))
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
@@ -75,12 +106,14 @@ def encode(
     marker = _MARKER.match(opens.removeprefix(bos or ""))
     marks = tuple(mark for mark in (bos, marker and marker[1]) if mark)
     for number, one in enumerate(found if special_tokens else []):
-        twice = number_of_bos is not None and one.ids[:2] == [number_of_bos] * 2
-        if twice or (opens and texts[number].startswith(marks)):
+        text = texts[number].lstrip()
+        ahead = len(texts[number]) - len(text)
+        twice = number_of_bos is not None and one.ids[:1] == [number_of_bos] and number_of_bos in one.ids[1:]
+        twice = twice and bool(bos) and text.startswith(bos)
+        if twice or (opens and text.startswith(marks)):
             again.append(number)
-            wanted = bool(bos) and opens.startswith(bos) and not texts[number].startswith(bos)
-            if not wanted:
-                found[number] = _encode(own, [texts[number]], False, offsets)[0]
+            wanted = bool(bos) and opens.startswith(bos) and not text.startswith(bos)
+            found[number] = _encode(own, [text], wanted, offsets)[0].moved(ahead)
     if again:
         warnings.warn(
             f"{len(again)} texts look as if a chat template had rendered them, for example {texts[again[0]]!r:.60}: "
@@ -94,12 +127,26 @@ def encode(
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], special_tokens: bool, offsets: bool) -> list[Encoded]:
     asked = {"return_offsets_mapping": True} if offsets else {}
-    found = tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False, **asked)
+    with as_it_was(tokenizer):
+        found = tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False, **asked)
     places: list[Foreign] = found["offset_mapping"] if offsets else [None] * len(texts)
     return [
         Encoded(list(ids), None if place is None else [(int(a), int(b)) for a, b in place])
         for ids, place in zip(found["input_ids"], places, strict=True)
     ]
+
+
+@contextmanager
+def as_it_was(tokenizer: Tokenizer) -> Iterator[None]:
+    """Give a fast tokenizer its own truncation and padding back, which a call that asks for none takes from it."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    before = None if core is None else (core.truncation, core.padding)
+    try:
+        yield
+    finally:
+        for own, setting in zip(before or (), ("truncation", "padding"), strict=False):
+            if own is not None and own != getattr(core, setting):
+                getattr(core, f"enable_{setting}")(**own)
 
 
 def opening(tokenizer: Tokenizer) -> str:

@@ -49,7 +49,7 @@ def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
     its roles apart by tokens.
     """
     own = text_tokenizer(tokenizer)
-    template = ChatTemplate(own, chat)
+    template = ChatTemplate(tokenizer, chat)
     if not getattr(own, "is_fast", False):
         raise OptionError("turns need a fast tokenizer, which tells where in the text each token stands")
     found: list[Mark] = []

@@ -2,6 +2,7 @@
 
 Adapters (PEFT) count while they are at work: those that are switched off, not chosen, or merged into the weights do
 not. A tensor that stands for others is read as values where it can be: dequantised, or the local part of a sharded one.
+FSDP2 keeps the outermost weights whole after a pass; they are sharded again first, so that they compare as before it.
 Those of bitsandbytes in 4 bits are not: it packs them anew for the CPU in the first pass, and rounds their scales then.
 
 Limitations: whether prompt learning is switched off cannot be told. Weights that are neither parameters nor persistent
@@ -9,13 +10,13 @@ buffers of packed integers are not seen.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from dsas.model.foreign import Foreign
-from dsas.model.wrappers import core_path, plain
+from dsas.model.wrappers import core_path, plain, sharded_modules
 
 _PACKED = (torch.int32, torch.int8, torch.uint8)  # in which GPTQ, AWQ and their like keep weights as buffers
 
@@ -31,6 +32,9 @@ class Weight(NamedTuple):
 
 def acting_weights(model: nn.Module) -> list[Weight]:
     """Return what the model computes with, by plain name."""
+    for module in sharded_modules(model):
+        if hasattr(module, "reshard"):
+            cast(Foreign, module).reshard()
     modules = dict(model.named_modules())
     adapted = {path for path, module in modules.items() if {"base_layer", "original_module"} & module._modules.keys()}
     core, found = core_path(model), list[Weight]()
@@ -68,6 +72,17 @@ def values_of(tensor: Tensor) -> Tensor | None:
         return None
 
 
+def part_of(model: nn.Module) -> str:
+    """Return which process this is, where each holds a part of the weights; empty where this one holds all."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return ""
+    weights: list[Foreign] = [tensor for tensor in model.parameters() if hasattr(tensor, "to_local")]
+    sharded = bool(sharded_modules(model)) or any(tensor.to_local().numel() < tensor.numel() for tensor in weights)
+    return f"process {distributed.get_rank()} of {distributed.get_world_size()}" if sharded else ""
+
+
 def how_kept(weights: Sequence[Weight]) -> list[str]:
     """Return, as phrases, what makes these other than a model's plain weights, and how far they can be compared."""
     adapters = sorted({weight.adapter for weight in weights} - {""})
@@ -87,7 +102,7 @@ def _how_compared(tensor: Tensor) -> str:
     if values is None:
         return "by name and shape alone"
     if hasattr(tensor, "to_local"):
-        return "in this process's part alone"
+        return "by their local values"
     return "dequantised" if values.is_floating_point() else "as they are packed, without their scales"
 
 

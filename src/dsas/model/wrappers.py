@@ -42,6 +42,12 @@ def core_of(model: nn.Module) -> nn.Module:
     return model.get_submodule(core_path(model))
 
 
+def sharded_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that FSDP, old or new, gathers before they run and shards again behind them."""
+    names = {"FSDPModule", "FullyShardedDataParallel"}
+    return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
+
+
 def plain(path: str, core: str = "") -> str:
     """Return a plain path; core: where the model is below its wrappers."""
     inside = path.removeprefix(core).removeprefix(".") if f"{path}.".startswith(f"{core}.") else path
