@@ -145,6 +145,33 @@ def test_a_budget_that_no_strength_breaks_ends_at_the_limit_with_a_warning() -> 
     assert (found.strength, found.broken) == (3.0, None)
 
 
+@pytest.mark.parametrize(
+    ("value", "ends", "said"),
+    [
+        (
+            1e-4,
+            1.28,
+            r"cannot tell .* regulators are 0\.0001 on them, .* up to strength 1\.28, which is kept",
+        ),
+        (0.5, 4.0, "every strength up to the limit 4 keeps the budget"),
+    ],
+)
+def test_texts_that_the_regulators_leave_alone_end_the_search_early_and_others_do_not(
+    value: float, ends: float, said: str
+) -> None:
+    model, tokenizer = tiny_model(layers=2), tiny_tokenizer()
+    (site, *_), width = dsas.find_sites(model, "residual"), model.config.hidden_size
+    regulator = dsas.Logistic(torch.zeros(width), torch.tensor(math.log(value / (1 - value))))
+    rule = dsas.Rule(site, dsas.Addition(1e-6 * torch.ones(width)), regulator)
+    steering = dsas.Steering([rule], ModelIdentity.of(model))
+    with pytest.warns(DsasWarning, match=said):
+        found = dsas.calibrate(
+            model, tokenizer, steering, tune=TUNE, held_out=OTHERS, budget=dsas.Budget("kl", 0.1), limit=4.0,
+            progress=False,
+        )  # fmt: skip
+    assert (found.strength, found.broken) == (ends, None)
+
+
 def test_a_budget_that_the_smallest_strength_breaks_is_an_error_that_says_by_how_much() -> None:
     with pytest.raises(
         StrengthError, match=r"0\.005 itself gives mean-perplexity 2 \(at most 1\.05\): start lower, or allow"
@@ -198,6 +225,22 @@ def test_per_site_the_more_harmful_site_gets_less_in_proportion_to_the_damage_it
     with calibrated.apply(model):
         applied = model(torch.zeros(1, 1, dtype=torch.long)).tolist()
     assert applied == pytest.approx([found.strength, found.strength * weight], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:the budget is not kept")
+def test_per_site_a_calibrated_steering_calibrated_again_is_the_same_and_so_it_is_after_one_of_all_sites() -> None:
+    def again(steering: dsas.Steering, **options: Any) -> dsas.Calibration:
+        budget = dsas.Budget("kl", 0.02, measure=Known(lambda mild, harsh: mild**2 + 9 * harsh**2))
+        given = {"tune": TUNE, "held_out": OTHERS, "budget": budget, "start": 1e-4, "progress": False, **options}
+        return unchecked(dsas.calibrate)(model, None, steering, **given)
+
+    model, steering = toy()
+    first = again(steering, per="site")
+    once = steering.calibrated(first)
+    assert again(once, per="site") == first
+    of_all = again(once)
+    assert of_all.weights is None
+    assert again(once.calibrated(of_all), per="site") == first
 
 
 def test_per_site_leaves_sites_alone_that_are_not_steered() -> None:

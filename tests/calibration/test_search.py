@@ -42,6 +42,12 @@ def test_a_gap_between_two_steps_is_stepped_over() -> None:
     assert 2.5 / 1.05 <= found.strength < 2.5
 
 
+def test_nothing_larger_is_tried_than_what_is_enough() -> None:
+    seen, keeps = asked(lambda strength: True)
+    assert largest_kept(keeps, start=0.25, limit=16.0, enough=lambda strength: strength >= 1) == (1.0, None)
+    assert seen == [0.25, 0.5, 1.0]
+
+
 def test_a_budget_that_never_breaks_ends_at_the_limit() -> None:
     seen, keeps = asked(lambda strength: True)
     assert largest_kept(keeps, start=1.0, limit=5.0) == (5.0, None)

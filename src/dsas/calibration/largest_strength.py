@@ -9,8 +9,10 @@ Per site: with d_i the damage that site i does alone at the strength s that is f
     weight_i' = weight_i * min_j c_j / c_i        c_i = max(d_i, max_j d_j / 10)
 
 so that a site ten times as harmful as another gets a tenth of its strength and the least harmful one keeps its own;
-then the strength of all is searched again. d_i is that of the first budget; small or negative values of it are noise,
-hence c_i. Limitations: damage of sites together, of which this knows nothing; only the second search does.
+then the strength of all is searched again. weight_i is what the site had before it was ever calibrated, so that the
+same calibration of a Steering that carries it gives the same again. d_i is that of the first budget; small or negative
+values of it are noise, hence c_i. Limitations: damage of sites together, of which this knows nothing; only the second
+search does.
 """
 
 import json
@@ -26,21 +28,21 @@ from torch import nn
 
 from dsas.calibration.budget import NONE, Budget, Value
 from dsas.calibration.search import Found, largest_kept
+from dsas.calibration.silence import hardly_felt, silence_on
 from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
 from dsas.evaluation.intervals import bootstrap_groups
 from dsas.files.results import Results
 from dsas.model.conversation import as_json
 from dsas.model.examples import MINIMUM_TEXTS, check_texts
 from dsas.model.identity import fingerprint
-from dsas.model.sites import labels
 from dsas.model.subject import subject_of
 from dsas.parallel.progress import progress_bar
-from dsas.runtime.rule import Rule
+from dsas.runtime.rule import Rule, weighted, weights_of
 from dsas.steering.calibration_record import Calibration, Spent
 from dsas.steering.steering import Steering
 from dsas.version import VERSION
 
-Given = Mapping[str, Sequence[Any]] | Sequence[str]
+Given = Mapping[str, Sequence[Any]] | Sequence[Any]
 Texts = Mapping[str, list[Any]]
 _SPREAD = 10.0  # most that one site's damage counts over another's
 
@@ -64,8 +66,9 @@ def calibrate(
     tune: texts by kind that the search measures on, at least 4 of each; a plain list is one kind. held_out: others,
     that only check it. budget: one or several, which then must all hold.
     per: one strength for "all" sites, or "site", which also sets their weights (sites + one more search).
-    start, limit: where the search begins, and ends, > 0. checkpoint: folder that remembers every measurement, so that
-    an interrupted calibration repeats none.
+    start, limit: where the search begins, and ends, > 0; it ends at strength 1 already on texts that the regulators
+    leave alone, with a warning (`dsas.calibration.silence`).
+    checkpoint: folder that remembers every measurement, so that an interrupted calibration repeats none.
     Raises TextsError for texts in both sets, StrengthError when `start` already breaks the budget, OptionError,
     ModelMismatchError. Neither the model nor the Steering is changed.
     """
@@ -76,14 +79,18 @@ def calibrate(
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
     module = subject_of(model, tokenizer).module
+    before = None if steering.calibration is None else steering.calibration.before
+    if per == "site":
+        steering = Steering(weighted(steering.rules, before or {}), steering.model)
+        before = weights_of(steering.rules)
     with progress_bar(progress) as bar:
         task = bar.add_task("calibrating", total=None)
         meter = _Meter(module, tokenizer, checkpoint, lambda: bar.advance(task))
-        search = _Search(meter, budgets, tuning, float(start), float(limit), {})
+        search = _Search(meter, budgets, tuning, float(start), float(limit), {}, {})
         found, chosen = search.largest(steering), steering
         if per == "site":
             chosen = Steering(search.reweighted(steering, found.strength), steering.model)
-            search = search._replace(curve={})
+            search = search._replace(curve={}, silence={})
             found = search.largest(chosen)
         spent = tuple(_spent(meter, one, chosen, found.strength, (tuning, others)) for one in budgets)
     calibration = Calibration(
@@ -93,14 +100,13 @@ def calibrate(
         broken=found.broken,
         tune={kind: len(texts) for kind, texts in tuning.items()},
         held_out={kind: len(texts) for kind, texts in others.items()},
-        weights=dict(zip(labels([r.site for r in chosen.rules]), (r.weight for r in chosen.rules), strict=True))
-        if per == "site"
-        else None,
+        weights=weights_of(chosen.rules) if per == "site" else None,
+        before=before,
         steering=chosen.digest(),
         model=fingerprint(module),
         dsas_version=VERSION,
     )
-    _warn(calibration)
+    _warn(calibration, search.silence.get(found.strength))
     return calibration
 
 
@@ -130,6 +136,10 @@ class _Meter:
 
         return of
 
+    def silence(self, steering: Steering, texts: Texts) -> float | None:
+        """Return the mean regulator value on texts that are left alone, else None."""
+        return silence_on(self._model, self._tokenizer, steering, texts)
+
     def _values(self, budget: Budget, texts: list[Any], steering: Steering | None, strength: float) -> list[Value]:
         digest = steering.digest() if steering is not None else "unsteered"
         depends = [*self._identity, digest, strength, budget.name, list(map(as_json, texts))]
@@ -145,7 +155,11 @@ class _Meter:
 
 
 class _Search(NamedTuple):
-    """The search on the tuning texts; `curve` fills with the damage of each budget by strength."""
+    """The search on the tuning texts.
+
+    curve fills with the damage of each budget by strength; silence with the mean regulator value, by the strength at
+    which it was found to be too small for these texts to tell anything.
+    """
 
     meter: _Meter
     budgets: tuple[Budget, ...]
@@ -153,6 +167,7 @@ class _Search(NamedTuple):
     start: float
     limit: float
     curve: dict[float, tuple[float, ...]]
+    silence: dict[float, float]
 
     def largest(self, steering: Steering) -> Found:
         """Return the largest strength that keeps all budgets. Raises StrengthError when already `start` breaks one."""
@@ -161,7 +176,16 @@ class _Search(NamedTuple):
             self.curve[strength] = tuple(self._damage(budget, steering, strength) for budget in self.budgets)
             return all(spent <= budget.most for spent, budget in zip(self.curve[strength], self.budgets, strict=True))
 
-        found = largest_kept(keeps, start=self.start, limit=self.limit)
+        def silent(strength: float) -> bool:
+            if not hardly_felt(self.budgets, self.curve[strength], strength, self.limit):
+                return False
+            kinds = {kind for budget in self.budgets for kind in budget.kinds(self.texts)}
+            value = self.meter.silence(steering, {kind: self.texts[kind] for kind in self.texts if kind in kinds})
+            if value is not None:
+                self.silence[strength] = value
+            return value is not None
+
+        found = largest_kept(keeps, start=self.start, limit=self.limit, enough=silent)
         if found.strength == 0:
             spent = zip(self.budgets, self.curve[self.start], strict=True)
             said = ", ".join(f"{budget.damage} {damage:.4g} (at most {budget.most:g})" for budget, damage in spent)
@@ -216,8 +240,17 @@ def _once(budget: Budget, texts: Texts) -> list[np.ndarray]:
     return [np.ones((1, len(texts[kind]))) for kind in budget.kinds(texts)]
 
 
-def _warn(calibration: Calibration) -> None:
-    if calibration.broken is None:
+def _warn(calibration: Calibration, silence: float | None) -> None:
+    if silence is not None:
+        warnings.warn(
+            f"the tuning texts cannot tell how strong this Steering may be: its regulators are {silence:.2g} on them, "
+            f"as a mean over tokens and sites, so up to strength {calibration.strength:g}, which is kept, they are "
+            "hardly damaged; tune on texts on which it acts, too, such as wanted answers where the behaviour is asked "
+            "for, or texts that border on it (dsas fires-on says where it acts)",
+            DsasWarning,
+            stacklevel=3,
+        )
+    elif calibration.broken is None:
         warnings.warn(
             f"every strength up to the limit {calibration.strength:g} keeps the budget, and a larger one may, too",
             DsasWarning,

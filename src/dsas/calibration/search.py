@@ -22,13 +22,16 @@ class Found(NamedTuple):
     broken: float | None
 
 
-def largest_kept(keeps: Callable[[float], bool], *, start: float, limit: float) -> Found:
+def largest_kept(
+    keeps: Callable[[float], bool], *, start: float, limit: float, enough: Callable[[float], bool] = lambda _: False
+) -> Found:
     """Return the end of the first interval from `start` to `limit` that keeps the budget, to a relative tolerance.
 
-    keeps: whether a strength keeps it; asked once for each.
+    keeps: whether a strength keeps it; asked once for each. enough: whether no larger one than this, which keeps it, is
+    to be tried.
     """
     kept, broken, strength = 0.0, None, start
-    while broken is None and kept < limit:
+    while broken is None and kept < limit and not (kept and enough(kept)):
         if keeps(strength):
             kept, strength = strength, min(2 * strength, limit)
         else:
