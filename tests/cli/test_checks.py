@@ -1,5 +1,6 @@
 """A command says what is wrong with its files, folders, names and options before it imports torch or loads a model."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from make_options import options
 from makers import random_steering
 
-from dsas.cli.checks import check_out
+from dsas.cli.checks import check_out, check_out_file
 from dsas.errors import OptionError
 from dsas.testing import tiny_model
 
@@ -35,13 +36,31 @@ TRAIN = "train someone/absent --source rude.txt --target plain.txt --out new"
 CALIBRATE = "calibrate someone/absent detox --tune rude.txt --held-out plain.txt"
 EXPLAIN = "explain someone/absent hello --steering detox"
 PORT = "port detox someone/absent --source rude.txt --control plain.txt"
+ADOPT = "adopt v.pt --model someone/absent --out new"
 IMAGES = "images someone/absent detox --prompt cat"
 DRAFT = "draft sings --model someone/absent --out new"
 PARETO = "pareto someone/absent --prompts ask.txt --tune rude.txt --neutral plain.txt --out new --steering detox"
 FITTED = "--source rude.txt --control kind.txt"
 NO_STEERING = "'gone' is neither a local folder nor a readable hub id"
 
+LONG = "x" * 256
+
 CASES = {
+    f"{FIT} --out {LONG}": "xxx... is too long",
+    f"{FIT} --out new/{LONG}/x": "xxx... is too long",
+    f"{FIT} --out {LONG[:250]}": "xxx... is too long",  # beside it lies a folder with a longer name
+    f"{EXPLAIN} --out {LONG}": "xxx... is too long",
+    f"{FIT} --out dangling": "dangling is a link to what is not there",
+    f"{FIT} --out dangling/x": "dangling is a link to what is not there",
+    f"{EXPLAIN} --out dangling/x.html": "dangling is a link to what is not there",
+    f"{EXPLAIN} --strength 1e400": "a strength must be finite, got inf; float32 holds up to 3.4e38",
+    "generate someone/absent hello --steering detox --strength 1e39": "a strength must be finite",
+    f"{IMAGES} --strength 1e400": "a strength must be finite",
+    f"{PARETO} --strength 0.1 --strength inf": "a strength must be finite",
+    f"{TRAIN} --start-strength inf": "a strength must be finite",
+    "playground someone/absent --steering detox --strength 1e400": "a strength must be finite",
+    "playground someone/absent --steering detox --steering ./detox": "two Steerings are called 'detox'",
+    f"{PARETO} --steering ./detox": "two Steerings are called 'detox'",
     f"{FIT} --source rud.txt": "rud.txt: no such file; closest in its folder: 'rude.txt'",
     f"{FIT} --source rows.jsonl": "rows.jsonl:1: no field 'text'; closest: 'words'",
     f"{FIT} --template-args [1]": "expected --template-args as a JSON object",
@@ -70,6 +89,9 @@ CASES = {
     f"{TRAIN} --start gone": f"--start must be fitted, scratch or a Steering: {NO_STEERING}",
     f"{TRAIN} --start-strength 0.1": "--start-strength needs a Steering to start from, and --start is 'fitted'",
     f"{TRAIN} --objective e2e": "unknown objective 'e2e'; closest: 'e2e-dsas'",
+    TRAIN.replace("--target plain.txt", ""): "--objective lineas needs --source and --target",
+    f"{TRAIN} --objective imitate --instruction Sing.": "draws its target from the model itself: leave --target out",
+    "train someone/absent --out new --objective imitate": '--objective imitate needs --instruction, such as "Answer',
     CALIBRATE.replace("detox", "gone --out new"): NO_STEERING,
     CALIBRATE.replace("detox", "empty"): "empty is not a stored Steering: config.json, model.safetensors not found",
     CALIBRATE.replace("detox", "someone/detox"): "--out must say where to write",
@@ -104,6 +126,14 @@ CASES = {
     PORT.replace("detox", "gone"): NO_STEERING,
     f"{PORT} --tune plain.txt": "calibrated with --tune and --held-out together: give both, or neither",
     f"{PORT} --out rude.txt": "cannot write to rude.txt",
+    f"{ADOPT} --source gone.txt --control plain.txt": "gone.txt: no such file",
+    ADOPT: "--source and --control are needed with --regulator auto",
+    f"{ADOPT} --regulator constant --source rude.txt": "--source and --control are not read with --regulator constant",
+    f"{ADOPT} --regulator constant --out rude.txt": "cannot write to rude.txt",
+    f"{ADOPT} --regulator cats --source rude.txt --control plain.txt": "unknown regulator 'cats'; closest: 'cast'",
+    "export gone --gguf v.gguf": NO_STEERING,
+    "export detox --gguf empty": "--gguf: expected a file in a folder that is there, got 'empty'",
+    "export detox --gguf v.gguf --mean-gain rude.txt": "--mean-gain goes with --model",
     "selectivity gone --model someone/absent --source gone.txt --control rude.txt": "gone.txt: no such file",
     "selectivity detox --model someone/absent --source rude.txt --control few.txt": "got 3 by --control few=...",
     "fires-on gone --model someone/absent --texts gone.txt": "gone.txt: no such file",
@@ -129,7 +159,14 @@ CASES = {
     "serve --port 8000 ./model --steering detox": "the model comes first",
     "demo --out rude.txt": "cannot write to rude.txt",
     "demo --model gpt5": "'gpt5' is not one of 'smollm2', 'gemma3'",
+    "check gone --model someone/absent": NO_STEERING,
+    "check detox": "expected a Steering and --model, or --list alone",
+    "check detox --model ./absent": "no model could be loaded from './absent'",
+    "check detox --model someone/absent --limits gone.json": "gone.json: no such file of limits",
+    "check detox --model someone/absent --limits rude.txt": "rude.txt: not JSON",
+    "check detox --model someone/absent --harmful gone.txt": "gone.txt: no such file",
     "info gone": NO_STEERING,
+    "lm-eval run --model dsas --model_args pretrained=someone/absent,steering=gone": NO_STEERING,
     "methods --jsn": "--json",
     "serv": "serve",
 }  # fmt: skip
@@ -151,6 +188,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "few.txt").write_text("one\ntwo\nthree")
     (made / "rows.jsonl").write_text('{"words": "one"}')
     (made / "empty").mkdir()
+    (made / "dangling").symlink_to("gone")
     random_steering(tiny_model()).save_pretrained(made / "detox")
     return made
 
@@ -184,7 +222,7 @@ def test_every_command_has_a_mistake_that_is_told_early() -> None:
 
 def test_nothing_was_written(told: dict[str, Any], folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "few.txt", "rows.jsonl", "empty", "detox")
+        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "few.txt", "rows.jsonl", "empty", "detox", "dangling")
     }
 
 
@@ -196,6 +234,31 @@ def test_a_folder_without_permission_is_told_and_one_that_can_be_made_is_not(
     monkeypatch.setattr(os, "access", denied)
     with pytest.raises(OptionError, match=rf"cannot write to .*deeper: no permission to write in {tmp_path}$"):
         check_out(tmp_path / "new" / "deeper")
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OptionError, match=rf"cannot write to .*new: No space left on device in {tmp_path}$"):
+        check_out(tmp_path / "new")
+    with pytest.raises(OptionError, match=rf"cannot write to {tmp_path}: No space left on device in {tmp_path}$"):
+        check_out_file(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("file", "where"), [([], ""), (["out/x"], ": out/x")])
+def test_a_disk_that_is_full_once_all_is_done_ends_with_one_line(
+    run: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch, file: list[str], where: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *file)
+
+    monkeypatch.setattr("dsas.cli.fitting.show", full)
+    done = run("info", folder / "detox")
+    said = f"error: No space left on device{where}; rerun the same command to resume\n"
+    assert done == (2, "", said)
 
 
 def test_a_classifier_that_is_a_folder_is_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

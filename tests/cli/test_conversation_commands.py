@@ -75,6 +75,18 @@ def test_pairs_are_trained_on(run: Run, folder: Path) -> None:
     assert settings["reading"]["chat"]["system"] == "Be brief."
 
 
+def test_an_instruction_is_imitated_without_texts(run: Run, folder: Path) -> None:
+    (folder / "ask.txt").write_text("\n".join(f"What of {n}?" for n in range(6)))
+    options = ["--objective", "imitate", "--instruction", "Shout.", "--new-tokens", 4, "--steps", 2, "--json", *BRIEF]
+    done = run("train", folder / "model", "--source", folder / "ask.txt", "--out", folder / "out", *options)
+    assert done.status == 0, done.err
+    settings = json.loads(done.out)["settings"]
+    assert settings["training"]["instruction"] == "Shout."
+    assert settings["texts"] == {"source": 5, "control": 0, "target": 5, "held_source": 1, "held_control": 0,
+                                 "held_target": 1}  # fmt: skip
+    assert settings["reading"]["chat"]["system"] == "Be brief."
+
+
 @pytest.mark.filterwarnings("ignore:every strength up to the limit", "ignore:the budget is not kept")
 def test_every_command_that_measures_takes_conversations(run: Run, folder: Path) -> None:
     assert run(*fit(folder, "--threshold", 0, source="pairs.jsonl")).status == 0

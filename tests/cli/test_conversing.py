@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from makers import random_steering, templated
 
+from dsas.cli.output import visible
 from dsas.testing import tiny_model
 
 CHAT = (
@@ -61,7 +62,7 @@ def test_the_answers_are_those_of_the_same_prompt_alone(converse: Callable[..., 
     talked = converse(["Hello"], *options)
     alone = run("generate", tmp_path / "model", "Hello", "--chat", "--new-tokens", 9, "--json", *options)
     (row,) = json.loads(alone.out)["generations"]
-    expected = "".join(letter for letter in row["steered"] if letter.isprintable())
+    expected = visible(row["steered"]).strip()
     assert len(expected) > 2
     assert expected in talked.out
     assert "\x1b" not in talked.out

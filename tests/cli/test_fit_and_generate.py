@@ -155,6 +155,42 @@ def test_what_is_fitted_from_files_is_the_steering_that_the_library_fits(
     assert json.loads(told.out)["sites"] == shown["sites"]
 
 
+def test_a_fit_says_what_it_fires_on_in_texts_that_the_model_writes_by_itself(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsas.evaluation import firing
+
+    asked = []
+
+    def written(_model: Any, _tokenizer: Any, n: int, **_options: Any) -> list[str]:
+        asked.append(n)
+        return ["shut up again"] * n
+
+    monkeypatch.setattr(firing, "general_texts", written)
+    told = json.loads(run(*fit_arguments(folder), "--json", "--general", 5).out)["fires_on"]
+    assert [(kind["kind"], kind["value"]["n"]) for kind in told["kinds"]] == [("source", 5), ("general text", 5)]
+    assert "fires on general text" in told["warnings"][0]
+    shown = run(*fit_arguments(folder))
+    assert "warning: fires on general text" in shown.out
+    assert "half of it is a good start" in shown.out
+    (folder / "same.txt").write_text("\n".join(f"shut up {n}{n}" for n in range(8)))
+    nothing = ["--control", folder / "same.txt", "--threshold", 1]
+    for options in (["--general", 0], ["--regulator", "constant"], nothing):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is steered
+            assert "fires_on" not in json.loads(run(*fit_arguments(folder), "--json", *options).out)
+    assert asked == [5, 40]
+
+
+def test_a_model_that_writes_too_little_is_fitted_all_the_same_and_the_command_says_what_is_not_known(
+    run: Run, folder: Path
+) -> None:
+    done = run(*fit_arguments(folder), "--json")
+    assert done.status == 0
+    assert "what regulators do on general text is not known: expected 40 different texts" in done.err
+    assert "fires_on" not in json.loads(done.out)
+
+
 def test_generate_shows_the_steered_text_beside_the_unsteered_one(run: Run, folder: Path) -> None:
     assert run(*fit_arguments(folder)).status == 0
     given = ["generate", folder / "model", "shut up", "--steering", folder / "kind", "--new-tokens", 6, "--json"]

@@ -57,6 +57,22 @@ def test_pareto_writes_samples_and_a_report_and_says_what_was_chosen(run, files)
     assert about["settings"]["seeds"] == [0, 1]
 
 
+@pytest.mark.filterwarnings("default")
+def test_nulls_are_series_of_their_own_and_what_has_none_is_told(run, files):
+    methods = ["--transform", "caa", "--transform", "linear-act", "--regulator", "constant"]
+    ended = run(*arguments(files), "--nulls", *methods)
+    assert ended.status == 0, ended.err
+    assert "linear-act + constant does more than add vectors, so it has no nulls" in ended.err
+    lines = [json.loads(line) for line in (files / "front" / "samples.jsonl").read_text().splitlines()]
+    kl = {
+        name: sum(line["value"] for line in lines if (line["series"], line["measure"]) == (name, "kl"))
+        for name in ("caa + constant", "caa + constant, random direction", "caa + constant, turned round")
+    }
+    assert min(kl.values()) > 0
+    assert len(set(kl.values())) == 3
+    assert "caa + constant, turned round" in (files / "front" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

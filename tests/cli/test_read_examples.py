@@ -21,6 +21,8 @@ def read(tmp_path: Path, *rows: Any, name: str = "a.jsonl", field: str = "text",
 
 def test_a_line_is_a_text_a_conversation_a_completion_or_a_pair(tmp_path: Path) -> None:
     pair = {"prompt": "It is", "chosen": " so.", "rejected": " not."}
+    called = [TALK[0], {"role": "assistant", "tool_calls": [{"type": "function"}]}, {"role": "tool", "content": ""}]
+    assert read(tmp_path, [*called, *TALK]) == [Conversation.of([*called, *TALK])]
     assert read(tmp_path, "one", {"text": "two", "messages": TALK}) == ["one", "two"]
     assert read(tmp_path, {"messages": TALK}, TALK) == [Conversation.of(TALK)] * 2
     assert read(tmp_path, {"prompt": "It is", "completion": " so."}) == [Completion("It is", " so.")]
@@ -42,6 +44,9 @@ def test_tables_have_prompts_with_completions_too(tmp_path: Path) -> None:
         ([{"messages": [{"role": "user"}]}], r"a\.jsonl:1, message 0: expected a content"),
         ([{"words": "x"}], r"a\.jsonl:1: no field 'text'; closest: 'words'"),
         (["one", 3], r"a\.jsonl:2: expected a text or a conversation, got int"),
+        ([{"messages": TALK}, "two"], r"a\.jsonl:2 is a text: expected a conversation, as .*a\.jsonl:1 is"),
+        ([{"prompt": "It is", "completion": " "}], r"the answer of .*a\.jsonl:1 must be a text that is not empty"),
+        ([{"prompt": None, "completion": "so"}], r"a\.jsonl:1: expected 'messages', 'prompt' with 'completion'"),
         ([{"chosen": "a", "rejected": "b"}], r"a\.jsonl:1 has a chosen and a rejected half"),
     ],
 )

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsas.errors import TextsError
 from dsas.reports import strips
 from dsas.sweep.samples import Cell
 
@@ -44,3 +45,23 @@ def test_each_row_is_a_prompt_and_each_column_a_cell_and_prompts_that_a_cell_lac
 def test_the_same_pictures_give_the_same_bytes(tmp_path):
     cells = {"unsteered": cell(tmp_path, "a", value=0, items=2)}
     assert strips.picture_strips(tmp_path, cells, ["x", "y"]) == strips.picture_strips(tmp_path, cells, ["x", "y"])
+
+
+def test_a_picture_outside_of_the_folder_is_not_read_whatever_a_sample_names(tmp_path):
+    inside = tmp_path / "sweep"
+    inside.mkdir()
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "secret.png")
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "x/../../secret.png"):
+        strange = cell(inside, "a", value=0, items=1)._replace(pictures={("", 0): name})
+        with pytest.raises(TextsError, match="which is outside of the folder"):
+            strips.picture_strips(inside, {"unsteered": strange}, ["x"])
+
+
+@pytest.mark.parametrize("name", ["no picture.png", "loop.png", "x" * 300, "a\0b"])
+def test_what_is_no_picture_is_told_by_its_name(tmp_path, name):
+    (tmp_path / "no picture.png").write_text("x")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    strange = cell(tmp_path, "a", value=0, items=1)._replace(pictures={("", 0): name})
+    with pytest.raises(TextsError, match="which a sample names, is no picture"):
+        strips.picture_strips(tmp_path, {"unsteered": strange}, ["x"])

@@ -5,6 +5,7 @@ with it `dsas`) is imported by a command when it runs, after its files, folders 
 that help, shell completion and mistakes cost no such wait.
 """
 
+import sys
 import warnings
 from importlib import import_module
 
@@ -13,14 +14,19 @@ from dsas.cli.app import app, show_warning
 __all__ = ["app", "main"]
 
 COMMANDS = (
-    *("drafting", "fitting", "training", "calibration", "porting", "generation", "explanation", "images"),
-    *("doctor", "inspection", "firing", "selectivity", "pareto", "playground", "serving", "demo"),
+    *("drafting", "fitting", "training", "calibration", "porting", "adopting", "generation", "explanation", "images"),
+    *("doctor", "inspection", "firing", "selectivity", "release"),
+    *("pareto", "harness", "playground", "serving", "demo"),
 )
 for group in COMMANDS:  # in the order in which help lists them
     import_module(f"dsas.cli.{group}")
 
 
 def main() -> None:
-    """Run the command line: exit status 0 done, 2 bad input, 130 interrupted."""
-    warnings.showwarning = show_warning
-    app()
+    """Run the command line: exit status 0 done, 2 bad input, 130 interrupted. Hooks are the caller's again then."""
+    hooks = sys.excepthook, warnings.showwarning
+    try:
+        warnings.showwarning = show_warning
+        app()  # typer replaces sys.excepthook
+    finally:
+        sys.excepthook, warnings.showwarning = hooks

@@ -1,11 +1,15 @@
 """The application that all commands belong to, and how their errors, warnings and interruptions end."""
 
-import sys
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from dsas.cli.output import say
 from dsas.errors import DsasError, DsasWarning
 from dsas.model.foreign import Foreign
 
@@ -18,19 +22,43 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Foreign:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with _terminated_as_interrupted():
+                return super().invoke(ctx)
         except DsasError as error:
             raise _ended(f"error: {error}", 2) from error
         except UsageError as error:
             command = error.ctx.command_path if error.ctx else "dsas"
             said = error.format_message().replace("Value error, ", "")  # what pydantic puts before the reason
             raise _ended(f"error: {said} (see {command} --help)", 2) from error
+        except OSError as error:
+            if error.errno is None:  # of a library, and not of the system
+                raise
+            where = "" if error.filename is None else f": {error.filename}"
+            raise _ended(f"error: {error.strerror}{where}; rerun the same command to resume", 2) from error
         except KeyboardInterrupt as interrupt:
             raise _ended("Interrupted; rerun the same command to resume.", 130) from interrupt
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, which writes what was done so far; outside the main thread, nothing."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what comes then is the writing
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _ended(line: str, status: int) -> typer.Exit:
-    print(line, file=sys.stderr)
+    say(line, error=True)
     return typer.Exit(status)
 
 
@@ -45,4 +73,4 @@ app = typer.Typer(
 def show_warning(message: Warning | str, category: type[Warning], *_where: Any) -> None:
     """Print a warning of dsas as one line on the error stream; warnings of other packages are not shown."""
     if issubclass(category, DsasWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        say(f"warning: {message}", error=True)

@@ -1,6 +1,5 @@
 """Calibrate: the strength of a stored Steering, chosen by a budget of damage and written into it."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ from dsas.cli.choices import DAMAGES, PerSite, offering
 from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
-from dsas.cli.output import show_table
+from dsas.cli.output import say, say_json, show_table
 from dsas.errors import OptionError, closest
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
@@ -86,7 +85,7 @@ def calibrate(
     chosen.calibrated(calibration).save_pretrained(folder)
     shutil.rmtree(measured, ignore_errors=True)
     if as_json:
-        print(json.dumps({**calibration.as_dict(), "kept": calibration.kept, "saved": str(folder)}))
+        say_json({**calibration.as_dict(), "kept": calibration.kept, "saved": str(folder)})
     else:
         _show(calibration, folder)
 
@@ -121,7 +120,7 @@ def _show(calibration: "dsas.Calibration", folder: Path) -> None:
     title = f"Damage at strength {calibration.strength:.4g}"
     show_table(("held-out texts", "n", *names), checks, title=title, bold=[len(checks) - 1])
     for line in [*calibration.lines(), f"saved: {folder}"]:
-        print(line)
+        say(line)
 
 
 def _interval(damage: dict[str, float]) -> str:

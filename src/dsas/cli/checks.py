@@ -5,13 +5,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from dsas.cli.choices import SCORERS
 from dsas.errors import OptionError, StrengthError, TextsError, closest
 from dsas.files.text_files import read_texts
 from dsas.regulators import factors_of
+from dsas.steering.folder import steering_folder
 from dsas.transforms import TRANSFORMS
 
+TRIED = 2**16  # bytes that must fit into a folder, about those of a small Steering
 LEAST_TEXTS = 4  # MINIMUM_TEXTS of the library, whose import takes seconds
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -36,18 +39,52 @@ def check_model(name: str, kind: str = "transformers model") -> None:
 
 def check_out(folder: Path) -> None:
     """Raise OptionError unless files can be written into the folder, which may have to be made."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise OptionError(f"cannot write to {folder}: expected a folder, but {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OptionError(f"cannot write to {folder}: no permission to write in {there}")
+    whole = folder.absolute()
+    there = next(path for path in (whole, *whole.parents) if os.path.lexists(path))
+    problem = _problem(there, whole.relative_to(there).parts)
+    if problem is not None:
+        raise OptionError(f"cannot write to {folder}: {problem}")
 
 
 def check_out_file(file: Path) -> None:
     """Raise OptionError unless the file can be written."""
-    if file.is_dir():
+    if os.path.isdir(file):
         raise OptionError(f"cannot write {file}: expected a file, but it is a folder")
     check_out(file.parent)
+    if (problem := _problem(file.absolute().parent, (file.name,))) is not None:
+        raise OptionError(f"cannot write {file}: {problem}")
+
+
+def _problem(there: Path, names: Sequence[str]) -> str | None:
+    """Return why folders of these names, one in the other, and files cannot be made in a folder; None if they can."""
+    if not there.exists():
+        return f"{there} is a link to what is not there" if there.is_symlink() else None
+    if not there.is_dir():
+        return f"expected a folder, but {there} is a file"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"no permission to write in {there}"
+    try:
+        too_long = [name for name in names if len(os.fsencode(name)) > os.pathconf(there, "PC_NAME_MAX")]
+        with TemporaryFile(dir=there) as tried:
+            tried.write(bytes(TRIED))
+            tried.flush()
+            os.fsync(tried.fileno())
+    except (AttributeError, ValueError):  # a system without such limits
+        return None
+    except OSError as error:
+        return f"{error.strerror} in {there}"
+    return f"the name {too_long[0][:40]}... is too long" if too_long else None
+
+
+def folders_by_name(names: Iterable[str | Path]) -> dict[str, Path]:
+    """Return the local folders of stored Steerings by the last part of what names them. Raises OptionError for two."""
+    found: dict[str, Path] = {}
+    for given in names:
+        name = Path(given).name or Path(given).resolve().name
+        if name in found:
+            raise OptionError(f"two Steerings are called {name!r}: give one of their folders another name")
+        found[name] = steering_folder(given)
+    return found
 
 
 def check_enough(sets: Mapping[str, Sequence[object]]) -> None:

@@ -43,5 +43,5 @@ objectives, transforms = offering(OBJECTIVES), offering(TRANSFORMS)
 def regulators(incomplete: str) -> list[str]:
     """Complete the name of a regulator, or the last factor of a product such as "logistic*posterior"."""
     before, star, last = incomplete.rpartition("*")
-    names = [name for name in REGULATORS if name not in ("product", "per-step")]
+    names = [name for name in REGULATORS if name not in ("product", "per-step", "clean")]
     return [f"{before}{star}{name}" for name in offering(names)(last)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsas.cli.output import console
 from dsas.errors import DsasError, OptionError
 from dsas.steering.folder import steering_folder
 
@@ -10,7 +11,6 @@ if TYPE_CHECKING:
     import dsas
     from dsas.explaining.dialogue import Dialogue
 
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if code not in (9, 10)}  # a terminal obeys them
 HELP = """/strength 0.2    steer at this strength, 0 for not at all
 /steering NAME   steer by another Steering, a folder or hub id; none for no steering
 /restart         forget the conversation
@@ -22,10 +22,8 @@ class Conversing:
     """What a conversation on the terminal goes by: the dialogue, and which Steering acts at which strength."""
 
     def __init__(self, dialogue: "Dialogue", steering: "dsas.Steering | None", strength: float | None) -> None:
-        from rich.console import Console
-
         self._dialogue, self._steering, self._strength = dialogue, steering, strength
-        self._console = Console(highlight=False)
+        self._console = console()
 
     def run(self, ask: Callable[[str], str]) -> None:
         """Answer what `ask("> ")` gives until it raises EOFError."""
@@ -57,7 +55,7 @@ class Conversing:
 
         def show(piece: str, value: float | None) -> None:
             style = styled(abs(value), peak) if value is not None and value == value else None
-            self._console.print(piece.translate(_CONTROLS), style=style, end="", markup=False, soft_wrap=True)
+            self._console.print(piece, style=style, end="", soft_wrap=True)
 
         answer = self._dialogue.say(said, self._steering, strength if self._steering is not None else None, show=show)
         self._console.print()
@@ -94,7 +92,7 @@ class Conversing:
             self._say(f"{value}, strength {self._strength:g}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, style="dim", markup=False, soft_wrap=True)
+        self._console.print(text, style="dim", soft_wrap=True)
 
 
 def _number(text: str) -> float:

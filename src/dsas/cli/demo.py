@@ -1,6 +1,5 @@
 """Demo: the end-to-end run on a real model."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from dsas.cli.checks import check_out
 from dsas.cli.choices import DemoModel
 from dsas.cli.models import hide_foreign_bars
 from dsas.cli.options import AsJson, Device, Precision, in_model, in_output, in_texts
+from dsas.cli.output import console, say, say_json
 
 
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")
@@ -30,8 +30,6 @@ def demo(
 ) -> None:
     """Fit, steer and measure a real language model end to end, and write a report; a second run reuses the first."""
     check_out(out)
-    from rich.console import Console
-
     from dsas.demo.run import FULL, QUICK, Machine, run_demo
     from dsas.reports.estimates import summary
 
@@ -46,11 +44,11 @@ def demo(
         size=size,
         machine=Machine(device, precision, workers or "auto"),
         command=shlex.join(again),
-        show=lambda look: None if as_json else Console().print(look),
+        show=lambda look: None if as_json else console().print(look),
         progress=not as_json,
     )
     if as_json:
-        print(json.dumps(result.as_dict()))
+        say_json(result.as_dict())
         return
     for line in [*summary(result.found, result.chosen), f"report: {result.report}"]:
-        print(line)
+        say(line)

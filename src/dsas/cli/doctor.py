@@ -11,7 +11,6 @@ What is supported comes from the table of families (docs/families.md), which was
 transformers; of a model it is said beside that whether it ran on a short text just now.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -23,6 +22,7 @@ from dsas.cli.app import app
 from dsas.cli.checks import check_model
 from dsas.cli.models import loaded_model
 from dsas.cli.options import AsJson, Device, Precision
+from dsas.cli.output import say, say_json
 from dsas.errors import DsasError
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ def doctor(
         lines += _of_model(model, device, precision)
     problems = [line for line in lines if line.state == "problem"]
     if as_json:
-        print(json.dumps({"lines": [line._asdict() for line in lines], "problems": len(problems)}))
+        say_json({"lines": [line._asdict() for line in lines], "problems": len(problems)})
     else:
         for part in dict.fromkeys(line.part for line in lines):
-            print(f"{part}:")
+            say(f"{part}:")
             for line in lines:
                 if line.part == part:
                     remedy = f" -> {line.remedy}" if line.remedy else ""
-                    print(f"  {line.state:<8} {line.name}: {line.found}{remedy}")
-        print(f"problems: {len(problems)}")
+                    say(f"  {line.state:<8} {line.name}: {line.found}{remedy}")
+        say(f"problems: {len(problems)}")
     if problems:
         raise typer.Exit(1)
 

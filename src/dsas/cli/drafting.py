@@ -1,6 +1,5 @@
 """Draft and new: from one sentence that names a behaviour to three sets, or to a calibrated Steering."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from dsas.cli.checks import check_model, check_out, check_scorers
 from dsas.cli.choices import OWN_JUDGES, SCORERS, offering
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, in_method, in_model, in_output, in_texts
-from dsas.cli.output import said
+from dsas.cli.output import said, say, say_json
 from dsas.errors import TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 
@@ -96,7 +95,7 @@ def draft(
     _save(found, out, show_words)
     shutil.rmtree(drawn, ignore_errors=True)
     if as_json:
-        print(json.dumps({**found.as_dict(), "saved": str(out)}))
+        say_json({**found.as_dict(), "saved": str(out)})
         return
     _show(found, model, out)
 
@@ -124,8 +123,9 @@ def new(
     _check(model, judge)
     import dsas
     from dsas.drafting.new_steering import make
-    from dsas.drafting.prompts import everyday_questions, prompts_for
+    from dsas.drafting.prompts import prompts_for
     from dsas.drafting.three_sets import writer_of
+    from dsas.evaluation.question_list import everyday_questions
 
     loaded, judged, drawn = loaded_model(model, device, precision), _judge_of(judge, device), name / ".drafted"
     found = dsas.draft(
@@ -139,15 +139,13 @@ def new(
     )
     shutil.rmtree(drawn, ignore_errors=True)
     if as_json:
-        print(
-            json.dumps({"draft": found.as_dict(), "strength": steering.strength, **trial.as_dict(), "saved": str(name)})
-        )
+        say_json({"draft": found.as_dict(), "strength": steering.strength, **trial.as_dict(), "saved": str(name)})
         return
     for line in steering.calibration.lines() if steering.calibration else ():
-        print(line)
+        say(line)
     shares = f"unsteered {said(trial.unsteered)}, steered {said(trial.steered)}"
-    print(f"answers that show it, of {trial.unsteered.n} that are asked to: {shares}")
-    print(f"report: {name / 'report.html'}; next: dsas generate {model} --chat --steering {name / 'steering'}")
+    say(f"answers that {found.verdict.says}, of {trial.unsteered.n} that are asked to: {shares}")
+    say(f"report: {name / 'report.html'}; next: dsas generate {model} --chat --steering {name / 'steering'}")
 
 
 def _save(found: "dsas.Draft", out: Path, show_words: bool) -> None:
@@ -171,11 +169,13 @@ def _judge_of(name: str, device: str) -> Any:
 
 def _show(found: "dsas.Draft", model: str, out: Path) -> None:
     said = found.verdict
-    print(f"kept: {len(found.chosen.kept)} questions, each with a source, a control and a target answer")
+    say(f"kept: {len(found.chosen.kept)} questions, each with a source, a control and a target answer")
     for reason, count in found.chosen.counts().items():
-        print(f"dropped, {reason}: {count}")
-    print(f"judge: {said.judge}; unwanted against neutral answers: AUROC {said.auroc:.2f}")
+        say(f"dropped, {reason}: {count}")
+    say(f"judge: {said.judge}; unwanted against neutral answers: AUROC {said.auroc:.2f}")
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in said.shares.items())
+    say(f"answers that {said.says}: {shares}")
     for one in found.inspection.findings if found.inspection else []:
-        print(f"{one.level}: {one.check}: {one.message}")
+        say(f"{one.level}: {one.check}: {one.message}")
     files = " ".join(f"--{name} {out / name}.jsonl" for name in ("source", "control", "target"))
-    print(f"look at {out / 'draft.html'}, then: dsas fit {model} {files} --out ...")
+    say(f"look at {out / 'draft.html'}, then: dsas fit {model} {files} --out ...")

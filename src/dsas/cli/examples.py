@@ -9,7 +9,7 @@ from dsas.files.data_sets import PREFIX, read_rows
 from dsas.files.json_values import Json
 from dsas.files.text_files import DEFAULT_FIELD, field_of, read_records
 from dsas.model.chat import AS_IT_IS, PARTS, Chat
-from dsas.model.conversation import USER, Content, Conversation, Half, Message, content_of
+from dsas.model.conversation import USER, Content, Conversation, Half, Message, content_of, kind_of
 
 _KEYS = ("messages", "chosen", "rejected", "completion")
 
@@ -21,7 +21,11 @@ def read_examples(path: str | Path, field: str, *, chat: Chat = AS_IT_IS, half: 
     "completion", "chosen" with "rejected", of which `half` says which is meant. chat: options that conversations get.
     Raises TextsError with file and line.
     """
-    found = [content_of(_example(value, field, place), place, half) for place, value in _records(path)]
+    records = _records(path)
+    found = [content_of(_example(value, field, place), place, half) for place, value in records]
+    for (place, _), one in zip(records, found, strict=True):
+        if kind_of(one) != kind_of(found[0]):
+            raise TextsError(f"{place} is a {kind_of(one)}: expected a {kind_of(found[0])}, as {records[0][0]} is")
     return [one.under(chat) if isinstance(one, Conversation) else one for one in found]
 
 

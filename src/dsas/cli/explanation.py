@@ -11,6 +11,7 @@ from dsas.cli.checks import check_model, check_out_file, check_strength
 from dsas.cli.examples import asked_of, chat_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import STEERING, in_method, in_output, in_texts
+from dsas.cli.output import say
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
 
@@ -58,8 +59,8 @@ def explain(
         skip_sinks=skip_sinks,
     )
     if as_json:
-        print(trace.to_json())
+        say(trace.to_json())
         return
     used = chosen.default_strength if strength is None else strength
     write_explanation(out, trace, title=f"What {Path(steering).name} steered at strength {used:g}")
-    print(f"page: {out}")
+    say(f"page: {out}")

@@ -1,7 +1,6 @@
 """Fires-on: what kinds of text the regulators of a stored Steering fire on, before anything is generated."""
 
-import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +10,11 @@ from dsas.cli.checks import check_model
 from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
-from dsas.cli.output import said, show_table
+from dsas.cli.output import said, say, say_json, show_table
 from dsas.files.text_files import DEFAULT_FIELD
+
+if TYPE_CHECKING:
+    from dsas.evaluation.firing import FiringReport
 
 
 @app.command("fires-on", epilog="Example: `dsas fires-on detox/ --model ./model --texts rude.txt --texts wiki.txt`")
@@ -25,6 +27,7 @@ def fires_on(
     ],
     system: options.System = None,
     template_args: options.TemplateArgs = options.NO_ARGS,
+    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts, and answers, are cut.")] = 50,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -38,13 +41,18 @@ def fires_on(
 
     chosen = Steering.from_pretrained(steering)
     loaded = loaded_model(model, device, precision)
-    report = measure(*loaded, chosen, kinds, progress=not as_json)
+    report = measure(*loaded, chosen, kinds, max_tokens=max_tokens, progress=not as_json)
     if as_json:
-        print(json.dumps(report.as_dict()))
-        return
+        say_json(report.as_dict())
+    else:
+        show_firing(report)
+
+
+def show_firing(report: "FiringReport") -> None:
+    """Print what a Steering fires on, by kind of text, and the warnings."""
     show_table(
         ("texts", "n", "regulator", "above one half", "AUROC of a token"),
         [(one.kind, str(one.value.n), said(one.value), said(one.above_half), said(one.auroc)) for one in report.kinds],
     )
     for warning in report.warnings():
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")

@@ -1,8 +1,7 @@
 """Fit, info and methods: make a Steering from texts, show what a stored one does, list what there is to choose."""
 
-import json
 import shutil
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,14 +10,24 @@ from dsas.cli.app import app
 from dsas.cli.checks import check_apart, check_methods, check_model, check_out
 from dsas.cli.choices import Selection
 from dsas.cli.examples import chat_of, chosen_of, read_examples
+from dsas.cli.firing import show_firing
 from dsas.cli.models import loaded_model
 from dsas.cli.options import STEERING, in_method, in_texts
-from dsas.cli.output import show, show_table
+from dsas.cli.output import say, say_json, show, show_table
+from dsas.errors import TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_spans
+from dsas.model.conversation import Conversation
 from dsas.model.foreign import Foreign
 from dsas.regulators import REGULATORS
 from dsas.steering.folder import steering_folder
 from dsas.transforms import TRANSFORMS
+
+if TYPE_CHECKING:
+    from dsas import Steering
+    from dsas.evaluation.firing import FiringReport
+    from dsas.model.loading import LoadedModel
+
+GENERAL = "Texts the model writes by itself, to warn where regulators fire on what they were not fitted on; 0: none."
 
 
 @app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")
@@ -44,6 +53,7 @@ def fit(
     parts: options.Parts = options.ALL_PARTS,
     batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
     max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
+    general: Annotated[int, in_texts(min=0, help=GENERAL)] = 40,
     workers: options.Workers = 1,
     ray: options.Ray = "",
     field: options.Field = DEFAULT_FIELD,
@@ -66,6 +76,7 @@ def fit(
     import dsas
 
     loaded = loaded_model(model, device, precision)
+    shown = [one.under(chat) if isinstance(one, Conversation) else one for one in texts["source"]]
     if labels is not None:
         texts["source"] = list(map(dsas.Example, texts["source"], labels))
     steering = dsas.fit(
@@ -82,7 +93,24 @@ def fit(
     )
     steering.save_pretrained(out)
     shutil.rmtree(collected, ignore_errors=True)
-    show(steering, as_json, saved=str(out))
+    steered = regulator != "constant" and any(rule.weight > 0 for rule in steering.rules)
+    fires = _general(loaded, steering, shown, general, max_tokens, not as_json) if general and steered else None
+    show(steering, as_json, saved=str(out), **({"fires_on": fires.as_dict()} if fires and as_json else {}))
+    if fires and not as_json:
+        show_firing(fires)
+
+
+def _general(
+    loaded: "LoadedModel", steering: "Steering", source: list[Foreign], n: int, max_tokens: int, progress: bool
+) -> "FiringReport | None":
+    """Return what the Steering fires on in general text; None, and a line that says so, where none can be drawn."""
+    from dsas.evaluation.firing import general_firing
+
+    try:
+        return general_firing(*loaded, steering, source, n=n, max_tokens=max_tokens, progress=progress)
+    except TextsError as error:
+        say(f"what regulators do on general text is not known: {error}", error=True)
+        return None
 
 
 @app.command(epilog="Example: `dsas info detox --json`")
@@ -100,6 +128,6 @@ def methods(as_json: options.AsJson = False) -> None:
     kinds = {"transform": TRANSFORMS, "regulator": REGULATORS}
     rows = [{"kind": kind, "name": name, **of[name].facts._asdict()} for kind, of in kinds.items() for name in of]
     if as_json:
-        print(json.dumps(rows))
+        say_json(rows)
     else:
         show_table(list(rows[0]), [list(row.values()) for row in rows])

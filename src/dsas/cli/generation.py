@@ -1,6 +1,5 @@
 """Generate: continue prompts with a steered model, beside the unsteered one, or in colour while it writes."""
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +15,7 @@ from dsas.cli.conversing import Conversing
 from dsas.cli.examples import asked_of, chat_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import in_method, in_output, in_texts
-from dsas.cli.output import show_table
+from dsas.cli.output import console, say, say_json, show_table
 from dsas.errors import OptionError
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.model.chat import Chat
@@ -94,14 +93,14 @@ def generate(
     if explain and chosen is not None:
         for text in asked:
             _write(partial(sample, [text]), loaded.tokenizer, chosen.apply(loaded.model, strength))
-        print(f"coloured by applied strength, mean over sites: 0 to {strength:g}")
+        say(f"coloured by applied strength, mean over sites: 0 to {strength:g}")
         return
     texts = {"steered": run(chosen.apply(loaded.model, strength))} if chosen else {}
     if compare or chosen is None:
         texts["unsteered"] = run(nullcontext())
     rows = [{"prompt": p, **{name: column[i] for name, column in texts.items()}} for i, p in enumerate(prompts)]
     if as_json:
-        print(json.dumps({"strength": strength if chosen else 0.0, "generations": rows}))
+        say_json({"strength": strength if chosen else 0.0, "generations": rows})
         return
     show_table(list(rows[0]), [list(row.values()) for row in rows], ruled=True)
 
@@ -119,17 +118,15 @@ def _given(prompt: str | None, file: Path | None, field: str, chat: Chat | None)
 
 def _write(sample: Callable[..., object], tokenizer: Tokenizer, applied: "dsas.Applied") -> None:
     """Continue one text on the console; a token is written once the next one is known, for it is steered only then."""
-    from rich.console import Console
-
     from dsas.explaining.token_stream import TokenStream
     from dsas.views.terminal import styled
 
-    peak, console = abs(float(applied.strength)), Console()
+    peak, drawn = abs(float(applied.strength)), console()
 
     def show(piece: str, value: float | None) -> None:
         style = styled(abs(value), peak) if value is not None else None
-        console.print(piece, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+        drawn.print(piece, style=style, end="", soft_wrap=True)
 
     with applied:
         sample(streamer=TokenStream(tokenizer, applied, show))
-    console.print("\n")
+    drawn.print("\n")

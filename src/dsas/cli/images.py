@@ -11,7 +11,8 @@ from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_out
 from dsas.cli.choices import Branch
 from dsas.cli.models import hide_foreign_bars
-from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Precision, in_method, in_output
+from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Precision, finite, in_method, in_output
+from dsas.cli.output import say, say_json
 from dsas.errors import OptionError
 from dsas.steering.folder import steering_folder
 
@@ -23,7 +24,9 @@ def images(
     pipeline: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline.")],
     steering: Annotated[str, typer.Argument(help=STEERING)],
     prompt: Annotated[list[str], in_pictures(help=f"What to draw. {REPEATABLE}")],
-    strength: Annotated[list[float] | None, in_method(min=0.0, help=f"0 is unsteered. {REPEATABLE}")] = None,
+    strength: Annotated[
+        list[float] | None, in_method(min=0.0, callback=finite, help=f"0 is unsteered. {REPEATABLE}")
+    ] = None,
     seed: Annotated[int, in_pictures(help="Seed of the first prompt; prompt i has SEED + i.")] = 0,
     steps: Annotated[int, in_pictures(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float | None, in_pictures(help="Guidance scale; default: the pipeline's own.")] = None,
@@ -52,9 +55,9 @@ def images(
     page = write_pictures(out, f"What {Path(steering).name} does to pictures", compared)
     if as_json:
         means = [{name: float(mean) for name, mean in zip(m.sites, m.mean(), strict=True)} for m in compared.maps]
-        print(json.dumps({"page": str(page), "strengths": strengths, "mean_strengths": means}))
+        say_json({"page": str(page), "strengths": strengths, "mean_strengths": means})
         return
-    print(f"page: {page}")
+    say(f"page: {page}")
 
 
 def _options(given: str) -> dict[str, object]:

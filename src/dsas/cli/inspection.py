@@ -1,6 +1,5 @@
 """Inspect-data: what is wrong with sets of texts, before a Steering is fitted on them."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +24,7 @@ from dsas.cli.options import (
     in_model,
     in_texts,
 )
-from dsas.cli.output import show_table
+from dsas.cli.output import say, say_json, show_table
 from dsas.files.text_files import DEFAULT_FIELD
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def inspect_data(
         )
         found = against_style(curve, found)
     if as_json:
-        print(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
     else:
         _show(found)
     if any(finding.level == "error" for finding in found.findings):
@@ -78,13 +77,13 @@ def inspect_data(
 
 
 def _show(found: "Inspection") -> None:
-    print(", ".join(f"{name}: {size} texts" for name, size in found.sizes.items()))
+    say(", ".join(f"{name}: {size} texts" for name, size in found.sizes.items()))
     for finding in found.findings:
-        print(f"{finding.level}: {finding.check}: {finding.message}")
+        say(f"{finding.level}: {finding.check}: {finding.message}")
         for example in finding.examples:
-            print(f"    {example}")
+            say(f"    {example}")
     if not found.findings:
-        print("nothing to mend")
+        say("nothing to mend")
     if found.separability:
         bars = [
             (one.site, f"{one.accuracy:.2f}", "#" * round(40 * max(one.accuracy - 0.5, 0)))

@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from dsas.cli.choices import DEVICES, PARTS, SITES, PrecisionName, WhichTokens, offering, regulators, transforms
+from dsas.errors import StrengthError
 
 in_texts = partial(typer.Option, rich_help_panel="Texts")
 in_method = partial(typer.Option, rich_help_panel="Method")
 in_model = partial(typer.Option, rich_help_panel="Model")
 in_output = partial(typer.Option, rich_help_panel="Output")
+
+LARGEST_STRENGTH = 3.4e38
 
 STEERING = "Folder or hub id of a Steering."
 REPEATABLE = "May be given several times."
@@ -69,9 +72,21 @@ Sites = Annotated[
         autocompletion=offering(SITES),
     ),
 ]
+
+
+def finite(given: float | list[float] | None) -> float | list[float] | None:
+    """Return what was given for a strength. Raises StrengthError for what float32 cannot hold."""
+    for one in given if isinstance(given, list) else [given]:
+        if one is not None and not abs(one) <= LARGEST_STRENGTH:
+            raise StrengthError(f"a strength must be finite, got {one:g}; float32 holds up to 3.4e38")
+    return given
+
+
 Strength = Annotated[
     float | None,
-    in_method(help="0 is unsteered, below 0 the opposite direction; default: the calibrated one, or 1."),
+    in_method(
+        callback=finite, help="0 is unsteered, below 0 the opposite direction; default: the calibrated one, or 1."
+    ),
 ]
 
 Workers = Annotated[int, in_model(min=1, help="Processes on this machine.")]

@@ -1,12 +1,64 @@
-"""Output: tables, and what a Steering does, site by site. Lines are printed plainly."""
+"""Output: lines, tables, JSON, and what a Steering does, site by site. All that commands print goes through here.
 
-import json
+Texts, Steerings and models are other people's: what they hold is shown and never obeyed, neither as markup nor as
+control characters, which move a terminal's cursor, set its title, or turn the direction of reading.
+"""
+
+import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
+from dsas.files.json_values import Json, json_text
+from dsas.model.foreign import Foreign
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dsas import Steering
     from dsas.evaluation.intervals import Interval
+
+
+# C0 but tab and line break, DEL and C1; marks of direction; separators of lines; halves of surrogates.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Return a text with the characters that a terminal obeys written as escapes."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Print a line; error: on the error stream."""
+    print(visible(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_json(value: Json) -> None:
+    """Print a value as one line of JSON."""
+    print(json_text(value))
+
+
+def console() -> "Console":
+    """Return what draws on the terminal, with only the control characters that it puts there itself."""
+    return _console_class()(highlight=False)
+
+
+@cache
+def _console_class() -> "type[Console]":
+    from rich.console import Console
+
+    class Plain(Console):
+        """A console that shows what is obeyed elsewhere."""
+
+        def render(self, renderable: Foreign, options: Foreign = None) -> Iterable[Foreign]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+        def render_str(self, text: str, **options: Foreign) -> Foreign:
+            return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+    return Plain
 
 
 def show_table(
@@ -18,24 +70,22 @@ def show_table(
     ruled: bool = False,
 ) -> None:
     """Print a table. bold: numbers of the rows that stand out. ruled: a line between rows."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*columns, title=title or None, show_lines=ruled)
     for number, row in enumerate(rows):
-        table.add_row(*map(escape, row), style="bold" if number in bold else None)
-    Console().print(table)
+        table.add_row(*row, style="bold" if number in bold else None)
+    console().print(table)
 
 
-def show(steering: "Steering", as_json: bool, **extra: str) -> None:
+def show(steering: "Steering", as_json: bool, **extra: Json) -> None:
     """Print what a Steering does, site by site, and how it was made."""
     lines = steering.report()
     if as_json:
         found = steering.calibration.as_dict() if steering.calibration is not None else None
         facts = {"model": steering.model.as_dict(), "settings": steering.settings}
         facts |= {"strength": steering.strength, "calibration": found}
-        print(json.dumps({**facts, "sites": [line._asdict() for line in lines], **extra}))
+        say_json({**facts, "sites": [line._asdict() for line in lines], **extra})
         return
     rows = [
         (line.site, "-" if line.accuracy is None else f"{line.accuracy:.2f}", f"{line.weight:.2f}", line.status)
@@ -44,9 +94,9 @@ def show(steering: "Steering", as_json: bool, **extra: str) -> None:
     title = f"Steering for {steering.model.model_class}"
     show_table(("site", "accuracy", "weight", "status"), rows, title=title)
     for key, value in {**steering.settings, **extra}.items():
-        print(f"{key}: {value}")
+        say(f"{key}: {value}")
     for line in steering.calibration.lines() if steering.calibration is not None else []:
-        print(line)
+        say(line)
 
 
 def said(interval: "Interval | None") -> str:

@@ -1,13 +1,12 @@
 """Playground: the local web page to try Steerings in."""
 
-from pathlib import Path
 from typing import Annotated
 
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_strength
+from dsas.cli.checks import check_model, check_strength, folders_by_name
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, Device, Model, Precision, Strength, in_method, in_model
-from dsas.steering.folder import steering_folder
+from dsas.cli.output import say
 
 
 @app.command(epilog="Example: `dsas playground ./model --steering detox --steering calm --strength 0.1`")
@@ -21,7 +20,7 @@ def playground(
 ) -> None:
     """Serve a page on this machine to type prompts, move the strength and switch Steerings; Ctrl-C ends it."""
     check_strength(strength)
-    folders = {Path(name).name: steering_folder(name) for name in steering}
+    folders = folders_by_name(steering)
     check_model(model)
     import dsas
     from dsas.demo.playground import HOST, serve
@@ -29,5 +28,5 @@ def playground(
 
     steerings = {name: dsas.Steering.from_pretrained(folder) for name, folder in folders.items()}
     page = build(*loaded_model(model, device, precision), steerings, strength=strength)
-    print(f"playground: http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
+    say(f"playground: http://{HOST}:{port} (Ctrl-C ends it)")
     serve(page, port=port)

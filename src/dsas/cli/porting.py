@@ -1,6 +1,5 @@
 """Port: whether a stored Steering still tells source from control on a relative of its model, and storing it for it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from dsas.cli.checks import check_model, check_out
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
-from dsas.cli.output import show_table
+from dsas.cli.output import say, say_json, show_table
 from dsas.errors import OptionError
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
@@ -82,13 +81,13 @@ def port(
     if as_json:
         sites = [site._asdict() for site in found.sites]
         told = {"verdict": found.verdict, "differences": found.differences, "sites": sites, "strength": ported.strength}
-        print(json.dumps({**told, "saved": None if out is None else str(out)}))
+        say_json({**told, "saved": None if out is None else str(out)})
     else:
         _show(found, ported.strength, out)
 
 
 def _show(found: "Ported", strength: float | None, out: Path | None) -> None:
-    print(f"the model differs: {'; '.join(found.differences)}" if found.differences else "the model is that of the fit")
+    say(f"the model differs: {'; '.join(found.differences)}" if found.differences else "the model is that of the fit")
     show_table(
         ("site", "AUROC", "on source", "on control", "weight"),
         [
@@ -102,8 +101,8 @@ def _show(found: "Ported", strength: float | None, out: Path | None) -> None:
             for site in found.sites
         ],
     )
-    print(f"verdict: {found.verdict}" + (f": {', '.join(found.refit())}" if found.refit() else ""))
+    say(f"verdict: {found.verdict}" + (f": {', '.join(found.refit())}" if found.refit() else ""))
     if strength is not None:
-        print(f"strength: {strength:.4g}")
+        say(f"strength: {strength:.4g}")
     if out is not None:
-        print(f"saved: {out}")
+        say(f"saved: {out}")

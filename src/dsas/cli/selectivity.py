@@ -1,6 +1,5 @@
 """Selectivity: what source texts lose under a stored Steering for what it costs on texts to be left alone."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ from dsas.cli.checks import check_enough, check_model
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
-from dsas.cli.output import said, show_table
+from dsas.cli.output import said, say, say_json, show_table
 from dsas.files.text_files import DEFAULT_FIELD
 
 if TYPE_CHECKING:
@@ -53,19 +52,17 @@ def selectivity(
     loaded = loaded_model(model, device, precision)
     found = measure_selectivity(*loaded, chosen, source=texts, control=kinds, damage=damage, progress=not as_json)
     if as_json:
-        print(json.dumps(found.as_dict()))
+        say_json(found.as_dict())
     else:
         _show(found)
 
 
 def _show(found: "Selectivity") -> None:
     if not found.reached:
-        print(
-            f"no strength does the stated damage of {found.damage:g} nats per token, so nothing can be compared there"
-        )
+        say(f"no strength does the stated damage of {found.damage:g} nats per token, so nothing can be compared there")
     else:
-        print(f"where control texts lose {found.damage:g} nats per token, at strength {said(found.strength)}:")
-        print(f"  source texts lose {said(found.nats)}, {said(found.ratio)} times what they lose without a regulator")
+        say(f"where control texts lose {found.damage:g} nats per token, at strength {said(found.strength)}:")
+        say(f"  source texts lose {said(found.nats)}, {said(found.ratio)} times what they lose without a regulator")
         show_table(
             ("control texts", "lose there", "source, where these alone lose as much"),
             [(name, said(kind.loss), said(kind.nats)) for name, kind in found.kinds.items()],

@@ -28,33 +28,46 @@ in_training = partial(typer.Option, rich_help_panel="Training")
 
 @app.command(
     epilog="Example: `dsas train ./model --source rude.txt --control plain.txt --target polite.txt --out detox "
-    "--objective e2e-dsas --gate relu`"
+    "--objective e2e-dsas --gate relu`. Without texts: `dsas train ./model --out polite --objective imitate "
+    "--instruction 'Answer politely.'`"
 )
 def train(
     model: options.Model,
-    source: options.Source,
-    target: Annotated[
-        Path,
-        in_texts(help="Texts with the desired behaviour; for preference, line i is preferred to line i of --source."),
-    ],
     out: Annotated[Path, in_output(help="Folder to write the Steering to; log and state go to OUT/training.")],
+    source: Annotated[
+        Path | None,
+        in_texts(help="Texts with the undesired behaviour; for imitate questions, everyday ones when not given."),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        in_texts(help="Texts with the desired behaviour; for preference, line i is preferred to line i of --source."),
+    ] = None,
     control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are.")] = None,
     objective: Annotated[
         str,
-        in_method(help="lineas learns how to steer, e2e-dsas and preference also when.", autocompletion=objectives),
+        in_method(
+            help="lineas learns how to steer; e2e-dsas, preference and imitate also when.", autocompletion=objectives
+        ),
     ] = "lineas",
+    instruction: Annotated[
+        str | None, in_method(help='What the model is told, such as "Answer politely.", for imitate.')
+    ] = None,
     gate: Annotated[Gate | None, in_method(help="Form of the regulators that are learned; default: sigmoid.")] = None,
     control_weight: Annotated[
         float | None,
-        in_method(min=0, help="Weight of keeping control texts as they are; default: 0.3, or 3 for preference."),
+        in_method(min=0, help="Weight of keeping control texts as they are; default: 0.3, preference 3, imitate 1."),
     ] = None,
     sparsity: Annotated[float, in_method(min=0, help="Weight of the sparse group lasso; 0 is dense.")] = 0.0,
     beta: Annotated[float | None, in_method(help="DPO beta (1/nats); larger saturates earlier; default: 0.1.")] = None,
     pairs_per_step: Annotated[
-        int | None, in_training(min=1, help="Pairs, and control texts, per step of preference; default: 16.")
+        int | None, in_training(min=1, help="Pairs, and control texts, per step of preference or imitate; default: 16.")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, in_training(min=1, help="Tokens at most per answer that imitate draws; default: 64.")
     ] = None,
     steps: Annotated[
-        int, in_training(min=1, help="Optimizer steps: full batch, or --pairs-per-step pairs for preference.")
+        int,
+        in_training(min=1, help="Optimizer steps: full batch, or --pairs-per-step pairs (preference, imitate)."),
     ] = 50,
     start: Annotated[
         str,
@@ -64,7 +77,10 @@ def train(
         ),
     ] = "fitted",
     start_strength: Annotated[
-        float, in_method(help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave.")
+        float,
+        in_method(
+            callback=options.finite, help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave."
+        ),
     ] = 1.0,
     regulator: Annotated[
         str | None, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
@@ -97,18 +113,20 @@ def train(
     """
     folder = _start_folder(start, start_strength)
     chat = chat_of(system, template_args, parts)
-    unwanted, wanted = read_examples(source, field, half="rejected"), read_examples(target, field, half="chosen")
+    unwanted = read_examples(source, field, half="rejected") if source else []
+    wanted = read_examples(target, field, half="chosen") if target else None
     neutral = read_examples(control, field) if control else []
     check_out(out)
     check_methods([], [regulator] if regulator is not None else [])
     OBJECTIVES.check(objective)
+    _check_sets(objective, source, target, instruction)
     check_model(model)
     import dsas
     from dsas.training.ranks import is_first
 
     given = {
         "gate": gate, "control_weight": control_weight, "sparsity": sparsity, "beta": beta,
-        "pairs_per_step": pairs_per_step, "regulator": regulator,
+        "pairs_per_step": pairs_per_step, "regulator": regulator, "instruction": instruction, "new_tokens": new_tokens,
     }  # fmt: skip
     made = objective_named(objective, {name: value for name, value in given.items() if value is not None})
     begin = cast("Start", start) if folder is None else dsas.Steering.from_pretrained(folder)
@@ -133,6 +151,16 @@ def train(
         show(steering, as_json, saved=str(out), log=str(out / "training" / "log.csv"))
     if steering.settings["training"]["stopped"] == "interrupted":
         raise typer.Exit(130)
+
+
+def _check_sets(objective: str, source: Path | None, target: Path | None, instruction: str | None) -> None:
+    """Raise OptionError for sets that the objective lacks, or makes itself."""
+    if objective != "imitate" and (source is None or target is None):
+        raise OptionError(f"--objective {objective} needs --source and --target: files of texts or conversations")
+    if objective == "imitate" and not (instruction or "").strip():
+        raise OptionError('--objective imitate needs --instruction, such as "Answer politely."')
+    if objective == "imitate" and target is not None:
+        raise OptionError("--objective imitate draws its target from the model itself: leave --target out")
 
 
 def _start_folder(start: str, strength: float) -> Path | None:

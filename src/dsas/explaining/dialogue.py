@@ -26,10 +26,12 @@ from dsas.model.conversation import ASSISTANT, USER, Conversation, Message
 from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign, Tokenizer
+from dsas.model.only_numbers import OnlyNumbers
 from dsas.model.rendering import turns
 from dsas.model.token_text import pieces
 from dsas.model.token_trace import Trace
-from dsas.model.tokenizing import encode, pad_token, special_ids, text_tokenizer
+from dsas.model.tokenizing import adds_special_tokens, encode, pad_token, special_ids, text_tokenizer
+from dsas.model.wrappers import unwrapped
 from dsas.steering.steering import Steering
 from dsas.views.explained import Turn
 
@@ -71,7 +73,7 @@ class Dialogue:
         if drawn.temperature < 0 or not 0 < drawn.top_p <= 1 or drawn.new_tokens < 1:
             raise OptionError(f"expected temperature >= 0, 0 < top_p <= 1 and new_tokens >= 1, got {drawn}")
         self._model, self._tokenizer, self._drawn = model, text_tokenizer(tokenizer), drawn
-        self._chat, self._template = chat, ChatTemplate(self._tokenizer, chat)
+        self._given, self._chat, self._template = tokenizer, chat, ChatTemplate(tokenizer, chat)
         self.messages: list[Message] = []
         self._cache: Foreign = None
         self._read: list[int] = []  # the tokens that the cache holds
@@ -98,7 +100,8 @@ class Dialogue:
         self._begin_anew_under(None if steering is None else (steering.digest(), strength))
         self.messages.append(Message(USER, text))
         asked = Conversation(tuple(self.messages), self._chat)
-        (rendered,) = encode(self._tokenizer, [self._template.text(asked.asked, generate=True)], special_tokens=False)
+        text = self._template.whole(asked.asked, generate=True)
+        (rendered,) = encode(self._tokenizer, [text], special_tokens=adds_special_tokens(self._given, text))
         reused = self._reuse(rendered.ids)
         said: list[int] = []
         stream = _Heard(self._tokenizer, applied, show, len(rendered.ids), said)
@@ -118,7 +121,7 @@ class Dialogue:
         self.messages.append(Message(ASSISTANT, answer))
         trace = None
         if applied is not None and applied.has_trace:
-            trace = self._named(applied.trace(), [*rendered.ids, *said], turns(self._tokenizer, asked, generate=True))
+            trace = self._named(applied.trace(), [*rendered.ids, *said], turns(self._given, asked, generate=True))
         return Answer(answer, trace, len(rendered.ids), reused, ended)
 
     def forget(self) -> None:
@@ -153,7 +156,7 @@ class Dialogue:
         return same if self._cache is not None else 0
 
     def _generate(self, ids: list[int], stream: "_Heard", new_tokens: int) -> Any:
-        own: Foreign = self._model
+        own: Foreign = unwrapped(self._model)
         sampled = self._drawn.temperature > 0
         drawing = {"do_sample": True, "temperature": self._drawn.temperature, "top_p": self._drawn.top_p, "top_k": 0}
         config = GenerationConfig(
@@ -166,7 +169,12 @@ class Dialogue:
         tokens = torch.tensor([ids], device=device_of(self._model))
         kept = {} if self._cache is None else {"past_key_values": self._cache}
         return own.generate(
-            tokens, attention_mask=torch.ones_like(tokens), generation_config=config, streamer=stream, **kept
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            generation_config=config,
+            logits_processor=[OnlyNumbers()],
+            streamer=stream,
+            **kept,
         )
 
     def _keep(self, out: Any) -> None:

@@ -27,10 +27,12 @@ from dsas.model.device_map import device_of
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import Given, check_texts
 from dsas.model.foreign import Foreign, Model, Tokenizer
+from dsas.model.kl_divergence import kl_divergence
+from dsas.model.only_numbers import OnlyNumbers, check_numbers
 from dsas.model.rendering import rendered, turns
-from dsas.model.running import run_on
+from dsas.model.running import placed_on, run_on
 from dsas.model.subject import subject_of
-from dsas.model.token_batches import greedy
+from dsas.model.token_batches import TokenRow, filled, greedy
 from dsas.model.token_text import pieces
 from dsas.model.token_trace import Trace, stacked
 from dsas.model.tokenizing import pad_token, text_tokenizer, tokenize
@@ -61,7 +63,8 @@ def explain(
     of the likeliest next tokens to keep, before and after steering; 0 does not compare next tokens at all. skip_sinks:
     as in `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring
     theirs.
-    Raises OptionError unless exactly one of text and prompt is given, TextsError, StrengthError, ModelMismatchError.
+    Raises OptionError unless exactly one of text and prompt is given, TextsError, StrengthError, ModelMismatchError,
+    ActivationError where activations overflow, as at too large a strength.
     """
     if (text is None) == (prompt is None):
         raise OptionError("expected either text or prompt, got " + ("neither" if text is None else "both"))
@@ -72,13 +75,13 @@ def explain(
         raise StrengthError("expected a strength that is not 0: at 0 no token is steered")
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
-    tokenizer = text_tokenizer(tokenizer)
-    subject_of(model, tokenizer).examples().pad_token()  # refuses a subject without tokens
+    subject = subject_of(model, tokenizer)
+    subject.examples().pad_token()  # refuses a subject without tokens
     contents = check_texts("text", _listed(text if prompt is None else prompt), minimum=1)
     new_tokens = 0 if prompt is None else generate
     rows = _rows(tokenizer, contents, generate=new_tokens > 0, special_tokens=special_tokens)
     with torch.no_grad(), evaluation_mode(model):
-        run = _Run(model, tokenizer, steering, strength, skip_sinks)
+        run = _Run(subject.module, tokenizer, steering, strength, skip_sinks)
         traces = [run.trace(row, new_tokens, next_tokens) for row in rows]
     return stacked(traces)
 
@@ -135,12 +138,14 @@ class _Run:
     def __init__(
         self, model: Model, tokenizer: Tokenizer, steering: Steering, strength: float, skip_sinks: bool
     ) -> None:
-        self._model, self._tokenizer, self._steering = model, tokenizer, steering
+        self._model, self._tokenizer, self._steering = model, text_tokenizer(tokenizer), steering
         self._strength, self._skip_sinks = strength, skip_sinks
+        self._media: dict[str, Tensor] = {}
         self._encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
     def trace(self, read_row: _Row, new_tokens: int, next_tokens: int) -> Trace:
         row = read_row.ids
+        self._media = row.media if isinstance(row, TokenRow) else {}
         ids = torch.tensor([row], device=device_of(self._model))
         prompt = 1 if self._encodes else len(row)  # a decoder beside an encoder begins with a token of its own
         applied = self._steering.apply(self._model, self._strength, record="doses", skip_sinks=self._skip_sinks)
@@ -168,7 +173,14 @@ class _Run:
 
     def _continue(self, ids: Tensor, new_tokens: int) -> list[int]:
         config = greedy(new_tokens, pad_token(self._tokenizer))
-        output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        media = placed_on(self._model, self._media)
+        output = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=[OnlyNumbers()],
+            **media,
+        )
         return output[0, 1 if self._encodes else ids.shape[1] :].tolist()
 
     def _read(self, ids: Tensor, seen: Tensor) -> Foreign:
@@ -177,7 +189,10 @@ class _Run:
         if self._encodes:
             names = {f"decoder_{name}": value for name, value in given.items()}
             given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **names}
-        return run_on(self._model, given)
+        given |= {name: filled(name, value, seen.shape[1]) for name, value in self._media.items()}
+        output = run_on(self._model, given)
+        check_numbers(output.logits)
+        return output
 
     def _compare(self, ids: Tensor, steered: list[int], new_tokens: int, prompt: int) -> Comparison:
         """Continue without steering, and find where both continuations part; the last, unsteered token is left off."""
@@ -195,10 +210,9 @@ class _Run:
         nats: list[float] = []
         choices: tuple[list[tuple[Choice, ...]], ...] = ([], [])
         for one, other in zip(before.split(_TOKENS_AT_ONCE), after.split(_TOKENS_AT_ONCE), strict=True):
-            p, q = one.float().log_softmax(-1), other.float().log_softmax(-1)
-            nats += (p.exp() * (p - q)).sum(-1).clamp(min=0).tolist()
-            for kept, logs in zip(choices, (p, q), strict=True):
-                kept.extend(self._likeliest(logs, top))
+            nats += kl_divergence(one, other).clamp(min=0).tolist()
+            for kept, logits in zip(choices, (one, other), strict=True):
+                kept.extend(self._likeliest(logits.float().log_softmax(-1), top))
         return NextTokens(tuple(nats), *map(tuple, choices))
 
     def _likeliest(self, logs: Tensor, top: int) -> list[tuple[Choice, ...]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dsas.errors import OptionError
+from dsas.errors import ActivationError, OptionError
 from dsas.files.atomic import replace_files
 from dsas.model.drawing import Drawing, draw, prompt_batches
 from dsas.model.foreign import Pipeline
@@ -49,7 +49,8 @@ def compare_pictures(
 ) -> Comparison:
     """Draw one picture a prompt at every strength, with and without regulators, from the drawing's seed on.
 
-    Raises OptionError without a prompt or a strength above 0, and for more than one image a prompt.
+    Raises OptionError without a prompt or a strength above 0, and for more than one image a prompt; ActivationError
+    where the pipeline overflows, as at too large a strength.
     """
     if not prompts or not strengths or max(strengths) <= 0 or drawing.images != 1:
         raise OptionError("expected a prompt or more, a strength above 0, and a drawing of one image a prompt")
@@ -63,6 +64,10 @@ def compare_pictures(
             for batch in batches:
                 with acting.apply(pipeline, strength, branch=drawing.branch) as applied:
                     drawn.append(draw(pipeline, batch, drawing, output_type="np"))
+                if not np.isfinite(drawn[-1]).all():
+                    raise ActivationError(
+                        f"at strength {strength:g} the pictures are not numbers: steer at a smaller one"
+                    )
                 if row == WITH and strength == max(strengths):
                     maps += [one_of(applied.maps(), number) for number in range(len(batch.prompts))]
             pictures[row].append(np.concatenate(drawn))
