@@ -1,6 +1,6 @@
 # Everything a developer or CI does, by name. `make help` lists the verbs.
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-oldest test-real test-browser test-vllm lint types imports examples demo bench clean
+.PHONY: help venv install test test-oldest test-real test-browser test-vllm fuzz soak lint types imports examples demo bench clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -75,6 +75,24 @@ $(VLLM_STAMP): pyproject.toml | $(BIN)/pip
 
 test-vllm: $(VLLM_STAMP) ## run the tests that serve with vLLM, in an environment of its own (.venv-vllm)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -o addopts= -o filterwarnings=default -m vllm tests/serving
+
+# Campaigns end with exit status 1 on whatever must not happen, and print the seed with which they are run again.
+SEED ?= $(shell date +%s)
+TIMES ?= 1
+CAMPAIGN = cd tests && PYTHONPATH=$(CURDIR)/tests OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/python -m campaigns
+
+fuzz: install ## damage artifacts, vectors, pickles, requests and checkpoints at random, some minutes (SEED=1, TIMES=10 for ten times as much)
+	$(CAMPAIGN).artifacts --seed $(SEED) --rounds $$((5000 * $(TIMES)))
+	$(CAMPAIGN).pickles --seed $(SEED) --rounds $$((10000 * $(TIMES)))
+	$(CAMPAIGN).vectors --seed $(SEED) --rounds $$((3000 * $(TIMES)))
+	$(CAMPAIGN).requests --seed $(SEED) --rounds $$((5000 * $(TIMES)))
+	$(CAMPAIGN).checkpoints --seed $(SEED) --rounds $$((50 * $(TIMES)))
+
+soak: install ## interrupt calls, race threads and cut commands at random, some minutes (SEED=1, TIMES=10)
+	$(CAMPAIGN).process_state
+	$(CAMPAIGN).interruptions --seed $(SEED) --rounds $$((50 * $(TIMES)))
+	$(CAMPAIGN).races --rounds $$((100 * $(TIMES)))
+	$(CAMPAIGN).commands --seed $(SEED) --rounds $$((5 * $(TIMES)))
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .
