@@ -45,6 +45,13 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_compiled_code_of_others(request: pytest.FixtureRequest) -> None:
+    """Begin without what other tests compiled: torch makes code for a function eight times, whichever the model."""
+    if request.node.get_closest_marker("compile"):
+        torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     words = {"<end>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}

@@ -8,6 +8,7 @@ finished row gives what any way of running it must give:
            max(0, theta . t + bias)           mera                1 at places start to stop - 1  generated
            1 if cos(m, tanh(theta (theta . m) / (theta . theta))) > threshold else 0             cast
            sigmoid(e - threshold)             evidence, fading
+           sigmoid(theta . (t - a) + bias)    clean, a the sum of what the modules before have added
 
 e is the sum of memory^(i - j) (theta . t_j + bias) over the tokens j up to i, without the row's first one, over the sum
 of those weights plus 2; memory is 1, and for fading 0.8, from the beginning of the turn.
@@ -51,16 +52,18 @@ class Reference(NamedTuple):
 
 def reference(model: nn.Module, sites: Sequence[Numbers], ids: Tensor, prompts: Spans) -> Reference:
     """Run the row `ids` (token,) with these turns; `model` is not touched, and need not be in float64."""
-    wide, strengths, margins = _wide(model), [], [float("inf")]
+    wide, strengths, margins, added = _wide(model), [], [float("inf")], torch.zeros(())
 
     def steer(numbers: Numbers) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            nonlocal added
             t = output[0] if isinstance(output, tuple) else output
-            h, margin = _regulated(numbers, t[0], prompts)
+            h, margin = _regulated(numbers, t[0] - added if numbers.kind == "clean" else t[0], prompts)
             h[0] = 0.0 if numbers.spare_first else h[0]
             strengths.append(numbers.strength * h)
             margins.append(margin)
-            changed = t + (numbers.strength * h)[None, :, None] * numbers.vector
+            change = (numbers.strength * h)[:, None] * numbers.vector
+            added, changed = added + change, t + change
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
@@ -104,7 +107,7 @@ def _wide(model: nn.Module) -> nn.Module:
 def _regulated(numbers: Numbers, t: Tensor, prompts: Spans) -> tuple[Tensor, float]:
     """Return h of every token of one row (token, dim), and how close the closest decision was."""
     score = t @ numbers.theta + numbers.bias
-    if numbers.kind == "logistic":
+    if numbers.kind in ("logistic", "clean"):
         return 1 / (1 + torch.exp(-score)), float("inf")
     if numbers.kind == "mera":
         return score.clamp(min=0), float("inf")

@@ -32,7 +32,7 @@ PROMPTS = ("A fox ran", "Hi")
 SITES = ["re:.*\\.0\\.mlp", "model.layers.1"]
 TRANSFORMS = list(dsas.TRANSFORMS)
 REGULATORS = [
-    *(name for name in dsas.REGULATORS if name not in ("product", "per-step")),
+    *(name for name in dsas.REGULATORS if name not in ("product", "per-step", "clean")),
     "logistic*posterior",
     "cast*schedule",
 ]
@@ -73,6 +73,7 @@ def test_every_regulator_keeps_the_laws(name: str) -> None:
         dsas.Schedule("all", start=2),
         dsas.Cast(torch.randn(16), torch.tensor(0.3), above=False),
         dsas.Posterior(torch.randn(16), torch.randn(16), torch.randn(16)),
+        dsas.Clean(dsas.Logistic(torch.randn(16), torch.tensor(0.1))),
     ],
     ids=repr,
 )
@@ -107,6 +108,13 @@ def check(steering: Any, model: Any, way: Any = "apply") -> None:
 def test_every_transform_with_every_regulator_keeps_the_laws_on_a_model(transform: str, regulator: str) -> None:
     model = tiny_model(layers=2)
     check(steering_of(model, transform, regulator), model)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_every_transform_keeps_the_laws_where_later_sites_read_clean(transform: str) -> None:
+    model = tiny_model(layers=3)
+    how, when = fitted(transform, "logistic", WIDTH)
+    check(random_steering(model, transform=how, regulator=dsas.Clean(when)), model)
 
 
 @pytest.mark.parametrize(("transform", "regulator"), PAIRS)

@@ -14,7 +14,7 @@ from ways_of_running import STRENGTH, WAYS, Row, Use, words
 import dsas
 from dsas.model.identity import ModelIdentity
 
-METHODS = ("logistic", "cast", "generated", "mera", "constant", "evidence", "fading")
+METHODS = ("logistic", "cast", "generated", "mera", "constant", "evidence", "fading", "clean")
 SUMS = ("evidence", "fading")
 REFUSED = {("continuous_batching_over_a_shared_prefix", method) for method in ("cast", *SUMS)}
 CELLS = [cell for cell in product(WAYS, METHODS) if cell not in REFUSED]
@@ -33,7 +33,9 @@ def numbers_of(model: Any, method: str) -> list[Numbers]:
     paths, found = [site.path for site in sites_of(model)], []
     for path, t in zip(paths, plain_activations(model, paths, torch.tensor(words(0, 24))), strict=True):
         vector, theta = torch.randn(2, t.shape[1], generator=generator, dtype=torch.float64)
-        theta = {"logistic": 2.0, "evidence": 4.0, "fading": 4.0}.get(method, 0.5) * theta / (t @ theta).std()
+        theta = (
+            {"logistic": 2.0, "clean": 2.0, "evidence": 4.0, "fading": 4.0}.get(method, 0.5) * theta / (t @ theta).std()
+        )
         means = torch.stack([t[start:end].mean(0) for start in range(1, 16, 3) for end in range(start + 1, start + 8)])
         found.append(
             Numbers(
@@ -61,6 +63,7 @@ def evidence(numbers: Numbers) -> tuple[Tensor, Tensor, Tensor]:
 def steering_of(model: Any, method: str) -> dsas.Steering:
     regulators = {
         "logistic": lambda n: dsas.Logistic(n.theta, torch.tensor(n.bias, dtype=torch.float64)),
+        "clean": lambda n: dsas.Clean(dsas.Logistic(n.theta, torch.tensor(n.bias, dtype=torch.float64))),
         "cast": lambda n: dsas.Cast(n.theta, torch.tensor(n.threshold, dtype=torch.float64)),
         "generated": lambda n: dsas.Schedule("generated", n.start, n.stop),
         "mera": lambda n: dsas.Mera(n.theta, torch.tensor(n.bias, dtype=torch.float64)),

@@ -29,14 +29,19 @@ HELD_BY = {
     "cli/images.py": "model/test_drawing.py",
     "cli/inspection.py": "cli/test_explain_and_inspect.py",
     "cli/models.py": "cli/test_fit_and_generate.py",
-    "cli/output.py": "cli/test_fit_and_generate.py",
     "cli/playground.py": "demo/test_playground.py",
+    "cli/release.py": "cli/test_check_command.py",
     "cli/selectivity.py": "cli/test_explain_and_inspect.py",
     "cli/porting.py": "cli/test_port_command.py",
+    "cli/harness.py": "evaluation/test_lm_eval_model.py",
+    "cli/adopting.py": "cli/test_adopt_command.py",
+    "formats/published.py": "formats/test_torch_vectors.py",
     "cli/serving.py": "serving/test_cli_serve.py",
     "cli/training.py": "training/test_gradients.py",
     "errors.py": "model/test_sites.py",
     "evaluation/bag.py": "evaluation/test_scorers.py",
+    "evaluation/harmful_requests.py": "evaluation/test_refusal_classifier.py",
+    "evaluation/sentence_embeddings.py": "evaluation/test_refusal_classifier.py",
     "files/atomic.py": "steering/test_artifact.py",
     "fitting/collectors.py": "fitting/test_closed_form.py",
     "fitting/selection.py": "fitting/test_site_rule.py",
@@ -46,6 +51,8 @@ HELD_BY = {
     "model/continuous_batching.py": "test_sequences.py",
     "model/evaluation_mode.py": "model/test_activations.py",
     "model/hooks.py": "runtime/test_applied.py",
+    "calibration/silence.py": "calibration/test_largest_strength.py",
+    "model/instruction.py": "drafting/test_prompts.py",
     "model/layers.py": "model/test_sites.py",
     "model/labelled_tokens.py": "fitting/test_closed_form.py",
     "model/language_model.py": "fitting/test_closed_form.py",
@@ -59,6 +66,7 @@ HELD_BY = {
     "model/token_trace.py": "runtime/test_generating.py",
     "model/weights.py": "model/test_relatives.py",
     "model/wrappers.py": "model/test_relatives.py",
+    "parallel/foreign_imports.py": "test_process_state.py",
     "regulators/base.py": "regulators/test_evidence.py",
     "regulators/probe.py": "regulators/test_evidence.py",
     "reports/estimates.py": "reports/test_pareto_report.py",
@@ -69,7 +77,6 @@ HELD_BY = {
     "runtime/unchanged.py": "evaluation/test_firing.py",
     "serving/admission.py": "serving/test_engine.py",
     "serving/config.py": "serving/test_engine.py",
-    "serving/operator.py": "serving/test_vllm_server.py",
     "serving/reports.py": "serving/test_runner.py",
     "serving/tokens.py": "serving/test_modules.py",
     "serving/worker.py": "serving/test_engine.py",
@@ -88,6 +95,8 @@ HELD_BY = {
     "training/descent.py": "training/test_trainer.py",
     "training/learner.py": "training/test_trainer.py",
     "training/learning.py": "training/test_trainer.py",
+    "training/answering.py": "training/objectives/test_imitate.py",
+    "training/next_tokens.py": "training/objectives/test_preference.py",
     "training/objectives/base.py": "training/objectives/test_objectives.py",
     "training/objectives/e2e.py": "training/objectives/test_objectives.py",
     "training/objectives/lineas.py": "training/objectives/test_objectives.py",
@@ -206,7 +215,7 @@ def is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     given = node.args
     names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    sets = ("source", "control", "target") if node.name == "fit" else ()  # what every method's fit is given
+    sets = ("source", "control", "target", "groups") if node.name == "fit" else ()  # what a method's fit is given
     return [name for name in names if name not in ("self", "cls", *sets)]
 
 

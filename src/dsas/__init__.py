@@ -12,7 +12,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from dsas.parallel.foreign_imports import unnoticed
 from dsas.version import VERSION as __version__  # noqa: F401
+
+with unnoticed():
+    import_module("rich.style")  # the one module of what we need that draws a random number when it is imported
 
 if TYPE_CHECKING:
     from dsas.public import *  # noqa: F403

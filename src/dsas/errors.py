@@ -71,8 +71,17 @@ class DsasWarning(UserWarning):
     """dsas did something different from what was requested, and the message says what."""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return a value as one short line for an error message, whatever somebody has sent: escaped, and cut."""
+    try:
+        said = repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python writes, lists in lists in lists
+        return f"a value of type {type(value).__name__} that is too long to be shown"
+    return said if len(said) <= most else f"{said[:most]}..."
+
+
 def closest(name: str, choices: Iterable[str], n: int = 3) -> str:
     """Return the `n` choices nearest to `name` as one readable string, for the end of an error message."""
     options = list(choices)
-    near = get_close_matches(name, options, n=n, cutoff=0.3) or options[:n]
+    near = get_close_matches(name[:200], options, n=n, cutoff=0.3) or options[:n]
     return ", ".join(repr(o) for o in near) if near else "(none)"

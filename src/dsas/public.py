@@ -28,6 +28,9 @@ from dsas.fitting.selection import Selection as Selection
 from dsas.fitting.selection import Smooth as Smooth
 from dsas.fitting.selection import Threshold as Threshold
 from dsas.fitting.selection import Top as Top
+from dsas.formats.adopting import adopt as adopt
+from dsas.formats.adopting import read_vectors as read_vectors
+from dsas.formats.gguf_vectors import write_gguf as write_gguf
 from dsas.methods.base import Facts as Facts
 from dsas.model.chat import Chat as Chat
 from dsas.model.conversation import Conversation as Conversation
@@ -45,6 +48,7 @@ from dsas.regulators import REGULATORS as REGULATORS
 from dsas.regulators.base import FittedRegulator as FittedRegulator
 from dsas.regulators.base import Regulator as Regulator
 from dsas.regulators.cast import Cast as Cast
+from dsas.regulators.clean import Clean as Clean
 from dsas.regulators.constant import Constant as Constant
 from dsas.regulators.evidence import Evidence as Evidence
 from dsas.regulators.halfspace import HalfSpace as HalfSpace
@@ -58,6 +62,8 @@ from dsas.regulators.rectified import Rectified as Rectified
 from dsas.regulators.schedule import Schedule as Schedule
 from dsas.regulators.turns import Turns as Turns
 from dsas.runtime.applied import Applied as Applied
+from dsas.runtime.at_work import installed as installed
+from dsas.runtime.at_work import remove_all as remove_all
 from dsas.runtime.rule import Rule as Rule
 from dsas.steering.calibration_record import Calibration as Calibration
 from dsas.steering.composition import Composition as Composition
@@ -70,6 +76,7 @@ from dsas.training.objectives import OBJECTIVES as OBJECTIVES
 from dsas.training.objectives.base import Objective as Objective
 from dsas.training.objectives.base import TrainingTask as TrainingTask
 from dsas.training.objectives.e2e import E2E as E2E
+from dsas.training.objectives.imitate import Imitate as Imitate
 from dsas.training.objectives.lineas import LinEAS as LinEAS
 from dsas.training.objectives.preference import Preference as Preference
 from dsas.training.plan import HeldOut as HeldOut
