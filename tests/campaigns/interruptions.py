@@ -98,6 +98,9 @@ def run(rounds: int, seed: int) -> dict[str, Counter[str]]:
                     names = ("hooks, modes or attributes", "requires_grad", "threads of torch", "gradients recorded")
                     counts["LEFT " + ", ".join(n for n, a, b in zip(names, after, before, strict=True) if a != b)] += 1
                     before = after
+                ends = time.monotonic() + 2
+                while threading.active_count() > threads and time.monotonic() < ends:  # one that was told to end
+                    time.sleep(0.01)
                 if threading.active_count() > threads:
                     counts["LEFT a thread"] += 1
                     threads = threading.active_count()
