@@ -9,7 +9,7 @@ from makers import hooks_on, random_steering
 
 from dsas.errors import MissingExtraError, OptionError, StrengthError
 from dsas.evaluation.choice import Question, choice_accuracy
-from dsas.evaluation.harness import steered_lm
+from dsas.evaluation.harness import steered_class, steered_lm
 from dsas.testing import tiny_model, tiny_tokenizer
 
 QUESTIONS = [
@@ -22,6 +22,7 @@ STRENGTH = 0.2
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch):
+    steered_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     model = tiny_model()
     with pytest.raises(MissingExtraError, match=r"dsas\[lm-eval\]"):

@@ -10,12 +10,13 @@ from makers import random_steering
 
 import dsas
 from dsas.errors import MissingExtraError
-from dsas.evaluation.harness import steered_lm
+from dsas.evaluation.harness import steered_class, steered_lm
 from dsas.evaluation.lm_eval_model import register
 from dsas.testing import tiny_model, tiny_tokenizer
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    steered_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(MissingExtraError, match=r"dsas\[lm-eval\]"):
         register()

@@ -9,12 +9,17 @@ Batches, padding and caches are lm-eval's. It pads likelihood requests on the ri
 which changes nothing: a token is steered by what came before it. At strength 0 all is as in the
 plain class.
 
-Left out: models that lm-eval would load by name (load them with `dsas.model.loading`), several processes.
+`dsas.evaluation.lm_eval_model` puts the class into lm-eval's registry, to be loaded by name.
+
+Left out: several processes.
 
 Source: lm-eval 0.4.9 or later, `lm_eval.models.huggingface.HFLM`; needs the extra `lm-eval`.
 """
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,34 +47,53 @@ def steered_lm(
     Raises MissingExtraError without lm-eval, StrengthError, OptionError for `batch_size` < 1; ModelMismatchError at the
     first request.
     """
+    kind = steered_class()
+    read_strength(strength)
+    if batch_size < 1:
+        raise OptionError(f"expected a batch size of at least 1, got {batch_size}")
+    with evaluation_mode(model):  # lm-eval asks for it once and for good
+        return kind(model, steering, strength, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+
+
+@cache
+def steered_class() -> Callable[..., Foreign]:
+    """Return the class, of lm-eval's own for transformers. Raises MissingExtraError without lm-eval."""
     try:
         with unnoticed():
             from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise MissingExtraError("lm_eval", "lm-eval") from error
-    read_strength(strength)
-    if batch_size < 1:
-        raise OptionError(f"expected a batch size of at least 1, got {batch_size}")
-
     base: Any = HFLM  # its decorator hides from type checkers what it is
 
     class SteeredLM(base):
-        """The model class of lm-eval, steered."""
+        """The model class of lm-eval, steered at every request."""
+
+        def __init__(
+            self, pretrained: Foreign, steering: Steering | str, strength: float | str | None = None, **options: Foreign
+        ) -> None:
+            """Take lm-eval's model, and a Steering or its folder; without a strength, at the Steering's default."""
+            self._steering = Steering.from_pretrained(steering) if isinstance(steering, str) else steering
+            self._strength = None if strength is None else float(strength)
+            super().__init__(pretrained=pretrained, **options)
 
         def loglikelihood(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its continuation, and whether it is the greedy one."""
-            with evaluation_mode(model), steering.apply(model, strength, record=False):
+            with self._steered():
                 return super().loglikelihood(requests, disable_tqdm)
 
         def loglikelihood_rolling(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its whole text."""
-            with evaluation_mode(model), steering.apply(model, strength, record=False):
+            with self._steered():
                 return super().loglikelihood_rolling(requests, disable_tqdm)
 
         def generate_until(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request what the model writes up to a stop sequence."""
-            with evaluation_mode(model), steering.apply(model, strength, record=False):
+            with self._steered():
                 return super().generate_until(requests, disable_tqdm)
 
-    with evaluation_mode(model):  # lm-eval asks for it once and for good
-        return SteeredLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        @contextmanager
+        def _steered(self) -> Iterator[None]:
+            with evaluation_mode(self.model), self._steering.apply(self.model, self._strength, record=False):
+                yield
+
+    return SteeredLM
