@@ -49,7 +49,6 @@ HELD_BY = {
     "methods/tuned_boundary.py": "regulators/test_evidence.py",
     "model/by_thread.py": "model/test_token_recorder.py",
     "model/continuous_batching.py": "test_sequences.py",
-    "model/evaluation_mode.py": "model/test_activations.py",
     "model/hooks.py": "runtime/test_applied.py",
     "calibration/silence.py": "calibration/test_largest_strength.py",
     "model/instruction.py": "drafting/test_prompts.py",

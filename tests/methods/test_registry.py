@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import warnings
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar
@@ -88,6 +89,7 @@ def test_every_method_is_known_by_the_name_that_its_class_has(registry: Registry
 def test_listing_and_checking_names_imports_neither_methods_nor_torch() -> None:
     program = """
 import sys
+import threading
 from dsas.regulators import REGULATORS, factors_of
 from dsas.transforms import TRANSFORMS
 assert list(TRANSFORMS)[0] == "caa" and "logistic" in REGULATORS and "logitsic" not in REGULATORS
@@ -172,3 +174,31 @@ def test_a_stored_method_of_a_package_that_is_gone_is_refused_by_name() -> None:
     with pytest.raises(ArtifactError, match="unknown method 'shrink'; closest: "):
         unpack(dsas.TRANSFORMS, packed, "0.transform", {})
     assert unpack(registry(Shrink), packed, "0.transform", {}).arguments() == {"share": 0.5}
+
+
+def test_a_thread_that_asks_while_another_one_loads_the_packages_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow:
+        value = "their_package:Shrink"
+
+        def load(self) -> type[Shrink]:
+            begun.set()
+            go.wait(10)
+            return Shrink
+
+    monkeypatch.setattr("dsas.methods.registry.entry_points", lambda **_: [Slow()])
+    registry = Registry(GROUP, "dsas.transforms.base:Transform", {})
+    found: list[bool] = []
+    first = threading.Thread(target=lambda: found.append("shrink" in registry))
+    second = threading.Thread(target=lambda: found.append("shrink" in registry))
+    first.start()
+    begun.wait(10)
+    second.start()
+    second.join(0.1)
+    go.set()
+    first.join()
+    second.join()
+    assert found == [True, True]
