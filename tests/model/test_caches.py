@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import dsas
 from dsas.errors import DsasWarning
-from dsas.model.caches import Watch, carrier_of, length_of, watch_of
+from dsas.model.caches import Watch, carrier_of, length_of, watch_on
 from dsas.model.sequence import Sequences
 from dsas.runtime.applied import Applied
 from dsas.testing import tiny_model
@@ -161,7 +161,7 @@ class _Reader:
 
 
 def _watch(carrier: Any) -> Watch:
-    watch = watch_of(carrier, make=True)
+    watch = watch_on(carrier)
     assert watch is not None
     return watch
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from dsas.errors import StateError
 from dsas.model import sequence
-from dsas.model.sequence import PackedSequences, Sequences, Turn
+from dsas.model.passed import Turn
+from dsas.model.sequence import PackedSequences, Sequences
 
 KEY = "site"
 

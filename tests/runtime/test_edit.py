@@ -201,7 +201,7 @@ def test_from_the_second_pass_on_a_hook_does_the_same_by_a_shorter_way(dtype: An
         long.append(output)
         return edit_with(way, output, None).t
 
-    hook = shortened([way], 0, change, lambda *gain: gains.append(gain), (), lambda: True)
+    hook = shortened([way], 0, change, lambda *gain: gains.append(gain), (), lambda: True, lambda: None)
     expected = hook(torch.nn.Identity(), (), t)
     assert (len(long), gains) == (1, [])
     torch.testing.assert_close(hook(torch.nn.Identity(), (), t), expected, rtol=0, atol=0)
@@ -220,7 +220,7 @@ def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
         seen.append(output)
         return output
 
-    hook = shortened([way], 0, change, None, (), lambda: True)
+    hook = shortened([way], 0, change, None, (), lambda: True, lambda: None)
     module, t = torch.nn.Identity(), torch.randn(2, 3, WIDTH)
     hook(module, (), (t,))  # no plain tensor: no shorter way is made of it
     hook(module, (), t)

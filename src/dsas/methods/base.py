@@ -5,8 +5,9 @@ list of them) as a submodule, anything else plain. So storage, `repr` and equali
 themselves, and "not fitted yet" has no spelling.
 """
 
+import copy
 import inspect
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from dsas.files.json_values import JsonObject
 
+Method = TypeVar("Method", bound=nn.Module)
 Samples = Float[Tensor, "_ dim"]  # pooled activations of a set, float32; sets differ in size
 
 
 class Facts(NamedTuple):
-    """What the table of methods says of one; `flops` a token and site, with d for the width of the site."""
+    """What the table of methods says about one; `flops` are per token and site, d is the width of the site."""
 
     formula: str
     paper: str
@@ -32,12 +34,14 @@ class Fitted(nn.Module):
     Contract: `__init__` calls `super().__init__()`, then `keep(**arguments)` with every argument it takes: tensors are
     float32 buffers, methods are Fitted or lists of them, everything else is JSON (numbers, strings, booleans, lists of
     them). `name` is what the registry, storage and the command line know the class by; a class with `stored` False
-    holds code, and is not written to files.
+    holds code, and is not written to files. `not_served`: why a server cannot do it, for a class without `served_form`
+    (`dsas.methods.served_form`).
     """
 
     name: ClassVar[str]
     facts: ClassVar[Facts]
     stored: ClassVar[bool] = True
+    not_served: ClassVar[str] = "its class has no method served_form"
 
     @final
     def keep(self, **arguments: Any) -> None:
@@ -82,3 +86,9 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, list) and isinstance(second, list):
         return len(first) == len(second) and all(map(_equal, first, second))
     return same(first, second) if isinstance(first, Fitted) else first == second
+
+
+def moved(method: Method, device: torch.device) -> Method:
+    """Return a method whose tensors are on a device: itself where they are, else a copy."""
+    tensors = [*method.parameters(), *method.buffers()]
+    return method if all(value.device == device for value in tensors) else copy.deepcopy(method).to(device)

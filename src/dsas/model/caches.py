@@ -136,12 +136,15 @@ def carrier_of(given: Given) -> Foreign:
     return given if given is not None and hasattr(given, "__dict__") else None
 
 
-def watch_of(carrier: Foreign, *, make: bool = False) -> Watch | None:
-    """Return what a cache carries, made where there is none yet if asked for."""
+def watch_of(carrier: Foreign) -> Watch | None:
+    """Return what a cache carries, None where nothing is known of it."""
     watch = getattr(carrier, _MARK, None)
-    if isinstance(watch, Watch) and watch.claim(carrier):
-        return watch
-    return Watch(carrier) if make else None
+    return watch if isinstance(watch, Watch) and watch.claim(carrier) else None
+
+
+def watch_on(carrier: Foreign) -> Watch:
+    """Return what a cache carries, made where there is none yet."""
+    return watch_of(carrier) or Watch(carrier)
 
 
 def length_of(cache: Given) -> int | None:

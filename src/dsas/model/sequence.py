@@ -13,76 +13,16 @@ Limitations: what regulators carry is kept for every column of a pass of at most
 keeps its last column only, and a cache that is cut inside of such a pass cannot go on (StateError).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dsas.errors import StateError
-from dsas.model.site_summary import Outside
-
-KEPT_COLUMNS = 4096
-
-
-class Found(NamedTuple):
-    """What a site did in one pass: `factor` times values (row, token, _), averaged over `calls` calls of its module.
-
-    values: what was applied, and where kept the regulator alone and the relative dose; none when nothing was recorded.
-    """
-
-    factor: float = 1.0
-    values: tuple[Tensor, ...] = ()
-    calls: int = 1
-
-
-NOTHING = Found()
-
-
-class Turn(NamedTuple):
-    """A prompt and what is generated after it: the columns where the prompt begins and ends; None while it goes on."""
-
-    start: int
-    end: int | None = None
-
-
-class Passed:
-    """One pass of some rows: its columns, its tokens where they are known, and what was found at every site.
-
-    rows: which rows of what was found are its own, None for all. outside: by number of a site outside the decoder, what
-    it did in each call of its module since the pass before. carried: for each regulator that asked, its states
-    (row, token, size), or (row, 1, size) of the last column alone.
-    """
-
-    __slots__ = ("carried", "found", "ids", "outside", "rows", "start", "tokens", "whole")
-
-    def __init__(self, start: int, tokens: int, ids: Int[Tensor, "row token"] | None) -> None:
-        self.start, self.tokens, self.ids, self.whole = start, tokens, ids, tokens
-        self.found: list[Found] = []
-        self.outside: dict[int, list[Outside]] = {}
-        self.rows: slice | None = None
-        self.carried: dict[Hashable, Float[Tensor, "row _ size"]] = {}
-
-    @property
-    def end(self) -> int:
-        """The column after its last one."""
-        return self.start + self.tokens
-
-    def state(self, key: Hashable) -> Float[Tensor, "row size"] | None:
-        """Return what was carried out of its last column. Raises StateError when that was not kept."""
-        kept = self.carried.get(key)
-        if kept is None:
-            return None
-        if kept.shape[1] == self.whole:
-            return kept[:, self.tokens - 1]
-        if self.tokens < self.whole:
-            raise StateError(
-                f"the cache was cut inside of a pass of {self.whole} tokens, of which only the end is remembered "
-                f"(more than {KEPT_COLUMNS}): run the prompt in smaller chunks, or from its beginning"
-            )
-        return kept[:, 0]
+from dsas.model.passed import KEPT_COLUMNS, Passed, Turn
 
 
 class Sequences:
@@ -91,11 +31,14 @@ class Sequences:
     rows: that the last pass had. length: columns in the cache after it, and before the first those that no pass
     showed (`unseen`). virtual: leading columns that are no tokens at all, as those of prefix tuning.
     prompt_tokens: Int (row,), real tokens of each row's prompt, or None when the user did not say. refusal: why a state
-    that is not known must not be taken for that of a beginning; empty where it may. number: of the request that it is.
+    that is not known must not be taken for that of a beginning; empty where it may. number: number of the request that
+    it is.
     """
 
     refusal = ""
     number: int | None = None
+    together: Any = None  # what several regulators keep in one place for the next pass, if it goes on as this one did
+    ending: Any = None  # which of those the running pass ends with
 
     def __init__(
         self, batch: int, *, unseen: int = 0, virtual: int = 0, prompt_tokens: Int[Tensor, " row"] | None = None
@@ -155,6 +98,9 @@ class Sequences:
 
     def end(self) -> None:
         """Take note that the pass has run to its end."""
+        if self.ending is not None:
+            self.ending.end(self)
+            self.ending = None
         self.length = self.current.end
 
     def keep(self) -> Passed:
@@ -197,12 +143,19 @@ class Sequences:
         self.keep().carried[key] = kept
         self._latest[key] = self.current.start, kept.select(1, -1)
 
+    def carry_together(self, places: Mapping[Any, int], states: Float[Tensor, "state row size"]) -> None:
+        """Keep the states of several regulators that follow a pass of one column, each under its key."""
+        self.keep().together = places, states
+        for key in places:
+            self._latest.pop(key, None)
+
     def crop(self, length: int) -> None:
         """Forget what came after the first `length` columns."""
         if self.current.end <= length and self.length <= length:
             return
         self.length = min(self.length, length)
         self._latest, self._before = {}, {}
+        self.together = self.ending = None
         kept: list[Passed | Int[Tensor, " row"]] = []
         for entry in self.log:
             if not isinstance(entry, Tensor):
@@ -226,11 +179,13 @@ class Sequences:
         other = copy(self)
         other._chosen = list(self._chosen)
         other.turns, other._latest, other._before = list(self.turns), dict(self._latest), {}
+        other.together = other.ending = None
         other.log = [entry if isinstance(entry, Tensor) else copy(entry) for entry in self.log]
         return other
 
     def _choose(self) -> None:
         """Move the rows as was asked for since the last pass."""
+        self.together = None
         for rows in self._chosen:
             self.log.append(rows)
             self.rows = len(rows)

@@ -8,17 +8,16 @@ else, and whatever is asked for gradients of its own numbers, goes the general w
 Limitations: supports and rectified regulators go the general way, since folding the strength rounds differently.
 """
 
-import copy
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch import is_autocast_enabled as autocasts
-from torch.nn.functional import linear
 
 from dsas.methods.affine_edit import AffineEdit, Step, prepared
+from dsas.methods.base import moved
 from dsas.model.foreign import Arguments, Foreign, Given
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.strength import per_row
@@ -27,21 +26,10 @@ from dsas.regulators.constant import Constant
 from dsas.regulators.evidence import Evidence
 from dsas.regulators.linear import LinearRegulator
 from dsas.regulators.probe import Probe
+from dsas.runtime.edited import Edited
+from dsas.runtime.summing import Summing
 from dsas.transforms.affine import AffineTransform, steer
 from dsas.transforms.base import Transform
-
-Method = TypeVar("Method", bound=nn.Module)
-
-
-class Edited(NamedTuple):
-    """The steered activation, and what its edit was multiplied by; None is 1 everywhere.
-
-    regulated: the regulator alone, which only the general way works out.
-    """
-
-    t: Float[Tensor, "batch token dim"]
-    gain: Float[Tensor, "batch _ gain"] | None
-    regulated: Float[Tensor, "batch token gain"] | None = None
 
 
 def affine_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) -> AffineEdit | None:
@@ -85,7 +73,7 @@ def way_of(
         shared = float(strengths.flatten()[0]) if alike else 1.0
         edit = fused_edit(transform, regulator, shared)
         if edit is not None and isinstance(regulator, Evidence):
-            return Summing(edit, regulator) if strengths.ndim == 0 else General(transform, regulator, strengths, False)
+            return Summing(edit, regulator, strengths if strengths.ndim else None, alike)
         if edit is not None:
             return Fused(edit, strengths if strengths.ndim else None, alike)
     return General(transform, regulator, strengths, skip_sinks)
@@ -109,25 +97,27 @@ def shortened(
     record: Callable[[float, Tensor | None], None] | None,
     asks: Sized,
     acts: Callable[[], bool],
+    running: Callable[[], ForwardPass | None],
 ) -> Callable[[nn.Module, Arguments, Given], Given]:
     """Return a forward hook that does what `change` does to an output, in less Python from the second pass on.
 
     It goes the way `ways[number]`, whichever is there when it is called. The first plain activation that comes says for
     which dtype and device; any other goes through `change` again, and so does compiled code.
     record: called with the way's factor and each token's gain over it, None for 1. acts: whether the pass that runs is
-    steered at all, asked while `asks` holds anything.
+    steered at all, asked while `asks` holds anything. running: the pass that runs in this thread.
     """
-    # The way, dtype, device, its kind and the step are one tuple, so that another thread sees all of them or none.
-    ready: Any = (None, None, None, None, None)
+    # The way, dtype, device, its kind, rows and the step are one tuple, so that another thread sees all or none.
+    ready: Any = (None, None, None, None, None, None)
 
     def hook(_module: nn.Module, _args: Arguments, output: Given) -> Foreign:
         nonlocal ready
         if torch.compiler.is_compiling():  # what is kept here would be part of the graph
             return change(output)
-        made, dtype, device, kind, step = ready
+        made, dtype, device, kind, rows, step = ready
         plain = type(output) is Tensor and output.ndim == 3
         way = ways[number]
-        if plain and way is made and output.dtype is dtype and output.device == device and not autocasts(kind):
+        fits = plain and way is made and output.dtype is dtype and output.device == device and not autocasts(kind)
+        if fits and (rows is None or rows == _rows(output, running())):
             if asks and not acts():
                 return None
             steered, gain = step(output)
@@ -135,11 +125,21 @@ def shortened(
                 record(made.factor, gain)
             return steered
         changed = change(output)
-        if plain and changed is not None and way is not made and isinstance(way, Fused) and way.same_for_all_rows:
-            ready = way, output.dtype, output.device, output.device.type, way.prepared(output)
+        if plain and changed is not None and isinstance(way, Fused) and (way is not made or not way.same_for_all_rows):
+            now = None if way.same_for_all_rows else running()
+            rows = None if way.same_for_all_rows else _rows(output, now)
+            if rows != 0:
+                ready = way, output.dtype, output.device, output.device.type, rows, way.prepared(output, now)
         return changed
 
     return hook
+
+
+def _rows(t: Tensor, forward_pass: ForwardPass | None) -> int:
+    """Return how many rows an activation has, 0 where they are not those of the batch, each a row of the user's."""
+    if forward_pass is None or forward_pass.packing is not None or forward_pass.rows is not None:
+        return 0
+    return len(t) if len(t) == forward_pass.batch else 0
 
 
 class Fused:
@@ -180,51 +180,6 @@ class Fused:
             each = per_row(self._rows, len(t)) if forward_pass is None else forward_pass.spread(self._rows)
             rows = None if self._alike else each.to(t.device, wide).view(-1, 1, 1)
         return prepared(self._edit.to(t.device, wide), t.dtype, rows)
-
-
-class Adding(NamedTuple):
-    """What adds evidence up on one device; offset: of an edit that is the same everywhere, which `at` gives else."""
-
-    theta: Float[Tensor, "1 dim"]
-    bias: Float[Tensor, " 1"] | None
-    shift: Float[Tensor, ""]
-    regulator: Evidence
-    offset: Float[Tensor, " dim"] | None
-    at: Callable[[Tensor], Tensor]
-
-
-class Summing:
-    """The fused way of a regulator that adds evidence up: as few launches as its sums leave, at one strength."""
-
-    same_for_all_rows = False  # it needs the pass
-
-    def __init__(self, edit: AffineEdit, regulator: Evidence) -> None:
-        """Edit by these numbers, the strength among them, where the regulator says so."""
-        self._edit, self._regulator, self.factor = edit._replace(factor=1.0), regulator, edit.factor
-        self._here: tuple[object, object, torch.dtype, Adding] | None = None
-
-    def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
-        """Return the steered activation; without a forward pass, these are whole rows of real tokens."""
-        here, dtype = self._here, t.dtype  # read once: another thread may put another there
-        if here is None or here[0] is not dtype or here[1] != t.device:
-            wide = torch.promote_types(dtype, self._edit.offset.dtype)
-            edit, regulator = self._edit.to(t.device, wide), _moved(self._regulator, t.device)
-            assert edit.theta is not None
-            adding = Adding(edit.theta, edit.bias, -regulator.cut, regulator, edit.offset, edit.function())
-            here = self._here = dtype, t.device, wide, adding if edit.is_addition else adding._replace(offset=None)
-        _, _, wide, (theta, bias, shift, regulator, offset, at) = here
-        own = t if dtype is wide else t.to(wide)
-        gain = regulator.of_scores(
-            linear(own, theta, bias), shift, forward_pass or ForwardPass(*t.shape[:2], device=t.device)
-        )
-        applied = gain if gain.dtype is wide else gain.to(wide)
-        steered = torch.addcmul(own, applied, at(own) if offset is None else offset)
-        return Edited(steered if dtype is wide else steered.to(dtype), gain)
-
-    def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
-        """Return strength x regulator of every token."""
-        assert edited.gain is not None  # this way always works it out
-        return edited.gain * self.factor
 
 
 class General:
@@ -268,7 +223,7 @@ class General:
 
         Of a regulator that adds evidence up also what each token says by itself.
 
-        The edit's own norm: of the difference of two activations, little may be left in their precision.
+        The norm is of the edit itself; in a difference of two activations little precision may be left.
         """
         assert edited.regulated is not None  # this way always works it out
         transform, regulator = self._on(t.device)
@@ -280,14 +235,9 @@ class General:
 
     def _on(self, device: torch.device) -> tuple[Transform, Regulator]:
         if self._device != device:
-            self._transform, self._regulator = _moved(self._transform, device), _moved(self._regulator, device)
+            self._transform, self._regulator = moved(self._transform, device), moved(self._regulator, device)
             self._device = device
         return self._transform, self._regulator
 
 
 Way = Fused | Summing | General
-
-
-def _moved(method: Method, device: torch.device) -> Method:
-    tensors = [*method.parameters(), *method.buffers()]
-    return method if all(value.device == device for value in tensors) else copy.deepcopy(method).to(device)

@@ -7,6 +7,7 @@ from torch import Tensor
 from dsas.runtime.edit import Way, way_of
 from dsas.runtime.filling import Filling
 from dsas.runtime.rule import Rule
+from dsas.runtime.summing import add_up_together
 
 
 class Ways:
@@ -35,3 +36,4 @@ class Ways:
         for number, rule in enumerate(self._rules):
             factors = strength * rule.weight
             self.now[number] = None if self.are_off else way_of(rule.transform, rule.regulator, factors, **self._asked)
+        add_up_together(self.now)

@@ -1,0 +1,17 @@
+"""Edited: what an edit gives back."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Edited(NamedTuple):
+    """The steered activation, and what its edit was multiplied by; None is 1 everywhere.
+
+    regulated: the regulator alone, which only the general way works out.
+    """
+
+    t: Float[Tensor, "batch token dim"]
+    gain: Float[Tensor, "batch _ gain"] | None
+    regulated: Float[Tensor, "batch token gain"] | None = None
