@@ -115,6 +115,24 @@ def test_the_smallest_of_several_budgets_decides_and_the_worst_kind_where_that_i
     assert worst.strength <= 0.1 < worst.strength * 1.05  # of the plain texts, whose mean number is 3.5
 
 
+def test_the_surer_the_budget_is_to_be_kept_the_less_of_it_the_tuning_texts_spend() -> None:
+    """Text n loses n * strength nats; of tuning texts 1 to 40 the bootstrap mean is near 20.5 +- sqrt(133.25 / 40)."""
+    texts = {"plain": [f"plain {n}" for n in range(1, 41)]}
+
+    def strength(sure: float) -> float:
+        budget = dsas.Budget("kl", 0.41, measure=Known(lambda mild, harsh: mild), sure=sure)
+        found = run(Known(squared), budget=budget, tune=texts, held_out={"plain": TUNE["odd"]})
+        assert found.broken is not None
+        assert found.broken <= 1.05 * found.strength
+        assert (found.budgets[0].sure, found.budgets[0].tuned) == (sure, pytest.approx(20.5 * found.strength, rel=1e-4))
+        return found.strength
+
+    error = math.sqrt(133.25 / 40)
+    for sure, deviations in ((0.0, 0.0), (0.5, 0.0), (0.9, 1.2816), (0.975, 1.96)):
+        most = 0.41 / (20.5 + deviations * error)
+        assert most / 1.08 < strength(sure) < 1.03 * most
+
+
 def test_points_of_accuracy_lost_are_a_budget_of_questions_that_are_no_texts() -> None:
     def correct(model: Toy, tokenizer: None, questions: Sequence[Any]) -> list[float]:
         with torch.no_grad():
@@ -269,6 +287,7 @@ def test_per_site_needs_damage_to_tell_sites_apart() -> None:
         ({"limit": 0.001}, OptionError, "0 < start <= limit"),
         ({"budget": ()}, OptionError, "at least one budget"),
         ({"budget": dsas.Budget("kl", 0.1, on=("news",))}, OptionError, "on kind 'news'"),
+        ({"budget": dsas.Budget("kl", 0.1, sure=0.3)}, OptionError, "sure must be 0, or from 0.5 to below 1, got 0.3"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_before_anything_is_measured(

@@ -35,11 +35,13 @@ MAX_TOKENS = 50
 
 
 class Budget(NamedTuple):
-    """The most damage that steering may do, of one kind.
+    """The largest damage of one kind that steering may do.
 
     damage: "perplexity", "loss", "mean-perplexity", "kl" or "accuracy", in the units of its formula. most: what is
     allowed, > 0. worst: for the worst kind of text, else for the mean over the kinds. on: the kinds it is measured on;
     all when empty.
+    sure: share of bootstrap draws of the tuning texts, within each kind, that must keep the budget: 0, or from 0.5 to
+    below 1. At 0 only the tuning texts themselves must keep it, and about half of all other texts then exceed it.
     measure: a function (model, tokenizer, texts of one kind) -> one value per text, of the model as it is when called,
     steered or not; for "perplexity" and "loss" a pair: the sum of the text's log-losses in nats, and of how many
     tokens. Must be given for "accuracy" (1 right, 0 wrong), replaces ours for the others. A "text" may then be anything
@@ -51,6 +53,7 @@ class Budget(NamedTuple):
     worst: bool = False
     on: tuple[str, ...] = ()
     measure: Measure | None = None
+    sure: float = 0.0
 
     def check(self, kinds: Iterable[str]) -> None:
         """Raise OptionError for a value that means nothing, or a kind of text that is not among `kinds`."""
@@ -58,6 +61,8 @@ class Budget(NamedTuple):
             raise OptionError(f"unknown budget {self.damage!r}; closest: {closest(self.damage, get_args(Damage))}")
         if not 0 < self.most < math.inf:
             raise OptionError(f"the budget of {self.damage} must be finite and > 0, got {self.most}")
+        if not (self.sure == 0 or 0.5 <= self.sure < 1):
+            raise OptionError(f"sure must be 0, or from 0.5 to below 1, got {self.sure}")
         if self.damage == "accuracy" and self.measure is None:
             raise OptionError("a budget of accuracy needs its measure: Budget('accuracy', 2, measure=...)")
         kinds = list(kinds)

@@ -1,8 +1,9 @@
 """Calibrate: the largest strength whose damage stays within a budget, and the check on texts that had no say in it.
 
-The strength is searched on the tuning texts (`dsas.calibration.search`); the held-out texts are measured once, at the
-end, and only reported, with a 95 % interval by bootstrap over texts, drawn within each kind (steered and unsteered
-values of a text stay together).
+The strength is searched on the tuning texts (`dsas.calibration.search`), by their damage or, where a budget says how
+sure they must be that other texts keep it, by that quantile of their bootstrap; the held-out texts are measured once,
+at the end, and only reported, with a 95 % interval by bootstrap over texts, drawn within each kind (steered and
+unsteered values of a text stay together).
 
 Per site: with d_i the damage that site i does alone at the strength s that is found for all together, over no damage,
 
@@ -18,7 +19,7 @@ search does.
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,12 +29,12 @@ from torch import nn
 
 from dsas.calibration.budget import NONE, Budget, Value
 from dsas.calibration.search import Found, largest_kept
+from dsas.calibration.sets import Given, Texts, checked_sets
 from dsas.calibration.silence import hardly_felt, silence_on
-from dsas.errors import DsasWarning, OptionError, StrengthError, TextsError
-from dsas.evaluation.intervals import bootstrap_groups
+from dsas.errors import DsasWarning, OptionError, StrengthError
+from dsas.evaluation.intervals import bootstrap_groups, draw_counts
 from dsas.files.results import Results
 from dsas.model.conversation import as_json
-from dsas.model.examples import MINIMUM_TEXTS, check_texts
 from dsas.model.identity import fingerprint
 from dsas.model.subject import subject_of
 from dsas.parallel.progress import progress_bar
@@ -42,8 +43,7 @@ from dsas.steering.calibration_record import Calibration, Spent
 from dsas.steering.steering import Steering
 from dsas.version import VERSION
 
-Given = Mapping[str, Sequence[Any]] | Sequence[Any]
-Texts = Mapping[str, list[Any]]
+_RESAMPLES = 2000
 _SPREAD = 10.0  # most that one site's damage counts over another's
 
 
@@ -61,19 +61,19 @@ def calibrate(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
-    """Find the largest strength that keeps the budget; `steering.calibrated(it)` is the Steering that carries it.
+    """Find the largest strength that keeps the budget; `steering.calibrated(result)` has it as its own.
 
     tune: texts by kind that the search measures on, at least 4 of each; a plain list is one kind. held_out: others,
     that only check it. budget: one or several, which then must all hold.
     per: one strength for "all" sites, or "site", which also sets their weights (sites + one more search).
-    start, limit: where the search begins, and ends, > 0; it ends at strength 1 already on texts that the regulators
-    leave alone, with a warning (`dsas.calibration.silence`).
+    start, limit: where the search begins and ends, > 0; on texts that the regulators leave alone it already ends at
+    strength 1, with a warning (`dsas.calibration.silence`).
     checkpoint: folder that remembers every measurement, so that an interrupted calibration repeats none.
     Raises TextsError for texts in both sets, StrengthError when `start` already breaks the budget, OptionError,
     ModelMismatchError. Neither the model nor the Steering is changed.
     """
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
-    tuning, others = _checked_sets(tune, held_out, budgets)
+    tuning, others = checked_sets(tune, held_out, budgets)
     if per not in ("all", "site") or not 0 < start <= limit < float("inf"):
         raise OptionError(f"expected per 'all' or 'site' and 0 < start <= limit, got {per!r}, {start} and {limit}")
     if not any(rule.weight > 0 for rule in steering.rules):
@@ -199,6 +199,7 @@ class _Search(NamedTuple):
         """Return the rules with weights by the damage that each does alone. Raises OptionError when none does any."""
         steered = [rule for rule in steering.rules if rule.weight > 0]
         first = self.budgets[0]
+        first = first._replace(sure=0.0)  # which site does more is a matter of means
         alone = [self._damage(first, Steering([rule], steering.model), strength) for rule in steered]
         excess = np.array(alone) - NONE[first.damage]
         if not (np.isfinite(excess).all() and excess.max() > 0):
@@ -218,7 +219,12 @@ class _Search(NamedTuple):
         )
 
     def _damage(self, budget: Budget, steering: Steering, strength: float) -> float:
-        return float(self.meter.damage(budget, steering, strength, self.texts)(_once(budget, self.texts))[0])
+        damage = self.meter.damage(budget, steering, strength, self.texts)
+        if budget.sure == 0:
+            return float(damage(_once(budget, self.texts))[0])
+        sizes = enumerate(len(self.texts[kind]) for kind in budget.kinds(self.texts))
+        draws = damage([draw_counts(size, resamples=_RESAMPLES, seed=[0, number]) for number, size in sizes])
+        return float(np.quantile(np.nan_to_num(draws, nan=np.inf, posinf=np.inf), budget.sure, method="inverted_cdf"))
 
 
 def _spent(meter: _Meter, budget: Budget, steering: Steering, strength: float, sets: tuple[Texts, Texts]) -> Spent:
@@ -233,7 +239,7 @@ def _spent(meter: _Meter, budget: Budget, steering: Steering, strength: float, s
 
     kinds = budget.kinds(others)
     by_kind = {kind: interval([kind]) for kind in kinds}
-    return Spent(budget.damage, float(budget.most), budget.worst, float(tuned), interval(kinds), by_kind)
+    return Spent(budget.damage, float(budget.most), budget.worst, float(tuned), interval(kinds), by_kind, budget.sure)
 
 
 def _once(budget: Budget, texts: Texts) -> list[np.ndarray]:
@@ -264,33 +270,3 @@ def _warn(calibration: Calibration, silence: float | None) -> None:
                 DsasWarning,
                 stacklevel=3,
             )
-
-
-def _checked_sets(tune: Given, held_out: Given, budgets: tuple[Budget, ...]) -> tuple[Texts, Texts]:
-    """Return both sets by kind of text. Raises TextsError for texts in both, or too few, OptionError for a budget."""
-    if not budgets:
-        raise OptionError("expected at least one budget, got none")
-    sets = []
-    for name, given in (("tune", tune), ("held_out", held_out)):
-        by_kind = given if isinstance(given, Mapping) else {"texts": given}
-        for budget in budgets:
-            budget.check(by_kind)
-        sets.append({kind: _checked(f"{name}[{kind!r}]", texts) for kind, texts in by_kind.items()})
-        if not sets[-1]:
-            raise TextsError(f"{name} must hold at least one kind of text, got none")
-    seen = {json.dumps(as_json(text)) for texts in sets[0].values() for text in texts}
-    shared = [text for texts in sets[1].values() for text in texts if json.dumps(as_json(text)) in seen]
-    if shared:
-        raise TextsError(
-            f"{len(shared)} held-out texts are tuning texts, too, so they would check nothing; the first: "
-            f"{shared[0]!r:.60}"
-        )
-    return sets[0], sets[1]
-
-
-def _checked(name: str, texts: Sequence[Any]) -> list[Any]:
-    if isinstance(texts, str) or all(isinstance(text, str) for text in texts):
-        return check_texts(name, texts)
-    if len(texts) < MINIMUM_TEXTS:
-        raise TextsError(f"{name} must hold at least {MINIMUM_TEXTS} texts, got {len(texts)}")
-    return list(texts)

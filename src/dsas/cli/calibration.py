@@ -39,6 +39,10 @@ def calibrate(
         ),
     ] = ["perplexity=1.05"],  # noqa: B006
     worst: Annotated[bool, in_method(help="Keep the budget for the worst kind of text, not for the mean.")] = False,
+    sure: Annotated[
+        float,
+        in_method(help="How sure the tuning texts must be that other texts keep the budget, such as 0.9; 0: they do."),
+    ] = 0.0,
     per: Annotated[PerSite, in_method(help="all: one strength; site: choose the weight of each site as well.")] = "all",
     start: Annotated[float, in_method(help="Smallest strength to try.")] = 0.005,
     limit: Annotated[float, in_method(help="Largest strength to try.")] = 16.0,
@@ -57,6 +61,8 @@ def calibrate(
     allowed = [budget_of(text) for text in budget]
     if not 0 < start <= limit < float("inf"):
         raise OptionError(f"expected 0 < start <= limit, got --start {start} and --limit {limit}")
+    if not (sure == 0 or 0.5 <= sure < 1):
+        raise OptionError(f"--sure must be 0, or from 0.5 to below 1, got {sure}")
     chat = chat_of(system, template_args)
     sets = {"tune": kinds_of_examples(tune, field, chat), "held_out": kinds_of_examples(held_out, field, chat)}
     folder = out or Path(steering)
@@ -75,7 +81,7 @@ def calibrate(
         *loaded,
         chosen,
         **sets,
-        budget=[dsas.Budget(damage, most, worst) for damage, most in allowed],  # pyright: ignore[reportArgumentType]
+        budget=[dsas.Budget(damage, most, worst, sure=sure) for damage, most in allowed],  # pyright: ignore[reportArgumentType]
         per=per,
         start=start,
         limit=limit,

@@ -17,9 +17,10 @@ class Spent(NamedTuple):
     """What one budget allows, and what steering at the calibrated strength spends of it.
 
     damage: "perplexity" (steered over unsteered), "loss" (nats per token), "mean-perplexity" (steered over unsteered,
-    mean over texts), "kl" (nats per token) or "accuracy" (points lost). most: what is allowed. worst: of the worst kind
+    mean over texts), "kl" (nats per token) or "accuracy" (points lost). most: what is allowed. worst: on the worst kind
     of text, else the mean over the kinds. tuned: on the tuning texts. held_out: on the others: mean, low and high of
-    the 95 % interval, n. by_kind: the same for each kind of the others.
+    the 95 % interval, n. by_kind: the same for each kind of the others. sure: the share of bootstrap draws of the
+    tuning texts that had to keep it, 0 where those texts themselves did.
     """
 
     damage: str
@@ -28,6 +29,7 @@ class Spent(NamedTuple):
     tuned: float
     held_out: dict[str, float]
     by_kind: dict[str, dict[str, float]]
+    sure: float = 0.0
 
     @property
     def kept(self) -> bool:
@@ -38,12 +40,13 @@ class Spent(NamedTuple):
 class Calibration(NamedTuple):
     """The largest strength that was found to keep all budgets on the tuning texts, and the check on others.
 
-    strength: > 0. budgets: one entry each. curve: (strength, damage by budget) on the tuning texts, every strength that
-    was tried, in ascending order; None for a damage that is not finite. broken: the strength at most 5 % above that
-    breaks a budget; None when all that were tried keep them. tune, held_out: texts by kind. weights: each site's own,
-    None where they are those of the Steering. before: those that it had before any of its sites' weights were
-    calibrated, from which another calibration of the sites begins; None where none were. steering: digest of the
-    Steering at these weights. model: fingerprint of the model. dsas_version: that measured it.
+    strength: > 0. budgets: one entry each. curve: (strength, damage by budget) on the tuning texts, or that quantile of
+    it which a budget's `sure` asks for, at every strength that was tried, in ascending order; None for a damage that is
+    not finite. broken: the strength at most 5 % above that breaks a budget; None when all that were tried keep them.
+    tune, held_out: texts by kind. weights: each site's own, None where they are those of the Steering. before: the
+    weights before the sites were first calibrated, from which another calibration of the sites begins; None where they
+    never were. steering: digest of the Steering at these weights. model: fingerprint of the model.
+    dsas_version: the version that measured it.
     """
 
     strength: float
@@ -91,9 +94,9 @@ class Calibration(NamedTuple):
             kinds = "worst kind" if spent.worst else "mean over kinds"
             found = "{mean:.4g} [{low:.4g}, {high:.4g}]".format(**spent.held_out)
             verdict = "kept" if spent.kept else "NOT KEPT"
-            lines.append(
-                f"{spent.damage} at most {spent.most:g} ({kinds}): tuned {spent.tuned:.4g}, held out {found}, {verdict}"
-            )
+            sure = f", {100 * spent.sure:g} % sure" if spent.sure else ""
+            allowed = f"{spent.damage} at most {spent.most:g} ({kinds}{sure})"
+            lines.append(f"{allowed}: tuned {spent.tuned:.4g}, held out {found}, {verdict}")
         return lines
 
 
