@@ -151,5 +151,7 @@ def test_every_module_is_left_in_its_own_mode_and_no_hook_stays_on_even_after_an
 def test_a_site_that_never_fires_is_named() -> None:
     model = tiny_model()
     model.idle = nn.Linear(2, 2)
-    with pytest.raises(SiteError, match=r"no output ever came from idle; closest that fired: 'model\.layers\.0'"):
+    with pytest.raises(
+        SiteError, match=r"these sites never ran in the forward pass: idle; closest that fired: 'model\.layers\.0'"
+    ):
         pooled(model, padded(ROWS, "right", 0), [dsas.Site("model.layers.0"), dsas.Site("idle")])

@@ -19,7 +19,7 @@ EXPECTED = {
 
 
 def test_the_table_that_the_package_has_is_that_of_the_documentation() -> None:
-    page = Path(__file__).parents[2] / "docs" / "families.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
     assert Path(families.__file__).with_suffix(".json").read_text(encoding="utf-8") == as_data(page.read_text())
     found = families.family_of("mamba")
     assert found is not None

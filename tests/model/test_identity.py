@@ -111,3 +111,21 @@ def test_a_parameter_that_stands_for_other_tensors_is_not_asked_for_its_place() 
     plain = fingerprint(model)
     model.weight = nn.Parameter(model.weight.detach().as_subclass(Standing))
     assert fingerprint(model) == plain
+
+
+@pytest.mark.parametrize("fitted", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("run", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_same_weights_are_the_same_model_in_whichever_two_precisions(fitted: torch.dtype, run: torch.dtype) -> None:
+    model = tiny_model()
+    here, there = (ModelIdentity.of(copy.deepcopy(model).to(dtype)) for dtype in (fitted, run))
+    assert here.compare(there) == "exact"
+
+
+@pytest.mark.parametrize("change", [1e-2, 3e-3])
+def test_weights_that_were_tuned_by_a_little_are_others_in_float16_too(change: float) -> None:
+    model = tiny_model()
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight.mul_(1 + change * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    assert ModelIdentity.of(model).compare(ModelIdentity.of(tuned.half())) == "relative"

@@ -1,5 +1,8 @@
 """Pipelines of five families: which rows are steered, at which denoising step, and that nothing else is changed."""
 
+import copy
+import json
+import pickle
 import warnings
 from typing import Any
 
@@ -15,8 +18,11 @@ import diffusers
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 import dsas
-from dsas.errors import DsasWarning, ModelMismatchError, OptionError, StateError
-from dsas.model.picture_passes import PicturePasses, denoising_of
+from dsas.errors import DsasWarning, ModelMismatchError, OptionError, StateError, StrengthError
+from dsas.model.denoising import denoising_of
+from dsas.model.hooks import Hooks
+from dsas.model.loading import load_pipeline
+from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import PipelineModules
 from dsas.model.subject import subject_of
 from dsas.testing.passes import state_of
@@ -352,34 +358,57 @@ def test_report_tells_what_the_latest_run_did() -> None:
     assert text.hits == 16
 
 
-def test_rows_that_cannot_be_told_apart_are_refused() -> None:
-    parts = PipelineModules(tiny_pipeline("sd"))
-    reader = PicturePasses(parts)
-    reader.begin(torch.zeros(2, 4, 8, 8))
-    module, read = reader.calls[-1]
-    assert module is parts.denoiser
-    for rows in (3, 6):
-        with pytest.raises(StateError, match=f"got {rows} rows for 2 pictures.*branch='both'"):
-            read((torch.zeros(rows, 4, 8, 8), 1, None), {})
-    both = PicturePasses(parts, "both")
-    both.begin(torch.zeros(2, 4, 8, 8))
-    made = both.calls[-1][1]((torch.zeros(6, 4, 8, 8), 1, None), {})
-    assert made is not None
-    assert (made.rows, made.copies) == (slice(0, 6), 3)
+class ByHand(diffusers.StableDiffusionPipeline):
+    """A pipeline whose run is what a test says."""
+
+    def __call__(self, run: Any) -> Any:  # type: ignore
+        self.prepare_latents(2, 4, 16, 16, torch.float32, "cpu", torch.Generator())
+        return run()
+
+
+def by_hand() -> Any:
+    return ByHand(**tiny_pipeline("sd").components, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize("rows", [3, 6])
+def test_rows_that_cannot_be_told_apart_are_refused(rows: int) -> None:
+    pipeline = by_hand()
+    pipeline.scheduler.set_timesteps(2)
+    steering = steered_at(tiny_pipeline("sd"), "sd", ["unet.mid_block.attentions.0"])
+    latents, text = torch.zeros(rows, 4, 8, 8), torch.zeros(rows, 16, 16)
+    run = lambda: pipeline.unet(latents, pipeline.scheduler.timesteps[0], text)  # noqa: E731
+    with steering.apply(pipeline), pytest.raises(StateError, match=f"got {rows} rows for 2 pictures.*branch='both'"):
+        pipeline(run)
+    with steering.apply(pipeline, branch="both"):
+        pipeline(run)
+    with steering.apply(pipeline, [1.0, 0.5], branch="both") as applied:
+        if rows == 6:
+            pipeline(run)
+            assert applied.maps().strength.tolist() == [1.0, 0.5] * 3
+        else:
+            with pytest.raises(StrengthError, match="whose each of the 3 rows is cannot be told here"):
+                pipeline(run)
 
 
 def test_a_site_with_other_rows_than_its_denoiser_is_refused_but_in_both_branches() -> None:
-    parts = PipelineModules(tiny_pipeline("sd"))
-    (site,) = dsas.find_sites(parts, "unet.conv_in")
-    given = torch.zeros(8, 8, 2, 2)
-    readers = {branch: PicturePasses(parts, branch) for branch in ("conditional", "both")}
-    for reader in readers.values():
-        reader.begin(torch.zeros(2, 4, 8, 8))
-        reader.calls[-1][1]((torch.zeros(4, 4, 8, 8), 1, None), {})
-    with pytest.raises(StateError, match=r"site unet.conv_in has 8 rows in a pass of 4.*branch='both'"):
-        readers["conditional"].at(site, site.read(given), given)
-    step = readers["both"].at(site, site.read(given), given)
-    assert (step.rows, step.grid) == (slice(0, 8), (2, 2))
+    pipeline = by_hand()
+    (site,) = subject_of(pipeline).sites("unet.conv_in")
+    given, found = torch.zeros(8, 8, 2, 2), {}
+    for branch in ("conditional", "both"):
+        reader, hooks = PicturePasses(PipelineModules(pipeline), branch), Hooks()
+
+        def run(reader: PicturePasses = reader) -> Any:
+            reader.calls[-1][1]((torch.zeros(4, 4, 8, 8), 1, None), {})
+            return reader.at(site, site.read(given), given)
+
+        with hooks:
+            reader.watch_runs(hooks, lambda: None)
+            if branch == "conditional":
+                with pytest.raises(StateError, match=r"site unet.conv_in: 8 rows in a pass of 4.*branch='both'"):
+                    pipeline(run)
+            else:
+                found[branch] = pipeline(run)
+    assert (found["both"].rows, found["both"].grid) == (slice(0, 8), (2, 2))
 
 
 class Unknown(nn.Module):
@@ -449,3 +478,42 @@ def test_a_unet_in_bfloat16_is_steered_in_bfloat16() -> None:
     pipeline.to(torch.bfloat16)
     with steering.apply(pipeline):
         assert drawn(pipeline, "sd").dtype == torch.bfloat16
+
+
+def test_a_copy_of_a_steered_pipeline_is_plain_and_can_be_steered_itself() -> None:
+    pipeline = tiny_pipeline("sd")
+    plain, steering = drawn(pipeline, "sd"), steered_at(pipeline, "sd")
+    with steering.apply(pipeline):
+        copies = [copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))]
+        steered = drawn(pipeline, "sd")
+        assert all(torch.equal(drawn(one, "sd"), plain) for one in copies)
+    for one in copies:
+        with steering.apply(one):
+            assert torch.equal(drawn(one, "sd"), steered)
+
+
+def test_a_fused_pipeline_steers_both_branches_when_asked_to_and_is_refused_otherwise() -> None:
+    pipeline = tiny_pipeline("sd")
+    steering = steered_at(pipeline, "sd", ["unet.mid_block.resnets.0"], regulator=dsas.Constant(1.0))
+    with pytest.raises(OptionError, match=r"steers all rows, those of the negative prompt too: give branch='both'"):
+        steering.fuse(pipeline)
+    with steering.apply(pipeline, branch="both"):
+        wanted = drawn(pipeline, "sd")
+    with steering.fuse(pipeline, branch="both"):
+        assert close(drawn(pipeline, "sd"), wanted)
+
+
+def test_a_warning_and_a_card_speak_of_pipelines() -> None:
+    pipeline = tiny_pipeline("sd")
+    steering = steered_at(pipeline, "sd", "text")
+    assert 'with steering.apply(pipeline):\n    pipeline("...").images' in steering.card()
+    with pytest.warns(DsasWarning, match="pictures over strengths show them"):
+        steering.apply(tiny_pipeline("sd", seed=1))
+
+
+def test_a_folder_of_a_newer_pipeline_is_refused_with_what_is_missing(tmp_path: Any) -> None:
+    tiny_pipeline("sd").save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "Flux9Pipeline"}))
+    with pytest.raises(OptionError, match=r"no pipeline could be loaded from .*Flux9Pipeline; it may need a newer"):
+        load_pipeline(str(tmp_path))

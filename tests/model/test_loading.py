@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from makers import logits_of, unchecked
+from multimodal import llava
+from transformers import T5Config, T5ForConditionalGeneration
 
-from dsas.errors import MissingExtraError, OptionError
+from dsas.errors import DsasWarning, MissingExtraError, OptionError
 from dsas.model import loading
 from dsas.model.loading import find_device, load_model
 from dsas.testing import tiny_model, tiny_tokenizer
@@ -28,6 +30,26 @@ def test_a_model_in_a_folder_is_loaded_with_its_tokenizer_in_evaluation_mode(fol
     assert not loaded.model.training
     assert loaded.model.dtype == torch.float32
     assert torch.equal(logits_of(loaded.model, ids), logits_of(tiny_model(layers=1), ids))
+
+
+def test_a_model_that_sees_is_loaded_whole_with_its_processor_and_without_one_reads_texts(tmp_path: Path) -> None:
+    seeing = llava()
+    seeing.model.save_pretrained(tmp_path)  # type: ignore
+    seeing.processor.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), device="cpu")
+    assert (type(loaded.model), type(loaded.tokenizer)) == (type(seeing.model), type(seeing.processor))
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "NoSuchProcessor"}')
+    for file in ("preprocessor_config.json", "tokenizer_config.json"):
+        (tmp_path / file).unlink(missing_ok=True)
+    with pytest.warns(DsasWarning, match="so only texts are read"):
+        assert load_model(str(tmp_path), device="cpu").tokenizer("hello")["input_ids"]
+
+
+def test_a_model_with_an_encoder_is_loaded_with_both_sides(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 257}
+    T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert type(load_model(str(tmp_path), device="cpu").model) is T5ForConditionalGeneration
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])

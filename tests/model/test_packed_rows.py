@@ -119,5 +119,5 @@ def test_texts_that_cannot_be_told_apart_are_refused_only_where_their_places_mat
 def test_packed_rows_do_not_go_on_from_a_cache(model: Any) -> None:
     with random_steering(model, regulator=Position()).apply(model):
         cache = model(IDS, use_cache=True).past_key_values
-        with pytest.raises(StateError, match="go on from a cache"):
+        with pytest.raises(StateError, match="continue from a cache"):
             packed(model, past_key_values=cache)

@@ -149,3 +149,31 @@ def test_a_model_fused_or_hooked_while_compiled_code_stands_is_what_it_would_be_
     fused.undo()
     torch.testing.assert_close(logits_of(compiled, ids), plain)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.compile
+def test_a_compiled_denoiser_is_compiled_once_for_all_strengths_and_a_whole_graph_says_why_it_cannot_be() -> None:
+    pytest.importorskip("diffusers")
+    from pictures import drawn, steered_at
+    from torch._dynamo.utils import counters
+
+    from dsas.testing.pipelines import tiny_pipeline
+
+    pipeline = tiny_pipeline("sd")
+    steering, inner = steered_at(pipeline, "sd", "residual"), pipeline.unet
+    torch.compiler.reset()
+    counters.clear()
+    pipeline.unet = torch.compile(inner, backend="eager")
+    found = []
+    for strength in (1.0, 0.5, 2.0):
+        with steering.apply(pipeline, strength) as applied:
+            drawn(pipeline, "sd")
+            applied.strength = 0.3
+            drawn(pipeline, "sd")
+        found.append(counters["frames"]["total"])
+    assert found[0] == found[1] == found[2]
+    torch.compiler.reset()
+    pipeline.unet = torch.compile(inner, backend="eager", fullgraph=True)
+    said = r"a compiled graph cannot know which rows of a batch are conditional"
+    with pytest.raises(Exception, match=said), steering.apply(pipeline):
+        drawn(pipeline, "sd")

@@ -148,8 +148,8 @@ def test_a_fusion_that_does_something_else_than_what_is_applied_is_caught(
 ) -> None:
     fuse = dsas.Steering.fuse
 
-    def halved(self: dsas.Steering, model: Any, strength: Any = None) -> Fusion:
-        return fuse(self, model, 0.5 if strength is None else strength)
+    def halved(self: dsas.Steering, model: Any, strength: Any = None, **options: Any) -> Fusion:
+        return fuse(self, model, 0.5 if strength is None else strength, **options)
 
     monkeypatch.setattr(dsas.Steering, "fuse", halved)
     with pytest.raises(LawBroken, match=r"^law 6 \(.*fused"):

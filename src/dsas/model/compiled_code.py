@@ -10,13 +10,16 @@ Source: `guard_to_detect_forward_monkeypatching` and `skip_nnmodule_hook_guards`
 
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import nn
 
+from dsas.errors import StateError
 from dsas.model.foreign import Foreign
 
 _MARKING = threading.RLock()
@@ -100,6 +103,25 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """Return the module that `torch.compile(module)` wrapped, or `model` itself when it is no such wrapper."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
+
+
+def gives_way(function: Callable[..., Foreign], refusal: str) -> Callable[..., Foreign]:
+    """Return a hook that no compiled graph holds: torch then runs its module uncompiled, or says the refusal.
+
+    Where torch.compile is loaded, it leaves the function alone, too, which it would compile by itself, once per site.
+    Calling it raises StateError while a graph is made.
+    """
+    plain = function
+    if "torch._dynamo" in sys.modules:  # which takes seconds to load
+        untraced: Foreign = torch.compiler.disable
+        plain = untraced(function)
+
+    def hook(*args: Foreign) -> Foreign:
+        if torch.compiler.is_compiling():
+            raise StateError(refusal)
+        return plain(*args)
+
+    return hook
 
 
 def anything_compiled() -> bool:

@@ -5,14 +5,16 @@ so it depends neither on the pictures beside it nor on their number; prompts at 
 the same noise.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 
-from dsas.errors import OptionError
+from dsas.errors import DsasError, OptionError, closest
 from dsas.files.json_values import Json, JsonObject
 from dsas.model.foreign import Foreign, Pipeline
 from dsas.model.hooks import Hooks, StopForward
@@ -21,17 +23,23 @@ from dsas.model.pipeline_modules import Branch, PipelineModules
 from dsas.model.sites import Site
 
 PicturePooling = Literal["mean", "position"]
-_OURS = ("prompt", "num_inference_steps", "num_images_per_prompt", "generator", "output_type", "return_dict")
+OURS = (
+    "prompt", "num_inference_steps", "num_images_per_prompt", "num_videos_per_prompt", "generator", "output_type",
+    "return_dict",
+)  # fmt: skip
+_TEXTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3", "prompt_2", "prompt_3")  # as many as prompts
 
 
 class Drawing(NamedTuple):
     """How prompts become pictures, and pictures become vectors.
 
     steps: denoising steps, as the pipeline counts them. options: further arguments of the pipeline's own call, such as
-    {"guidance_scale": 3.0, "height": 512}. images: pictures a prompt. seed: of the first prompt of each set, the next
-    ones count on. batch_size: prompts a run. branch: of guidance, which is read, as in `Steering.apply`.
-    pooling: "mean" over the positions of a picture; or "position": transform and regulator learn from `positions`
-    single positions of it, the same ones in every picture. per_step: a regulator for each denoising step.
+    {"guidance_scale": 3.0, "height": 512}; a "negative_prompt" (or another of the texts that go with a prompt) is one
+    text for all prompts, or a list with one for each place in a set. images: pictures per prompt. seed: seed of each
+    set's first prompt; the prompts after it take the following numbers. batch_size: prompts per run. branch: which
+    branch of guidance is read, as in `Steering.apply`. pooling: "mean" over the positions of a picture; or "position":
+    transform and regulator learn from `positions` single positions of it, the same ones in every picture. per_step: a
+    regulator for each denoising step.
     """
 
     steps: int = 20
@@ -52,13 +60,12 @@ class Drawing(NamedTuple):
                 f"a Drawing needs {', '.join(counts)} >= 1 and pooling one of {get_args(PicturePooling)}, "
                 f"got {tuple(counts.values())} and {self.pooling!r}"
             )
-        if taken := [name for name in self.options if name in _OURS]:
+        if taken := [name for name in self.options if name in OURS]:
             raise OptionError(f"options must not hold {taken}: those are set by the other fields of a Drawing")
 
     def as_dict(self) -> JsonObject:
         """Return it as values fit for JSON; options that are no plain values become their text."""
-        kinds = str | int | float | bool | None
-        plain = {name: x if isinstance(x, kinds) else repr(x)[:80] for name, x in self.options.items()}
+        plain = {name: x if _is_plain(x) else repr(x)[:80] for name, x in self.options.items()}
         return {**self._asdict(), "options": plain}
 
 
@@ -85,21 +92,77 @@ def draw(
     output_type: str = "latent",
     call: Callable[..., Foreign] | None = None,
 ) -> Foreign:
-    """Return the pictures of a batch, those of one prompt side by side, as the pipeline gives them.
+    """Return the pictures or videos of a batch, those of one prompt side by side, as the pipeline gives them.
 
-    call: what runs the pipeline, given it and its arguments, when not its own call.
+    call: what runs the pipeline, given it and its arguments, when not its own call. Raises OptionError for a pipeline
+    that draws one picture per prompt, when asked for more, or that gives neither pictures nor videos; for options that
+    the pipeline does not take, or not with these values.
     """
+    _check_taken(pipeline, drawing.options)
     seeds = [drawing.seed + place * drawing.images + image for place in batch.places for image in range(drawing.images)]
     arguments = {
         "prompt": batch.prompts,
         "num_inference_steps": drawing.steps,
-        "num_images_per_prompt": drawing.images,
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         "output_type": output_type,
-        **drawing.options,
+        **{name: _of_batch(name, given, batch) for name, given in drawing.options.items()},
     }
+    kind, takes = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
+    several = next((name for name in ("num_images_per_prompt", "num_videos_per_prompt") if name in takes), None)
+    if several is None and any(one.kind is one.VAR_KEYWORD for one in takes.values()):  # of a modular pipeline
+        several = "num_images_per_prompt"
+    if several is not None:
+        arguments[several] = drawing.images
+    elif drawing.images > 1:
+        raise OptionError(f"a {kind} draws one picture per prompt, got a Drawing of {drawing.images} images")
     with _quiet(pipeline):
-        return (pipeline(**arguments) if call is None else call(pipeline, **arguments)).images
+        try:
+            given = pipeline(**arguments) if call is None else call(pipeline, **arguments)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, DsasError):
+                raise
+            raise OptionError(f"a {kind} cannot be run with {dict(drawing.options)}: {error}") from error
+    named = (given.get(name) for name in ("images", "frames")) if hasattr(given, "get") else [given]
+    found: Foreign = next((part for part in named if part is not None), None)
+    if not isinstance(found, (torch.Tensor, np.ndarray, list)):
+        raise OptionError(f"a {kind} gives neither images nor frames, but a {type(given).__name__}")
+    return found
+
+
+def _check_taken(pipeline: Pipeline, options: Mapping[str, Json]) -> None:
+    """Raise OptionError for an option that the pipeline's call does not have, or would drop without a word."""
+    kind = type(pipeline)
+    taken = inspect.signature(kind.__call__).parameters
+    any_name = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
+    if any_name and not (kind.__module__.startswith("diffusers.") and "num_inference_steps" in taken):
+        return  # other calls of diffusers' own take names of long ago there, and no more
+    for name in options:
+        if name not in taken:
+            near = closest(name, [*taken][1:])
+            raise OptionError(f"a {kind.__name__} takes no option {name!r}; closest: {near}")
+
+
+def _of_batch(name: str, given: Json, batch: Prompts) -> Json:
+    """Return an option as the pipeline takes it, with one negative prompt, or other such text, for each prompt.
+
+    Raises OptionError for a list that is too short for the places of these prompts.
+    """
+    if name not in _TEXTS or not isinstance(given, str | list):
+        return given
+    each = [given] if isinstance(given, str) else given
+    if each and each.count(each[0]) == len(each):
+        return [each[0]] * len(batch.prompts)
+    if len(each) <= max(batch.places):
+        raise OptionError(
+            f"{name} has {len(each)} texts, and a set has {1 + max(batch.places)} prompts or more: give one text for "
+            "all prompts, or one for each"
+        )
+    return [each[place] for place in batch.places]
+
+
+def _is_plain(value: Json) -> bool:
+    kinds = str | int | float | bool | None
+    return isinstance(value, kinds) or (isinstance(value, list) and all(isinstance(x, kinds) for x in value))
 
 
 def watch(hooks: Hooks, reader: PicturePasses, parts: PipelineModules, sites: Sequence[Site]) -> None:

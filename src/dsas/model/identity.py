@@ -8,9 +8,12 @@ The family is that of the decoder, so that a model, its wrappers (`dsas.model.wr
 pictures that contains its decoder are relatives. Sites are found by their paths relative to the decoder.
 
 The fingerprint hashes a few values of every weight that acts (`dsas.model.weights`), rounded to bfloat16, so that
-loading the same weights as float32 or bfloat16 gives the same one. It is computed once per model object, and again when
-a weight was replaced or written into, when other adapters act, or when one of some 50 weights has another value in its
-middle. Weights kept outside the model (`device_map`) are read where they are.
+loading the same weights as float32 or bfloat16 gives the same one. Weights that have been float16 may round otherwise,
+to the next number of bfloat16 at most. So a sketch stands beside it: some of these numbers, and whether they have been
+float16. Where one of two models has and the other has not, the sketches are compared: up to one in eight numbers may be
+next to each other instead of the same (one in sixteen is expected), or too small for float16. Both are computed once
+per model object, and again when a weight was replaced or written into, when other adapters act, or when one of some 50
+weights has another value in its middle. Weights kept outside the model (`device_map`) are read where they are.
 
 Limitations: once a model was fingerprinted, a write through `parameter.data` that spares those values is not noticed;
 merging an adapter into every layer, or quantising, does not spare them.
@@ -19,10 +22,11 @@ merging an adapter into every layer, or quantising, does not spare them.
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,19 +39,27 @@ from dsas.model.weights import Weight, acting_weights, how_kept, is_plain, part_
 from dsas.model.wrappers import class_name, core_path, plain, plain_paths
 
 SAMPLES_PER_PARAMETER = 64
+SKETCHED = 256  # numbers in a sketch
+_HALF, _TINY = "float16:", 2.0**-24  # how a sketch of float16 begins; its smallest number
 PROBED = 50  # parameters whose middle value tells whether the model is still the one that was hashed
-# Of the weights: their names, places and versions, and the values in their middles.
+# What the weights say: their names, places and versions, and the values in their middles.
 Version = tuple[tuple[tuple[str, int, int], ...], tuple[float, ...]]
-_KNOWN: "WeakKeyDictionary[nn.Module, tuple[Version, str]]" = WeakKeyDictionary()
+_KNOWN: "WeakKeyDictionary[nn.Module, tuple[Version, Marks]]" = WeakKeyDictionary()
 _KINDS = re.compile(r"(_\d+)?VL|Text|Model|Decoder|For[A-Z]\w*|LMHead")  # what a family's class names differ in
+
+
+def family_of(name: str) -> str:
+    """Return the family of a class of models, which is one for causal models, their decoders and what contains them."""
+    return _KINDS.sub("", name) or name
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
     """What is recorded of a model: its class, `width` (hidden size), `depth` (layers) and weights' fingerprint.
 
-    family: of the decoder's class. decoder: its plain path. wrapped: where the model was below its wrappers, which the
-    paths of sites begin with. part: of which process the fingerprint is, where each holds a part of the weights. These
+    family: that of the decoder's class. decoder: its plain path. wrapped: where the model was below its wrappers, which
+    the paths of sites begin with. part: the process whose fingerprint it is, where each holds a part of the weights.
+    sketch: numbers of the weights, beside the fingerprint. These
     are empty in what was stored before they were recorded, and of a pipeline, whose other fields are those of its
     denoiser, with the fingerprint of text encoders and denoiser together.
     """
@@ -60,6 +72,7 @@ class ModelIdentity:
     decoder: str = ""
     wrapped: str = ""
     part: str = ""
+    sketch: str = field(default="", compare=False, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelIdentity":
@@ -70,15 +83,17 @@ class ModelIdentity:
         get_text = getattr(config, "get_text_config", None)
         text = get_text() if callable(get_text) else config
         decoder, path = _decoder(core)
+        mark, sketch = marks(model)
         return cls(
             model_class=class_name(core),
             width=int(getattr(text, "hidden_size", 0) or 0),
             depth=int(getattr(text, "num_hidden_layers", 0) or 0),
-            fingerprint=fingerprint(model),
-            family=_KINDS.sub("", class_name(decoder)) or class_name(decoder),
+            fingerprint=mark,
+            family=family_of(class_name(decoder)),
             decoder=path,
             wrapped=where,
             part=part_of(model),
+            sketch=sketch,
         )
 
     def as_dict(self) -> JsonObject:
@@ -100,7 +115,8 @@ class ModelIdentity:
             raise ModelMismatchError(
                 f"this Steering was fitted on another kind of model: {'; '.join(differences)}; fit one on this model"
             )
-        return "exact" if self.fingerprint == other.fingerprint else "relative"
+        same = self.fingerprint == other.fingerprint or _rounded_apart(self.sketch, other.sketch)
+        return "exact" if same else "relative"
 
     def differences(self, other: "ModelIdentity", model: nn.Module) -> list[str]:
         """Return, as phrases, what is known of how a relative differs; `model` is the one of the `other` identity."""
@@ -135,7 +151,19 @@ class ModelIdentity:
 
 
 def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
-    """Return 16 hexadecimal digits over names, shapes and sampled values of the weights.
+    """Return 16 hexadecimal digits over names, shapes and sampled values of the weights; see `marks`."""
+    return marks(model, owner=owner).fingerprint
+
+
+class Marks(NamedTuple):
+    """What tells the weights of a model from others: fingerprint and sketch."""
+
+    fingerprint: str
+    sketch: str
+
+
+def marks(model: nn.Module, *, owner: nn.Module | None = None) -> Marks:
+    """Return fingerprint and sketch of the weights of a model.
 
     owner: the module that lives as long as the weights, where `model` is only made to look at them.
     """
@@ -147,7 +175,7 @@ def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
     )
     known = _KNOWN.get(owner or model)
     if known is None or known[0] != version:
-        known = _KNOWN[owner or model] = version, _hashed(model, weights)
+        known = _KNOWN[owner or model] = version, Marks(_hashed(model, weights), _sketch(model, weights))
     return known[1]
 
 
@@ -169,6 +197,37 @@ def _hashed(model: nn.Module, weights: Sequence[Weight]) -> str:
         same = picked.to(torch.bfloat16).view(torch.int16) if picked.is_floating_point() else picked.long()
         digest.update(same.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _sketch(model: nn.Module, weights: Sequence[Weight]) -> str:
+    """Return some numbers of the weights, rounded to bfloat16, as hexadecimal digits; empty where there are none."""
+    floats = [one for one in weights if is_plain(one.tensor) and one.tensor.is_floating_point() and one.tensor.numel()]
+    chosen = floats[:: max(1, len(floats) // SKETCHED)]
+    tensors = [stored(model, one.name, one.tensor).detach() for one in chosen]
+    if not tensors or any(one.is_meta for one in tensors):
+        return ""
+    each = -(-SKETCHED // len(tensors))
+    picked = torch.cat([one.flatten()[:: max(1, one.numel() // each)][:each].cpu().double() for one in tensors])
+    picked = picked[:SKETCHED]
+    short = picked.to(torch.bfloat16)
+    half = torch.equal(picked.half().double(), picked) and not torch.equal(short.double(), picked)
+    return (_HALF if half else "") + short.view(torch.int16).numpy().astype("<i2").tobytes().hex()
+
+
+def _rounded_apart(one: str, other: str) -> bool:
+    """Whether two sketches, of which one has been float16, are of the same numbers."""
+    if not one or not other or one.startswith(_HALF) == other.startswith(_HALF):
+        return False
+    try:
+        found = [np.frombuffer(bytes.fromhex(each.removeprefix(_HALF)), dtype="<i2") for each in (one, other)]
+    except ValueError:  # from a file that somebody changed
+        return False
+    if len(found[0]) != len(found[1]):
+        return False
+    here, there = (torch.from_numpy(each.astype(np.int16)) for each in found)
+    tiny = (here.view(torch.bfloat16).double() - there.view(torch.bfloat16).double()).abs() <= _TINY
+    apart = (here.int() - there.int()).abs()
+    return bool(((apart <= 1) | tiny).all()) and float(((apart == 1) & ~tiny).double().mean()) <= 1 / 8
 
 
 def _middles(tensors: Sequence[Tensor]) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from dsas.model.examples import ExampleSets, Spans
 from dsas.model.foreign import Foreign
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks
-from dsas.model.identity import ModelIdentity, fingerprint
+from dsas.model.identity import ModelIdentity, marks
 from dsas.model.image_trace import PictureRecorder
 from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.picture_activations import drawn_activations
@@ -32,6 +32,8 @@ from dsas.parallel.workers import Spread
 class ImagePipeline:
     """A pipeline of text encoders and a denoiser."""
 
+    measured_by = "pictures over strengths show them, as `dsas images` draws them"
+
     def __init__(self, module: PipelineModules) -> None:
         self.module = module
 
@@ -39,9 +41,8 @@ class ImagePipeline:
     def identity(self) -> ModelIdentity:
         """Which denoiser this is, with the fingerprint of text encoders and denoiser together."""
         denoiser = self.module.denoiser
-        return ModelIdentity(
-            type(denoiser).__name__, *_sizes(denoiser), fingerprint(self.module.drawing(), owner=denoiser)
-        )
+        mark, sketch = marks(self.module.drawing(), owner=denoiser)
+        return ModelIdentity(type(denoiser).__name__, *_sizes(denoiser), mark, sketch=sketch)
 
     def sites(self, patterns: SitePatterns) -> list[Site]:
         """Return the sites that `patterns` name; see `find_sites`."""
@@ -58,6 +59,20 @@ class ImagePipeline:
     def recorder(self, sites: Sequence[str]) -> PictureRecorder:
         """Return what records applied strengths by picture, step and position."""
         return PictureRecorder(sites)
+
+    def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
+        """Raise OptionError unless both branches are asked for, or where a site is a part of what its module gives."""
+        kind = type(self.module.pipeline).__name__
+        if branch != "both":
+            raise OptionError(
+                f"a {kind} that is fused steers all rows, those of the negative prompt too: give branch='both', or use "
+                "steering.apply(...), which steers the conditional branch alone"
+            )
+        joint = [str(site) for site in sites if self.module.is_joint(site)]
+        if joint:
+            raise OptionError(
+                f"{joint[0]} is one of two streams in one sequence, which a fused module does not know: use apply()"
+            )
 
     def examples(self, reading: Any = None, *, training: bool = False) -> "PictureExamples":
         """Return how prompts are read. Raises OptionError for a reading of another kind, or what training cannot do."""
@@ -123,11 +138,11 @@ class PictureExamples:
         """Return None: the positions of a picture are no row of tokens that follow each other."""
 
     def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> NoReturn:
-        """Raise OptionError: a pipeline says nothing."""
-        raise OptionError("this asks what a language model would say, and a pipeline says nothing")
+        """Raise OptionError: a pipeline generates no text."""
+        raise OptionError("this needs a language model, got an image pipeline")
 
     def pad_token(self) -> NoReturn:
-        """Raise OptionError: a pipeline says nothing."""
+        """Raise OptionError: a pipeline generates no text."""
         self.rows(())
 
     def run(self, batch: Prompts) -> Foreign:
@@ -153,7 +168,7 @@ class PictureExamples:
 
 
 def _sizes(denoiser: nn.Module) -> tuple[int, int]:
-    """Return width and depth of a denoiser by its config: of a U-Net those of its narrow end and its levels."""
+    """Return width and depth of a denoiser by its config; a U-Net has those of its narrow end and its levels."""
     config: Any = getattr(denoiser, "config", {})
     levels = config.get("block_out_channels")
     if levels:

@@ -4,20 +4,20 @@ The numbers are those of `dsas.model.token_trace`: applied strength, and on requ
 dose. Only what concerns the steered branch is kept, and nothing leaves the device before `maps` is asked for. Where a
 scheduler runs the denoiser twice in a step, the mean of both is kept.
 
-Left out: how a map is drawn (`dsas.views`).
+How a map is drawn is in `dsas.views`.
 """
 
 from collections.abc import Sequence
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dsas.errors import OptionError, StateError, closest
 from dsas.model.by_thread import ByThread
+from dsas.model.foreign import Foreign
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.site_summary import NOT_RECORDED, SiteSummary
 from dsas.model.strength import per_row
@@ -31,11 +31,13 @@ Grid = Float[Tensor, "image step height width"]
 class Maps(NamedTuple):
     """The applied strength (strength x site weight x regulator) of the last run of a pipeline.
 
-    sites: names, in the order of the model. strengths: for each site Float (image, step, height, width), with
-    their sign, averaged over neurons where the regulator has one value per neuron; empty where the site never fired. A
-    site of the prompt has a prompt for an image, one step, and its tokens for a width. steps: which denoising steps
-    ran. strength: Float (image), what was asked for. regulators, doses: as strengths, or empty when recorded without
-    record="doses". With both branches steered, the rows of the pipeline's batch are the images.
+    sites: names, in the order of the model. strengths: for each site Float (image, step, height, width), with their
+    sign, averaged over neurons where the regulator has one value per neuron; empty where the site never fired, and 0 at
+    steps that another denoiser ran. For a site that reads the prompt, an image is a prompt, there is one step, and the
+    width counts tokens; the same holds at each step where text and image are one stream. The frames of a video are
+    images, or stand below each other. steps: which denoising steps ran. strength: Float (image), what was asked for.
+    regulators, doses: as strengths, or empty when recorded without record="doses". With both branches steered, the rows
+    of the pipeline's batch are the images.
     """
 
     sites: tuple[str, ...]
@@ -50,14 +52,11 @@ class Maps(NamedTuple):
         return torch.stack([grid.mean() if grid.numel() else grid.new_zeros(()) for grid in self.strengths])
 
     def hits(self, threshold: float | Float[Tensor, " image"]) -> Int[Tensor, " site"]:
-        """Return at how many positions, over all steps, every site got more than `threshold`: one, or one an image."""
+        """Return at how many positions, over all steps, each site got more than `threshold`, one or one per image."""
         least = torch.as_tensor(threshold, dtype=torch.float32).reshape(-1)
         counts = []
         for grid in self.strengths:
-            stride = max(1, len(least) // max(1, len(grid)))  # a site of the prompt has fewer rows: one a prompt
-            counts.append(
-                (grid.abs() > least[::stride].abs().view(-1, 1, 1, 1)).sum() if grid.numel() else torch.tensor(0)
-            )
+            counts.append((grid.abs() > _each(least, len(grid)).abs()).sum() if grid.numel() else torch.tensor(0))
         return torch.stack(counts)
 
     def heat(self, height: int, width: int, *, step: int | None = None) -> Float[Tensor, "image height width"]:
@@ -81,24 +80,41 @@ class Maps(NamedTuple):
         ]
         return torch.cat(enlarged, dim=1).mean(1)
 
-    def plot(self, picture: Float[np.ndarray, "height width 3"], image: int = 0) -> "Figure":
-        """Return a matplotlib figure: a picture (values in [0, 1]), and where it was steered at each step.
+    def plot(self, picture: Foreign, image: int = 0) -> "Figure":
+        """Return a matplotlib figure: a picture, and where it was steered at each step, from 0 to the strength asked.
 
-        Raises OptionError when there is no such image, MissingExtraError without matplotlib.
+        picture: as the pipeline gave it, by any output type ("pil", "np", "pt", "latent").
+        Raises OptionError when there is no such image, or what is given is no picture, MissingExtraError without
+        matplotlib.
         """
-        from dsas.views.pictures import heat_figure
+        from dsas.views.pictures import as_picture, heat_figure
 
         if not 0 <= image < len(self.strength):
             raise OptionError(f"expected an image from 0 to {len(self.strength) - 1}, got {image}")
-        height, width = picture.shape[:2]
+        shown = as_picture(picture)
+        height, width = shown.shape[:2]
         heats = [self.heat(height, width, step=step)[image].numpy() for step in self.steps]
-        return heat_figure(picture, heats, titles=[f"step {step + 1}" for step in self.steps])
+        peak = float(self.strength[image].abs()) or 1.0
+        return heat_figure(shown, heats, titles=[f"step {step + 1}" for step in self.steps], peak=peak)
 
     def of(self, site: str) -> Grid:
         """Return the map of one site. Raises OptionError, with the closest names, for a site that is not there."""
         if site not in self.sites:
             raise OptionError(f"no site {site!r} was recorded; closest: {closest(site, self.sites)}")
         return self.strengths[self.sites.index(site)]
+
+
+def _each(values: Tensor, rows: int) -> Float[Tensor, "row 1 1 1"]:
+    """Return values of images for the rows of a site: a prompt's may be fewer, and those of videos one per frame."""
+    if len(values) > 1 and len(values) % rows == 0:
+        values = values[:: len(values) // rows]
+    elif rows % len(values) == 0:
+        values = values.repeat_interleave(rows // len(values))
+    else:
+        raise StateError(
+            f"a site has {rows} rows, and it is not known which of the {len(values)} images each belongs to"
+        )
+    return values.view(-1, 1, 1, 1)
 
 
 class _Run:
@@ -158,7 +174,11 @@ class PictureRecorder:
 
     def add_outside(self, site: int, values: Tensor, real: Tensor) -> NoReturn:
         """Raise StateError: every site of a pipeline is recorded by `add`."""
-        raise StateError("a pipeline's sites are all recorded by add")
+        raise StateError("all sites of a pipeline are recorded by add")
+
+    def prompt_end(self) -> NoReturn:
+        """Raise StateError: the prompt of a picture is in no pass of a denoiser."""
+        raise StateError("a pipeline that draws pictures reads no prompt that ends")
 
     def maps(self, strength: Float[Tensor, " row"], *, thread: Thread | None = None) -> Maps:
         """Return what was recorded of the last run; `strength` as asked for. Raises StateError when that is nothing."""
@@ -193,8 +213,9 @@ class PictureRecorder:
 
 def _grid(run: _Run, site: int, kind: int) -> Grid:
     """Return one site's map over the steps that ran; the mean where it fired more than once in a step."""
-    keys = [key for key in [(site, None), *((site, number) for number in run.steps)] if key in run.found]
-    if not keys:
+    keys = [(site, None)] if (site, None) in run.found else [(site, number) for number in run.steps]
+    each = {key: torch.stack([maps[kind] for maps in run.found[key]]).mean(0).cpu() for key in keys if key in run.found}
+    if not each:
         return torch.zeros(0, 0, 0, 0)
-    each = [torch.stack([maps[kind] for maps in run.found[key]]).mean(0).cpu() for key in keys]
-    return torch.stack(each, dim=1)
+    idle = torch.zeros_like(next(iter(each.values())))  # where the denoiser of another step ran
+    return torch.stack([each.get(key, idle) for key in keys], dim=1)

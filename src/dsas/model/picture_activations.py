@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsas.errors import SiteError, closest
+from dsas.errors import SiteError, StateError, closest
 from dsas.model.activations import finite
 from dsas.model.drawing import Drawing, Prompts, draw, watch
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Given
+from dsas.model.forward_pass import UNKNOWN
 from dsas.model.hooks import Hooks, StopForward
 from dsas.model.picture_passes import PicturePasses
 from dsas.model.pipeline_modules import PipelineModules
@@ -47,7 +48,7 @@ def drawn_activations(
         if missing:
             fired = [str(site) for site in sites if found[site]]
             raise SiteError(
-                f"nothing ever came from {', '.join(missing)} in the {drawing.branch} branch; closest that fired: "
+                f"these sites never ran in the {drawing.branch} branch: {', '.join(missing)}; closest that fired: "
                 f"{closest(missing[0], fired)}"
             )
         yield {site: _stacked(site, found[site], len(batch.prompts)) for site in sites}
@@ -65,6 +66,10 @@ def _looker(
     def look(given: Given) -> None:
         t = site.read(given)
         step = reader.at(site, t, given)
+        if step.copies == UNKNOWN:
+            raise StateError(
+                f"site {site}: it is not known to which prompt each of its {len(t)} rows belongs; fit other sites"
+            )
         t = step.take(t.detach())
         if len(t) == 0:
             return

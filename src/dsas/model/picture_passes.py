@@ -1,82 +1,83 @@
 """Picture passes: which rows of a pipeline's pass are steered, and which denoising step it is.
 
-Neither is told by the model's arguments alone:
-
-    guidance   With classifier-free guidance the denoiser runs each picture twice, with and without the prompt. U-Nets,
-               SD3 and PixArt stack both in one batch, unconditional rows first; FLUX runs the conditional batch, then
-               the other. How many pictures there are is what `prepare_latents` of the pipeline returns.
-    step       The scheduler's own index, over its order: a second-order one runs the model twice per step. Schedulers
-               without an index have no timestep twice, but for the warm-up of PNDM, which belongs to the step it warms.
+Neither is told by the model's arguments alone: `dsas.model.guidance` tells rows from how many pictures the run has and
+the order of its branches, `dsas.model.denoising` the step from the scheduler. Both are known inside of a run of the
+pipeline alone, from its beginning on (`dsas.model.pipeline_runs`). What is not known is refused at a site that is
+steered by branch; `branch="both"` steers all rows.
 
 Source: classifier-free guidance, arXiv 2207.12598. Limitations: no more than two branches (perturbed attention and
-editing by instruction have three), and only families whose order of branches was checked; `branch="both"` steers the
-others.
+editing by instruction have three), and only families whose order of branches was checked.
 """
 
 import inspect
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-import torch
 from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError, closest
+from dsas.model.denoising import denoising_of
 from dsas.model.foreign import Arguments, Foreign, Given, Options
-from dsas.model.forward_pass import Denoising, ForwardPass
+from dsas.model.forward_pass import UNKNOWN, Denoising, ForwardPass
+from dsas.model.guidance import Branch, Call, Chosen, Guidance
 from dsas.model.hooks import Hooks
-from dsas.model.pipeline_modules import PIPELINE_FAMILIES, Branch, PipelineModules
+from dsas.model.pipeline_modules import PIPELINE_FAMILIES, PipelineModules
+from dsas.model.pipeline_runs import PipelineRun
 from dsas.model.sites import Site
 
+_WAY_OUT = "apply with branch='both', which steers all rows"
 
-def denoising_of(scheduler: Foreign, timestep: Any) -> Denoising:
-    """Return which denoising step of the schedule a call of the denoiser with this timestep is."""
-    levels = torch.as_tensor(scheduler.timesteps).double().cpu()
-    order = int(getattr(scheduler, "order", 1))
-    place = getattr(scheduler, "step_index", None)
-    place = getattr(scheduler, "begin_index", None) if place is None else place
-    if place is None or not 0 <= place < len(levels):
-        if not hasattr(scheduler, "step_index"):
-            levels, order = torch.unique_consecutive(levels), 1
-        now = torch.as_tensor(timestep).double().cpu().reshape(-1)[0]
-        place = int((levels - now).abs().argmin())
-    return Denoising(place // order, -(-len(levels) // order), place)
+
+class _Pass(NamedTuple):
+    """A call of one part: the rows of its batch, which are steered or why that is not known, and its denoising step.
+
+    frames: those of a video, each of which may be a row inside. size: size of the latents, (height, width), or (frame,
+    height, width). text: tokens of the prompt in a sequence of both streams.
+    """
+
+    batch: int
+    chosen: Chosen
+    denoising: Denoising | None = None
+    frames: int = 1
+    size: tuple[int, ...] | None = None
+    text: int | None = None
 
 
 class _State(threading.local):
-    """What is known of the run of this thread; None before it is."""
+    """What is known of the passes of this thread."""
 
-    def __init__(self) -> None:
-        self.images: int | None = None
-        self.place: int | None = None
-        self.size: tuple[int, int] | None = None
-        self.encoded: dict[str, int] = {}
-        self.passes: dict[str, ForwardPass] = {}
+    def __init__(self, make: Callable[[], Guidance]) -> None:
+        self.passes: dict[str, _Pass] = {}
+        self.guidance = make()
 
 
 class PicturePasses:
     """Keeps the current pass of each part of a pipeline, for the calling thread."""
 
     always = True
+    unseen = "which rows of a batch are conditional, and which denoising step it is"  # by a compiled graph
     active = exact = False
 
     def __init__(self, parts: PipelineModules, branch: Branch = "conditional") -> None:
         """Read the parts; `calls` are the modules to hook and how. Raises OptionError when branches cannot be told."""
         if branch not in get_args(Branch):
             raise OptionError(f"branch must be one of {get_args(Branch)}, got {branch!r}")
-        self._parts, self._branch, self._state = parts, branch, _State()
-        self._guidance = parts.family.guidance if parts.family else None
-        self.pipeline = parts.pipeline
-        self._watches_latents = hasattr(self.pipeline, "prepare_latents")
-        if branch != "both" and (self._guidance is None or not self._watches_latents):
+        self._parts, self._branch, self.pipeline = parts, branch, parts.pipeline
+        self._has_guider = parts.pipeline.components.get("guider") is not None
+        known = self._has_guider or (parts.family is not None and hasattr(self.pipeline, "prepare_latents"))
+        if branch != "both" and not known:
             kind = type(parts.denoiser).__name__
             raise OptionError(
                 f"which rows of a {kind} are conditional is known for {closest(kind, PIPELINE_FAMILIES, 4)} only, in "
                 "pipelines that prepare latents; branch='both' steers all rows"
             )
+        order = None if parts.family is None else parts.family.guidance
+        self._make = partial(Guidance, self.pipeline, order, branch, is_named=self._has_guider)
+        self._state, self._run = _State(self._make), PipelineRun(self.pipeline)
         readers: dict[str, Callable[..., Any]] = dict.fromkeys(parts.encoders, self._encode)
-        readers |= dict.fromkeys(parts.denoisers, self._denoise)
+        readers |= dict.fromkeys([*parts.companions, *parts.denoisers], self._denoise)
         self.calls = [(parts.get_submodule(name), partial(read, name)) for name, read in readers.items()]
 
     unsteered = ()  # rows are chosen at each site instead
@@ -84,6 +85,9 @@ class PicturePasses:
     def end(self, module: nn.Module, output: Given) -> bool:
         """Return True: a run is told by its beginning."""
         return True
+
+    def running(self) -> None:
+        """Return None: which pass runs is asked at each site."""
 
     def acts(self) -> bool:
         """Whether a pass is steered: every one, at the rows that are chosen at each site."""
@@ -94,97 +98,130 @@ class PicturePasses:
         return True
 
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
-        """Let a run be seen when it begins, and call `restarted` then."""
-        if self._watches_latents:
-            hooks.on_result(self.pipeline, "prepare_latents", lambda prepared: (self.begin(prepared), restarted()))
+        """Let runs be seen from now on, and call `restarted` when one begins; nothing is known of earlier ones."""
+        self._state, self._run = _State(self._make), PipelineRun(self.pipeline)
 
-    def begin(self, prepared: Given) -> None:
-        """Take note of a run that begins, by what the pipeline's `prepare_latents` returned."""
-        latents = prepared[0] if isinstance(prepared, (tuple, list)) else prepared
-        self._state.images, self._state.place = len(latents), None
+        def begun() -> None:
+            self._parts.check_unchanged()
+            self._state.guidance = self._make()
+            restarted()
+
+        self._run.watch(hooks, [self._parts.get_submodule(name) for name in self._parts.denoisers], begun)
 
     def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
         """Return the step at a site that reads `t` in what its module gave: which rows to steer there, and when.
 
-        Raises StateError when the rows of the site are not those of its part.
+        Raises StateError when the rows or the step are not known, unless both branches are steered.
         """
-        made = self._state.passes.get(site.path.partition(".")[0])
-        step = ForwardPass(len(t), t.shape[1], device=t.device)
-        if made is not None and made.rows is not None:
-            if made.batch != len(t) and self._branch != "both":
-                raise StateError(
-                    f"site {site} has {len(t)} rows in a pass of {made.batch}: which are conditional cannot be told; "
-                    "apply with branch='both'"
-                )
-            rows = made.rows if made.batch == len(t) else slice(0, len(t))
-            step = ForwardPass(rows.stop - rows.start, t.shape[1], device=t.device)
-            step.rows, step.copies, step.denoising = rows, made.copies, made.denoising
-        step.grid = site.grid(given)
-        if step.grid is None and not self._parts.reads_text(site):
-            step.grid = _grid(t.shape[1], self._state.size)
+        part = site.path.partition(".")[0]
+        made = self._state.passes.get(part)
+        if made is None:
+            made = _Pass(0, Chosen(slice(0, 0), UNKNOWN, f"nothing is known of the rows of the {part}"))
+        each, refusal = self._rows_of_each(site, made, len(t)), made.chosen.refusal
+        if not each and not refusal:
+            refusal = f"{len(t)} rows in a pass of {made.batch}: which are conditional cannot be told"
+        if refusal and self._branch != "both":
+            raise StateError(f"site {site}: {refusal}; {_WAY_OUT}")
+        rows, copies, _ = made.chosen
+        rows = slice(rows.start * each, rows.stop * each) if each else slice(0, len(t))
+        span = self._parts.stream(site, given, made.text)
+        tokens = t.shape[1] if span is None else len(range(*span.indices(t.shape[1])))
+        step = ForwardPass(rows.stop - rows.start, tokens, device=t.device)
+        step.rows, step.copies, step.denoising = rows, copies if each else UNKNOWN, made.denoising
+        step.span, step.grid = span, site.grid(given)
+        if step.grid is None and self._parts.has_picture(site):
+            step.grid = _grid(tokens, made.size)
         return step
 
+    def _rows_of_each(self, site: Site, made: _Pass, rows: int) -> int:
+        """Return how many rows a site has for each one of its part: frames of a video; 0 where that is not known."""
+        if rows == made.batch:
+            return 1
+        per_frame = made.frames > 1 and rows == made.batch * made.frames and not self._parts.is_temporal(site)
+        return made.frames if per_frame else 0
+
     def _encode(self, name: str, args: Arguments, kwargs: Options) -> None:
-        """Read a call of a text encoder: the first before a run is of the prompts, the next of the negative ones."""
+        """Read a call of a text encoder, for the prompts or the negative ones, by the call that it is part of."""
         tokens = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
-        count = self._state.encoded.get(name, 0)
-        self._state.encoded[name] = count + 1
-        if isinstance(tokens, Tensor):
-            wanted = self._branch == "both" or (count == 0) == (self._branch == "conditional")
-            made = ForwardPass(len(tokens), tokens.shape[-1])
-            made.rows = slice(0, len(tokens) if wanted else 0)
-            self._state.passes[name] = made
+        self._state.passes.pop(name, None)
+        if not isinstance(tokens, Tensor):
+            return
+        encoding, rows = self._run.encoding, len(tokens)
+        branch = None if encoding is None else encoding.branch(name, rows)
+        where = "outside of the pipeline's encode_prompt" if encoding is None else "otherwise than once a prompt"
+        refusal = f"the {name} was called {where}, so whether it reads prompts or negative ones is not known"
+        wanted = self._branch == "both" or branch in (None, self._branch)
+        chosen = Chosen(slice(0, rows if wanted else 0), 1 if branch else UNKNOWN, "" if branch else refusal)
+        self._state.passes[name] = _Pass(rows, chosen)
 
     def _denoise(self, name: str, args: Arguments, kwargs: Options) -> ForwardPass:
-        names = tuple(inspect.signature(self._parts.get_submodule(name).forward).parameters)
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        sample, timestep = given[names[0]], given.get("timestep")
-        if not isinstance(sample, Tensor):
-            raise OptionError(f"the {name} ran without {names[0]!r} (got {sorted(given)}), which steering reads")
-        self._state.encoded = {}
-        self._state.size = _size(sample, given.get("img_ids"))
-        denoising = denoising_of(self.pipeline.scheduler, timestep)
-        made = ForwardPass(len(sample), sample.shape[1], device=sample.device)
-        made.denoising = denoising
-        made.rows, made.copies = self._rows(len(sample), denoising.place)
-        self._state.place = denoising.place
-        self._state.passes[name] = made
-        return made
+        """Read a call of a denoiser, or of a ControlNet beside it."""
+        given = _by_name(self._parts.get_submodule(name), args, kwargs)
+        sample: Foreign = next(iter(given.values()), None)
+        one = sample[0] if isinstance(sample, (list, tuple)) and sample else sample
+        if not isinstance(one, Tensor):
+            raise OptionError(f"the {name} ran without pictures (got {sorted(given)}), which steering reads")
+        place, beside = self._run.now(), name in self._parts.companions
+        denoising = denoising_of(
+            self.pipeline.scheduler, given.get("timestep", given.get("t")), running=place is not None
+        )
+        named = "" if beside else self._run.take_named()
+        images = len(sample) if self._has_guider and place is not None else self._run.images(place)
+        if images is None:
+            chosen = Chosen(slice(0, len(sample)), UNKNOWN, self._unseen(name, place is not None))
+        else:
+            at = None if denoising is None else denoising.place
+            text = given.get("encoder_hidden_states", given.get("cap_feats"))
+            chosen = self._state.guidance.chosen(Call(name, len(sample), images, named, at, text, beside))
+        if denoising is None and not chosen.refusal:
+            chosen = chosen._replace(refusal=f"which denoising step this pass of the {name} is cannot be told")
+        frames = sample.shape[2] if isinstance(sample, Tensor) and sample.ndim == 5 else 1
+        size, text_tokens = _size(sample, given), self._parts.text_tokens(name, given)
+        self._state.passes[name] = _Pass(len(sample), chosen, denoising, frames, size, text_tokens)
+        step = ForwardPass(chosen.rows.stop - chosen.rows.start, 1, device=one.device)
+        step.rows, step.copies, step.denoising = chosen.rows, chosen.copies, denoising
+        return step
 
-    def _rows(self, rows: int, place: int) -> tuple[slice, int]:
-        """Return which of the rows that the denoiser gets are steered, and how often each picture is among them."""
-        images = self._state.images or rows
-        runs, left = divmod(rows, images)
-        if self._branch == "both":
-            return slice(0, rows), 1 if left else runs
-        if left or runs > 2 or getattr(self.pipeline, "do_perturbed_attention_guidance", False):
-            raise StateError(
-                f"the denoiser got {rows} rows for {images} pictures: which are conditional cannot be told; apply "
-                "with branch='both'"
-            )
-        conditional = self._branch == "conditional"
-        if runs == 2:
-            return (slice(images, rows) if conditional else slice(0, images)), 1
-        again = self._state.images is not None and self._guidance == "apart" and place == self._state.place
-        return slice(0, rows if conditional != again else 0), 1
+    def _unseen(self, name: str, running: bool) -> str:
+        """Return why nothing is known of the pictures of a pass."""
+        kind = type(self.pipeline).__name__
+        if running:
+            return f"this run of the {kind} had begun before it was steered, so its rows are not known"
+        return (
+            f"the {name} was called outside of a run of this {kind}, as by a loop of one's own or by another pipeline "
+            "of the same parts (steer that one), so its rows are not known"
+        )
 
 
-def _size(sample: Tensor, ids: Any) -> tuple[int, int] | None:
-    """Return height and width of what the denoiser gets; FLUX packs them and says where each token stands."""
-    if sample.ndim == 4:
-        return sample.shape[2], sample.shape[3]
-    if isinstance(ids, Tensor) and ids.shape[-1] == 3:
-        height, width = (ids.reshape(-1, 3).amax(0)[1:] + 1).tolist()
+def _by_name(module: nn.Module, args: Arguments, kwargs: Options) -> dict[str, Any]:
+    """Return the arguments of a call by name, the first one of the signature first."""
+    names = tuple(inspect.signature(module.forward).parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {name: given[name] for name in names if name in given}
+
+
+def _size(sample: Foreign, given: dict[str, Any]) -> tuple[int, ...] | None:
+    """Return height and width of what the denoiser gets, after the frames if any; packed ones say where tokens are."""
+    if isinstance(sample, (list, tuple)):
+        return tuple(sample[0].shape[-2:])
+    if sample.ndim > 3:
+        return tuple(sample.shape[2:])
+    ids, shapes = given.get("img_ids"), given.get("img_shapes")
+    if isinstance(ids, Tensor) and ids.shape[-1] in (3, 4):  # of FLUX.2 with which picture first, and which token last
+        height, width = (ids.reshape(-1, ids.shape[-1]).amax(0)[1:3] + 1).tolist()
         return int(height), int(width)
-    return None
+    while isinstance(shapes, list) and shapes:
+        shapes = shapes[0]
+    return tuple(shapes[-2:]) if isinstance(shapes, tuple) else None
 
 
-def _grid(tokens: int, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return height and width of so many positions: those of the latents over a power of two."""
+def _grid(tokens: int, size: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Return height and width of so many positions: those of the latents over a power of two, frame under frame."""
     if size is None:
         return None
     for scale in (1, 2, 4, 8, 16, 32, 64):
-        height, width = (-(-side // scale) for side in size)
-        if height * width == tokens:
-            return height, width
+        height, width = (-(-side // scale) for side in size[-2:])
+        frames, left = divmod(tokens, height * width)
+        if not left and frames in (1, *size[:-2]):
+            return height * frames, width
     return None

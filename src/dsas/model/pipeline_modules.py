@@ -5,56 +5,108 @@ The modules of a pipeline stand under their own names, so a site is "unet.down_b
 are, and how their pipelines run guidance.
 """
 
-from typing import Literal, NamedTuple
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, StateError
 from dsas.model.compiled_code import uncompiled
-from dsas.model.foreign import Pipeline
-from dsas.model.sites import STREAMS, Site
+from dsas.model.foreign import Given, Pipeline
+from dsas.model.guidance import Branch, Order
+from dsas.model.sites import JOINT, MIXED, STREAMS, Site
 
-Branch = Literal["conditional", "unconditional", "both"]
-DENOISERS = ("unet", "transformer")
+__all__ = ["PIPELINE_FAMILIES", "Branch", "PipelineFamily", "PipelineModules"]
+_DENOISER = re.compile(r"(unet|transformer)(_\d+)?")  # of two, each runs its own steps
+_TEMPORAL = re.compile(r"(^|\.)(motion_modules|temp_\w+|temporal_\w+|transformer_in)(\.|$)")  # rows are positions there
 
 
 class PipelineFamily(NamedTuple):
     """Globs of the sites of one kind of denoiser, and how its pipelines run guidance.
 
-    guidance: both branches in one batch, the unconditional rows first ("stacked"), or one batch after the other, the
-    conditional first ("apart").
+    guidance: both branches in one batch, with the order of its rows, or one batch after the other ("apart"), the
+    conditional one first.
     """
 
     residual: tuple[str, ...]
     norm: tuple[str, ...]
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
-    guidance: Literal["stacked", "apart"]
+    guidance: Order
 
 
-_BLOCKS = "transformer.transformer_blocks.*"
-_JOINT = ((f"{_BLOCKS}.norm1", f"{_BLOCKS}.norm2"), (f"{_BLOCKS}.attn",), (f"{_BLOCKS}.ff",))
+_BLOCKS, _SINGLE = "transformer.transformer_blocks.*", "transformer.single_transformer_blocks.*"
+_LAYERS = "transformer.layers.*"
+_DOUBLE = ((f"{_BLOCKS}.norm1", f"{_BLOCKS}.norm2"), (f"{_BLOCKS}.attn",), (f"{_BLOCKS}.ff",))
+_CROSS = (_DOUBLE[0], (f"{_BLOCKS}.attn1", f"{_BLOCKS}.attn2"), (f"{_BLOCKS}.ff",))
+_AURA = "transformer.joint_transformer_blocks.*"
+_WAN = "transformer*.blocks.*"
 
-# By the class of the denoiser. FLUX's single blocks run both streams as one, so only what they give has an image part.
+# By the class of the denoiser. What single blocks run both streams through has no image part; what they give has one.
 PIPELINE_FAMILIES: dict[str, PipelineFamily] = {
     "UNet2DConditionModel": PipelineFamily(
         ("unet.**.resnets.*", "unet.**.attentions.*"),
         ("unet.**norm*",),
         ("unet.**.attn1", "unet.**.attn2"),
         ("unet.**.ff",),
-        "stacked",
+        "unconditional first",
     ),
-    "SD3Transformer2DModel": PipelineFamily((_BLOCKS,), *_JOINT, "stacked"),
-    "FluxTransformer2DModel": PipelineFamily((_BLOCKS, "transformer.single_transformer_blocks.*"), *_JOINT, "apart"),
-    "PixArtTransformer2DModel": PipelineFamily(
-        (_BLOCKS,), _JOINT[0], (f"{_BLOCKS}.attn1", f"{_BLOCKS}.attn2"), (f"{_BLOCKS}.ff",), "stacked"
+    "UNetMotionModel": PipelineFamily(  # a row per frame; in the motion modules a row per position
+        ("unet.**.resnets.*", "unet.**.attentions.*"),
+        ("unet.**.resnets.*.norm*", "unet.**.attentions.**norm*"),
+        ("unet.**.attentions.**.attn1", "unet.**.attentions.**.attn2"),
+        ("unet.**.attentions.**.ff",),
+        "unconditional first",
+    ),
+    "SD3Transformer2DModel": PipelineFamily(  # 3.5 has a second attention, among the positions of the picture
+        (_BLOCKS,), _DOUBLE[0], (*_DOUBLE[1], f"{_BLOCKS}.attn2"), _DOUBLE[2], "unconditional first"
+    ),
+    "PixArtTransformer2DModel": PipelineFamily((_BLOCKS,), *_CROSS, "unconditional first"),
+    "SanaTransformer2DModel": PipelineFamily((_BLOCKS,), *_CROSS, "unconditional first"),
+    "AuraFlowTransformer2DModel": PipelineFamily(
+        (_AURA, _SINGLE),
+        (f"{_AURA}.norm1", f"{_AURA}.norm2"),
+        (f"{_AURA}.attn",),
+        (f"{_AURA}.ff",),
+        "unconditional first",
+    ),
+    "ZImageTransformer2DModel": PipelineFamily(  # image and text are one stream from the first of the layers on
+        (_LAYERS,),
+        (f"{_LAYERS}.attention_norm1", f"{_LAYERS}.ffn_norm1"),
+        (f"{_LAYERS}.attention",),
+        (f"{_LAYERS}.feed_forward",),
+        "conditional first",
+    ),
+    "FluxTransformer2DModel": PipelineFamily((_BLOCKS, _SINGLE), *_DOUBLE, "apart"),
+    "Flux2Transformer2DModel": PipelineFamily((_BLOCKS, _SINGLE), *_DOUBLE, "apart"),
+    "ChromaTransformer2DModel": PipelineFamily((_BLOCKS, _SINGLE), *_DOUBLE, "apart"),
+    "QwenImageTransformer2DModel": PipelineFamily(
+        (_BLOCKS,),
+        (f"{_BLOCKS}.img_norm1", f"{_BLOCKS}.img_norm2"),
+        (f"{_BLOCKS}.attn",),
+        (f"{_BLOCKS}.img_mlp",),
+        "apart",
+    ),
+    "CogView4Transformer2DModel": PipelineFamily(
+        (_BLOCKS,), _DOUBLE[0], (f"{_BLOCKS}.attn1",), (f"{_BLOCKS}.ff",), "apart"
+    ),
+    "Lumina2Transformer2DModel": PipelineFamily(  # image and text are one stream here, too
+        (_LAYERS,),
+        (f"{_LAYERS}.norm1", f"{_LAYERS}.ffn_norm1"),
+        (f"{_LAYERS}.attn",),
+        (f"{_LAYERS}.feed_forward",),
+        "apart",
+    ),
+    "WanTransformer3DModel": PipelineFamily(
+        (_WAN,), (f"{_WAN}.norm1", f"{_WAN}.norm3"), (f"{_WAN}.attn1", f"{_WAN}.attn2"), (f"{_WAN}.ffn",), "apart"
     ),
 }
-TEXT_SITES = ("text_encoder*.**layers.*", "text_encoder*.**encoder.block.*")  # of CLIP, of T5
+TEXT_SITES = ("text_encoder*.**layers.*", "text_encoder*.**encoder.block.*")  # of CLIP and decoders, of T5
 
 
 class PipelineModules(nn.Module):
-    """The modules of a pipeline in the order in which they run: text encoders, denoiser, then the others.
+    """The modules of a pipeline in the order in which they run: text encoders, ControlNets, denoisers, then the others.
 
     shorthands: the globs that each shorthand stands for here; "text" is the layers of the text encoders.
     """
@@ -64,11 +116,12 @@ class PipelineModules(nn.Module):
         super().__init__()
         self.pipeline = pipeline
         found = {name: uncompiled(part) for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-        self.denoisers = [name for name in DENOISERS if name in found]
+        self.denoisers = sorted(name for name in found if _DENOISER.fullmatch(name))
         if not self.denoisers:
-            raise OptionError(f"a {type(pipeline).__name__} has no part named {' or '.join(DENOISERS)} to steer")
+            raise OptionError(f"a {type(pipeline).__name__} has no part named unet or transformer to steer")
         self.encoders = sorted(name for name in found if name.startswith("text_encoder"))
-        first = [*self.encoders, *self.denoisers]
+        self.companions = sorted(name for name in found if "controlnet" in name)  # they run beside the denoiser
+        first = [*self.encoders, *self.companions, *self.denoisers]
         for name in [*first, *(name for name in found if name not in first)]:
             self.add_module(name, found[name])
         family = self.family
@@ -96,9 +149,57 @@ class PipelineModules(nn.Module):
         """Return what a picture depends on before it is decoded: text encoders and denoiser."""
         return nn.ModuleDict({name: self.get_submodule(name) for name in (*self.encoders, *self.denoisers)})
 
+    def check_unchanged(self) -> None:
+        """Raise StateError for a part of the pipeline that was replaced by another since."""
+        parts: dict[str, object] = self.pipeline.components
+        for name in (*self.encoders, *self.companions, *self.denoisers):
+            part = parts.get(name)
+            if not isinstance(part, nn.Module) or uncompiled(part) is not self._modules[name]:
+                raise StateError(
+                    f"the {name} of this {type(self.pipeline).__name__} was replaced after the Steering was applied, "
+                    "so it is not steered: leave the Steering and apply it again"
+                )
+
     def reads_text(self, site: Site) -> bool:
         """Whether the tokens of a site are those of the prompt."""
         if site.path.partition(".")[0] in self.encoders:
             return True
-        streams = STREAMS.get(type(self.get_submodule(site.path)).__name__, ())
+        streams = self._streams(site)
         return site.side == "output" and site.index < len(streams) and streams[site.index] == "text"
+
+    def is_temporal(self, site: Site) -> bool:
+        """Whether a site of a video is where each position is a row and each frame a token."""
+        return _TEMPORAL.search(site.path) is not None
+
+    def is_joint(self, site: Site) -> bool:
+        """Whether a site's stream is a part of one sequence of both."""
+        return site.side == "output" and type(self.get_submodule(site.path)).__name__ in JOINT
+
+    def has_picture(self, site: Site) -> bool:
+        """Whether the tokens of a site are the positions of a picture, and no prompt's stand among them."""
+        names = site.path.split(".")
+        around = [type(self.get_submodule(".".join(names[:end]))).__name__ for end in range(1, len(names) + 1)]
+        mixed = any(kind in MIXED for kind in around) or any("SingleTransformerBlock" in kind for kind in around[:-1])
+        return not mixed and not self.reads_text(site)
+
+    def text_tokens(self, name: str, given: Mapping[str, Given]) -> int | None:
+        """Return how many tokens stand before those of the picture in the blocks of both streams of a denoiser."""
+        text, own = given.get("encoder_hidden_states"), getattr(self.get_submodule(name), "register_tokens", None)
+        if not isinstance(text, Tensor):
+            return None
+        return text.shape[1] + (own.shape[1] if isinstance(own, Tensor) else 0)
+
+    def stream(self, site: Site, given: Given, text: int | None) -> slice | None:
+        """Return which tokens a site's stream has in one sequence of both, None where it has all of what was given.
+
+        text: how many tokens of the prompt come first. Raises StateError where that is not known.
+        """
+        if not self.is_joint(site) or not isinstance(given, Tensor):  # some give them apart where they are asked to
+            return None
+        if text is None:
+            raise StateError(f"site {site}: where the prompt ends in a sequence of both streams is not known")
+        return slice(0, text) if self._streams(site)[site.index] == "text" else slice(text, None)
+
+    def _streams(self, site: Site) -> tuple[str, ...]:
+        kind = type(self.get_submodule(site.path)).__name__
+        return STREAMS.get(kind) or JOINT.get(kind) or ()

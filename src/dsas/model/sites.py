@@ -13,7 +13,7 @@ In image models every spatial position is a token: a picture (batch, dim, height
 dim), row after row, and written back in its own shape and memory format. A block that works on two streams gives both,
 in an order that differs by family (`STREAMS`): a path means the image's, and "@text" at its end the text's.
 
-Left out: volumes (videos).
+Limitations: no volumes (videos).
 """
 
 import re
@@ -164,6 +164,12 @@ STREAMS: dict[str, tuple[str, str]] = {
     **{f"{name}TransformerBlock": ("text", "image") for name in _TEXT_FIRST},
     **{f"{name}TransformerBlock": ("image", "text") for name in _IMAGE_FIRST},
 }
+# Blocks that give one sequence of both streams, the prompt's tokens first; a pass says how many these are.
+JOINT: dict[str, tuple[str, str]] = {
+    f"{name}TransformerBlock": ("text", "image") for name in ("AuraFlowSingle", "ChromaSingle", "Flux2Single")
+}
+# Blocks that give one sequence of both streams, of which each row has its own lengths: both are one site.
+MIXED = ("Lumina2TransformerBlock", "ZImageTransformerBlock")
 _PICTURE = (nn.GroupNorm, _BatchNorm, _ConvNd)  # modules that have the width second, whatever the shape
 DEFAULT_SITES = "residual"
 SitePatterns = str | int | Site | Sequence[str | int | Site]
@@ -224,7 +230,7 @@ def _site(path: str, module: nn.Module, which: str = "") -> Site:
         layout = "time"
     if which == "input":
         return Site(path, side="input", layout=layout)
-    streams = STREAMS.get(type(module).__name__)
+    streams = STREAMS.get(type(module).__name__) or JOINT.get(type(module).__name__)
     if streams is None and which in ("image", "text"):
         raise SiteError(f"{path!r} ({type(module).__name__}) is no block of two streams, so it has no @{which}")
     stream = "text" if which == "text" else "image"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, DsasWarning, StateError
 from dsas.methods.schema import width_of
+from dsas.model.compiled_code import gives_way
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.hooks import Hooks
 from dsas.model.image_trace import Maps
@@ -32,9 +33,11 @@ from dsas.model.subject import Subject
 from dsas.model.token_trace import Trace
 from dsas.parallel.interruption import Leaving, surely, to_the_end
 from dsas.runtime.edit import Fused, General, edit_with, shortened
+from dsas.runtime.module_places import Places
 from dsas.runtime.rule import Rule, strength_for
 from dsas.runtime.scope import Entered, Scope
 from dsas.runtime.site_report import AppliedSite, applied_report
+from dsas.runtime.summing import Summing, shortened_sum
 from dsas.runtime.ways import Ways
 
 Record = bool | Literal["doses"]
@@ -77,14 +80,13 @@ class Applied(Leaving):
         self._unsteered = self._passes.unsteered if self._scope.is_everywhere else ("context",)
         self._refusals = [found for found in map(self._refusal, self.rules) if found]
         self._fired = [False] * len(self.rules)
-        self._called, self._local = False, threading.local()
-        self._lock = threading.Lock()
+        self._called, self._local, self._lock = False, threading.local(), threading.Lock()
 
     @property
     def strength(self) -> Tensor:
-        """The strength asked for, one number or one per row; another one may be set while the Steering is at work.
+        """The strength asked for, one number or one per row; another may be set at work. Raises StrengthError then.
 
-        It holds from the next site on, with the caches that are filled so far. Raises StrengthError.
+        It holds from the next site on, with the caches that are filled so far.
         """
         return self._ways.strength
 
@@ -111,9 +113,9 @@ class Applied(Leaving):
             if self._ways.are_off:
                 return
             for module, read in self._passes.calls:
-                self._hooks.on_call(module, partial(self._begin, read))
-                self._hooks.on_output(module, self._finish)
-            self._passes.watch_runs(self._hooks, self._restart)
+                self._hooks.on_call(module, self._uncompiled(partial(self._begin, read), self._refusals))
+                self._hooks.on_output(module, self._uncompiled(self._finish, self._refusals))
+            self._passes.watch_runs(self._hooks, partial(self._restart, Places(self._model, self.rules)))
             for number, rule in enumerate(self.rules):
                 self._hook(number, rule)
             self._passes.active = True
@@ -123,10 +125,7 @@ class Applied(Leaving):
             raise
 
     def remove(self) -> None:
-        """Take the hooks off. Removing twice is harmless.
-
-        Warns when a site never fired although the model ran; of code that torch.compile made, nobody can tell.
-        """
+        """Take the hooks off; twice is harmless. Warns when a site never fired though the model ran uncompiled."""
         idle = self._take_off()
         if idle:
             warnings.warn(f"these sites never fired, so nothing was steered there: {idle}", DsasWarning, stacklevel=2)
@@ -139,29 +138,30 @@ class Applied(Leaving):
     def trace(self, *, start: int = 0, thread: Thread | None = None) -> Trace:
         """Return the strengths applied to the last sequences, since they began, per site, row and token.
 
-        Those that this thread ran; where it ran none, those that ran last in any thread, as a streamer's.
+        thread: whose sequences; without it those that this thread ran, or else that ran last in any, as a streamer's.
         start: leave out the passes before this cache position, as one does who reads along while a model generates.
-        thread: whose sequences are meant. Tokens of a cache that was filled otherwise are not in it.
-        Raises StateError when nothing was recorded: no pass yet, strength 0, or applied with record=False; or when the
-        model is a pipeline, which has `maps`.
+        Tokens of a cache that was filled otherwise are not in it. Raises StateError when nothing was recorded (no pass
+        yet, strength 0, or record=False), or when the model is a pipeline, which has `maps`.
         """
         return self._recording.trace(self._asked, start=start, thread=thread)
+
+    def prompt_end(self) -> int:
+        """Return at which cache position the last sequences' prompt ends. Raises StateError as `trace`."""
+        return self._recording.prompt_end()
 
     def maps(self, *, thread: Thread | None = None) -> Maps:
         """Return the strengths applied in the last run of a pipeline, per site, picture, step and position.
 
-        Of which thread: as `trace`.
-        Raises StateError when nothing was recorded, as `trace`, or when the model is no pipeline.
+        thread, StateError: as `trace`; the latter also when the model is no pipeline.
         """
         return self._recording.maps(self._asked, thread=thread)
 
     def report(self, *, thread: Thread | None = None) -> list[AppliedSite]:
         """Return one line per site of the Steering: what happened there in the last sequences or run.
 
-        Of which thread: as `trace`. A site that was not selected is reported with the reason. Where nothing is known,
-        because recording is off, nothing ran yet, the site never fired, or its tokens are others than the decoder was
-        given, `mean_strength` and `hits` are None and `status` says why. Of a site outside the decoder, the tokens are
-        its module's own, such as an encoder's or the patches of pictures.
+        thread: as `trace`. A site that was not selected is reported with the reason. Where nothing is known (recording
+        is off, nothing ran, the site never fired, or its tokens are others), `mean_strength` and `hits` are None
+        and `status` says why. Outside the decoder, tokens are the module's own, such as patches.
         """
         found: list[SiteSummary] = [NOT_RECORDED] * len(self.rules)
         ran = self._recorder is not None and self._recorder.has_passes(thread)
@@ -216,26 +216,27 @@ class Applied(Leaving):
         if not self._asks(rule):
             return ""
         what = "skip_sinks" if self._skip_sinks else type(rule.regulator).__name__
-        return f"{what} at {rule.site} inside torch.compile: a compiled graph cannot know where tokens stand"
+        return f"{what} at {rule.site} inside torch.compile: a compiled graph cannot know {self._passes.unseen}"
+
+    def _uncompiled(self, hook: Callable[..., Foreign], refusals: Sequence[str]) -> Callable[..., Foreign]:
+        return gives_way(hook, refusals[0]) if refusals else hook
 
     def _in_scope(self) -> bool:
         return self._scope.here() and self._passes.acts()
 
     def _begin(self, read: Callable[..., Foreign], args: Arguments, kwargs: Options) -> None:
         if torch.compiler.is_compiling():
-            if self._refusals:  # torch then runs this part uncompiled, or fails
-                raise StateError(self._refusals[0])
             return
         if not self._passes.active or not self._scope.here():
             return
         step = read(args, kwargs)
-        if step is None and self._passes.always:  # a part that runs before the model proper
-            return
-        self._local.running = True
-        if self._recorder is not None:
-            self._recorder.begin(step)
+        if step is not None or not self._passes.always:  # otherwise a part that runs before the model proper
+            self._local.running = True
+            if self._recorder is not None:
+                self._recorder.begin(step)
 
-    def _restart(self) -> None:
+    def _restart(self, places: Places) -> None:
+        places.check()
         if self._recorder is not None and self._scope.here():
             self._recorder.restart()
 
@@ -244,32 +245,29 @@ class Applied(Leaving):
         if torch.compiler.is_compiling() or not getattr(self._local, "running", False):
             return
         self._local.running = False
-        ran = self._passes.end(module, output)
-        if ran and self._passes.active:  # otherwise hooks come off while it runs, some sooner than others
+        # Where it is not active, hooks come off while it runs, some sooner than others.
+        if self._passes.end(module, output) and self._passes.active:
             self._called = True
 
     def _hook(self, number: int, rule: Rule) -> None:
-        edit = self._editor(number, rule)
-        plain = rule.site.is_plain and rule.site.side == "output" and not self._asks(rule)
-        plain = plain and (self._recorder is None or self._passes.records(rule.site))
-        if not (plain and isinstance(self._ways.now[number], Fused)):
-            self._hooks.at_site(self._model, rule.site, edit)
+        edit, refusals = self._editor(number, rule), list(filter(None, [self._refusal(rule)]))
+        way, plain = self._ways.now[number], rule.site.is_plain and rule.site.side == "output"
+        plain = plain and not self._passes.always and self._passes.records(rule.site)
+        if not (plain and isinstance(way, Fused | Summing)):
+            self._hooks.at_site(self._model, rule.site, self._uncompiled(edit, refusals))
             return
         record = partial(self._recorder.add_gain, number) if self._recorder is not None else None
-        self._hooks.on_output(
-            self._model.get_submodule(rule.site.path),
-            shortened(self._ways.now, number, edit, record, self._unsteered, self._acts),
-        )
+        short = shortened if isinstance(way, Fused) else shortened_sum
+        hook = short(self._ways.now, number, edit, record, self._unsteered, self._acts, self._passes.running)
+        self._hooks.on_output(self._model.get_submodule(rule.site.path), self._uncompiled(hook, refusals))
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
         site, asks, ways = rule.site, self._asks(rule), self._ways
-        recorder, inside, refusal = self._recorder, self._passes.records(site), self._refusal(rule)
+        recorder, inside = self._recorder, self._passes.records(site)
         doses, width = self._keep_doses, width_of(rule.transform, rule.regulator)
 
         def edit(output: Given) -> Foreign:
             compiling = torch.compiler.is_compiling()
-            if compiling and refusal:
-                raise StateError(refusal)
             way = ways.now[number]
             if way is None or (not compiling and not self._acts()):
                 return None

@@ -10,8 +10,8 @@ the class it had, whose forward steers; its path, weights and hooks stay, and co
 
 Nothing is written into: the model gets new parameters, and `undo` gives it back the very objects that it had.
 
-Left out: one strength a row, sinks, regulators that read positions, traces: `Steering.apply` has them. While fused,
-what stands between a site and the layer it was folded into sees the activation edited too early, or not yet.
+Limitations: no strength per row, no sinks, no regulators that read positions, no traces; `Steering.apply` has them.
+What stands between a site and the layer that it was folded into sees the activation edited too early, or not yet.
 """
 
 import functools
@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -37,6 +38,7 @@ from dsas.parallel.interruption import Leaving, surely, to_the_end
 from dsas.regulators.base import Regulator
 from dsas.regulators.constant import Constant
 from dsas.runtime.edit import edit_with, fused_edit, way_of
+from dsas.runtime.merged import save_merged
 from dsas.runtime.rule import Rule, strength_for
 from dsas.transforms.base import Transform
 
@@ -46,8 +48,9 @@ _FUSED: "WeakKeyDictionary[nn.Module, dict[int, list[str]]]" = WeakKeyDictionary
 class FusedSite(NamedTuple):
     """One line of `Fusion.report`: the site, what became of it, into which modules, and why it was not folded.
 
-    stored: whether `save_pretrained` and loading again keep it. They drop a module that steers by itself, which copies
-    and pickles of the model keep, and a bias where the layer had none, since the model's config does not know of it.
+    stored: whether the model's own `save_pretrained` and loading again keep it. They drop a module that steers by
+    itself, which copies and pickles of the model keep, and a bias where the layer had none, since the model's config
+    does not know of it; `Fusion.save_pretrained` keeps that, too, where the family has a flag for it.
     """
 
     site: str
@@ -84,7 +87,7 @@ class Fusion(Leaving):
         self._rules = [rule for rule in rules if rule.weight > 0 and self._strength]
         self._changes: dict[tuple[int, str], _Change] = {}
         self._report: list[FusedSite] = []
-        self._saving, self._new = Hooks(), set[int]()  # layers that had no bias
+        self._saving, self._merging, self._new = Hooks(), False, set[int]()  # layers that had no bias
         self._places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
         self._places.update(id(own) for _, own in model.named_parameters(remove_duplicate=False))
         for rule in self._rules:
@@ -107,6 +110,20 @@ class Fusion(Leaving):
     def report(self) -> list[FusedSite]:
         """Return one line a steered site, in the order of the model."""
         return list(self._report)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the fused model so that plain transformers loads it steered, with no trace of dsas (`runtime.merged`).
+
+        Raises OptionError, naming the site and the reason, for what no weight can say.
+        """
+        wrapped = [line for line in self._report if line.status == "wrapped"]
+        if wrapped:
+            raise OptionError(f"{wrapped[0].site} and {len(wrapped) - 1} more are in no weights: {wrapped[0].why}")
+        new, self._merging = [path for path, one in self._model.named_modules() if id(one) in self._new], True
+        try:
+            save_merged(self._model, new, folder)
+        finally:
+            self._merging = False
 
     def undo(self) -> None:
         """Give the model back what it had. Undoing twice is harmless.
@@ -140,12 +157,13 @@ class Fusion(Leaving):
     def _warn(self, _args: Arguments, _kwargs: Options) -> Iterator[None]:
         """Say what saving the model will lose."""
         lost = [line.site for line in self._report if not line.stored]
-        warnings.warn(
-            f"this model is fused with a Steering, of which {len(lost)} sites, such as {lost[0]}, are lost when it is "
-            "loaded again; save the model after undo() and the Steering beside it, and fuse it again after loading",
-            DsasWarning,
-            stacklevel=5,
-        )
+        if not self._merging:
+            warnings.warn(
+                f"this model is fused with a Steering, of which {len(lost)} sites, such as {lost[0]}, are lost when it "
+                "is loaded again; use the save_pretrained of what fuse() returns, or undo() and save the Steering, too",
+                DsasWarning,
+                stacklevel=5,
+            )
         yield
 
     def _fuse(self, rule: Rule, name: str) -> FusedSite:

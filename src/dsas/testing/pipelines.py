@@ -4,6 +4,7 @@ They draw noise; they have the modules, calls, guidance and output types of the 
 depends on. Needs the extra `diffusion`.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,32 +12,56 @@ import torch
 from dsas.errors import MissingExtraError, OptionError, closest
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Foreign
+from dsas.testing import newer_pipelines as newer
 
 PIPELINES: tuple[str, ...] = ("sd", "sdxl", "sd3", "flux", "pixart")
+NEWER_PIPELINES: tuple[str, ...] = tuple(newer.NEWER_OPTIONS)
 _TEXT_WIDTH, _TOKENS, _LETTERS = 16, 16, "abcdefghijklmnopqrstuvwxyz ,.0123456789"
 
 
 def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Foreign:
-    """Return a random pipeline of one of `PIPELINES`, in float32 and evaluation mode, without a progress bar.
+    """Return a random pipeline of one of `PIPELINES` or `NEWER_PIPELINES`, in float32 and evaluation mode.
 
-    Pictures are 16 x 16 by default (8 x 8 latents). The global random state is left as it was. Raises OptionError for
-    an unknown family, MissingExtraError without diffusers.
+    It has no progress bar. Pictures of `PIPELINES` are 16 x 16 by default (8 x 8 latents); `NEWER_OPTIONS` of
+    `dsas.testing.newer_pipelines` is how the others are called. The global random state is left as it was. Raises
+    OptionError for an unknown family, MissingExtraError without diffusers.
     """
     builders = {"sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart}
-    if family not in builders:
-        raise OptionError(f"unknown family {family!r}; closest: {closest(family, PIPELINES)}")
+    if family not in (*PIPELINES, *NEWER_PIPELINES):
+        known = closest(family, (*PIPELINES, *NEWER_PIPELINES))
+        raise OptionError(f"unknown family {family!r}; closest: {known}")
     try:
         import diffusers
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusion") from error
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of diffusers, about its own parts
         torch.manual_seed(seed)
-        pipeline = builders[family](diffusers)
+        pipeline = builders[family](diffusers) if family in builders else _newer(family, diffusers)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+class _Parts:
+    """What newer families are made of, too."""
+
+    def __init__(self) -> None:
+        self.vae, self.clip, self.t5, self.letters, self.pipeline = _vae, _clip, _t5, _letters, tiny_pipeline
+
+
+def _newer(family: str, diffusers: Foreign) -> Foreign:
+    parts = _Parts()
+    if family in ("flux2", "klein"):
+        return newer.flux2(diffusers, parts, klein=family == "klein")
+    builders = {
+        "qwen-image": newer.qwen_image, "z-image": newer.z_image, "chroma": newer.chroma, "sana": newer.sana,
+        "lumina2": newer.lumina2, "auraflow": newer.auraflow, "cogview4": newer.cogview4, "sd3.5": newer.sd35,
+        "wan": newer.wan, "animatediff": newer.animatediff,
+    }  # fmt: skip
+    return builders[family](diffusers, parts)
 
 
 def _sd(diffusers: Foreign) -> Foreign:

@@ -47,9 +47,9 @@ class Way:
 
     @contextmanager
     def on(self, model: Model, strength: Any = None, **options: Any) -> Iterator[Acting]:
-        """Let it act inside the block; options: as of `Steering.apply`, of which fusing takes none."""
+        """Let it act inside the block; options: as of `Steering.apply`; fusing takes none and steers all rows."""
         if isinstance(self.steering, Steering) and self.is_fused:
-            with self.steering.fuse(model, strength) as fused:
+            with self.steering.fuse(model, strength, branch="both") as fused:
                 yield fused
         elif self._kind == "install":
             applied = self.steering.apply(model, strength, **options).install()
