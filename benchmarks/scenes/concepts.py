@@ -5,7 +5,7 @@ thing with the concept (sizes, positions and, unless it is the concept, the back
 told scene of two things of which one has it. Slices of that list are captions without overlap, to fit on, to choose on
 and to report on. Source, control and target made from one scene differ in one word and in nothing else.
 
-Left out: sizes and positions as concepts, scenes of two things that both have it.
+Limitations: sizes and positions are no concepts; no scenes of two things that both have it.
 """
 
 import itertools

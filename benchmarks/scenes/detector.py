@@ -17,7 +17,7 @@ Measured on 1,800 drawn pictures (half with two things, a third with held-out pa
 
 What is lost to blur is the shape of small things (.82 at blur 1.5); number, position and background stay at 1.000.
 
-Left out: things that the world does not have; such a picture gets the nearest scene and a large distance.
+Limitations: a picture of things that the world does not have gets the nearest scene and a large distance.
 """
 
 import itertools

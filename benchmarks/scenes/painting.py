@@ -3,7 +3,7 @@
 The noise of picture i depends on `seed` and i alone: two calls with one seed give pairs of pictures to compare, in any
 batch size and with or without steering.
 
-Left out: measures of steering itself (`dsas.evaluation`).
+Measures of steering itself are in `dsas.evaluation`.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ The trained weights lie in `models/scenes` of the repository, and not in the whe
 (10 MB), with a card that says how they were made (`scripts/train_scenes.py`) and how often a picture shows what its
 caption says.
 
-Left out: a safety checker, and any word that is not in `scenes.world`.
+Limitations: no safety checker, and no word that is not in `scenes.world`.
 """
 
 import re

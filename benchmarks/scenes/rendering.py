@@ -6,7 +6,7 @@ A mask is the share of each pixel that a shape covers, counted on 8 x 8 points. 
 `Layout` does: the centre of each thing in pixels, and which of eight variants of the background's pattern
 (of grass and sand, four differ).
 
-Left out: shading, outlines, rotation, and shades of a colour: a colour is one RGB triple, so that it can be read back.
+Limitations: no shading, outlines or rotation, and one RGB triple per colour, so that it can be read back.
 """
 
 from functools import cache

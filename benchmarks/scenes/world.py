@@ -9,7 +9,7 @@ the shape and the colour may be left out; the scene then holds `ANY` there, and 
 Six pairs of a shape and a colour (`HELD_OUT`) are never drawn for training: what a model makes of "a red cross" it has
 put together from crosses and from red things. Every shape and every colour is in one such pair.
 
-Left out: three things and more, things that overlap, counting, and any relation but left and right.
+Limitations: at most two things, none of which overlap; no counting, and no relation but left and right.
 """
 
 import itertools

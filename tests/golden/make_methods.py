@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pieces import Array, accuracy_of, cosine, first_direction_of_differences, labelled, percentile, probe, ridge
+from pieces import (
+    Array,
+    accuracy_of,
+    cosine,
+    first_direction_of_differences,
+    labelled,
+    percentile,
+    plain_regression,
+    probe,
+    ridge,
+)
 from scipy.optimize import brentq
 from sklearn.model_selection import StratifiedKFold
 
@@ -116,6 +126,19 @@ def projections(source: Array, target: Array) -> dict[str, Any]:
     return cases
 
 
+def paired(source: Array, target: Array) -> dict[str, Any]:
+    """Ridge regression of the pairs' differences, by least squares over rows that stand for the penalty."""
+    centre, moved = source.mean(0), target - source
+    shift, away = moved.mean(0), source - centre
+    cases: dict[str, Any] = {}
+    for penalty in (0.01, 2.0):
+        rows = np.sqrt(penalty * len(source) * np.mean(away**2)) * np.eye(WIDTH)
+        slope = np.linalg.lstsq(np.vstack([away, rows]), np.vstack([moved - shift, 0 * rows]), rcond=None)[0].T
+        change = lambda x, slope=slope: x + shift + (x - centre) @ slope.T  # noqa: E731
+        cases[f"paired {penalty}"] = ({"penalty": penalty}, {"slope": slope, "centre": centre, "shift": shift}, change)
+    return cases
+
+
 # Regulators: each returns what is fitted, values of the tokens, and the accuracy
 
 
@@ -139,6 +162,37 @@ def probes(source: Array, control: Array, target: Array, tokens: Array) -> dict[
         fitted = {"theta": theta / reach, "bias": (bias - beyond) / reach}
         values = np.maximum(0, (odds - beyond) / reach)[..., None]
         cases[f"mera {alpha}"] = ({"alpha": alpha}, fitted, values, accuracy)
+    return cases
+
+
+def located(source: Array, control: Array, tokens: Array) -> dict[str, Any]:
+    """Logistic regression on control and the source samples beyond its quantile, which are found anew in each round."""
+
+    def boundary(x: Array, y: Array, rounds: int) -> tuple[Array, float]:
+        weights = np.where(y == 1, len(y) / (2 * (y == 1).sum()), len(y) / (2 * (y == 0).sum()))
+        theta, bias = plain_regression(x, y, weights)
+        for _ in range(rounds):
+            scores = x @ theta + bias
+            chosen = (y == 0) | (scores > percentile(scores[y == 0], 98))
+            theta, bias = plain_regression(x[chosen], y[chosen], np.ones(chosen.sum()))
+        return theta, bias
+
+    x, y = labelled(source, control)
+    cases = {}
+    for rounds in (3, 0):
+
+        def learn(x: Array, y: Array, rounds: int = rounds) -> Callable[[Array], Array]:
+            weights, offset = boundary(x, y, rounds)
+            return lambda z: (z @ weights + offset > 0).astype(int)
+
+        theta, bias = boundary(x, y, rounds)
+        values = 1 / (1 + np.exp(-(tokens @ theta + bias)))[..., None]
+        # The mean of recalls over all held-out samples together, and not over folds.
+        held = np.zeros(len(x))
+        for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(x, y):
+            held[test] = learn(x[train], y[train])(x[test])
+        accuracy = float(np.mean([(held[y == label] == label).mean() for label in (0, 1)]))
+        cases[f"located {rounds}"] = ({"rounds": rounds}, {"theta": theta, "bias": bias}, values, accuracy)
     return cases
 
 
@@ -273,12 +327,14 @@ def make() -> dict[str, Any]:
     """Return all that methods.json holds."""
     sets = inputs()
     source, control, target, tokens = sets.values()
-    found = additions(source, target) | transports(source, target) | projections(source, target)
+    found = additions(source, target) | transports(source, target)
+    found |= projections(source, target) | paired(source, target)
     transforms = {
         label: (options, fitted, change(tokens) - tokens) for label, (options, fitted, change) in found.items()
     }
     regulators = {
         **probes(source, control, target, tokens),
+        **located(source, control, tokens),
         **evidences(source, control, tokens),
         **halfspaces(source, control, tokens),
         **casts(source, control, tokens),

@@ -39,6 +39,15 @@ def ridge(x: Array, y: Array) -> tuple[Array, float]:
     return theta, float(logistic.intercept_[0] - theta @ mean)
 
 
+def plain_regression(x: Array, y: Array, weights: Array) -> tuple[Array, float]:
+    """Return theta and bias of an L2 logistic regression (C = 10) on centred samples of one common scale."""
+    mean, scale = x.mean(0), x.std(0).max()
+    logistic = LogisticRegression(C=10.0, tol=1e-10, max_iter=100_000)
+    logistic.fit((x - mean) / scale, y, sample_weight=weights)
+    theta = logistic.coef_[0] / scale
+    return theta, float(logistic.intercept_[0] - theta @ mean)
+
+
 def labelled(first: Array, second: Array) -> tuple[Array, Array]:
     """Return both sets in one, and the labels 1 and 0."""
     return np.concatenate([first, second]), np.array([1] * len(first) + [0] * len(second))

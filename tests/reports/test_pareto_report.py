@@ -216,13 +216,13 @@ def test_the_same_samples_give_the_same_files(folder: Path):
         first = files
     assert set(first) == {
         *("samples.jsonl", "sweep.json", "report.html", "front.svg", "front.png"),
-        *("table.csv", "summary.csv", "dominance.csv"),
+        *("table.csv", "table.jsonl", "summary.csv", "dominance.csv"),
     }
 
 
 def test_a_killed_sweep_is_reported_as_far_as_it_went(folder: Path):
     write_samples(folder / "samples.jsonl", LINES[: len(cell("unsteered", 0, 1, 1)) + 3])
-    with pytest.warns(DsasWarning, match="left out"):
+    with pytest.warns(DsasWarning, match="not shown"):
         page = written(folder)
     assert "The sweep did not finish these, and they are left out: 'caa + constant' at 0.1" in page.replace(
         "&#x27;", "'"

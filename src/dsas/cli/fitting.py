@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsas.cli import options
+from dsas.cli import picture_options as drawn
 from dsas.cli.app import app
 from dsas.cli.checks import check_apart, check_methods, check_model, check_out
 from dsas.cli.choices import Selection
 from dsas.cli.examples import chat_of, chosen_of, read_examples
 from dsas.cli.firing import show_firing
-from dsas.cli.models import loaded_model
+from dsas.cli.models import loaded_model, loaded_pipeline
 from dsas.cli.options import STEERING, in_method, in_texts
 from dsas.cli.output import say, say_json, show, show_table
 from dsas.errors import TextsError
@@ -25,14 +26,20 @@ from dsas.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from dsas import Steering
     from dsas.evaluation.firing import FiringReport
-    from dsas.model.loading import LoadedModel
 
+# What one kind of model has no use for, and is refused when it is given all the same.
+OF_TEXTS = ("incremental", "spans", "tokens", "system", "template_args", "parts", "max_tokens", "general")
+OF_TEXTS += ("workers", "ray")
+OF_PICTURES = ("seed", "steps", "guidance", "negative", "branch", "call", "pooling", "positions")
+OF_PICTURES += ("per_step",)
 GENERAL = "Texts the model writes by itself, to warn where regulators fire on what they were not fitted on; 0: none."
 
 
 @app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")
 def fit(
-    model: options.Model,
+    model: Annotated[
+        str, typer.Argument(help="Folder, hub id or .gguf file of a causal language model, or of a diffusers pipeline.")
+    ],
     source: options.Source,
     control: options.Control,
     out: options.Out,
@@ -54,6 +61,15 @@ def fit(
     batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
     max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
     general: Annotated[int, in_texts(min=0, help=GENERAL)] = 40,
+    seed: drawn.Seed = 0,
+    steps: drawn.Steps = 20,
+    guidance: drawn.Guidance = None,
+    negative: drawn.Negative = None,
+    branch: drawn.BranchName = "conditional",
+    call: drawn.CallOptions = drawn.NO_OPTIONS,
+    pooling: drawn.PoolingName = "mean",
+    positions: drawn.Positions = 32,
+    per_step: drawn.PerStep = False,
     workers: options.Workers = 1,
     ray: options.Ray = "",
     field: options.Field = DEFAULT_FIELD,
@@ -61,24 +77,32 @@ def fit(
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Fit a Steering from texts or conversations and write it to a folder; an interrupted fit resumes."""
+    """Fit a Steering from texts, conversations or a pipeline's prompts, and write it; an interrupted fit resumes."""
+    given = dict(locals())
     check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
     chat = chat_of(system, template_args, parts)
     texts: dict[str, list[Foreign]] = {"source": list(read_examples(source, field, half="rejected"))}
     texts["control"] = list(read_examples(control, field))
     goal = read_examples(target, field, half="chosen") if target else chosen_of(source, field)
     labels = read_spans(source) if spans else None
+    pictures = drawn.Drawn(
+        steps, drawn.call_options(call, guidance, negative), seed, branch, pooling, positions, per_step
+    )
     collected = out.with_name(f".{out.name}.collected")
     for folder in (out, collected):
         check_out(folder)
     check_methods([transform], [regulator])
-    check_model(model)
+    check_model(model, "transformers model or a diffusers pipeline")
+    pipeline = drawn.is_pipeline(model)
+    unmeant = (OF_TEXTS, "a pipeline") if pipeline else (OF_PICTURES, "a language model")
+    drawn.check_meant(fit, given, *unmeant)
     import dsas
 
-    loaded = loaded_model(model, device, precision)
+    loaded = (loaded_pipeline if pipeline else loaded_model)(model, device, precision)
     shown = [one.under(chat) if isinstance(one, Conversation) else one for one in texts["source"]]
     if labels is not None:
         texts["source"] = list(map(dsas.Example, texts["source"], labels))
+    reading = dsas.Reading(tokens, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray), chat)
     steering = dsas.fit(
         *loaded,
         **texts,
@@ -87,13 +111,13 @@ def fit(
         regulator=regulator,
         sites=sites,
         selection={"threshold": dsas.Threshold(threshold), "top": dsas.Top(top)}.get(selection, selection),
-        reading=dsas.Reading(tokens, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray), chat),
+        reading=pictures.drawing(batch_size) if pipeline else reading,
         checkpoint=collected,
         progress=not as_json,
     )
     steering.save_pretrained(out)
     shutil.rmtree(collected, ignore_errors=True)
-    steered = regulator != "constant" and any(rule.weight > 0 for rule in steering.rules)
+    steered = not pipeline and regulator != "constant" and any(rule.weight > 0 for rule in steering.rules)
     fires = _general(loaded, steering, shown, general, max_tokens, not as_json) if general and steered else None
     show(steering, as_json, saved=str(out), **({"fires_on": fires.as_dict()} if fires and as_json else {}))
     if fires and not as_json:
@@ -101,13 +125,13 @@ def fit(
 
 
 def _general(
-    loaded: "LoadedModel", steering: "Steering", source: list[Foreign], n: int, max_tokens: int, progress: bool
+    loaded: tuple[Foreign, ...], steering: "Steering", source: list[Foreign], n: int, max_tokens: int, progress: bool
 ) -> "FiringReport | None":
     """Return what the Steering fires on in general text; None, and a line that says so, where none can be drawn."""
     from dsas.evaluation.firing import general_firing
 
     try:
-        return general_firing(*loaded, steering, source, n=n, max_tokens=max_tokens, progress=progress)
+        return general_firing(loaded[0], loaded[1], steering, source, n=n, max_tokens=max_tokens, progress=progress)
     except TextsError as error:
         say(f"what regulators do on general text is not known: {error}", error=True)
         return None

@@ -1,7 +1,5 @@
 """Images: a page of a pipeline's pictures over strengths, with and without regulators, and where they were steered."""
 
-import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +7,28 @@ import typer
 
 from dsas.cli.app import app
 from dsas.cli.checks import check_model, check_out
-from dsas.cli.choices import Branch
 from dsas.cli.models import hide_foreign_bars
 from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Precision, finite, in_method, in_output
 from dsas.cli.output import say, say_json
+from dsas.cli.picture_options import (
+    NO_OPTIONS,
+    BranchName,
+    CallOptions,
+    Drawn,
+    Guidance,
+    Negative,
+    Seed,
+    Steps,
+    call_options,
+    check_pipeline,
+    in_pictures,
+)
 from dsas.errors import OptionError
 from dsas.steering.folder import steering_folder
 
-in_pictures = partial(typer.Option, rich_help_panel="Pictures")
+MAPPED = "Strength whose maps are shown; default: the one drawn that is nearest to the Steering's own."
+CONTROL = f"Another prompt, whose picture is to stay as it is. {REPEATABLE}"
+TARGET = f"What a prompt's picture is to become, one for each --prompt, in order. {REPEATABLE}"
 
 
 @app.command(epilog='Example: `dsas images ./scenes ./no-red --prompt "a red circle" --strength 0 --strength 1`')
@@ -24,47 +36,58 @@ def images(
     pipeline: Annotated[str, typer.Argument(help="Folder or hub id of a diffusers pipeline.")],
     steering: Annotated[str, typer.Argument(help=STEERING)],
     prompt: Annotated[list[str], in_pictures(help=f"What to draw. {REPEATABLE}")],
+    control: Annotated[list[str] | None, in_pictures(help=CONTROL)] = None,
+    target: Annotated[list[str] | None, in_pictures(help=TARGET)] = None,
     strength: Annotated[
         list[float] | None, in_method(min=0.0, callback=finite, help=f"0 is unsteered. {REPEATABLE}")
     ] = None,
-    seed: Annotated[int, in_pictures(help="Seed of the first prompt; prompt i has SEED + i.")] = 0,
-    steps: Annotated[int, in_pictures(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float | None, in_pictures(help="Guidance scale; default: the pipeline's own.")] = None,
-    branch: Annotated[Branch, in_method(help="Which branch of guidance is steered.")] = "conditional",
-    options: Annotated[str, in_pictures(help="JSON object of further arguments of the pipeline's call.")] = "{}",
+    maps_at: Annotated[float | None, in_method(callback=finite, help=MAPPED)] = None,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = None,
+    negative: Negative = None,
+    branch: BranchName = "conditional",
+    options: CallOptions = NO_OPTIONS,
     out: Annotated[Path, in_output(help="Folder for the page and its figures.")] = Path("out/images"),
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Draw prompts with a steered pipeline and write a page that compares."""
-    given = _options(options) | ({} if guidance is None else {"guidance_scale": guidance})
+    """Draw prompts with a steered pipeline and write a page that compares, with a verdict that is measured."""
+    drawn = Drawn(steps, call_options(options, guidance, negative), seed, branch)
+    strengths = strength or [0.0, 0.5, 1.0, 2.0]
+    _check(prompt, target or [], strengths, maps_at)
     folder = steering_folder(steering)
     check_out(out)
     check_model(pipeline, "diffusers pipeline")
+    check_pipeline(pipeline)
     import dsas
     from dsas.model.loading import load_pipeline
-    from dsas.reports.pictures import compare_pictures, write_pictures
+    from dsas.reports.pictures import WITH, Beside, compare_pictures, write_pictures
 
     hide_foreign_bars()
-    drawing = dsas.Drawing(steps=steps, options=given, seed=seed, branch=branch)
     chosen = dsas.Steering.from_pretrained(folder)
     loaded = load_pipeline(pipeline, device=device, precision=precision)
-    strengths = strength or [0.0, 0.5, 1.0, 2.0]
-    compared = compare_pictures(loaded, chosen, prompt, strengths, drawing)
+    beside = Beside(tuple(control or ()), tuple(target or ()))
+    compared = compare_pictures(loaded, chosen, prompt, strengths, drawn.drawing(), beside=beside, mapped=maps_at)
     page = write_pictures(out, f"What {Path(steering).name} does to pictures", compared)
+    verdict = compared.verdicts[WITH][compared.mapped]
     if as_json:
         means = [{name: float(mean) for name, mean in zip(m.sites, m.mean(), strict=True)} for m in compared.maps]
-        say_json({"page": str(page), "strengths": strengths, "mean_strengths": means})
+        measured = {key: value if value is None else value._asdict() for key, value in verdict._asdict().items()}
+        told = {"strengths": strengths, "maps_at": compared.mapped, "verdict": measured, "mean_strengths": means}
+        say_json({"page": str(page), **told})
         return
-    say(f"page: {page}")
+    for line in [f"at strength {compared.mapped:g}:", *verdict.lines(), f"page: {page}"]:
+        say(line)
 
 
-def _options(given: str) -> dict[str, object]:
-    try:
-        found = json.loads(given)
-    except ValueError as error:
-        raise OptionError(f"--options must be a JSON object, got {given!r:.60}: {error}") from error
-    if not isinstance(found, dict):
-        raise OptionError(f"--options must be a JSON object, got {given!r:.60}")
-    return found
+def _check(prompts: list[str], targets: list[str], strengths: list[float], mapped: float | None) -> None:
+    """Raise OptionError for prompts and strengths of which no page can be made."""
+    if max(strengths) <= 0:
+        raise OptionError("expected a --strength above 0: at 0 nothing is steered")
+    if mapped is not None and not (mapped > 0 and mapped in strengths):
+        listed = ", ".join(f"{one:g}" for one in strengths if one > 0)
+        raise OptionError(f"--maps-at must be a strength that is drawn and above 0 ({listed}), got {mapped:g}")
+    if targets and len(targets) != len(prompts):
+        raise OptionError(f"expected a --target for each of {len(prompts)} --prompt, got {len(targets)}")

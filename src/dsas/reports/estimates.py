@@ -1,12 +1,10 @@
 """Estimates: every figure of a sweep with its interval, as rows for tables and as CSV files.
 
-`table.csv` is tidy: a line for each series, strength, measure and kind. `summary.csv` has a line for each series at the
-strength chosen on tuning texts, with columns "measure kind", "... low" and "... high". Shares are in [0, 1], accuracy
-in points; an empty field was not measured.
+`table.csv`, and `table.jsonl` beside it, is tidy: a line for each series, strength, measure and kind. `summary.csv` has
+a line for each series at the strength chosen on tuning texts, with columns "measure kind", "... low" and "... high".
+Shares are in [0, 1], accuracy in points; an empty field was not measured.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from dsas.evaluation.intervals import Interval
 from dsas.evaluation.loss_curve import DAMAGE
 from dsas.evaluation.selectivity import Selectivity
 from dsas.files.json_values import JsonObject
+from dsas.files.tidy_tables import csv_text
 from dsas.reports.loss_curves import selectivity_line
 from dsas.reports.rounding import percent, plain
 from dsas.reports.wording import DISTINCT, OF_PICTURES, OF_TEXTS, Wording
@@ -136,14 +135,13 @@ def summary(found: Estimates, chosen: Mapping[str, float | None]) -> list[str]:
     return lines
 
 
-def table_csv(found: Estimates) -> str:
-    """Return table.csv."""
-    rows = [
+def table_rows(found: Estimates) -> list[JsonObject]:
+    """Return the rows of table.csv and table.jsonl: one per cell, measure and kind."""
+    return [
         {"series": series, "strength": strength, "measure": _called(measure, found), "kind": kind, **interval._asdict()}
         for (series, strength), measures in found.cells.items()
         for (measure, kind), interval in measures.items()
     ]
-    return _csv(rows)
 
 
 def summary_csv(plan: Plan, found: Estimates) -> str:
@@ -166,7 +164,7 @@ def summary_csv(plan: Plan, found: Estimates) -> str:
         row |= _columns(f"least {goal} within budget", least.toxic if least else None)
         row |= _columns("reduction within budget", least.reduction if least else None)
         rows.append({**row, "prompts": found.prompts, "seeds": found.seeds})
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def dominance_csv(found: Estimates) -> str:
@@ -183,7 +181,7 @@ def dominance_csv(found: Estimates) -> str:
         for cost, comparisons in found.comparisons.items()
         for each in comparisons
     ]
-    return _csv(rows or [{"cost": "", "series": "", "other": ""}])
+    return csv_text(rows or [{"cost": "", "series": "", "other": ""}])
 
 
 def _called(measure: str, found: Estimates) -> str:
@@ -193,11 +191,3 @@ def _called(measure: str, found: Estimates) -> str:
 def _columns(name: str, interval: Interval | None) -> dict[str, float | None]:
     ends = (interval.mean, interval.low, interval.high) if interval else (None, None, None)
     return {name + end: value for end, value in zip(_ENDS, ends, strict=True)}
-
-
-def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()

@@ -10,7 +10,8 @@ give the same bytes.
 Several figures that are to be compared share their axes, and a series has the same colour in all of them: `shared` for
 figures on their own, `front_multiples` for one picture of small panels.
 
-Left out: which points are optimal, and the strength of a point too near to another one that has its own written on.
+Limitations: it does not say which points are optimal; a point too near to one that is labelled with its strength gets
+no label.
 """
 
 import io

@@ -4,7 +4,7 @@
 
 A value is in the token's `title`, and a token takes the keyboard's focus. The colour itself is the page's.
 
-Left out: negative values, colour scales with a middle.
+Limitations: no negative values, no colour scales with a middle.
 """
 
 import math
@@ -31,7 +31,9 @@ def render_heat(heat: TokenHeat, *, peak: float) -> str:
     Raises OptionError when tokens and values differ in number, or a value or `peak` is negative or not finite.
     """
     if len(heat.tokens) != len(heat.values):
-        raise OptionError(f"{heat.label!r}: expected a value a token, got {len(heat.values)} for {len(heat.tokens)}")
+        raise OptionError(
+            f"{heat.label!r}: expected one value per token, got {len(heat.values)} for {len(heat.tokens)}"
+        )
     bad = [value for value in (*heat.values, peak) if not (math.isfinite(value) and value >= 0)]
     if bad:
         raise OptionError(f"{heat.label!r}: expected finite values >= 0, got {bad[0]}")

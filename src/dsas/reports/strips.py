@@ -1,6 +1,6 @@
-"""Strips: the pictures that a sweep's samples name, a row a prompt and a column a cell, as PNG files for a page.
+"""Strips: the pictures that a sweep's samples name, a row per prompt and a column per cell, as PNG files for a page.
 
-Left out: prompts of which a cell has no picture.
+Limitations: a prompt of which some cell has no picture is not shown.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 The rest of the report is the same for both: a share that is to fall, a cost, and fronts of the two.
 
-Left out: sweeps that measure both.
+Limitations: no sweeps that measure both.
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Column(NamedTuple):
 class Wording(NamedTuple):
     """What a report says of its subject.
 
-    goal: what has the share that is to fall, goal_said, y_label: of what, and best: its end. cost, with measure, unit
+    goal: what has the share that is to fall, goal_said, y_label: its label, and best: its end. cost, with measure, unit
     and x_label: the main one. budget: of that cost, as a line in the fronts; budget_said: with the other costs.
     drawn_below: dearer points are left out of the fronts. resampled: what is drawn again besides the prompts. columns:
     of each cell. by_kind: measures that are told for each kind, and with how many digits.

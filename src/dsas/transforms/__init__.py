@@ -19,6 +19,7 @@ TRANSFORMS: "Registry[Transform]" = Registry(
         "linear-act": "dsas.transforms.linear:LinearTransport",
         "lineas": "dsas.transforms.lineas:Lineas",
         "ablation": "dsas.transforms.ablation:Ablation",
+        "paired": "dsas.transforms.paired:PairedMap",
         "rotation": "dsas.transforms.rotation:Rotation",
     },
 )

@@ -4,7 +4,7 @@ u is the unit difference of the means, source minus target, and level is 0 (the 
 mean along u.
 
 Source: directional ablation (arXiv 2406.11717, section 2.4); with a level, "affine concept editing" (arXiv 2411.09003).
-Left out: several directions; ablation of the weights.
+Limitations: one direction; the weights are not ablated.
 """
 
 from typing import ClassVar, Literal, final
@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import OptionError
+from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import ServedEdit
 from dsas.transforms.base import Transform
 
 
@@ -52,3 +54,7 @@ class Ablation(Transform):
         wide = t.to(torch.promote_types(t.dtype, self.direction.dtype))
         direction = self.direction.to(wide.dtype)
         return (self.level - wide @ direction).unsqueeze(-1) * direction
+
+    def served_form(self) -> ServedEdit:
+        """Return level u + (-u . t) u."""
+        return ServedEdit(AffineEdit(self.level * self.direction), (-self.direction,), (self.direction,))

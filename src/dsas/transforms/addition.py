@@ -3,7 +3,7 @@
 Pooled over the tokens that count, or at the last one with `Reading(tokens="last")`.
 
 Source: CAA, contrastive activation addition (arXiv 2312.06681), with unpaired sets; called "CAA" in DSAS
-(arXiv 2512.03661, section 4). Left out: paired answers A/B of the original.
+(arXiv 2512.03661, section 4). Limitations: not the paired A/B answers of the original.
 """
 
 from typing import ClassVar, final

@@ -16,6 +16,7 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.base import Samples
+from dsas.methods.served_form import ServedEdit
 from dsas.transforms.base import Transform
 
 EVERYWHERE = float(np.finfo(np.float32).max)
@@ -39,6 +40,11 @@ class AffineTransform(Transform, ABC):
             return found.offset.expand_as(t)
         wide = _widened(t, found.offset)
         return found.to(wide.device, wide.dtype).function()(wide)
+
+    @final
+    def served_form(self) -> ServedEdit:
+        """Return the vectors of the edit."""
+        return ServedEdit(self.coefficients())
 
 
 class Translation(AffineTransform, ABC):

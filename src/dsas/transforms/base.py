@@ -16,10 +16,12 @@ class Transform(Fitted, ABC):
     pooled source and target activations (sample, dim), float32, and may take options by keyword; `edit` is a pure
     function of its input, acts on each token alone, keeps the shape, computes in float32 or better, never writes into
     its input and passes gradients. `has_opposite`: whether t - (T(t) - t) is a step the other way, as it is where T
-    adds or scales, so that a strength may be negative.
+    adds or scales, so that a strength may be negative. `pairs`: whether `fit` reads source[i] and target[i] as one
+    example with and without the behaviour, so that `dsas.fit` asks for a target example for each of the source.
     """
 
     has_opposite: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

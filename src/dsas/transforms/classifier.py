@@ -5,7 +5,7 @@ one direction a head at the input of the output projection; `dsas.fit(selection=
 that tell the sets apart best.
 
 Source: ITI, inference-time intervention (arXiv 2306.03341, section 3); "ITI-c" in DSAS (arXiv 2512.03661), where the
-scale is not stated. Left out: the mass-mean direction of the original (at "heads" that is `caa`).
+scale is not stated. Limitations: not the mass-mean direction of the original (at "heads" that is `caa`).
 """
 
 from typing import ClassVar, final

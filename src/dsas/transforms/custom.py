@@ -21,10 +21,11 @@ from dsas.transforms.base import Transform
 
 @final
 class Custom(Transform):
-    """Takes every token to what a function of (batch, token, dim) float32 makes of it, each token on its own."""
+    """Replaces every token by what a function returns for it, float32 (batch, token, dim) in and out."""
 
     name: ClassVar[str] = "custom"
     stored: ClassVar[bool] = False
+    not_served: ClassVar[str] = "it is code, and a server takes numbers"
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         """Keep the function, or the module, which then moves to the device of the activations."""

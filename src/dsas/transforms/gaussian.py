@@ -3,7 +3,8 @@
 It is the optimal transport between two Gaussians. A neuron whose standard deviation in either set is at most
 `least_sd` stays as it is: the quotient would say nothing.
 
-Source: Gaussian-AcT (arXiv 2410.23054, section 3). Left out: covariances between neurons.
+Source: Gaussian-AcT (arXiv 2410.23054, section 3). Limitations: no covariances between
+neurons.
 """
 
 from typing import ClassVar, final

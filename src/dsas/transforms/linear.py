@@ -3,7 +3,8 @@
 In one dimension optimal transport pairs the k-th smallest of the source with the k-th smallest of the target. With both
 sorted, w is the least-squares slope of those pairs about their means and b = mean_T - w mean_S.
 
-Source: Linear-AcT (arXiv 2410.23054, section 3, equation 7). Left out: covariances between neurons; weights on samples.
+Source: Linear-AcT (arXiv 2410.23054, section 3, equation 7). Limitations: no
+covariances between neurons; no weights on samples.
 """
 
 from typing import ClassVar, final
@@ -30,7 +31,7 @@ class LinearTransport(Transport):
     ) -> "LinearTransport":
         """Return the map, computed in float64; of the larger set as many samples are drawn as the smaller one has.
 
-        support: percentiles (low, high) of the source, or "everywhere". seed: of the draw. A neuron that is constant in
-        the source is moved by the difference of its means.
+        support: percentiles (low, high) of the source, or "everywhere". seed: seed of the draw. A neuron that is
+        constant in the source is moved by the difference of its means.
         """
         return cls(*sorted_line(source, target, seed=seed), *support_of(source, support))

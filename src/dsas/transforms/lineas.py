@@ -5,7 +5,7 @@ steered source and unsteered target at every site at once (`dsas.training`). Tha
 pooled activations only, cannot do it: it gives the closed-form line of Linear-AcT at this site alone, without a
 support. So `dsas.fit(transform="lineas")` is Linear-AcT everywhere, not LinEAS, and a possible start for training.
 
-Source: LinEAS (arXiv 2503.10679, section 3). Left out: low-rank and full maps.
+Source: LinEAS (arXiv 2503.10679, section 3). Limitations: no low-rank and no full maps.
 """
 
 from typing import ClassVar, final
@@ -41,7 +41,7 @@ class Lineas(AffineTransform):
     def fit(cls, source: Samples, target: Samples, *, seed: int = 0) -> "Lineas":
         """Return the closed-form lines through the sorted samples; `dsas.train` is what learns them end to end.
 
-        seed: of the draw from the larger set.
+        seed: seed of the draw from the larger set.
         """
         return cls(*sorted_line(source, target, seed=seed))
 

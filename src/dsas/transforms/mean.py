@@ -3,7 +3,8 @@
 With the support "everywhere", the default, this is the map of CAA; it is here under its own name so that results can
 be told by it, and with a support as Gaussian and linear transport have one.
 
-Source: Mean-AcT (arXiv 2410.23054, section 3). Left out: incremental fitting as a default (an argument of `dsas.fit`).
+Source: Mean-AcT (arXiv 2410.23054, section 3). Limitations: not fitted
+incrementally unless asked for (`Reading(incremental=True)`).
 """
 
 from typing import ClassVar, final

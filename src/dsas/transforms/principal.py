@@ -8,7 +8,7 @@ counts and no pairing is needed. With means m and covariances K of the two sets 
 and u is its first eigenvector. What is added is the difference of the means as far as it lies along u.
 
 Source: representation engineering (arXiv 2310.01405, section 3.1); also offered by CAA's successors as "PCA of
-differences". Left out: more than one direction; centring, which removes the very difference that is looked for.
+differences". Limitations: one direction; no centring, which would remove the very difference that is looked for.
 """
 
 from typing import ClassVar, final

@@ -7,8 +7,8 @@ the one between the means, so that the direction of mean_S is turned into that o
 strength x regulator is 1; below, a token moves along the chord.
 
 Source: angular steering (arXiv 2510.26243, section 3), which takes the plane of a difference of means and a principal
-component over layers, and sets the angle after the turn; here plane and angle come from one site's means. Left out:
-that target angle; its adaptive form is this with the regulator `halfspace`.
+component over layers, and sets the angle after the turn; here plane and angle come from one site's means. Limitations:
+no such target angle; its adaptive form is this with the regulator `halfspace`.
 """
 
 import math
@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dsas.errors import OptionError
+from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import ServedEdit
 from dsas.transforms.base import Transform
 
 
@@ -71,3 +73,9 @@ class Rotation(Transform):
         p, q = (wide @ first).unsqueeze(-1), (wide @ second).unsqueeze(-1)
         shrink, sine = torch.cos(self.angle) - 1, torch.sin(self.angle)
         return (shrink * p - sine * q) * first + (shrink * q + sine * p) * second
+
+    def served_form(self) -> ServedEdit:
+        """Return the chord as what it writes for each of its two projections."""
+        shrink, sine = torch.cos(self.angle) - 1, torch.sin(self.angle)
+        writes = shrink * self.first + sine * self.second, shrink * self.second - sine * self.first
+        return ServedEdit(AffineEdit(torch.zeros_like(self.first)), (self.first, self.second), writes)

@@ -1,6 +1,6 @@
 """Explained: what steering did to one text, as plain data that every view is made from.
 
-Left out: how it was measured.
+How it was measured is not in it.
 """
 
 import math
@@ -52,9 +52,9 @@ class Turn(NamedTuple):
 class Explained(NamedTuple):
     """One text: its real tokens and, by name ("strength", "regulator", "dose", "alone"), values >= 0 (site, token).
 
-    strength: the strength that was asked for; None when it is not known. turns: of a conversation, or of a prompt with
-    its completion, in their order; every token is in one. counted: which of its tokens count as the answer. Both are
-    empty for a text.
+    strength: the strength that was asked for; None when it is not known. turns: those of a conversation, or of a prompt
+    with its completion, in their order; every token is in one. counted: which of its tokens count as the answer. Both
+    are empty for a text.
     """
 
     label: str

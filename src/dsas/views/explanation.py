@@ -7,7 +7,7 @@ from a file. Values are rounded to 1/65535 of the largest one of their kind in a
 The slider multiplies what was measured by another strength. It does not run the model: at another strength later sites
 would see other activations.
 
-Left out: more texts than a browser likes to hold (some hundred thousand tokens).
+Limitations: a browser holds some hundred thousand tokens at most.
 """
 
 import base64

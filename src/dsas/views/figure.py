@@ -1,4 +1,4 @@
-"""Figure: the strength applied to one text, a column a token and a line a site, drawn by matplotlib."""
+"""Figure: the strength applied to one text, a column per token and a line per site, drawn by matplotlib."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Table: a pandas DataFrame with a line a text, token and site.
+"""Table: a row per text, token and site, as plain data or as a pandas DataFrame.
 
 | column | meaning |
 |---|---|
@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsas.errors import MissingExtraError
 from dsas.views.explained import Explained
@@ -20,25 +20,37 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+def rows(texts: Sequence[Explained]) -> list[dict[str, Any]]:
+    """Return the rows; a column that only some texts have is None for the others."""
+    found: list[dict[str, Any]] = []
+    for row, text in enumerate(texts):
+        columns = _columns(row, text)
+        found += [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    names = dict.fromkeys(name for one in found for name in one)
+    return [{name: one.get(name) for name in names} for one in found]
+
+
 def frame(texts: Sequence[Explained]) -> "DataFrame":
     """Return the table. Raises MissingExtraError without pandas."""
     try:
         import pandas
     except ImportError as error:
         raise MissingExtraError("pandas", "reports") from error
-    parts = []
-    for row, text in enumerate(texts):
-        tokens, sites = len(text.tokens), len(text.sites)
-        columns = {
-            "row": [row] * tokens * sites,
-            "position": list(range(tokens)) * sites,
-            "token": list(text.tokens) * sites,
-            "site": [site for site in text.sites for _ in range(tokens)],
-            **{name: value.flatten().numpy() for name, value in text.values.items()},
-        }
-        if text.turns:
-            columns |= {"role": text.roles() * sites, "counted": list(text.counted) * sites}
-        if text.next_tokens is not None:
-            columns["kl"] = list(text.next_tokens.kl) * sites
-        parts.append(pandas.DataFrame(columns))
-    return pandas.concat(parts, ignore_index=True)
+    return pandas.concat([pandas.DataFrame(_columns(row, text)) for row, text in enumerate(texts)], ignore_index=True)
+
+
+def _columns(row: int, text: Explained) -> dict[str, list[Any]]:
+    """Return the columns of one text, site by site and within a site token by token."""
+    tokens, sites = len(text.tokens), len(text.sites)
+    columns: dict[str, list[Any]] = {
+        "row": [row] * tokens * sites,
+        "position": list(range(tokens)) * sites,
+        "token": list(text.tokens) * sites,
+        "site": [site for site in text.sites for _ in range(tokens)],
+        **{name: value.flatten().tolist() for name, value in text.values.items()},
+    }
+    if text.turns:
+        columns |= {"role": text.roles() * sites, "counted": list(text.counted) * sites}
+    if text.next_tokens is not None:
+        columns["kl"] = list(text.next_tokens.kl) * sites
+    return columns
