@@ -14,7 +14,7 @@ from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator
 from dsas.regulators.linear import LinearRegulator
 from dsas.runtime.edit import Fused, General, way_of
-from dsas.serving.tables import row_of
+from dsas.serving.rule_rows import row_of
 
 DIM = 16
 
@@ -68,7 +68,6 @@ def test_one_of_another_package_is_applied_and_served_by_its_form(
     t = torch.randn(2, 3, DIM)
     general = General(transform, regulator, torch.tensor(0.7), False)
     torch.testing.assert_close(taken(t, None).t, general(t, None).t)
-    row = row_of(dsas.Rule(dsas.Site("block"), transform, regulator)).edit
-    assert row.form == kind.form
-    assert row.theta is not None
-    assert torch.equal(row.theta[0], regulator.theta)
+    (gate,) = row_of(dsas.Rule(dsas.Site("block"), transform, regulator)).gates
+    assert gate.form == kind.form
+    assert torch.equal(gate.theta, regulator.theta)

@@ -13,6 +13,7 @@ from makers import random_steering
 from torch import Tensor
 
 import dsas
+from dsas.regulators.cast import similarity
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 
@@ -29,6 +30,7 @@ NAMES = ("detox", "topic", "line")
 LONG = "The quick brown fox jumps over the lazy dog and goes on to jump over everything else that lies in its way. "
 PROMPTS = (LONG, LONG + "So?", "Who goes there, friend or foe?", "Hi")
 NEW_TOKENS = 8
+LAYERS = "model.layers"
 
 
 class Ask(NamedTuple):
@@ -69,6 +71,18 @@ TONES = (  # with the two Steerings whose evidence adds up, and fades each at it
 )
 
 
+METHODS = (  # with Steerings of methods that read several projections, or places, or roles, or the prompt
+    Ask(),
+    Ask(("plane",), (1.0,)),
+    Ask(("place",), (0.7,)),
+    Ask(("role",), (1.0,)),
+    Ask(("plane", "place"), (0.5, 1.0)),
+    Ask(("role", "plane"), (0.3, 0.8)),
+    Ask(("cast",), (1.0,)),
+    Ask(("cast", "plane"), (0.5, 0.5)),
+)
+
+
 def write_folders(root: Path) -> Path:
     """Write a model and Steerings that between them have every column, at residual, norm, attention and MLP sites."""
     model = tiny_model("llama", head_dim=32)
@@ -89,9 +103,74 @@ def write_folders(root: Path) -> Path:
         numbers = zip(plain.rules, range(6), memories, strict=True)
         rules = [rule._replace(regulator=adding(generator, prior, memory)) for rule, prior, memory in numbers]
         dsas.Steering(rules, plain.model).save_pretrained(root / name)
+    made = {"plane": planes(generator), "place": places(generator), "role": roles(generator)}
+    for name, rules in {**made, "cast": casts(model, generator)}.items():
+        dsas.Steering(rules, plain.model).save_pretrained(root / name)
     random_steering(model, "layers.0", seed=4).save_pretrained(root / "later")
     random_steering(model, "layers.0", seed=5).save_pretrained(root / "latest")
     return root
+
+
+def planes(generator: torch.Generator) -> list[dsas.Rule]:
+    """Return rules of every transform that reads projections and every regulator of several."""
+
+    def vector(size: float = 1.0) -> Tensor:
+        return size * torch.randn(WIDTH, generator=generator)
+
+    first, second = torch.linalg.qr(torch.randn(WIDTH, 2, generator=generator)).Q.T
+    logistic, step = dsas.Logistic(vector(0.3), torch.tensor(0.2)), dsas.HalfSpace(vector(), torch.tensor(0.3))
+    neurons, probe = dsas.Posterior(vector(), vector(), vector()), dsas.Rectified(vector(0.2), torch.tensor(0.5))
+    ablation, rotation = dsas.Ablation(first, torch.tensor(0.7)), dsas.Rotation(first, second, torch.tensor(1.1))
+    evidence = dsas.Evidence(vector(), torch.tensor(0.2), torch.tensor(0.1), 4.0, 0.9)
+    rules = [
+        (f"{LAYERS}.0", ablation, step),
+        (f"{LAYERS}.1", rotation, dsas.Product([logistic, probe])),
+        (f"{LAYERS}.2", dsas.Addition(vector()), dsas.Product([neurons, step, dsas.Constant(0.8)])),
+        (f"{LAYERS}.1.mlp", dsas.Addition(vector()), dsas.Product([step, evidence, neurons])),
+    ]
+    return [dsas.Rule(dsas.Site(path), *methods, 0.9) for path, *methods in rules]
+
+
+def places(generator: torch.Generator) -> list[dsas.Rule]:
+    """Return rules that look at places in the prompt and the answer."""
+    logistic = dsas.Logistic(0.3 * torch.randn(WIDTH, generator=generator), torch.tensor(0.2))
+    late = dsas.Product([logistic, dsas.Schedule("generated", 1, 6)])
+    regulators = [dsas.Schedule("prompt", 2, 40), late, dsas.Schedule("generated")]
+    vectors = torch.randn(3, WIDTH, generator=generator)
+    pairs = zip(vectors, regulators, strict=True)
+    return [dsas.Rule(dsas.Site(f"{LAYERS}.{n}"), dsas.Addition(v), one) for n, (v, one) in enumerate(pairs)]
+
+
+def casts(model: Any, generator: torch.Generator) -> list[dsas.Rule]:
+    """Return rules that decide by the prompt, at thresholds between what the prompts say, alone and in a product."""
+    tokenizer, rules = tiny_tokenizer(), []
+    logistic = dsas.Logistic(0.3 * torch.randn(WIDTH, generator=generator), torch.tensor(0.2))
+    for number in range(3):
+        condition, vector = torch.randn(2, WIDTH, generator=generator)
+        path, said, seen = f"{LAYERS}.{number}", [], []
+        hook = model.get_submodule(path).register_forward_hook(
+            lambda _module, _args, out, seen=seen: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for prompt in PROMPTS:
+            with torch.no_grad():
+                model(torch.tensor([tokenizer(prompt)["input_ids"]]))
+            said.append(float(similarity(seen[-1].reshape(-1, WIDTH)[1:].mean(0), condition)))
+        hook.remove()
+        low, high = sorted(said)[1:3]
+        cast = dsas.Cast(condition, torch.tensor((low + high) / 2), above=number != 1)
+        regulator = dsas.Product([cast, logistic]) if number == 2 else cast
+        rules.append(dsas.Rule(dsas.Site(path), dsas.Addition(vector), regulator))
+    return rules
+
+
+def roles(generator: torch.Generator) -> list[dsas.Rule]:
+    """Return rules that look at roles and what is in brackets, by letters that the prompts and answers have."""
+    tokenizer = tiny_tokenizer()
+    named = (("user", "T", False), ("assistant", "k", False), ("thinking", "o", False), ("thinking", "e", True))
+    marks = [[name, [tokenizer(letter)["input_ids"][-1]], ends] for name, letter, ends in named]
+    turns = dsas.Turns(marks, only=["assistant"], leave_out=["thinking"])
+    vectors = torch.randn(2, WIDTH, generator=generator)
+    return [dsas.Rule(dsas.Site(f"{LAYERS}.{n}"), dsas.Addition(v), turns) for n, v in enumerate(vectors)]
 
 
 def adding(generator: torch.Generator, prior: float, memory: float) -> dsas.Evidence:
@@ -107,11 +186,14 @@ class Wanted(NamedTuple):
     log_probabilities: Tensor
 
 
+EVERY = (*NAMES, "tone", "mood", "plane", "place", "role", "cast", "later", "latest")
+
+
 class Reference:
     """The same model in transformers, steered by `Steering.apply`."""
 
-    def __init__(self, root: Path, names: Sequence[str] = (*NAMES, "tone", "mood", "later", "latest")) -> None:
-        self.model: Any = tiny_model("llama", head_dim=32)
+    def __init__(self, root: Path, names: Sequence[str] = EVERY, model: Any = None) -> None:
+        self.model: Any = tiny_model("llama", head_dim=32) if model is None else model
         self.tokenizer = tiny_tokenizer()
         self.steerings = {name: dsas.Steering.from_pretrained(root / name) for name in names}
 
@@ -121,22 +203,52 @@ class Reference:
         ids = torch.tensor([self.tokenizer(prompt)["input_ids"]])
         with ExitStack() as stack, torch.no_grad():
             for name, strength in zip(*ask, strict=True):
-                stack.enter_context(self.steerings[name].apply(self.model, strength, record=False))
+                steering, length = self.steerings[name], ids.shape[1]
+                stack.enter_context(steering.apply(self.model, strength, record=False, prompt_tokens=length))
             everything = self.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None
             )
             logits = self.model(everything).logits[0, ids.shape[1] - 1 : -1]
         return Wanted(everything[0, ids.shape[1] :].tolist(), torch.log_softmax(logits, -1))
 
-    def applied(self, prompt: str, ask: Ask, new_tokens: int = NEW_TOKENS) -> dict[str, float]:
-        """Return the mean over all tokens read and all sites of what each Steering that acts applies."""
+    def scores(self, prompt: str, ask: Ask) -> list[float]:
+        """Return the log-probability of each token of a prompt but the first."""
+        ids = torch.tensor([self.tokenizer(prompt)["input_ids"]])
+        with ExitStack() as stack, torch.no_grad():
+            for name, strength in zip(*ask, strict=True):
+                stack.enter_context(self.steerings[name].apply(self.model, strength, record=False))
+            found = torch.log_softmax(self.model(ids).logits[0, :-1], -1)
+        return found.gather(-1, ids[0, 1:, None]).flatten().tolist()
+
+    def values(self, prompt: str, ask: Ask, new_tokens: int) -> list[float]:
+        """Return, of the one Steering, the mean over its sites of weight x regulator of every token that was read."""
         read = torch.tensor(
             [[*self.tokenizer(prompt)["input_ids"], *self.generate(prompt, ask, new_tokens).tokens[:-1]]]
         )
+        with self.steerings[ask.names[0]].apply(self.model, ask.strengths[0]) as applied, torch.no_grad():
+            self.model(read)
+            return (applied.trace().strengths[:, 0].mean(0) / ask.strengths[0]).tolist()
+
+    def raised(self, prompt: str, ask: Ask, first: int, strength: float, new_tokens: int) -> list[int]:
+        """Return the greedy continuation with the answer's token `first` and all after it steered otherwise."""
+        ids, cache, found = self.tokenizer(prompt)["input_ids"], None, []
+        for number in range(new_tokens):
+            at = ask.strengths[0] if number <= first else strength  # the pass that reads token number - 1
+            with self.steerings[ask.names[0]].apply(self.model, at, record=False), torch.no_grad():
+                out = self.model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+            cache, ids = out.past_key_values, [int(out.logits[0, -1].argmax())]
+            found += ids
+        return found
+
+    def applied(self, prompt: str, ask: Ask, new_tokens: int = NEW_TOKENS) -> dict[str, float]:
+        """Return the mean over all tokens read and all sites of what each Steering that acts applies."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        read = torch.tensor([[*ids, *self.generate(prompt, ask, new_tokens).tokens[:-1]]])
         with ExitStack() as stack, torch.no_grad():
             pairs = [(name, strength) for name, strength in zip(*ask, strict=True) if strength > 0]
             all_applied = {
-                name: stack.enter_context(self.steerings[name].apply(self.model, strength)) for name, strength in pairs
+                name: stack.enter_context(self.steerings[name].apply(self.model, strength, prompt_tokens=len(ids)))
+                for name, strength in pairs
             }
             self.model(read)
             return {name: float(applied.trace().strengths.mean()) for name, applied in all_applied.items()}

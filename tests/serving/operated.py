@@ -74,6 +74,7 @@ class Operated:
         operator.attach_router(self.app)
         asyncio.run(operator.init_state(self, None, None))
         self.vllm_config = self.config
+        self.output_processor = SimpleNamespace(request_states={}, dsas_digests={})
 
     async def collective_rpc(self, method: str, args: Sequence[Any] = ()) -> list[Any]:
         """Call all workers, of which there is one."""
@@ -107,7 +108,8 @@ class Operated:
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         own = [(b"content-type", b"application/json")] if not headers else []
         own += [] if key is None else [(b"authorization", b"Bearer " + key)]
-        return asyncio.run(self._ask(method, f"/dsas/steerings{path}", data, [*own, *headers], parts))
+        whole = path if path.startswith("/dsas/") else f"/dsas/steerings{path}"
+        return asyncio.run(self._ask(method, whole, data, [*own, *headers], parts))
 
     async def _ask(self, method: str, path: str, data: bytes, headers: Any, parts: int) -> Answer:
         size = max(1, -(-len(data) // max(parts, 1)))

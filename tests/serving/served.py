@@ -103,13 +103,24 @@ class First:
         counts: list[int],
         computed: Sequence[int] = (),
         blocks: Sequence[Sequence[int]] = (),
+        *,
+        prompts: Sequence[int] = (),
+        ids: Sequence[Sequence[int]] = (),
     ) -> Any:
-        """Prepare a step of these requests, as many tokens each, after those computed before, in their blocks."""
+        """Prepare a step of these requests, as many tokens each, after those computed before, in their blocks.
+
+        prompts: how long the prompt of each is. ids: the numbers of the tokens of each.
+        """
         batch, table = self.input_batch, table_of_blocks(blocks)
         batch.num_computed_tokens_cpu = np.zeros(REQUESTS, dtype=np.int32)
         batch.num_computed_tokens_cpu[: len(computed)] = computed
         batch.block_table = [SimpleNamespace(get_numpy_array=lambda of=of: of) for of in (0 * table, table)]
-        self.requests.update({name: SimpleNamespace(sampling_params=asked) for name, asked in requests.items()})
+        batch.token_ids_cpu = table_of_blocks(ids)
+        lengths = list(prompts) or [0] * len(requests)
+        self.requests |= {
+            name: SimpleNamespace(sampling_params=asked, num_prompt_tokens=length)
+            for (name, asked), length in zip(requests.items(), lengths, strict=True)
+        }
         return self._prepare_inputs(list(requests), np.array(counts, dtype=np.int32))
 
 
@@ -156,14 +167,20 @@ class Second:
         counts: list[int],
         computed: Sequence[int] = (),
         blocks: Sequence[Sequence[int]] = (),
+        *,
+        prompts: Sequence[int] = (),
+        ids: Sequence[Sequence[int]] = (),
     ) -> Any:
         """Add these requests, then prepare a step of them in reverse order of their numbers."""
         numbers = list(range(len(requests)))[::-1]
         for number, own in zip(numbers, blocks, strict=False):
             self.block_tables.append_block_ids(number, ([0] * len(own), own[:1]), overwrite=True)
             self.block_tables.append_block_ids(number, ([], own[1:]), overwrite=False)
-        for number, asked in zip(numbers, requests.values(), strict=True):
-            self.model_state.add_request(number, SimpleNamespace(sampling_params=asked))
+        lengths = list(prompts) or [0] * len(requests)
+        for number, asked, length in zip(numbers, requests.values(), lengths, strict=True):
+            name = next(name for name, one in requests.items() if one is asked)
+            new = SimpleNamespace(req_id=name, sampling_params=asked, prompt_token_ids=[0] * length)
+            self.model_state.add_request(number, new)
         batch = SimpleNamespace(
             idx_mapping_np=np.array(numbers),
             num_scheduled_tokens=np.array(counts),
@@ -207,6 +224,6 @@ def vllm_config(
         "kv_transfer_config": None,
         "speculative_config": None,
         "compilation_config": SimpleNamespace(max_cudagraph_capture_size=None),
-        "scheduler_config": SimpleNamespace(max_num_batched_tokens=TOKENS),
+        "scheduler_config": SimpleNamespace(max_num_batched_tokens=TOKENS, max_num_seqs=REQUESTS),
     }
     return SimpleNamespace(**{**parts, **features})

@@ -25,10 +25,12 @@ from torch import Tensor
 import dsas
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import AffineEdit
+from dsas.methods.served_form import Adding, Gate
 from dsas.serving.carried import ancestors_of
 from dsas.serving.config import source_of
+from dsas.serving.rule_rows import Row
 from dsas.serving.runner import SteeredRunner
-from dsas.serving.tables import Adding, Parts, Row, SiteTable, SoFar
+from dsas.serving.tables import Parts, SiteTable, SoFar
 from dsas.serving.tokens import TokenBuffers
 from dsas.testing.models import WIDTH, tiny_model
 
@@ -153,8 +155,8 @@ def test_each_level_of_ancestors_goes_reach_times_as_far_over_whatever_request_t
 def test_sums_of_a_long_step_are_those_of_each_request_read_token_by_token() -> None:
     """In float64 by the recursion: two requests that begin, three that go on, one after the 50th token of another."""
     memories, starts, left, each = [0.5, 0.999, 0.9, 1.0, 0.0, 0.999], [0, 0, 700, 700, 700, 50], [0, 0, 2, 2, 2, 0], 80
-    edit = AffineEdit(torch.zeros(1), theta=torch.ones(1, 1), bias=torch.zeros(1))
-    rows = [Row(edit, Adding(prior, 0.1, memory)) for prior, memory in enumerate(memories)]
+    gates = [Gate(torch.ones(1), torch.tensor(0.0), adding=Adding(n, 0.1, m)) for n, m in enumerate(memories)]
+    rows = [Row(AffineEdit(torch.zeros(1)), gates=(gate,)) for gate in gates]
     table, count = SiteTable(len(rows), 1, Parts.of(rows)), len(rows) * each
     for slot, row in enumerate(rows, 1):
         table.put(slot, row)
@@ -235,7 +237,9 @@ def test_a_request_is_told_what_evidence_applied(tmp_path: Path) -> None:
     engine.step(Part("r", 4, 7))
     values = steering.rules[0].regulator(row[None], dsas.ForwardPass(1, 7))
     report = engine.steered.reports.read("r1")
-    assert report == {"tokens": 7, "mean_strength": {"a": pytest.approx(0.5 * 0.7 * float(values.mean()))}}
+    assert report["tokens"] == 7
+    assert report["mean_strength"] == {"a": pytest.approx(0.5 * 0.7 * float(values.mean()))}
+    assert report["above_half"] == {"a": int((0.7 * values > 0.5).sum())}
 
 
 def test_evidence_is_loaded_where_some_was_when_the_server_started_and_refused_elsewhere(tmp_path: Path) -> None:

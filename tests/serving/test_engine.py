@@ -13,8 +13,10 @@ from served import store
 import dsas
 from dsas.errors import MissingExtraError, ModelMismatchError, OptionError, StateError
 from dsas.serving import admission, engine, server
+from dsas.serving.answers import digests_in_use
 from dsas.serving.config import ServingConfig, Source, source_of
-from dsas.serving.requests import Entry
+from dsas.serving.requests import Default, Entry
+from dsas.serving.verdicts import STOP_TOKEN
 from dsas.steering.calibration_record import Calibration
 from dsas.testing import tiny_model
 
@@ -28,22 +30,31 @@ class Counter:
 
     counted: ClassVar[list[str]] = []
 
-    def __init__(self, *about: Any) -> None:
+    def __init__(self, name: str, *about: Any, **options: Any) -> None:
+        self.name = name
         self.counted.clear()
 
     def labels(self, name: str) -> Any:
-        return SimpleNamespace(inc=lambda: self.counted.append(name))
+        own = name if self.name == "dsas_requests" else f"{self.name}:{name}"
+        return SimpleNamespace(
+            inc=lambda: self.counted.append(own), observe=lambda value: self.counted.append(f"{own}={value}")
+        )
 
 
 class SamplingParams(SimpleNamespace):
     """The parameters of a request."""
+
+    min_tokens = 0
+    structured_outputs = None
+    stop_token_ids = None
 
 
 class InputProcessor:
     """Where requests enter vLLM."""
 
     def __init__(self, additional_config: Any) -> None:
-        self.vllm_config = SimpleNamespace(additional_config=additional_config)
+        parallel = SimpleNamespace(pipeline_parallel_size=1)
+        self.vllm_config = SimpleNamespace(additional_config=additional_config, parallel_config=parallel)
 
     def process_inputs(self, request_id: str, prompt: Any, params: Any, *, salt: str | None = None) -> Any:
         return SimpleNamespace(sampling_params=SamplingParams(**vars(params)), cache_salt=salt)
@@ -52,16 +63,48 @@ class InputProcessor:
 class AsyncLLM:
     """The engine of a server: two outputs, the second is the last, and two workers, of which one has reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: ServingConfig, *, stop_reason: str | None = None) -> None:
         self.asked: list[Any] = []
+        self.vllm_config = SimpleNamespace(additional_config=config.as_json())
+        self.stop_reason = stop_reason
 
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str) -> Any:
         for finished in (False, True):
-            yield SimpleNamespace(finished=finished, kv_transfer_params={"theirs": 1} if finished else None)
+            one = SimpleNamespace(finish_reason="stop" if finished else None, stop_reason=self.stop_reason)
+            given = {"theirs": 1} if finished else None
+            yield SimpleNamespace(finished=finished, kv_transfer_params=given, outputs=[one])
 
     async def collective_rpc(self, method: str, args: Any) -> Any:
         self.asked.append((method, args))
-        return [{"tokens": 5, "mean_strength": {"detox": 0.25}}, None]
+        report = {"tokens": 5, "mean_strength": {"detox": 0.25}, "above_half": {"detox": 2}}
+        return [report, None] if method == "dsas_report" else [[report for _ in args[0]], None]
+
+
+class OutputProcessor:
+    """Where what the engine gives becomes what clients see."""
+
+    def __init__(self) -> None:
+        self.request_states: dict[str, Any] = {}
+        self.seen: list[Any] = []
+
+    def process_outputs(self, outputs: Any) -> None:
+        self.seen += outputs
+
+    def add_request(self, request: Any) -> None:
+        self.request_states[request.request_id] = request
+
+
+class HttpRequest(SimpleNamespace):
+    """A request over HTTP, of any of the three kinds."""
+
+    model_extra: ClassVar[dict[str, Any]] = {}
+    vllm_xargs: Any = None
+
+    def to_sampling_params(self) -> str:
+        return "sampled"
+
+    def to_beam_search_params(self) -> str:
+        return "beams"
 
 
 @pytest.fixture
@@ -69,14 +112,25 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be a vLLM that has what admission uses."""
     fresh = type("InputProcessor", (InputProcessor,), {"process_inputs": InputProcessor.process_inputs})
     contents = {
-        "prometheus_client": {"Counter": Counter},
+        "prometheus_client": {"Counter": Counter, "Histogram": Counter},
         "vllm": {"SamplingParams": SamplingParams},
         "vllm.exceptions": {"VLLMValidationError": ValidationError},
         "vllm.v1": {},
         "vllm.v1.engine": {},
         "vllm.v1.engine.input_processor": {"InputProcessor": fresh},
         "vllm.v1.engine.async_llm": {"AsyncLLM": type("AsyncLLM", (AsyncLLM,), {"generate": AsyncLLM.generate})},
+        "vllm.v1.engine.output_processor": {"OutputProcessor": type("OutputProcessor", (OutputProcessor,), {})},
+        "vllm.entrypoints": {},
+        "vllm.entrypoints.openai": {},
     }
+    kinds = {
+        "completion": "CompletionRequest",
+        "chat_completion": "ChatCompletionRequest",
+        "responses": "ResponsesRequest",
+    }
+    for part, kind in kinds.items():
+        contents[f"vllm.entrypoints.openai.{part}"] = {}
+        contents[f"vllm.entrypoints.openai.{part}.protocol"] = {kind: type(kind, (HttpRequest,), {})}
     for name, members in contents.items():
         module = ModuleType(name)
         vars(module).update(members)
@@ -109,7 +163,7 @@ def test_a_request_that_asks_is_let_in_with_its_id_and_the_names_that_act() -> N
     asked = {"dsas_steering": ["topic", "detox"], "dsas_strength": [0, 2], "dsas_report": True}
     request = admitted(SamplingParams(extra_args=asked), both.as_json())
     assert request.sampling_params.extra_args["dsas_reported"] == ["id", "detox"]
-    silent = admitted(SamplingParams(extra_args={"dsas_steering": "detox", "dsas_report": False}), both.as_json())
+    silent = admitted(SamplingParams(extra_args={"dsas_steering": "detox"}), both._replace(reports=False).as_json())
     assert "dsas_reported" not in silent.sampling_params.extra_args
     with pytest.raises(ValidationError, match="'dsas_report' needs a server that was started with --reports"):
         admitted(SamplingParams(extra_args=asked), both._replace(reports=False).as_json())
@@ -124,26 +178,151 @@ def outputs_of(client: Any, extra_args: Any) -> list[Any]:
 
 
 @pytest.mark.usefixtures("vllm")
-def test_the_last_output_of_a_request_that_asks_carries_its_report_and_no_other_costs_anything() -> None:
+def test_the_last_output_of_a_request_that_asks_carries_its_report_and_no_other_waits_for_one() -> None:
     admission.activate()
-    client = sys.modules["vllm.v1.engine.async_llm"].AsyncLLM()
+    both = REPORTING._replace(sources={**CONFIG.sources, "topic": Source("topic/", "d2", 1.0)}, together=2)
+    kind = sys.modules["vllm.v1.engine.async_llm"].AsyncLLM
+    client = kind(both._replace(reports=False))
     assert outputs_of(client, {"dsas_steering": "detox"}) == outputs_of(client, None) == [None, {"theirs": 1}]
     assert client.asked == []
+    client = kind(both)
     found = outputs_of(client, {"dsas_steering": ["detox", "topic"], "dsas_report": True})
-    report = {"tokens": 5, "mean_strength": {"detox": 0.25, "topic": 0.0}}
+    report = {"tokens": 5, "mean_strength": {"detox": 0.25, "topic": 0.0}, "above_half": {"detox": 2, "topic": 0}}
     assert found == [None, {"theirs": 1, "dsas_report": report}]
     assert client.asked == [("dsas_report", ("id",))]
 
 
 @pytest.mark.usefixtures("vllm")
-def test_offline_the_report_of_all_stages_of_a_pipeline_is_their_sum_and_told_once() -> None:
-    stages = [{"tokens": 5, "mean_strength": {"detox": part}} for part in (0.25, 0.5)]
+def test_what_a_server_with_reports_has_steered_and_stopped_is_in_its_metrics() -> None:
+    admission.activate()
+    client = sys.modules["vllm.v1.engine.async_llm"].AsyncLLM(REPORTING, stop_reason="dsas_stop_above")
+
+    async def some() -> None:
+        for _ in range(3):
+            params = SamplingParams(extra_args={"dsas_steering": "detox"})
+            assert [output.kv_transfer_params async for output in client.generate("p", params, "id")][-1] == {
+                "theirs": 1
+            }
+        await asyncio.sleep(0.01)
+
+    asyncio.run(some())
+    assert sum(len(args[0]) for _, args in client.asked) == 3  # asked for in batches
+    told = ["dsas_stopped:detox", "dsas_mean_strength:detox=0.25", "dsas_tokens_above_half:detox=2"]
+    assert sorted(Counter.counted) == sorted(3 * told)
+
+
+@pytest.mark.usefixtures("vllm")
+def test_offline_the_report_of_all_stages_of_a_pipeline_is_their_sum() -> None:
+    stages = [{"tokens": 5, "mean_strength": {"detox": part}, "above_half": {"detox": 1}} for part in (0.25, 0.5)]
     told = [[stages[0], None, stages[1], None], [None] * 4]
     llm = SimpleNamespace(collective_rpc=lambda method, args: told.pop(0))
     output = SimpleNamespace(request_id="7")
     assert engine.report(llm, output) == {"tokens": 5, "mean_strength": {"detox": 0.75}}
-    with pytest.raises(StateError, match="nothing is known of request 7: it did not ask, or was told already"):
+    with pytest.raises(StateError, match="nothing is known of request 7: it was not steered, or long ago"):
         engine.report(llm, output)
+
+
+DEFAULT = CONFIG._replace(default=Default("detox"))
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_request_that_names_nothing_is_steered_by_the_default_and_turns_it_off_where_that_is_allowed() -> None:
+    def resolved(config: ServingConfig, extra_args: Any) -> Any:
+        request = admitted(SamplingParams(extra_args=extra_args), config.as_json())
+        return request.sampling_params.extra_args["dsas_resolved"], request.cache_salt
+
+    assert resolved(DEFAULT, None) == resolved(DEFAULT, {"other": 1}) == ([("d1", 0.8)], "dsas:d1*0.8:")
+    stronger = DEFAULT._replace(default=Default("detox", 2.0, may_be_off=True))
+    assert resolved(stronger, None)[0] == [("d1", 2.0)]
+    assert resolved(stronger, {"dsas_off": True}) == ([], None)
+    assert resolved(stronger, {"dsas_steering": "detox", "dsas_strength": 0.0}) == ([], None)
+    assert resolved(DEFAULT, {"dsas_steering": "detox"})[0] == [("d1", 0.8)]
+    for asked in ({"dsas_off": True}, {"dsas_steering": "detox", "dsas_strength": 0.0}):
+        with pytest.raises(ValidationError, match=r"every request by 'detox' at 0\.8, and its operator does not allow"):
+            resolved(DEFAULT, asked)
+    with pytest.raises(ValidationError, match="'dsas_off' and 'dsas_steering' contradict each other"):
+        resolved(stronger, {"dsas_off": True, "dsas_steering": "detox"})
+    with pytest.raises(OptionError, match="'detox' is the default of this server"):
+        engine.withdraw(DEFAULT.as_json(), "detox")
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_default_that_is_not_served_or_no_number_is_refused_at_the_start(root: Path) -> None:
+    model, detox = str(root / "model"), f"{root}/detox"
+    told = engine.arguments(model, [detox], default="detox=0.5", may_be_off=True)["additional_config"]
+    assert ServingConfig.of(told) == ServingConfig.of(told)._replace(default=Default("detox", 0.5, True))
+    for given, said in (("topic", "got 'topic'; known"), ("detox=x", "got 'detox=x'"), ("detox=0", "other than 0")):
+        with pytest.raises(OptionError, match=said):
+            engine.arguments(model, [detox], default=given)
+    with pytest.raises(OptionError, match="there is no default that requests could turn off"):
+        engine.arguments(model, [detox], may_be_off=True)
+
+
+@pytest.mark.usefixtures("vllm")
+def test_a_request_that_is_judged_is_let_in_with_what_it_asks_for_and_its_own_blocks_where_it_is_raised() -> None:
+    asked = {"dsas_steering": "detox", "dsas_stop_above": 0.5, "dsas_strength": 0}
+    request = admitted(SamplingParams(extra_args=asked), REPORTING.as_json())
+    own = request.sampling_params
+    assert own.extra_args["dsas_verdict"] == [0.5, None, None, 16]
+    assert own.extra_args["dsas_resolved"] == [("d1", 0.0)]  # it watches
+    assert (own.stop_token_ids, request.cache_salt) == ([STOP_TOKEN], None)
+    raised = {"dsas_steering": "detox", "dsas_raise_above": 0.5, "dsas_raise_to": 2, "dsas_stop_window": 4}
+    request = admitted(SamplingParams(extra_args=raised), REPORTING.as_json())
+    assert request.sampling_params.extra_args["dsas_verdict"] == [None, 0.5, 2.0, 4]
+    assert (request.sampling_params.stop_token_ids, request.cache_salt) == (None, "dsas:d1*0.8::id")
+
+
+@pytest.mark.usefixtures("vllm")
+@pytest.mark.parametrize(
+    ("asked", "options", "said"),
+    [
+        ({"dsas_stop_above": 0.5}, {}, "needs 'dsas_steering', the name of a Steering that watches"),
+        ({"dsas_steering": "detox", "dsas_stop_above": -1}, {}, "must be >= 0"),
+        ({"dsas_steering": "detox", "dsas_stop_above": "x"}, {}, "'dsas_stop_above' must be a number"),
+        ({"dsas_steering": "detox", "dsas_stop_window": 3}, {}, "without 'dsas_stop_above' or 'dsas_raise_above'"),
+        ({"dsas_steering": "detox", "dsas_stop_above": 1, "dsas_stop_window": 0}, {}, "from 1 to 4096, got 0"),
+        ({"dsas_steering": "detox", "dsas_raise_above": 1}, {}, "must be given together"),
+        ({"dsas_steering": "detox", "dsas_stop_above": 1}, {"min_tokens": 3}, "min_tokens contradict each other"),
+        ({"dsas_steering": "detox", "dsas_stop_above": 1}, {"structured_outputs": {}}, "follow a grammar or schema"),
+    ],
+)
+def test_a_verdict_that_makes_no_sense_is_refused(asked: Any, options: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        admitted(SamplingParams(extra_args=asked, **options), REPORTING.as_json())
+    with pytest.raises(ValidationError, match=r"--reports|dsas"):
+        admitted(SamplingParams(extra_args=asked, **options), CONFIG.as_json())
+
+
+@pytest.mark.usefixtures("vllm")
+def test_what_http_would_leave_unsteered_without_a_word_is_refused() -> None:
+    admission.activate()
+    names = ("completion.protocol.CompletionRequest", "chat_completion.protocol.ChatCompletionRequest")
+    for name in (*names, "responses.protocol.ResponsesRequest"):
+        module, _, kind = name.rpartition(".")
+        made = getattr(sys.modules[f"vllm.entrypoints.openai.{module}"], kind)
+        assert made(vllm_xargs={"dsas_steering": "detox"}).to_sampling_params() == "sampled"
+        assert made(vllm_xargs={"other": 1}).to_beam_search_params() == "beams"
+        with pytest.raises(ValidationError, match="'dsas_steering' stands beside vllm_xargs"):
+            made(model_extra={"dsas_steering": "detox"}).to_sampling_params()
+        with pytest.raises(ValidationError, match="beam search cannot be steered"):
+            made(vllm_xargs={"dsas_steering": "detox"}).to_beam_search_params()
+
+
+@pytest.mark.usefixtures("vllm")
+def test_the_token_that_stops_is_in_no_answer_and_digests_are_in_use_until_their_requests_end() -> None:
+    admission.activate()
+    processor = sys.modules["vllm.v1.engine.output_processor"].OutputProcessor()
+    for number, digest in enumerate(("d1", "d2", "d1")):
+        params = SamplingParams(extra_args={"dsas_resolved": [(digest, 1.0)]})
+        processor.add_request(SimpleNamespace(request_id=f"r{number}", sampling_params=params))
+    assert digests_in_use(processor) == ["d1", "d2"]
+    del processor.request_states["r1"]
+    assert digests_in_use(processor) == ["d1"]
+    stopped = SimpleNamespace(stop_reason=STOP_TOKEN, new_token_ids=[STOP_TOKEN], new_logprobs=None)
+    other = SimpleNamespace(stop_reason=7, new_token_ids=[7], new_logprobs=None)
+    processor.process_outputs([stopped, other])
+    assert (stopped.stop_reason, stopped.new_token_ids) == ("dsas_stop_above", [])
+    assert (other.stop_reason, other.new_token_ids) == (7, [7])
 
 
 @pytest.mark.usefixtures("vllm")
@@ -238,10 +417,16 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(root: Path) -> 
             engine.arguments(model, given, **options)
     steering = dsas.Steering.from_pretrained(detox)
     unit = torch.nn.functional.normalize(torch.ones(32), dim=0)
-    turned = [rule._replace(transform=dsas.Ablation(unit, torch.tensor(0.0))) for rule in steering.rules]
-    dsas.Steering(turned, steering.model).save_pretrained(root / "ablation")
-    with pytest.raises(OptionError, match=r"'ablation' cannot be served: the transform 'ablation' at model\.layers\.0"):
-        engine.arguments(model, [f"{root}/ablation"])
+    per_step = [rule._replace(regulator=dsas.PerStep([dsas.Constant()])) for rule in steering.rules]
+    dsas.Steering(per_step, steering.model).save_pretrained(root / "steps")
+    with pytest.raises(OptionError, match=r"'steps' cannot be served: the regulator 'per-step' at model\.layers\.0"):
+        engine.arguments(model, [f"{root}/steps"])
+    cast = [rule._replace(regulator=dsas.Cast(unit, torch.tensor(0.0))) for rule in steering.rules]
+    dsas.Steering(cast, steering.model).save_pretrained(root / "cast")
+    config = engine.arguments(model, [detox, f"{root}/cast"])["additional_config"]
+    assert [source.reads_prompts for source in ServingConfig.of(config).sources.values()] == [False, True]
+    request = admitted(SamplingParams(extra_args={"dsas_steering": "cast"}), config)
+    assert request.sampling_params.skip_reading_prefix_cache
     tiny_model("qwen2").save_pretrained(root / "qwen")  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ModelMismatchError, match="'Qwen2ForCausalLM' served"):
         engine.arguments(str(root / "qwen"), [detox])
@@ -309,4 +494,4 @@ def test_a_server_is_refused_what_would_not_work(root: Path, monkeypatch: pytest
     with pytest.raises(OptionError, match="the model comes first"):
         server.serve("--port", [str(root / "detox")], [])
     with pytest.raises(OptionError, match="DSAS_OPERATOR_KEY is set"):
-        server.serve(str(root / "model"), [str(root / "detox")], [], spare=1)
+        server.serve(str(root / "model"), [str(root / "detox")], [], {"spare": 1})

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 import dsas
 from dsas.errors import ActivationError, ModelMismatchError, OptionError
 from dsas.serving.carried import ancestors_of
-from dsas.serving.modules import SiteStep, served_module, steer_module, table_of
-from dsas.serving.tables import Parts, SiteTable, row_of
+from dsas.serving.modules import SiteStep, served_module, served_path, steer_module, table_of
+from dsas.serving.rule_rows import row_of
+from dsas.serving.tables import Parts, SiteTable
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.testing.models import WIDTH, tiny_model
 
@@ -48,7 +49,7 @@ def rule(seed: int = 0) -> dsas.Rule:
 
 def steered(path: str, *rules: dsas.Rule, together: int = 1) -> tuple[Served, TokenBuffers]:
     model, tokens = Served(), TokenBuffers(together, TOKENS)
-    assert steer_module(model, path, slots=len(rules), width=WIDTH, parts=Parts(gate=True), tokens=tokens)
+    assert steer_module(model, path, SiteTable(len(rules), WIDTH, Parts(gate=1)), tokens)
     table = table_of(model, path)
     assert isinstance(table, SiteTable)
     for slot, one in enumerate(rules, 1):
@@ -111,7 +112,7 @@ def test_the_module_is_still_of_its_class_and_classes_are_made_once() -> None:
 def test_a_module_of_another_pipeline_stage_is_left_out() -> None:
     model = Served()
     assert served_module(model, "layers.1") is served_module(model, "layers.1.mlp") is None
-    assert not steer_module(model, "layers.1", slots=1, width=WIDTH, parts=Parts(), tokens=TokenBuffers(1, 1))
+    assert not steer_module(model, "layers.1", SiteTable(1, WIDTH, Parts()), TokenBuffers(1, 1))
     assert table_of(model, "layers.1") is table_of(model, "norm") is None
 
 
@@ -123,10 +124,10 @@ def test_a_path_that_is_not_there_is_refused_with_the_closest() -> None:
 def test_evidence_is_refused_at_a_module_that_the_model_has_at_two_places() -> None:
     model, tokens = Served(), TokenBuffers(1, TOKENS, adding=1)
     model.again = model.mlp
-    given = {"slots": 1, "width": WIDTH, "tokens": tokens}
-    with pytest.raises(OptionError, match=r"'evidence' at mlp cannot be served: .* more than once .*\(mlp, again\)"):
-        steer_module(model, "mlp", parts=Parts(gate=True, evidence=True), **given)
-    assert steer_module(model, "mlp", parts=Parts(gate=True), **given)
+    for name, parts in (("evidence", Parts(gate=1, evidence=1)), ("cast", Parts(prompt=1))):
+        with pytest.raises(OptionError, match=rf"'{name}' at mlp cannot be served: .* more than once .*\(mlp, again\)"):
+            steer_module(model, "mlp", SiteTable(1, WIDTH, parts), tokens)
+    assert steer_module(model, "mlp", SiteTable(1, WIDTH, Parts(gate=1)), tokens)
 
 
 def test_a_layer_that_gives_three_values_is_refused() -> None:
@@ -149,8 +150,8 @@ def test_what_later_steps_write_leaves_shorter_steps_alone() -> None:
 def test_compiled_code_adds_up_evidence_over_steps_of_any_length_though_it_is_traced_at_the_longest() -> None:
     """With the compiler that serves, which has its own idea of elementary functions near 0."""
     memories, model, tokens, zero = (1.0, 0.999, 0.5, 0.0), Served(), TokenBuffers(1, 12, adding=1), torch.tensor(0.0)
-    parts = Parts(gate=True, evidence=True)
-    steer_module(model, "mlp", slots=len(memories), width=WIDTH, parts=parts, tokens=tokens)
+    parts = Parts(gate=1, evidence=1)
+    steer_module(model, "mlp", SiteTable(len(memories), WIDTH, parts), tokens)
     table = table_of(model, "mlp")
     assert isinstance(table, SiteTable)
     rules = [
@@ -171,3 +172,66 @@ def test_compiled_code_adds_up_evidence_over_steps_of_any_length_though_it_is_tr
             with torch._dynamo.config.patch(error_on_recompile=count < 12):
                 got = compiled(t)
             torch.testing.assert_close(got, t + expected(one, t, 0.7), rtol=0, atol=1e-5)
+
+
+def test_a_site_is_found_where_the_served_model_keeps_the_decoder() -> None:
+    def model_of(**children: nn.Module) -> nn.Module:
+        module = nn.Module()
+        for name, child in children.items():
+            module.add_module(name, child)
+        return module
+
+    layers, blocks = (nn.ModuleList(nn.Identity() for _ in range(size)) for size in (3, 5))
+    decoder = model_of(layers=layers, norm=nn.Identity())
+    model = model_of(
+        vision_tower=model_of(blocks=blocks), language_model=model_of(model=decoder, lm_head=nn.Identity())
+    )
+    wanted = "language_model.model.layers.1"
+    assert served_path(model, "model.layers.1", "model", 3) == wanted  # fitted on the causal model
+    assert (
+        served_path(model, "model.language_model.layers.1", "model.language_model", 3) == wanted
+    )  # fitted on the whole
+    assert served_path(model, wanted, "model", 3) == wanted
+    assert served_path(model, "lm_head", "model", 3) == "lm_head"
+    twice = model_of(first=model_of(layers=layers), second=model_of(layers=layers))
+    assert served_path(twice, "model.layers.1", "model", 3) == "model.layers.1"  # which of them, nobody knows
+
+
+@pytest.mark.compile
+def test_compiled_code_does_what_eager_code_does_in_steps_of_any_length_though_it_is_traced_at_the_longest() -> None:
+    """Rows that read projections, neurons, places and prompts: none may take the length of a step for a constant."""
+    model, tokens = Served(), TokenBuffers(1, 12, reports=True, places=1)
+    tokens.read_prompts(1, 3, WIDTH)
+    first, second = torch.linalg.qr(torch.randn(WIDTH, 2)).Q.T
+    vector, zero = torch.randn(WIDTH), torch.tensor(0.0)
+    halves = dsas.Product([dsas.HalfSpace(vector, zero), dsas.Logistic(0.3 * vector, zero)])
+    site = dsas.Site("mlp")
+    rows = [
+        row_of(dsas.Rule(site, dsas.Rotation(first, second, torch.tensor(1.0)), halves)),
+        row_of(dsas.Rule(site, dsas.Ablation(first, zero), dsas.Posterior(vector, vector, vector))),
+        row_of(dsas.Rule(site, dsas.Addition(vector), dsas.Schedule("prompt")))._replace(place=1),
+        row_of(dsas.Rule(site, dsas.Addition(vector), dsas.Cast(vector, torch.tensor(0.1)))),
+    ]
+    table = SiteTable(len(rows), WIDTH, Parts.of(rows))
+    for slot, row in enumerate(rows, 1):
+        table.put(slot, row)
+    steer_module(model, "mlp", table, tokens)
+    compiled = torch.compile(model.mlp, fullgraph=True)
+    for count in (12, 5, 8):
+        t = torch.randn(count, WIDTH)
+        torch._dynamo.mark_dynamic(t, 0)
+        tokens.places[:, 1, :count] = torch.randint(0, 2, (count,)).float()
+        tokens.prompt_counted[:count] = torch.arange(count) > 0
+        tokens.prompt_counts[:count] = torch.arange(count).float()
+        tokens.prompt_rows.fill_(1)
+        tokens.prompt_last[1] = count
+        for slot in range(len(rows) + 1):
+            tokens.fill([RequestRow((slot,), (0.7,))], np.array([count]))
+            tokens.prompt_sums.zero_()
+            wanted, sums, values = model.mlp(t), tokens.prompt_sums.clone(), tokens.values.clone()
+            tokens.prompt_sums.zero_()
+            tokens.values.zero_()
+            with torch._dynamo.config.patch(error_on_recompile=count < 12):
+                torch.testing.assert_close(compiled(t), wanted, rtol=0, atol=1e-5)
+            torch.testing.assert_close(tokens.prompt_sums, sums, rtol=0, atol=1e-5)
+            torch.testing.assert_close(tokens.values, values, rtol=0, atol=1e-5)

@@ -32,7 +32,7 @@ def test_what_is_loaded_is_listed_and_can_be_unloaded(server: Operated, tmp_path
         assert json.loads(server.ask("GET").body)[name]["folder"] == str(tmp_path / "topic")
         assert server.ask("DELETE", f"/{quote(name, safe='')}").status == 200
     assert server.names == ["detox"]
-    assert len(server.slots()) == 2
+    assert len(server.slots()) == 1  # those of the others are given back
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "../../x", "..", "a/b", "\x1b[31m", "x" * 300])
@@ -165,3 +165,28 @@ def test_a_root_that_is_no_folder_is_refused_at_the_start(tmp_path: Path, monkey
     monkeypatch.setenv("DSAS_OPERATOR_ROOT", str(tmp_path / "gone"))
     with pytest.raises(OptionError, match="must be the folder below which Steerings may be loaded"):
         serving.serve("model", ["detox"], [])
+
+
+@pytest.mark.usefixtures("server")
+def test_a_slot_is_given_back_when_the_last_request_that_names_it_has_ended(tmp_path: Path) -> None:
+    server = Operated(tmp_path, spare=1)
+    steerings = store(tmp_path / "more", "first", "second", "third")
+    topic, third = (str(tmp_path / "more" / name) for name in ("second", "third"))
+    digest = steerings["second"].digest()
+    assert server.ask("POST", body={"name": "topic", "folder": topic}).status == 200
+    server.output_processor.request_states["r"] = server.output_processor.dsas_digests["r"] = [digest]
+    assert server.ask("DELETE", "/topic").status == 200
+    assert digest in server.slots()  # a request runs
+    assert server.ask("POST", body={"name": "third", "folder": third}).status == 400
+    del server.output_processor.request_states["r"]
+    assert server.ask("POST", body={"name": "third", "folder": third}).status == 200
+    assert digest not in server.slots()
+
+
+def test_the_operator_is_told_of_a_request_by_its_id_and_nobody_else_is(server: Operated) -> None:
+    report = {"tokens": 3, "mean_strength": {"detox": 0.5}, "above_half": {"detox": 1}}
+    server.worker.dsas.reports.find = lambda request: {"cmpl-1-0": report} if request == "cmpl-1" else {}
+    answer = server.ask("GET", "/dsas/reports/cmpl-1")
+    assert (answer.status, json.loads(answer.body)) == (200, {"cmpl-1-0": report})
+    assert server.ask("GET", "/dsas/reports/cmpl-2").status == 400
+    assert server.ask("GET", "/dsas/reports/cmpl-1", key=b"clients").status == 401

@@ -97,8 +97,10 @@ def test_requests_that_ask_are_told_the_mean_over_all_their_steps_and_sites(kind
     report = steered.reports.read("r1")
     assert report["tokens"] == 4
     assert report["mean_strength"] == {"topic": pytest.approx(applied_by_hand(steerings["topic"], read, 0.5))}
-    assert steered.reports.read("r2") == {"tokens": 3, "mean_strength": {"plain": pytest.approx(2.0 * 0.8 * 0.7)}}
-    assert steered.reports.read("r1") is steered.reports.read("r3") is None
+    told = steered.reports.read("r2")
+    assert told["mean_strength"] == {"plain": pytest.approx(2.0 * 0.8 * 0.7)}
+    assert (told["tokens"], told["above_half"]) == (3, {"plain": 3})  # 0.8 * 0.7 is above 1/2
+    assert steered.reports.read("r3") is None
 
 
 @RUNNERS
@@ -111,10 +113,12 @@ def test_a_request_of_several_steerings_is_told_of_each(kind: Any, tmp_path: Pat
     asked = {"dsas_reported": ["r", "detox", "topic"]}
     runner.run({"a": request((detox, 0.5), (topic, 0.0), **asked), "b": request((topic, 3.0))}, [2, 2])
     runner.execute_model(torch.randn(4, WIDTH))
-    assert steered.reports.read("r") == {"tokens": 2, "mean_strength": {"detox": pytest.approx(0.5), "topic": 0.0}}
+    report = steered.reports.read("r")
+    assert report["mean_strength"] == {"detox": pytest.approx(0.5), "topic": 0.0}
+    assert (report["tokens"], report["above_half"]["detox"]) == (2, 2)
 
 
-def test_reports_that_nobody_reads_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_reports_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsas.serving.reports.MOST", 2)
     (steering,) = store(tmp_path, "detox").values()
     runner = First(Served())
@@ -128,7 +132,7 @@ def test_reports_that_nobody_reads_are_forgotten(tmp_path: Path, monkeypatch: py
 def test_without_reports_nothing_is_added_up(tmp_path: Path) -> None:
     store(tmp_path, "detox")
     steered = SteeredRunner(First(Served()), vllm_config(tmp_path, "detox"))
-    assert "applied" not in dict(steered.tokens.named_buffers())
+    assert "values" not in dict(steered.tokens.named_buffers())
 
 
 @RUNNERS
@@ -166,6 +170,22 @@ def test_a_steering_is_loaded_beside_requests_that_run(tmp_path: Path) -> None:
     t = torch.randn(4, WIDTH)
     wanted = [steered_by_hand(one, part, 1.0) for one, part in zip(steerings.values(), t.split(2), strict=True)]
     torch.testing.assert_close(runner.model(t), torch.cat(wanted), rtol=0, atol=1e-4)
+
+
+def test_a_slot_that_is_given_back_serves_another_steering_and_the_others_go_on(tmp_path: Path) -> None:
+    steerings = store(tmp_path, "detox", "topic", "newer")
+    runner, digests = First(Served()), {name: steering.digest() for name, steering in steerings.items()}
+    steered = SteeredRunner(runner, vllm_config(tmp_path, "detox", "topic"))
+    with pytest.raises(OptionError, match="until it is unloaded and its last request has ended"):
+        steered.load("newer", source(tmp_path, "newer"))
+    steered.keep([digests["topic"], "some other"])
+    steered.load("newer", source(tmp_path, "newer"))
+    t = torch.randn(4, WIDTH)
+    runner.run({"a": request((digests["topic"], 1.0)), "b": request((digests["newer"], 0.5))}, [2, 2])
+    wanted = [steered_by_hand(steerings["topic"], t[:2], 1.0), steered_by_hand(steerings["newer"], t[2:], 0.5)]
+    torch.testing.assert_close(runner.model(t), torch.cat(wanted), rtol=0, atol=1e-4)
+    steered.keep([])
+    assert not any(table.rows.any() for table in runner.model.modules() if isinstance(table, SiteTable))
 
 
 def test_loading_what_is_there_takes_no_slot_and_a_full_server_says_so(tmp_path: Path) -> None:
@@ -282,3 +302,10 @@ def test_of_a_pipeline_stage_only_its_own_layers_are_steered(tmp_path: Path) -> 
     SteeredRunner(First(model), vllm_config(tmp_path, "detox"))
     steered = [path for path, module in model.named_modules() if type(module).__name__ == "SteeredLayer"]
     assert steered == ["model.layers.1", "model.layers.2"]
+
+
+def test_a_model_that_vllm_serves_by_classes_of_transformers_is_refused(tmp_path: Path) -> None:
+    store(tmp_path, "detox")
+    kind = type("TransformersForCausalLM", (Served,), {})
+    with pytest.raises(OptionError, match=r"transformers' own classes \(TransformersForCausalLM\)"):
+        SteeredRunner(First(kind()), vllm_config(tmp_path, "detox"))

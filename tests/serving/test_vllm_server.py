@@ -9,27 +9,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from socket import socket
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from engines import ASKS, NEW_TOKENS, PROMPTS, SETTINGS, Ask, Reference, write_folders
+from makers import random_steering
+from servers import KEY, OPTIONS, Server, answers, operate, serving
+
+from dsas.testing import tiny_model
 
 pytestmark = pytest.mark.vllm
-KEY = "the operator's"
-OPTIONS = (
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "192", "--block-size", "32", "--api-key", "clients"),
-    *("--kv-cache-memory-bytes", "64M", "--served-model-name", "tiny", "--disable-log-stats"),
-)
-
-
-class Server(NamedTuple):
-    """A running server: its process and address."""
-
-    process: subprocess.Popen[bytes]
-    url: str
 
 
 @pytest.fixture(scope="module")
@@ -44,51 +34,8 @@ def reference(root: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def server(root: Path) -> Iterator[Server]:
-    with closing(socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    folders = [part for name in ("detox", "topic", "line") for part in ("--steering", str(root / name))]
-    command = ["serve", str(root / "model"), *folders, "--together", "2", "--spare", "1", "--reports"]
-    template = root / "template.jinja"  # the message and nothing else
-    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-    log = (root / "log").open("wb")
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "dsas.cli",
-            *command,
-            *OPTIONS,
-            "--chat-template",
-            str(template),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            port,
-        ],
-        env={**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "DSAS_OPERATOR_KEY": KEY},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(400):
-            if process.poll() is not None or answers(f"{url}/health"):
-                break
-            time.sleep(1)
-        assert process.poll() is None, (root / "log").read_text()[-4000:]
-        yield Server(process, url)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-        log.close()
-
-
-def answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
+    with serving(root, ("detox", "topic", "line"), "--together", "2", "--spare", "1", "--reports") as one:
+        yield one
 
 
 def client_of(server: Server, key: str = "clients") -> Any:
@@ -124,20 +71,6 @@ def torch_column(values: list[int]) -> Any:
     import torch
 
     return torch.tensor(values).unsqueeze(-1)
-
-
-def operate(server: Server, method: str, path: str = "", body: Any = None, key: str = KEY) -> tuple[int, Any]:
-    request = urllib.request.Request(
-        f"{server.url}/dsas/steerings{path}",
-        method=method,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 def test_many_clients_at_once_each_get_what_they_asked_for(server: Server, reference: Reference) -> None:
@@ -207,6 +140,171 @@ def test_a_bad_request_gets_400_with_what_was_expected_and_the_server_lives_on(
     assert agrees(server, reference, "Hi", ASKS[1])
 
 
+COMMON: Any = {"model": "tiny", "max_tokens": NEW_TOKENS, "temperature": 0}
+TOKENS = {"ignore_eos": True, "return_token_ids": True}
+
+
+def body_of(ask: Ask, **more: Any) -> dict[str, Any]:
+    return {**TOKENS, "vllm_xargs": {**(ask.extra_args() or {}), **more}}
+
+
+def test_several_answers_and_streams_are_steered_as_asked(server: Server, reference: Reference) -> None:
+    wanted = reference.generate(PROMPTS[2], ASKS[2]).tokens
+    with client_of(server) as client:
+        several = client.completions.create(prompt=PROMPTS[2], n=3, extra_body={**body_of(ASKS[2]), "top_k": 1}, **{
+            **COMMON, "temperature": 1.0
+        })  # fmt: skip
+        assert [choice.token_ids for choice in several.choices] == 3 * [wanted]
+        streamed: list[int] = []
+        for chunk in client.completions.create(prompt=PROMPTS[2], stream=True, extra_body=body_of(ASKS[2]), **COMMON):
+            streamed += chunk.choices[0].token_ids
+        assert streamed == wanted
+        said: list[int] = []
+        messages = [{"role": "user", "content": PROMPTS[2]}]
+        for chunk in client.chat.completions.create(
+            messages=messages, stream=True, extra_body=body_of(ASKS[2]), **COMMON
+        ):
+            for choice in chunk.choices:
+                said += getattr(choice, "token_ids", None) or []
+        assert said == wanted
+
+
+def test_stop_strings_end_the_steered_text_and_prompts_are_scored_as_they_were_steered(
+    server: Server, reference: Reference
+) -> None:
+    text = reference.tokenizer.decode(reference.generate(PROMPTS[2], ASKS[2]).tokens)
+    with client_of(server) as client:
+        whole = client.completions.create(prompt=PROMPTS[2], extra_body=body_of(ASKS[2]), **COMMON).choices[0].text
+        stopped = client.completions.create(prompt=PROMPTS[2], stop=[whole[2:4]], extra_body=body_of(ASKS[2]), **COMMON)
+        assert whole.strip() in text or text.strip() in whole
+        assert stopped.choices[0].text == whole[: whole.index(whole[2:4])]
+        scored = {
+            ask: client.completions.create(
+                prompt=PROMPTS[2], extra_body={**body_of(ask), "prompt_logprobs": 0}, **COMMON
+            )
+            .choices[0]
+            .prompt_logprobs
+            for ask in (ASKS[0], ASKS[2])
+        }
+    ids = reference.tokenizer(PROMPTS[2])["input_ids"]
+    for ask, found in scored.items():
+        got = [at[str(token)]["logprob"] for at, token in zip(found[1:], ids[1:], strict=True)]
+        assert got == pytest.approx(reference.scores(PROMPTS[2], ask), abs=1e-4)
+
+
+def test_an_answer_that_has_to_follow_a_schema_does_under_steering(server: Server) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {**schema, "additionalProperties": False}}}
+    messages = [{"role": "user", "content": "Hi"}]
+    with client_of(server) as client:
+        for ask in (ASKS[0], ASKS[2], ASKS[3]):
+            extra = {"vllm_xargs": ask.extra_args()} if ask.names else {}
+            answer = client.chat.completions.create(
+                messages=messages, response_format=form, extra_body=extra, **{**COMMON, "max_tokens": 120}
+            )
+            said = answer.choices[0].message.content
+            assert answer.choices[0].finish_reason == "length" or list(json.loads(said)) == ["a"], said
+
+
+def test_the_responses_of_openai_are_steered_as_asked(server: Server, reference: Reference) -> None:
+    given = {"model": "tiny", "input": PROMPTS[2], "max_output_tokens": NEW_TOKENS, "temperature": 0}
+    said = {}
+    with client_of(server) as client:
+        for ask in (ASKS[0], ASKS[2]):
+            extra = {"ignore_eos": True, **({"vllm_xargs": ask.extra_args()} if ask.names else {})}
+            said[ask] = client.responses.create(**given, extra_body=extra).output_text
+    wanted = {ask: reference.tokenizer.decode(reference.generate(PROMPTS[2], ask).tokens) for ask in said}
+    assert said[ASKS[0]] != said[ASKS[2]]
+    for ask, text in said.items():
+        assert text.strip("\ufffd \n") == wanted[ask].strip("\ufffd \n")  # a character may end half-way
+
+
+def test_what_would_be_unsteered_without_a_word_gets_400(server: Server) -> None:
+    from openai import BadRequestError  # pyright: ignore[reportMissingImports]
+
+    messages = [{"role": "user", "content": "Hi"}]
+    with client_of(server) as client:
+        for extra, said in (
+            ({"use_beam_search": True, "n": 2, **body_of(ASKS[2])}, "beam search cannot be steered"),
+            ({"dsas_steering": "detox"}, "stands beside vllm_xargs"),
+        ):
+            for create in (
+                lambda extra: client.completions.create(prompt="Hi", extra_body=extra, **COMMON),
+                lambda extra: client.chat.completions.create(messages=messages, extra_body=extra, **COMMON),
+            ):
+                with pytest.raises(BadRequestError, match=said):
+                    create(extra)
+        with pytest.raises(BadRequestError, match="stands beside vllm_xargs"):
+            client.responses.create(model="tiny", input="Hi", extra_body={"dsas_steering": "detox"})
+
+
+def replayed(reference: Reference, prompt: str, ask: Ask, tokens: int) -> list[float]:
+    """Return what the regulator of the one Steering says of each token of an answer, outside of a server."""
+    ids = reference.tokenizer(prompt)["input_ids"]
+    values = reference.values(prompt, ask, tokens)
+    return values[len(ids) :]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_is_stopped_where_an_offline_replay_says_so_and_says_why(
+    server: Server, reference: Reference, *, stream: bool
+) -> None:
+    ask, window, new = Ask(("detox",), (0.5,)), 3, 24
+    wanted = reference.generate(PROMPTS[2], ask, new).tokens
+    values = replayed(reference, PROMPTS[2], ask, new)
+    means = [sum(values[n - window + 1 : n + 1]) / window for n in range(window - 1, len(values))]
+    threshold = sorted(means[4:])[len(means[4:]) // 2]
+    threshold = max([threshold, *means[:4]]) * 1.000001  # not among the first
+    last = next((n for n, mean in enumerate(means, window - 1) if mean > threshold), None)
+    extra = body_of(ask, dsas_stop_above=threshold, dsas_stop_window=window)
+    given = {**COMMON, "max_tokens": new, "prompt": PROMPTS[2], "extra_body": extra, "logprobs": 1}
+    with client_of(server) as client:
+        if stream:
+            tokens, reason = [], None
+            for chunk in client.completions.create(stream=True, **given):
+                tokens += chunk.choices[0].token_ids or []
+                reason = getattr(chunk.choices[0], "stop_reason", None) or reason
+        else:
+            choice = client.completions.create(**given).choices[0]
+            tokens, reason = choice.token_ids, choice.stop_reason
+            assert len(choice.logprobs.tokens) == len(tokens)
+    assert tokens == (wanted if last is None else wanted[: last + 1])
+    assert (reason == "dsas_stop_above") == (last is not None)
+    assert last is not None
+
+
+def test_a_request_is_steered_more_from_where_an_offline_replay_says_so(server: Server, reference: Reference) -> None:
+    ask, new = Ask(("detox",), (0.2,)), 12
+    values = replayed(reference, PROMPTS[2], ask, new)
+    threshold = sorted(values[1:6])[2]
+    first = next(n for n, value in enumerate(values) if value > threshold)
+    extra = body_of(ask, dsas_raise_above=threshold, dsas_raise_to=1.5, dsas_stop_window=1)
+    with client_of(server) as client:
+        choice = client.completions.create(
+            prompt=PROMPTS[2], extra_body=extra, **{**COMMON, "max_tokens": new}
+        ).choices[0]
+    assert choice.token_ids == reference.raised(PROMPTS[2], ask, first + 1, 1.5, new)
+
+
+def test_a_stream_is_told_of_by_the_operators_endpoint_and_in_the_metrics(server: Server, reference: Reference) -> None:
+    ask = ASKS[2]
+    with client_of(server) as client:
+        chunks = list(client.completions.create(prompt=PROMPTS[2], stream=True, extra_body=body_of(ask), **COMMON))
+    request = urllib.request.Request(
+        f"{server.url}/dsas/reports/{chunks[0].id}", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        (report,) = json.load(answer).values()
+    assert report["mean_strength"] == pytest.approx(reference.applied(PROMPTS[2], ask), abs=1e-5)
+    for _ in range(20):
+        text = urllib.request.urlopen(f"{server.url}/metrics", timeout=30).read().decode()
+        if 'dsas_mean_strength_count{steering="detox"}' in text:
+            break
+        time.sleep(0.2)
+    assert 'dsas_tokens_above_half_count{steering="detox"}' in text
+    assert 'dsas_stopped_total{steering="detox"}' in text
+
+
 def test_the_clients_key_is_asked_for_as_vllm_has_it(server: Server) -> None:
     from openai import AuthenticationError  # pyright: ignore[reportMissingImports]
 
@@ -225,8 +323,11 @@ def test_the_operator_loads_replaces_and_unloads_while_the_server_runs(
     assert operate(server, "POST", body={"name": "extra", "folder": str(root / "detox")})[0] == 200
     assert agrees(server, reference, PROMPTS[0], ASKS[2], called="extra")
     status, answer = operate(server, "POST", body={"name": "more", "folder": str(root / "latest")})
+    assert status == 200  # the slot of "later", which nothing names, was given back
+    status, answer = operate(server, "POST", body={"name": "most", "folder": str(root / "later")})
     assert status == 400
-    assert "no slot is free for 'more'" in answer["error"]["message"]
+    assert "no slot is free for 'most'" in answer["error"]["message"]
+    assert operate(server, "DELETE", "/more")[0] == 200
     assert operate(server, "DELETE", "/extra")[0] == 200
     assert operate(server, "DELETE", "/extra")[0] == 400
     assert sorted(operate(server, "GET")[1]) == ["detox", "line", "topic"]
@@ -258,3 +359,20 @@ def test_requests_are_counted_beside_the_metrics_of_vllm(server: Server) -> None
 def test_the_server_is_still_the_process_that_was_started(server: Server) -> None:
     assert server.process.poll() is None
     assert answers(f"{server.url}/health")
+
+
+def test_a_check_lets_what_fits_answer_and_says_what_is_refused(root: Path) -> None:
+    random_steering(tiny_model("qwen2")).save_pretrained(root / "other")
+    names = ("detox", "plane", "role", "cast", "other")
+    folders = [part for name in names for part in ("--steering", str(root / name))]
+    command = ["serve", str(root / "model"), *folders, "--reports", "--default", "detox=0.5", "--check", *OPTIONS]
+    done = subprocess.run(
+        [sys.executable, "-m", "dsas.cli", *command], env={**os.environ, **SETTINGS}, capture_output=True, text=True
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert list(told["refused"]) == ["other"]
+    assert told["answered"] == ["detox", "plane", "role", "cast"]
+    assert told["sites"]["model.layers.1"] == {"reads": 2, "gate": 2, "places": 1, "prompt": 1}
+    assert set(told["sites"]) == {f"model.layers.{number}" for number in range(3)} | {"model.layers.1.mlp"}
+    assert told["table_bytes"] > 0

@@ -6,6 +6,7 @@ import typer
 
 from dsas.cli.app import app
 from dsas.cli.options import REPEATABLE, in_method
+from dsas.cli.output import say_json
 from dsas.errors import OptionError
 from dsas.steering.folder import steering_folder
 
@@ -21,13 +22,29 @@ def serve(
     steering: Annotated[list[str], in_method(help=f"Folder or hub id of a Steering, or NAME=FOLDER. {REPEATABLE}")],
     together: Annotated[int, in_method(min=1, help="How many Steerings one request may combine.")] = 1,
     spare: Annotated[int, in_method(min=0, help="How many more may be loaded while the server runs.")] = 0,
-    reports: Annotated[bool, in_method(help="Let requests ask how strongly they were steered.")] = False,
+    reports: Annotated[
+        bool, in_method(help="Let requests ask how strongly they were steered, and be judged by it.")
+    ] = False,
+    default: Annotated[
+        str | None, in_method(help="Steering of requests that name none.", metavar="NAME[=STRENGTH]")
+    ] = None,
+    allow_off: Annotated[bool, in_method(help="Let requests turn the default off.")] = False,
+    check: Annotated[bool, in_method(help="Say whether all this will serve, on made-up weights, and end.")] = False,
 ) -> None:
     """Serve a model with vLLM; requests choose Steerings by name. All other options are those of `vllm serve`."""
     if model.startswith("-"):
         raise OptionError(f"the model comes first, before the options of vLLM; got {model!r} in its place")
     for one in steering:
         steering_folder(one.rpartition("=")[2])
-    from dsas.serving.server import serve as run
+    ours = {"together": together, "spare": spare, "reports": reports, "default": default, "may_be_off": allow_off}
+    if not check:
+        from dsas.serving.server import serve as run
 
-    run(model, steering, options or [], together=together, spare=spare, reports=reports)
+        run(model, steering, options or [], ours)
+        return
+    from dsas.serving.checking import check as tried
+
+    told = tried(model, steering, options or [], ours)
+    say_json(told)
+    if told["refused"] or "failed" in told:
+        raise typer.Exit(1)

@@ -69,7 +69,7 @@ Draw = Callable[[Labelled], Answers]
 def separate(data: Labelled, *, components: int, inverse_penalty: float = 1.0, seed: int = 0) -> Boundary:
     """Return the boundary that PCA and logistic regression draw; more `components` than there can be means no PCA.
 
-    inverse_penalty: sklearn's C, > 0. seed: of the randomised PCA.
+    inverse_penalty: sklearn's C, > 0. seed: seed of the randomised PCA.
     """
     from sklearn.decomposition import PCA  # here, because it takes longer to import than all of dsas
     from sklearn.linear_model import LogisticRegression

@@ -12,7 +12,7 @@ control, and the cut such that h has the mean `false_positives` there. Held out:
 was drawn without it, token by token where tokens are at hand (`dsas.fit` reads them), else by its pooled vector.
 
 Source: this project; a text that is 20 tokens long says more than one token, and what steering costs on a clean text
-depends on how seldom it is taken for the other kind (docs/findings.md).
+depends on how seldom it is taken for the other kind (docs/lab/findings.md).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""WHEN: one regulator a file. `REGULATORS` is the registry that fit, storage, the CLI and the laws read."""
+"""WHEN: one regulator per file. `REGULATORS` is the registry that fit, storage, the CLI and the laws read."""
 
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ REGULATORS: "Registry[Regulator]" = Registry(
         "evidence": "dsas.regulators.evidence:Evidence",
         "probe": "dsas.regulators.probe:Probe",
         "logistic": "dsas.regulators.logistic:Logistic",
+        "located": "dsas.regulators.located:Located",
         "rectified": "dsas.regulators.rectified:Rectified",
         "cast": "dsas.regulators.cast:Cast",
         "mera": "dsas.regulators.mera:Mera",

@@ -61,12 +61,13 @@ class Regulator(Fitted, ABC):
     gives float32 values >= 0 of shape (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's
     values depend on that row alone. `reads_forward_pass` says whether `forward_pass` is looked at: if not, it may be
     one that knows nothing about padding. `reads_additions` says that what the site adds is to be known to later ones
-    (`forward_pass.without_additions`). What must be remembered from pass to pass is kept by `forward_pass.carry` and
-    comes back from `forward_pass.carried`.
+    (`forward_pass.without_additions`), `reads_token_ids` that token ids are read. What must be remembered between
+    passes is kept by `forward_pass.carry` and comes back from `forward_pass.carried`.
     """
 
     reads_forward_pass: bool = False
     reads_additions: bool = False
+    reads_token_ids: bool = False
 
     @classmethod
     @abstractmethod

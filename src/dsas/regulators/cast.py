@@ -9,8 +9,8 @@ A prompt may come in pieces, so m is the mean of the prompt's tokens so far (its
 out): a prompt token is steered by what has been read up to it, and from the prompt's end on the decision stands. In a
 conversation over one cache, each turn's prompt is decided on anew, from its own tokens.
 
-Source: CAST (arXiv 2409.05907, section 3). Left out: a condition read at other sites than those that are steered;
-logical combinations of conditions (multiply regulators instead).
+Source: CAST (arXiv 2409.05907, section 3). Limitations: a condition is read at the sites that are steered, and
+at no others; no logical combinations of conditions (multiply regulators instead).
 """
 
 from typing import ClassVar, NamedTuple, final
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy
+from dsas.methods.served_form import PromptCondition, ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -78,11 +78,21 @@ class Cast(Regulator):
         holds = (similarity(sums / counts.clamp(min=1), self.condition) > self.threshold) == self.above
         return (holds.unsqueeze(-1) & (counts > 0)).float().expand(-1, t.shape[1], -1)
 
+    def served_form(self) -> ServedGain:
+        """Return the condition on the prompt."""
+        return ServedGain(prompts=(PromptCondition(self.condition, self.threshold, self.above),))
 
-def similarity(m: Float[Tensor, "*sample dim"], condition: Float[Tensor, " dim"]) -> Float[Tensor, "*sample"]:
-    """Return cos(m, tanh(c (c . m) / (c . c))), at least 0: the squashed projection lies on the side of m."""
-    along = (m @ condition) / condition.square().sum().clamp(min=torch.finfo(m.dtype).tiny)
-    return cosine_similarity(m, torch.tanh(along.unsqueeze(-1) * condition), dim=-1)
+
+def similarity(m: Float[Tensor, "*sample dim"], condition: Float[Tensor, "*#sample dim"]) -> Float[Tensor, "*sample"]:
+    """Return cos(m, tanh(c (c . m) / (c . c))), at least 0: the squashed projection lies on the side of m.
+
+    condition: c, one or one for each sample.
+    """
+    along = (m @ condition) if condition.ndim == 1 else (m * condition).sum(-1)
+    along = along / condition.square().sum(-1).clamp(min=torch.finfo(m.dtype).tiny)
+    squashed = torch.tanh(along.unsqueeze(-1) * condition)
+    lengths = [x.square().sum(-1).sqrt().clamp(min=1e-8) for x in (m, squashed)]
+    return (m * squashed).sum(-1) / (lengths[0] * lengths[1])
 
 
 class _Condition(NamedTuple):

@@ -9,7 +9,7 @@ from pass to pass, so caches, chunks, padding and packed rows change nothing.
 
     dsas.fit(..., regulator=functools.partial(dsas.Clean.fit, of=dsas.Evidence.fit))
 
-Source: after YOPO (arXiv 2608.14465); measured in docs/findings.md. Limitations: sites on the residual stream alone
+Source: after YOPO (arXiv 2608.14465); measured in docs/lab/findings.md. Limitations: sites on the residual stream alone
 (`fit` refuses others); what is added by other Steerings, or at sites whose regulator does not read clean, is not taken
 away. At the strength at which a regulator that is not read clean stops steering by itself, this one goes on: it needs
 less strength.
@@ -30,7 +30,7 @@ from dsas.regulators.base import FittedRegulator, Regulator, TunableRegulator, T
 
 @final
 class Clean(Regulator):
-    """Asks a regulator about tokens without what was added to them."""
+    """Applies a regulator to tokens from which the additions of earlier sites are subtracted."""
 
     name: ClassVar[str] = "clean"
     facts: ClassVar[Facts] = Facts(
@@ -39,6 +39,7 @@ class Clean(Regulator):
         left_out="sites off the residual stream",
         flops="those of h, and 3 d",
     )
+    not_served: ClassVar[str] = "it reads tokens without what earlier sites added, which a server does not keep apart"
     reads_forward_pass = True
     reads_additions = True
     regulator: Regulator
@@ -62,7 +63,7 @@ class Clean(Regulator):
         Raises OptionError without one.
         """
         if of is None:
-            raise OptionError("expected the fit of the regulator that reads clean: of=dsas.Evidence.fit, for one")
+            raise OptionError("expected the fit of the regulator that reads clean, such as of=dsas.Evidence.fit")
         found = of(source, control, target)
         if not isinstance(found, TunableRegulator):
             return FittedRegulator(cls(found.regulator), found.accuracy)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -35,3 +36,7 @@ class Constant(Regulator):
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return the value for every token."""
         return t.new_full((1, 1, 1), self.value, dtype=torch.float32).expand(*t.shape[:2], 1)
+
+    def served_form(self) -> ServedGain:
+        """Return the value as a factor."""
+        return ServedGain(self.value)

@@ -9,7 +9,7 @@ packed rows. The first token of a row, an attention sink, is not counted and not
 
 How theta is drawn, and where the cut lies, is in `dsas.methods.tuned_boundary`.
 
-Source: this project (docs/findings.md). Limitations: what follows source text is steered until it has faded; with a
+Source: this project (docs/lab/findings.md). Limitations: what follows source text is steered until it has faded; with a
 memory of 1, the mean of the whole row, forty clean tokens before it hide a behaviour.
 """
 
@@ -23,6 +23,7 @@ from torch.nn.functional import linear
 
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import Adding, Gate, ServedGain
 from dsas.methods.tuned_boundary import TokenScores, TunedBoundary, Tuning, tuned_boundary
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import Regulator, TunableRegulator, Tuned, Untuned
@@ -67,7 +68,7 @@ class Evidence(Regulator):
         if not (prior >= 0 and 0 <= memory <= 1):
             raise OptionError(f"expected prior >= 0 and 0 <= memory <= 1, got {prior} and {memory}")
         self.keep(theta=theta, bias=bias, cut=cut, prior=prior, memory=memory, by_turn=by_turn)
-        self._key = "evidence", prior, memory, by_turn
+        self.key = "evidence", prior, memory, by_turn
 
     @classmethod
     def fit(
@@ -87,9 +88,9 @@ class Evidence(Regulator):
     ) -> TunableRegulator:
         """Return the regulator and its balanced accuracy over 5 stratified folds; target is not looked at.
 
-        false_positives: mean value on held-out control, in (0, 1). sharpness: of the sigmoid, in standard deviations of
-        held-out control, > 0. prior, memory, by_turn: as the class has them. inverse_penalty: sklearn's C, > 0. seed:
-        of the folds. groups: the text of each sample, source then control, where samples are tokens.
+        false_positives: mean value on held-out control, in (0, 1). sharpness: sharpness of the sigmoid, in standard
+        deviations of held-out control, > 0. prior, memory, by_turn: as the class has them. inverse_penalty: sklearn's
+        C, > 0. seed: seed of the folds. groups: the text of each sample, source then control, where samples are tokens.
         Raises OptionError outside these ranges.
         """
         tuning = Tuning(false_positives, sharpness, prior, memory)
@@ -119,7 +120,7 @@ class Evidence(Regulator):
 
         It runs at every site for every token that is generated, so the fewer launches the better.
         """
-        weighed = forward_pass.once(self._key, self._weighed)
+        weighed = forward_pass.once(self.key, self._weighed)
         if scores.dtype is not shift.dtype:
             scores = scores.to(shift.dtype)
         if weighed.counted is not None:
@@ -128,6 +129,15 @@ class Evidence(Regulator):
         forward_pass.carry("evidence", total)
         value = torch.addcmul(shift, total, weighed.share).sigmoid_()
         return value if weighed.counted is None else value.where(weighed.counted, 0.0)
+
+    def served_form(self) -> ServedGain:
+        """Return the scores and how they add up. Raises OptionError where they begin anew at each turn."""
+        if self.by_turn:
+            raise OptionError(
+                "a server does not know where the turns of a request begin (by_turn=True); fit it with by_turn=False"
+            )
+        adding = Adding(self.prior, float(self.cut), self.memory)
+        return ServedGain(gates=(Gate(self.theta, self.bias, "sigmoid", adding),))
 
     def alone(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token 1"]:
         """Return what each token says by itself: the value after many tokens like it."""

@@ -3,7 +3,7 @@
 u is the unit difference of the means, source minus control. The offset is 0 in the paper; "midpoint" puts the boundary
 half-way between the means, which a residual stream, whose tokens share a large mean, wants.
 
-Source: adaptive angular steering (arXiv 2510.26243, section 3.3). Left out: a soft boundary (that is `logistic`).
+Source: adaptive angular steering (arXiv 2510.26243, section 3.3). Limitations: no soft boundary (that is `logistic`).
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Boundary, Labelled, held_out_accuracy
+from dsas.methods.served_form import Gate, ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -67,6 +68,10 @@ class HalfSpace(Regulator):
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return 1 beyond the plane and 0 before it; flat, so no gradient comes through."""
         return (t.to(self.direction.dtype) @ self.direction > self.offset).float().unsqueeze(-1)
+
+    def served_form(self) -> ServedGain:
+        """Return the step at the plane."""
+        return ServedGain(gates=(Gate(self.direction, -self.offset, "step"),))
 
 
 def _between(place: Place) -> Callable[[Labelled], Boundary]:

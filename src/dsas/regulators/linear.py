@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsas.methods.affine_edit import ACTIVATIONS, Form
 from dsas.methods.linear_boundary import Boundary
+from dsas.methods.served_form import Gate, ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import Regulator
 
@@ -44,3 +45,8 @@ class LinearRegulator(Regulator, ABC):
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         """Return activation(theta . t + bias), computed in float32 or better."""
         return ACTIVATIONS[self.form](t.to(self.theta.dtype) @ self.theta + self.bias).unsqueeze(-1)
+
+    @final
+    def served_form(self) -> ServedGain:
+        """Return the projection and its activation."""
+        return ServedGain(gates=(Gate(self.theta, self.bias, self.form),))

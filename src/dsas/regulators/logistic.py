@@ -49,7 +49,7 @@ class Logistic(LinearRegulator):
         """Return the regulator and its balanced accuracy over stratified folds; target is not looked at.
 
         components: principal components kept, 1 to min(samples, dim). inverse_penalty: sklearn's C, > 0.
-        folds: 2 or more, lowered to the size of the smaller set. seed: of the folds and of the randomised PCA.
+        folds: 2 or more, lowered to the size of the smaller set. seed: seed of the folds and of the randomised PCA.
         groups: the text of each sample, source then control, where samples are tokens: no text is in two folds.
         Raises OptionError outside these ranges.
         """

@@ -1,12 +1,12 @@
 """PerStep: h(t) = h_k(t) in the k-th of n equal parts of the denoising schedule: a regulator for each step.
 
-    dsas.fit(pipeline, ..., reading=dsas.Drawing(steps=4, per_step=True))     one a step, each fitted on that step
+    dsas.fit(pipeline, ..., reading=dsas.Drawing(steps=4, per_step=True))     one per step, each fitted on that step
     dsas.PerStep([early, late])                                             from regulators at hand
 
 With as many regulators as the schedule has steps, each serves one step; a schedule of another length is divided as
 evenly: step i of m takes regulator floor(i n / m).
 
-Source: per-step regulators of DSAS for images (arXiv 2512.03661). Left out: blending between steps.
+Source: per-step regulators of DSAS for images (arXiv 2512.03661). Limitations: no blending between steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ class PerStep(Regulator):
         left_out="blending",
         flops="those of one",
     )
+    not_served: ClassVar[str] = "it steers denoisers only"
     reads_forward_pass = True
     regulators: nn.ModuleList
 
@@ -52,7 +53,7 @@ class PerStep(Regulator):
         *,
         of: Sequence[Callable[[Tensor, Tensor, Tensor], FittedRegulator]] = (),
     ) -> FittedRegulator:
-        """Fit a regulator a step, with the functions `of`; the samples of the first step come first, equally many each.
+        """Fit a regulator per step, with the functions `of`; samples of the first step come first, equally many each.
 
         The accuracy is the mean over steps. Raises OptionError when there are no functions or samples do not divide.
         """

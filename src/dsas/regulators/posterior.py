@@ -1,12 +1,12 @@
-"""Posterior: which neurons of a token to steer, one value a neuron.
+"""Posterior: which neurons of a token to steer, one value per neuron.
 
     h_j(t) = 1 where neuron j tells source from control and  N(t_j; mean_S, sd_S) > N(t_j; mean_T, sd_T),  else 0
 
 Neuron j tells source from control when its AUROC, in whichever direction, is at least `least_auroc`. The comparison of
 the two Gaussians is a quadratic in t_j, kept by its three coefficients: curve t^2 + slope t + level > 0.
 
-Source: GAPS (arXiv 2609.01878), a gate on top of DSAS: `regulator="logistic*posterior"`. Left out: a soft posterior;
-statistics of tokens (the Gaussians are those of the pooled samples).
+Source: GAPS (arXiv 2609.01878), a regulator on top of that of DSAS: `regulator="logistic*posterior"`. Limitations: no
+soft posterior; the Gaussians are those of pooled samples, not of tokens.
 """
 
 from typing import ClassVar, final
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import Neurons, ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -69,6 +70,10 @@ class Posterior(Regulator):
         """Return 1 or 0 for every neuron of every token; flat, so no gradient comes through."""
         wide = t.to(self.curve.dtype)
         return (torch.addcmul(self.level, torch.addcmul(self.slope, wide, self.curve), wide) > 0).float()
+
+    def served_form(self) -> ServedGain:
+        """Return the coefficients of every neuron."""
+        return ServedGain(neurons=(Neurons(self.curve, self.slope, self.level),))
 
 
 def auroc(first: Float[Tensor, "sample dim"], second: Float[Tensor, "sample2 dim"]) -> Float[Tensor, " dim"]:

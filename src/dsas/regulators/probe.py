@@ -4,7 +4,7 @@ It differs from `logistic` in how it is fitted: in the whole space, on standardi
 its slope and offset are set so that its mean over held-out control tokens is a stated small number. How: in
 `dsas.methods.tuned_boundary`, with a memory of one token. `evidence` adds the same score up over the row.
 
-Source: this project (docs/findings.md). Limitations: one token says less than the text it is in.
+Source: this project (docs/lab/findings.md). Limitations: one token says less than the text it is in.
 """
 
 from typing import ClassVar, final
@@ -46,9 +46,10 @@ class Probe(LinearRegulator):
     ) -> TunableRegulator:
         """Return the regulator and its balanced accuracy over stratified folds; target is not looked at.
 
-        false_positives: mean value on held-out control, in (0, 1). sharpness: of the sigmoid, in standard deviations of
-        held-out control, > 0. inverse_penalty: sklearn's C, > 0. folds: 2 or more, lowered to the size of the smaller
-        set. seed: of the folds. groups: the text of each sample, source then control, where samples are tokens.
+        false_positives: mean value on held-out control, in (0, 1). sharpness: sharpness of the sigmoid, in standard
+        deviations of held-out control, > 0. inverse_penalty: sklearn's C, > 0. folds: 2 or more, lowered to the size of
+        the smaller set. seed: seed of the folds. groups: the text of each sample, source then control, where samples
+        are tokens.
         Raises OptionError outside these ranges.
         """
         tuning = Tuning(false_positives, sharpness, prior=0.0, memory=0.0)

@@ -3,7 +3,8 @@
     regulator="logistic*posterior"                   by name, each factor fitted on its own
     dsas.Product([logistic, dsas.Schedule("generated")])   from regulators at hand
 
-Source: GAPS (arXiv 2609.01878) multiplies a gate per neuron with that of DSAS. Left out: sums and other combinations.
+Source: GAPS (arXiv 2609.01878) multiplies a regulator per neuron with that of DSAS. Limitations: no sums or other
+combinations.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import ServedGain, ServedRegulator
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
 
 @final
 class Product(Regulator):
-    """The product of two or more regulators; one value a neuron as soon as one factor has that."""
+    """The product of two or more regulators; one value per neuron as soon as one factor has that."""
 
     name: ClassVar[str] = "product"
     facts: ClassVar[Facts] = Facts(
@@ -53,6 +55,16 @@ class Product(Regulator):
     ) -> Float[Tensor, "batch token gain"]:
         """Return the product of the factors' values."""
         return reduce(mul, (factor(t, forward_pass.part(number)) for number, factor in enumerate(self.factors)))
+
+    def served_form(self) -> ServedGain:
+        """Return the product of the factors' forms. Raises OptionError, naming the factor that has none."""
+        form = ServedGain()
+        for factor in self.factors:
+            assert isinstance(factor, Regulator)
+            if not isinstance(factor, ServedRegulator):
+                raise OptionError(f"its factor {factor.name!r} cannot be: {factor.not_served}")
+            form = form.times(factor.served_form())
+        return form
 
 
 def times(first: Regulator, second: Regulator) -> Product:

@@ -4,8 +4,8 @@
 
 theta' and b' are the logistic boundary between source and control (`dsas.methods.linear_boundary`); dividing by the
 scale makes the mean value on the pooled source 1. So this closed form is alive where it has to be: a rectifier with
-theta = 0 and b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.train(gate="relu")` starts
-from it.
+theta = 0 and b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.E2E(regulator_form="relu")`
+starts from it.
 
 Source: E2E-DSAS (arXiv 2512.03661, section on end-to-end training). Limitations: no leaky rectifiers.
 """

@@ -4,7 +4,7 @@ A place is counted from the row's first real token, or, for the part "generated"
 For the part "denoising" it is the denoising step of the pass, from 0, and the same for all positions of the picture.
 
 Source: windows over positions as in CAA (arXiv 2312.06681, which steers after the prompt) and in prompt-only steering.
-Left out: ramps.
+Limitations: no ramps.
 """
 
 from typing import ClassVar, Literal, final, get_args
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsas.errors import OptionError, StateError
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -79,3 +80,9 @@ class Schedule(Regulator):
         if self.stop is not None:
             inside = inside & (place < self.stop)
         return inside.to(t.device).float().unsqueeze(-1)
+
+    def served_form(self) -> ServedGain:
+        """Return itself, which looks at places alone. Raises OptionError for denoising steps."""
+        if self.part == "denoising":
+            raise OptionError("a server of language models has no denoising steps")
+        return ServedGain(places=(self,))

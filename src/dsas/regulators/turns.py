@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError, StateError, closest
 from dsas.methods.base import Facts, Samples
+from dsas.methods.served_form import ServedGain
 from dsas.model.chat import AS_IT_IS, Chat
 from dsas.model.conversation import USER
 from dsas.model.foreign import Tokenizer
@@ -52,6 +53,7 @@ class Turns(Regulator):
         flops="0",
     )
     reads_forward_pass = True
+    reads_token_ids = True
     marks: Sequence[Sequence[Any]]
     only: Sequence[str]
     leave_out: Sequence[str]
@@ -128,6 +130,10 @@ class Turns(Regulator):
         if self._everywhere:
             return torch.ones(*t.shape[:2], 1, device=t.device)
         return forward_pass.once(self._key, self._inside).to(t.device)
+
+    def served_form(self) -> ServedGain:
+        """Return itself, which looks at places alone."""
+        return ServedGain(places=(self,))
 
     def _inside(self, forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         if forward_pass.token_ids is None:

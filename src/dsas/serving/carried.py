@@ -9,7 +9,7 @@ It may find a block that another request of the very same step fills. So the req
 first token of one may come a token of another. Every token is told its ancestors 1 to reach - 1 tokens before it, then
 those reach, 2 reach, ... before, and so on by powers of reach: adding up over each of these in turn adds up over all.
 
-    a1 a2 a3 | b1 b2          b goes on from the block that ends with a2: before b2 come b1, a2, a1
+    a1 a2 a3 | b1 b2          b continues from the block that ends with a2: before b2 come b1, a2, a1
 
 Limitations, refused when the server starts: what brings or spreads blocks behind the engine's back (KV connectors,
 decode context parallelism), models without an attention cache, prefix caching of models with Mamba layers, whose blocks

@@ -1,6 +1,6 @@
 """Config: which Steerings a server has, as the JSON that vLLM hands to all its processes (`--additional-config`).
 
-    {"dsas": {"together": 1, "spare": 0, "reports": false,
+    {"dsas": {"together": 1, "spare": 0, "reports": false, "default": null,
               "steerings": {"detox": {"folder": "detox/", "digest": "...", "strength": 1.0}}}}
 
 It is part of what vLLM keys its compile cache with, so code compiled for one set of Steerings serves no other.
@@ -11,30 +11,36 @@ from typing import Any, NamedTuple
 
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
-from dsas.serving.requests import Entry
+from dsas.serving.requests import Default, Entry
 from dsas.steering.steering import Steering
 
 KEY = "dsas"
 
 
 class Source(NamedTuple):
-    """Where a Steering comes from, and what it was when the server's configuration was made."""
+    """Where a Steering comes from, and what it was when the server's configuration was made.
+
+    reads_prompts: whether its requests must read their prompts whole, and so no blocks of the prefix cache.
+    """
 
     folder: str
     digest: str
     strength: float
+    reads_prompts: bool = False
 
 
 class ServingConfig(NamedTuple):
     """The Steerings by name, how many of them one request may combine, and how many more may be loaded later.
 
-    reports: whether a request may ask how strongly it was steered.
+    reports: whether a request may ask how strongly it was steered, and be judged by it. default: of requests that name
+    no Steering.
     """
 
     sources: dict[str, Source]
     together: int = 1
     spare: int = 0
     reports: bool = False
+    default: Default | None = None
 
     @classmethod
     def of(cls, additional_config: Any) -> "ServingConfig | None":
@@ -43,13 +49,15 @@ class ServingConfig(NamedTuple):
         if given is None:
             return None
         sources = {name: Source(**source) for name, source in given["steerings"].items()}
-        return cls(sources, given["together"], given["spare"], given["reports"])
+        default = Default(*given["default"]) if given.get("default") else None
+        return cls(sources, given["together"], given["spare"], given["reports"], default)
 
     def as_json(self) -> JsonObject:
         """Return this as vLLM's additional configuration."""
         steerings = {name: source._asdict() for name, source in self.sources.items()}
         rest = {"together": self.together, "spare": self.spare, "reports": self.reports}
-        return {KEY: {"steerings": steerings, **rest}}
+        default = None if self.default is None else list(self.default)
+        return {KEY: {"steerings": steerings, **rest, "default": default}}
 
     def entries(self) -> dict[str, Entry]:
         """Return what a request may name."""

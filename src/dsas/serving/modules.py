@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, ModelMismatchError, OptionError, closest
 from dsas.model.foreign import Foreign, Given
-from dsas.serving.tables import Parts, SiteTable, SoFar
+from dsas.serving.tables import ReadPrompts, SiteTable, SoFar
 from dsas.serving.tokens import TokenBuffers
 
 CHILD = "dsas_site"
@@ -27,11 +27,15 @@ class SiteStep(nn.Module):
     """The step at one site: the table, and the buffers that say which row each token takes."""
 
     added: Tensor
+    read: Tensor
 
-    def __init__(self, path: str, table: SiteTable, tokens: TokenBuffers, *, sums: bool, place: int = 0) -> None:
+    def __init__(
+        self, path: str, table: SiteTable, tokens: TokenBuffers, *, sums: bool, place: int = 0, prompt: int = 0
+    ) -> None:
         """Steer what the module at `path` gives; sums: its activation is the sum of the two tensors it gives.
 
-        place: where the sums of this site are among those of all sites that add up evidence.
+        place: where the sums of this site are among those of all sites that add up evidence. prompt: the same among
+        those that decide by the prompt.
         """
         super().__init__()
         self.path, self.sums = path, sums
@@ -39,6 +43,8 @@ class SiteStep(nn.Module):
         self.together = len(tokens.slots)
         if table.parts.evidence:  # a buffer of its own, if only a view: compiled code copies whole what it writes into
             self.register_buffer("added", tokens.sums[place], persistent=False)
+        if table.parts.prompt:
+            self.register_buffer("read", tokens.prompt_sums[prompt], persistent=False)
 
     def forward(self, output: Given) -> Foreign:
         """Return the output with the edits of all tokens added, several of one token in their order."""
@@ -62,9 +68,18 @@ class SiteStep(nn.Module):
         if self.table.parts.evidence:
             tokens = self.tokens
             so_far = SoFar(tokens.ancestors[:count], tokens.positions[:count], self.added[number, :count])
-        change, applied = self.table(t, slots, strengths, so_far)
+        places = None
+        if self.table.parts.places:  # one by one: compiled code would take the length of a slice for a constant
+            buffer = self.tokens.places
+            places = [buffer[number, place, :count] for place in range(buffer.shape[1])]
+        prompts = None
+        if self.table.parts.prompt:
+            known = self.tokens
+            rows, counted, counts = known.prompt_rows[:count], known.prompt_counted[:count], known.prompt_counts[:count]
+            prompts = ReadPrompts(rows, counted, counts, known.prompt_last, self.read[number])
+        change, value = self.table(t, slots, strengths, so_far, places, prompts)
         if self.tokens.reports:
-            self.tokens.applied[number, :count] += applied
+            self.tokens.values[number, :count] += value
         return change
 
 
@@ -85,27 +100,50 @@ def served_module(model: nn.Module, path: str) -> nn.Module | None:
     return None if type(module).__name__ == ELSEWHERE else module
 
 
+def served_path(model: nn.Module, path: str, decoder: str, depth: int) -> str:
+    """Return where a site of a transformers model is in the served one, which may keep the decoder elsewhere.
+
+    decoder: its path in the model on which the Steering was fitted. A path that is there as it is stays, and so does
+    one that is not found either way: `served_module` says so.
+    """
+    try:
+        served_module(model, path)
+    except ModelMismatchError:
+        inside = path.removeprefix(f"{decoder}.") if decoder else path
+        owners = [name for name, module in model.named_modules() if _has_layers(module, depth)]
+        named = [name for name in owners if "language_model" in name.split(".")] or owners
+        if len(named) == 1 and (inside != path or not decoder):
+            return f"{named[0]}.{inside}"
+    return path
+
+
+def _has_layers(module: nn.Module, depth: int) -> bool:
+    return any(isinstance(child, nn.ModuleList) and len(child) == depth for child in module.children())
+
+
 def steer_module(
-    model: nn.Module, path: str, *, slots: int, width: int, parts: Parts, tokens: TokenBuffers, place: int = 0
+    model: nn.Module, path: str, table: SiteTable, tokens: TokenBuffers, *, place: int = 0, prompt: int = 0
 ) -> bool:
     """Give the module at a path its table and a forward that adds the step; False when it is on another stage.
 
-    place: as `SiteStep` has it. Raises OptionError for evidence at a module that is in the model more than once, whose
-    sums would be those of all its runs together.
+    place, prompt: as `SiteStep` has them. Raises OptionError for what adds up at a module that is in the model more
+    than once, whose sums would be those of all its runs together.
     """
     module = served_module(model, path)
     if module is None:
         return False
     paths = [other for other, one in model.named_modules(remove_duplicate=False) if one is module]
-    if parts.evidence and len(paths) > 1:
+    parts = table.parts
+    if (parts.evidence or parts.prompt) and len(paths) > 1:
+        kind = "evidence" if parts.evidence else "cast"
         raise OptionError(
-            f"the regulator 'evidence' at {path} cannot be served: the served model runs this module more than once "
+            f"the regulator {kind!r} at {path} cannot be served: the served model runs this module more than once "
             f"per pass ({', '.join(paths)}); fit 'probe', which looks at single tokens"
         )
     parent, _, name = path.rpartition(".")
     sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
-    table = SiteTable(slots, width, parts).to(tokens.slots.device)
-    module.add_module(CHILD, SiteStep(path, table, tokens, sums=sums, place=place))
+    step = SiteStep(path, table.to(tokens.slots.device), tokens, sums=sums, place=place, prompt=prompt)
+    module.add_module(CHILD, step)
     module.__class__ = _steered(type(module))
     return True
 

@@ -3,12 +3,13 @@
     GET    /dsas/steerings                                      what requests may name
     POST   /dsas/steerings  {"name": "detox", "folder": "..."}  load, or replace: the folder is one of the server's
     DELETE /dsas/steerings/detox                                no further request may name it
+    GET    /dsas/reports/cmpl-...                               how strongly a request was steered (`reports`)
 
 All want `Authorization: Bearer` with the value of the environment variable DSAS_OPERATOR_KEY, without which vLLM has no
 such endpoint; nothing else of a request is read before. It is no key of clients: those of vLLM (`--api-key`) open no
 door here. With DSAS_OPERATOR_ROOT only folders below that one are loaded, wherever links lead; hub ids never are. What
 does not fit is refused with HTTP 400 and the server goes on as before. Requests that run, or wait, keep the version
-they named.
+they named; its slot is free for another one when the last of them has ended.
 """
 
 import asyncio
@@ -21,10 +22,12 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response  # pyright: ignore[reportMissingImports]
 from starlette.requests import ClientDisconnect  # pyright: ignore[reportMissingImports]
 
-from dsas.errors import ArtifactError, DsasError, OptionError, shown
+from dsas.errors import ArtifactError, DsasError, OptionError, StateError, shown
 from dsas.files.json_values import JsonObject
+from dsas.serving.answers import digests_in_use
 from dsas.serving.config import KEY
 from dsas.serving.engine import checked, publish, withdraw
+from dsas.serving.reports import combined
 from dsas.serving.server import OPERATOR_KEY, OPERATOR_PLUGIN, OPERATOR_ROOT
 from dsas.steering.folder import CONFIG, TENSORS
 
@@ -44,10 +47,11 @@ class Operator:
 
     def attach_router(self, app: FastAPI) -> None:
         """Register the routes."""
-        router = APIRouter(prefix="/dsas/steerings")
-        router.add_api_route("", self.listed, methods=["GET"])
-        router.add_api_route("", self.loaded, methods=["POST"])
-        router.add_api_route("/{name}", self.unloaded, methods=["DELETE"])
+        router = APIRouter(prefix="/dsas")
+        router.add_api_route("/steerings", self.listed, methods=["GET"])
+        router.add_api_route("/steerings", self.loaded, methods=["POST"])
+        router.add_api_route("/steerings/{name}", self.unloaded, methods=["DELETE"])
+        router.add_api_route("/reports/{request_id}", self.reported, methods=["GET"])
         app.include_router(router)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
@@ -68,6 +72,7 @@ class Operator:
                 model = self._client.vllm_config.model_config.model
                 folder = await asyncio.to_thread(_folder, given, os.environ.get(OPERATOR_ROOT))
                 source = await asyncio.to_thread(checked, name, folder, model)
+                await self._give_back()
                 problems = await self._client.collective_rpc("dsas_load", args=(name, source._asdict()))
                 publish(self._config, name, source, problems)
         except DsasError as error:
@@ -79,10 +84,33 @@ class Operator:
         if not _allowed(request):
             return _forbidden()
         try:
-            withdraw(self._config, name)
+            async with self._turn:
+                withdraw(self._config, name)
+                await self._give_back()
         except DsasError as error:
             return _refused(error)
         return _answer(200, {})
+
+    async def reported(self, request_id: str, request: Request) -> Response:
+        """Answer how strongly a request was steered, as its client knows it by id; streams have no other way."""
+        if not _allowed(request):
+            return _forbidden()
+        workers: list[dict[str, JsonObject]] = await self._client.collective_rpc("dsas_find", args=(request_id,))
+        ids = list(dict.fromkeys(one for reports in workers for one in reports))
+        if not ids:
+            missing = f"nothing is known of request {shown(request_id, 200)}: it was not steered, or ended long ago"
+            return _refused(StateError(missing))
+        told = {}
+        for one in ids:
+            found = [reports[one] for reports in workers if one in reports]
+            told[one] = combined(found, list(found[0]["mean_strength"]))
+        return _answer(200, told)
+
+    async def _give_back(self) -> None:
+        """Free the slots of versions that no request may name, and none that runs has named."""
+        kept = [one["digest"] for one in self._config[KEY]["steerings"].values()]
+        used = digests_in_use(self._client.output_processor)
+        await self._client.collective_rpc("dsas_keep", args=([*kept, *used],))
 
     @property
     def _config(self) -> JsonObject:

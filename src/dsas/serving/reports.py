@@ -1,15 +1,19 @@
-"""Reports: how strongly the tokens of a request were steered, for requests that ask, added up on the device.
+"""Reports: how strongly the tokens of a request were steered, added up on the device and read by the request's id.
 
     mean_strength  =  mean over the tokens that the model read and the Steering's sites of  strength * weight * h(t)
+    above_half     =  how many of these tokens had a mean over sites of  weight * h(t)  above 1/2
 
-Every site adds what it applies to a buffer of the step's tokens (`tokens`). After the model ran, one sum a request that
-asked is kept, and nothing leaves the device before it is read. Tokens that came from the prefix cache were not read,
-and tokens that were read again, after a request had to make room for others, count again.
+Every site adds its weight x regulator to a buffer of the step's tokens (`tokens`). After the model ran, the sums of all
+requests that are told are brought up to date at once, and nothing leaves the device before it is read. Tokens that came
+from the prefix cache were not read, and tokens that were read again, after a request had to make room for others, count
+again. A report is kept for `KEPT_FOR` seconds after the last token of its request.
 
-Limitations: single tokens and sites, which `Steering.apply` records outside of a server, are not told.
+Limitations: single tokens and sites, which `Steering.apply` records outside of a server, are not told; over pipeline
+stages, neither is `above_half`, since each knows its own sites alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
@@ -19,58 +23,110 @@ from dsas.files.json_values import JsonObject
 from dsas.serving.tokens import TokenBuffers
 
 MOST = 4096  # requests that are kept; of more, the oldest are forgotten: whoever asked has left
+KEPT_FOR = 600.0  # seconds
 
 
 class Wanted(NamedTuple):
-    """A request that asked: its id, the names of the Steerings that act, in order, and at how many sites each does."""
+    """A request that is told of: its id, the names of the Steerings that act, in order, and at how many sites each."""
 
     request: str
     names: tuple[str, ...]
     sites: tuple[int, ...]
 
 
-class Reports:
-    """The sums of the requests that asked, from the step in which they begin until they are read."""
+class _Kept:
+    """Where the sums of a request are, how many tokens it has read, and when it read the last."""
 
-    def __init__(self, tokens: TokenBuffers) -> None:
-        self._tokens = tokens
-        self._kept: dict[Wanted, tuple[torch.Tensor, int]] = {}
-        self._step: list[tuple[Wanted, int, int]] = []
+    def __init__(self, row: int, wanted: Wanted) -> None:
+        self.row, self.wanted, self.tokens, self.last = row, wanted, 0, 0.0
+
+
+class Reports:
+    """The sums of requests, from the step in which they begin until they are long over."""
+
+    def __init__(self, tokens: TokenBuffers, *, clock: Callable[[], float] = monotonic) -> None:
+        self._tokens, self._clock = tokens, clock
+        self._kept: dict[str, _Kept] = {}
+        self._step: list[tuple[_Kept | None, int]] = []
+        self._free = list(range(MOST, 0, -1))  # row 0 takes what nobody wants
+        together = len(tokens.slots)
+        device = tokens.slots.device
+        self._sums = torch.zeros(MOST + 1, 2, together, dtype=torch.float64, device=device) if tokens.reports else None
+        self._sites = torch.ones(MOST + 1, together, device=device)
 
     def begin(self, wanted: Sequence[Wanted | None], counts: np.ndarray) -> None:
         """Take note of a step: the i-th request has the next counts[i] tokens."""
-        ends = np.cumsum(counts).tolist()
-        parts = zip(wanted, [0, *ends[:-1]], ends, strict=True)
-        self._step = [(who, start, end) for who, start, end in parts if who is not None]
+        pairs = zip(wanted, counts.tolist(), strict=True)
+        self._step = [(None if who is None else self._of(who), count) for who, count in pairs]
 
     def end(self) -> None:
         """Keep the sums of the step that ran; without one there is nothing to keep."""
-        for who, start, end in self._step:
-            added, read = self._tokens.applied[:, start:end].sum(1, dtype=torch.float64), end - start
-            if who in self._kept:
-                added, read = added + self._kept[who][0], read + self._kept[who][1]
-            self._kept[who] = (added, read)
-        self._step = []
-        while len(self._kept) > MOST:
-            del self._kept[next(iter(self._kept))]
+        step, self._step = self._step, []
+        if self._sums is None or not any(kept for kept, _ in step):
+            return
+        rows = torch.from_numpy(np.repeat([kept.row if kept else 0 for kept, _ in step], [n for _, n in step]))
+        rows = rows.to(self._sites.device, non_blocking=True)
+        values, strengths = (buffer[:, : len(rows)].T for buffer in (self._tokens.values, self._tokens.strengths))
+        above = values / self._sites[rows] > 0.5
+        self._sums.index_add_(0, rows, torch.stack([values * strengths, above.float()], dim=1).double())
+        now = self._clock()
+        for kept, count in step:
+            if kept is not None:
+                kept.tokens, kept.last = kept.tokens + count, now
 
     def read(self, request: str) -> JsonObject | None:
-        """Return the report of a request, JSON-ready, and forget it; None when nothing of it ran here."""
-        for who in [who for who in self._kept if who.request == request]:
-            sums, tokens = self._kept.pop(who)
-            means = [total / (tokens * sites) for total, sites in zip(sums.tolist(), who.sites, strict=False)]
-            return {"tokens": tokens, "mean_strength": dict(zip(who.names, means, strict=True))}
-        return None
+        """Return the report of a request, JSON-ready; None when nothing of it ran here, or too long ago."""
+        kept = self._kept.get(request)
+        if kept is None or self._sums is None or not kept.tokens:
+            return None
+        applied, above = self._sums[kept.row].tolist()
+        named = list(zip(kept.wanted.names, kept.wanted.sites, strict=True))
+        return {
+            "tokens": kept.tokens,
+            "mean_strength": {
+                name: total / (kept.tokens * sites) for (name, sites), total in zip(named, applied, strict=False)
+            },
+            "above_half": {name: int(count) for (name, _), count in zip(named, above, strict=False)},
+        }
+
+    def find(self, request: str) -> dict[str, JsonObject]:
+        """Return the reports of all prompts of a request, by their ids: the client's "cmpl-1" has "cmpl-1-0"."""
+        ids = [one for one in self._kept if one == request or one.startswith(f"{request}-")]
+        return {one: report for one in ids if (report := self.read(one)) is not None}
+
+    def _of(self, wanted: Wanted) -> _Kept:
+        kept = self._kept.get(wanted.request)
+        if kept is None:
+            self._forget()
+            kept = self._kept[wanted.request] = _Kept(self._free.pop(), wanted)
+            kept.last = self._clock()
+            if self._sums is not None:
+                self._sums[kept.row] = 0.0
+                self._sites[kept.row, : len(wanted.sites)] = torch.tensor(wanted.sites, dtype=torch.float32)
+        return kept
+
+    def _forget(self) -> None:
+        """Forget requests that are long over, the oldest first, so that a row is free."""
+        least = self._clock() - KEPT_FOR
+        while self._kept:
+            request, kept = next(iter(self._kept.items()))
+            if self._free and kept.last >= least:
+                break
+            self._free.append(kept.row)
+            del self._kept[request]
 
 
 def combined(reports: Sequence[JsonObject | None], names: Sequence[str]) -> JsonObject:
     """Return the report of a request from those of the workers, each of which has the sum over its own layers alone.
 
-    names: of all the Steerings that were asked for; those at strength 0 did nothing.
+    names: the names of all Steerings that were asked for; those at strength 0 did nothing.
     """
     found = [report for report in reports if report is not None]
     tokens = max((report["tokens"] for report in found), default=0)
-    return {
+    told = {
         "tokens": tokens,
         "mean_strength": {name: sum(one["mean_strength"].get(name, 0.0) for one in found) for name in names},
     }
+    if len(found) > 1:
+        return told
+    return {**told, "above_half": {name: found[0]["above_half"].get(name, 0) if found else 0 for name in names}}

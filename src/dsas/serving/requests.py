@@ -5,9 +5,11 @@
     vllm_xargs = {"dsas_steering": ["detox", "topic"], "dsas_strength": [0.5, 1.0]}     acting in this order
 
     vllm_xargs = {"dsas_steering": "detox", "dsas_report": True}       and say how strongly (`reports`)
+    vllm_xargs = {"dsas_steering": "detox", "dsas_stop_above": 0.8}    and stop where it fires (`verdicts`)
+    vllm_xargs = {"dsas_off": True}                                    not even as the operator's default has it
 
-A name alone means the Steering's own strength, and neither key means the unsteered model. A request names what the
-operator has loaded: it carries no tensors, no paths and no code.
+A name alone means the Steering's own strength, and neither key means the unsteered model, or the operator's default. A
+request names what the operator has loaded: it carries no tensors, no paths and no code.
 
 Names are resolved once, where a request enters, to digests: a request that waits while a Steering is replaced is still
 steered by the one it named, and blocks of the prefix cache are shared only between requests of the same salt.
@@ -19,12 +21,23 @@ from typing import NamedTuple
 from dsas.errors import OptionError, StrengthError, closest, shown
 from dsas.files.json_values import Json
 from dsas.model.foreign import Foreign
+from dsas.serving.verdicts import RAISE_ABOVE, RAISE_TO, STOP_ABOVE, STOP_WINDOW, verdict_of
 
 STEERING, STRENGTH, REPORT, RESOLVED = "dsas_steering", "dsas_strength", "dsas_report", "dsas_resolved"
 REPORTED = "dsas_reported"  # what the worker is told of a request that wants a report: its id, and the names that act
-_KEYS = (STEERING, STRENGTH, REPORT)
+OFF = "dsas_off"
+PREFIX = "dsas"  # which all keys of ours begin with
+_KEYS = (STEERING, STRENGTH, REPORT, OFF, STOP_ABOVE, STOP_WINDOW, RAISE_ABOVE, RAISE_TO)
 LARGEST = 1e6
 LONGEST_NAME = 100
+
+
+class Default(NamedTuple):
+    """The Steering of requests that name none, None for its own strength; may_be_off: a request may do without."""
+
+    name: str
+    strength: float | None = None
+    may_be_off: bool = False
 
 
 class Entry(NamedTuple):
@@ -37,12 +50,12 @@ class Entry(NamedTuple):
 def resolve(
     extra_args: Mapping[str, Json] | None, entries: Mapping[str, Entry], together: int, *, reports: bool = False
 ) -> list[Entry]:
-    """Return what a request asks for, in the order in which it acts; those of strength 0 are left out.
+    """Return what a request asks for, in the order in which it acts; those of strength 0 only where they are to watch.
 
     together: how many Steerings one request may combine. reports: whether the server keeps any. Raises OptionError for
-    an unknown name or key, StrengthError for a strength that is none.
+    an unknown name or key and for what the server does not keep, StrengthError for a strength that is none.
     """
-    asked = {key: value for key, value in (extra_args or {}).items() if key.startswith("dsas")}
+    asked = {key: value for key, value in (extra_args or {}).items() if key.startswith(PREFIX)}
     unknown = [key for key in asked if key not in _KEYS]
     if unknown:
         raise OptionError(f"unknown key {shown(unknown[0])} in vllm_xargs; closest: {closest(unknown[0], _KEYS)}")
@@ -50,9 +63,14 @@ def resolve(
         raise OptionError(f"{REPORT!r} must be true or false, got {shown(asked[REPORT])}")
     if asked.get(REPORT, False) and not reports:
         raise OptionError(f"{REPORT!r} needs a server that was started with --reports")
+    watches = verdict_of(asked) is not None
+    if watches and not reports:
+        raise OptionError("to stop or raise by what regulators say needs a server that was started with --reports")
     if STEERING not in asked:
         if STRENGTH in asked:
             raise OptionError(f"{STRENGTH!r} is given without {STEERING!r}, the name of a Steering")
+        if watches:
+            raise OptionError(f"to stop or raise a request needs {STEERING!r}, the name of a Steering that watches")
         return []
     names = _listed(asked[STEERING])
     strange = [name for name in names if not isinstance(name, str) or name not in entries]
@@ -68,7 +86,36 @@ def resolve(
         raise StrengthError(f"{len(names)} Steerings are named but {len(given)} strengths given")
     strengths = [_strength(value) for value in given]
     asked_for = zip(names, strengths, strict=True)
-    return [Entry(entries[name].digest, strength) for name, strength in asked_for if strength]
+    return [Entry(entries[name].digest, strength) for name, strength in asked_for if strength or watches]
+
+
+def with_default(
+    extra_args: Mapping[str, Json] | None, default: Default | None, entries: Mapping[str, Entry]
+) -> dict[str, Json]:
+    """Return the arguments of a request, with the operator's default where it names nothing.
+
+    Raises OptionError for a request that turns the default off, or down, where the operator does not allow it.
+    """
+    given = dict(extra_args or {})
+    off = given.get(OFF, False)
+    if off not in (True, False):
+        raise OptionError(f"{OFF!r} must be true or false, got {shown(off)}")
+    if off and STEERING in given:
+        raise OptionError(f"{OFF!r} and {STEERING!r} contradict each other: give one of them")
+    if default is None:
+        return given
+    own = entries[default.name].strength if default.strength is None else default.strength
+    if STEERING not in given and not off:
+        return {**given, STEERING: default.name, STRENGTH: own} if STRENGTH not in given else given
+    if not default.may_be_off:
+        names = _listed(given.get(STEERING, []))
+        strengths = _listed(given.get(STRENGTH, [entries[name].strength for name in names if name in entries]))
+        if (default.name, own) not in zip(names, strengths, strict=False):
+            raise OptionError(
+                f"this server steers every request by {default.name!r} at {own:g}, and its operator does not allow to "
+                "turn it off: name nothing, or name it at that strength beside others"
+            )
+    return given
 
 
 def check_name(name: str) -> None:
@@ -90,7 +137,8 @@ def acting(extra_args: Mapping[str, Json], entries: Mapping[str, Entry]) -> list
     """Return the names in a request that `resolve` has taken and returned something for."""
     names = named(extra_args)
     given = _listed(extra_args[STRENGTH]) if STRENGTH in extra_args else [entries[name].strength for name in names]
-    return [name for name, strength in zip(names, given, strict=True) if strength]
+    watches = verdict_of(extra_args) is not None
+    return [name for name, strength in zip(names, given, strict=True) if strength or watches]
 
 
 def wants_report(extra_args: Mapping[str, Json] | None) -> bool:
@@ -98,16 +146,19 @@ def wants_report(extra_args: Mapping[str, Json] | None) -> bool:
     return bool((extra_args or {}).get(REPORT, False))
 
 
-def salt(asked: Sequence[Entry], own: str | None = None) -> str | None:
+def salt(asked: Sequence[Entry], own: str | None = None, *, alone: str = "") -> str | None:
     """Return the salt of the prefix cache for a request; `own` is the one that the client gave.
+
+    alone: the id of a request that shares its blocks with no other, since its strength changes while it runs.
 
     An unsteered request keeps what it came with, so it shares blocks as on a server that does not steer; a client's own
     salt that looks like one of these is changed to one that no steered request has.
     """
-    if not asked:
+    asked = [one for one in asked if one.strength]
+    if not asked and not alone:
         return f"dsas::{own}" if own is not None and own.startswith("dsas:") else own
     steered = ";".join(f"{one.digest}*{one.strength!r}" for one in asked)
-    return f"dsas:{steered}:{own or ''}"
+    return f"dsas:{steered}:{own or ''}:{alone}" if alone else f"dsas:{steered}:{own or ''}"
 
 
 def _listed(value: Foreign) -> list[Foreign]:

@@ -10,28 +10,27 @@ Nothing here imports vLLM: what is used of its objects is named in `SteeredRunne
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dsas.errors import ModelMismatchError, OptionError, StateError
-from dsas.files.json_values import Json
+from dsas.files.json_values import Json, JsonObject
 from dsas.model.foreign import Foreign, Given
 from dsas.serving.carried import Carried
 from dsas.serving.config import ServingConfig, Source, load
-from dsas.serving.modules import steer_module, table_of
+from dsas.serving.features import ids_hidden, most_tokens, refuse_backend, refuse_moved_blocks, refuse_untried
+from dsas.serving.modules import served_path, steer_module, table_of
+from dsas.serving.places import Ids, Lists, Past, Placed, Places, refuse_unknown_ids
 from dsas.serving.reports import Reports, Wanted
+from dsas.serving.request_prompts import PromptOf, Prompts
 from dsas.serving.requests import REPORTED, RESOLVED, STEERING
-from dsas.serving.tables import Parts, Row, served_rows
+from dsas.serving.rule_rows import Row, places_of, served_rows
+from dsas.serving.steps import Served, Step
+from dsas.serving.tables import SiteTable, parts_by_site
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
+from dsas.serving.verdicts import VERDICT, Verdicts
 from dsas.steering.steering import Steering
-
-
-class Served(NamedTuple):
-    """A request that runs: the row of its tokens, and whose report they belong to, if it asked for one."""
-
-    row: RequestRow
-    wanted: Wanted | None
 
 
 class SteeredRunner:
@@ -49,6 +48,7 @@ class SteeredRunner:
         refuse_untried(vllm_config)
         self.together = config.together
         self._model, text = runner.get_model(), vllm_config.model_config.hf_text_config
+        refuse_backend(self._model)
         self._width: int = text.hidden_size
         model_class: str = vllm_config.model_config.hf_config.architectures[0]
         self._fitting = partial(served_rows, model_class=model_class, width=self._width, depth=text.num_hidden_layers)
@@ -56,13 +56,27 @@ class SteeredRunner:
         self._slots: dict[str, int] = {}
         self._seen: dict[str, tuple[Any, Served]] = {}
         loaded = {name: self._rows(name, load(source)) for name, source in config.sources.items()}
-        self._sites = _parts(list(loaded.values()))
+        self._sites = parts_by_site(list(loaded.values()))
         adding = [path for path, parts in self._sites.items() if parts.evidence]
-        tokens = TokenBuffers(self.together, _most_tokens(vllm_config), reports=config.reports, adding=len(adding))
+        deciding = [path for path, parts in self._sites.items() if parts.prompt]
+        self._ids_hidden = ids_hidden(runner, vllm_config)
+        for name, rows in loaded.items():
+            refuse_unknown_ids(name, places_of(rows), self._ids_hidden)
+        self._most_places = max(len(places_of(rows)) for rows in loaded.values())
+        most, places = most_tokens(vllm_config), self._most_places
+        tokens = TokenBuffers(self.together, most, reports=config.reports, adding=len(adding), places=places)
+        if deciding:
+            tokens.read_prompts(len(deciding), 2 * vllm_config.scheduler_config.max_num_seqs, self._width)
         self.tokens = tokens.to(next(self._model.parameters()).device)
-        self.reports = Reports(self.tokens)
+        self.reports, self.places, self.verdicts = Reports(self.tokens), Places(self.tokens), Verdicts(self.tokens)
         self._sites_of: dict[str, int] = {}
-        self._install(adding)
+        self._lists: dict[str, Lists] = {}
+        self._decides: dict[str, bool] = {}
+        self._install(adding, deciding)
+        self.prompts = None
+        if deciding:
+            refuse_moved_blocks(vllm_config, "cast")
+            self.prompts = Prompts(self.tokens)
         for name, source in config.sources.items():
             self._put(source.digest, loaded[name])
         follow = _follow_states if hasattr(runner, "model_state") else _follow_batches
@@ -72,13 +86,12 @@ class SteeredRunner:
             refuse_moved_blocks(vllm_config)
             prefix_caching = bool(vllm_config.cache_config.enable_prefix_caching)
             self.carried = Carried(self.tokens, runner, prefix_caching=prefix_caching)
-        if config.reports or self.carried is not None:
+        if config.reports or self.carried is not None or self.prompts is not None:
             _follow_passes(self, runner)
 
     def load(self, name: str, source: Source) -> None:
         """Take another Steering into a free slot; one that is there already, by digest, takes none.
 
-        Slots of Steerings that were loaded are never used twice, so requests that still run keep what they were given.
         Whatever is raised, no slot is taken and no row left. Raises OptionError when none is free or the Steering acts
         where no other did when the server started, and what the constructor raises.
         """
@@ -86,8 +99,8 @@ class SteeredRunner:
             return
         if len(self._slots) >= self._capacity:
             raise OptionError(
-                f"no slot is free for {name!r}: the server was started with {self._capacity}, and every Steering or "
-                "version of one takes one for good; start it with a larger --spare"
+                f"no slot is free for {name!r}: the server was started with {self._capacity}, and every Steering takes "
+                "one until it is unloaded and its last request has ended; unload one, or start with a larger --spare"
             )
         rows = self._rows(name, load(source))
         known = [path for path in rows if path not in self._sites]
@@ -98,7 +111,24 @@ class SteeredRunner:
             )
         for path, row in rows.items():  # at sites of other pipeline stages too, so that all workers say the same
             self._sites[path].check(row)
+        refuse_unknown_ids(name, places_of(rows), self._ids_hidden)
+        if len(places_of(rows)) > self._most_places:
+            raise OptionError(
+                f"{name!r} has {len(places_of(rows))} different conditions on places, and no Steering had more than "
+                f"{self._most_places} when the server started: start the server with this Steering"
+            )
         self._put(source.digest, rows)
+
+    def keep(self, digests: Sequence[str]) -> None:
+        """Give back the slots of all Steerings but these, which requests may name or have named."""
+        for digest in [digest for digest in self._slots if digest not in digests]:
+            slot = self._slots.pop(digest)
+            for known in (self._sites_of, self._lists, self._decides):
+                del known[digest]
+            for path in self._sites:
+                table = table_of(self._model, path)
+                if table is not None:
+                    table.clear(slot)
 
     def row_of(self, extra_args: Mapping[str, Json] | None) -> RequestRow:
         """Return the row of a request from its arguments. Raises StateError when they were not checked on entry."""
@@ -111,39 +141,45 @@ class SteeredRunner:
         idle = self.together - len(slots)
         return RequestRow((*slots, *[0] * idle), (*(strength for _, strength in given[RESOLVED]), *[0.0] * idle))
 
-    def served(self, params: Foreign) -> "Served":
-        """Return the row of a request, and the report that it wants, from its parameters. Raises as `row_of`."""
+    def served(self, request: str, params: Foreign, prompt: int) -> "Served":
+        """Return what a request of this id, with so many tokens of prompt, asks for. Raises as `row_of`."""
         extra_args = getattr(params, "extra_args", None) or {}
-        row, wanted = self.row_of(extra_args), extra_args.get(REPORTED)
-        if wanted is None:
-            return Served(row, None)
-        sites = [self._sites_of[digest] for digest, _ in extra_args[RESOLVED]]
-        return Served(row, Wanted(wanted[0], tuple(wanted[1:]), tuple(sites)))
+        row, asked = self.row_of(extra_args), extra_args.get(RESOLVED, ())
+        wanted, lists = extra_args.get(REPORTED), tuple(self._lists[digest] for digest, _ in asked)
+        placed = Placed(lists, Past(prompt)) if any(lists) else None
+        sites = tuple(self._sites_of[digest] for digest, _ in asked)
+        report = None if wanted is None else Wanted(wanted[0], tuple(wanted[1:]), sites)
+        verdict = extra_args.get(VERDICT)
+        watched = None if verdict is None else self.verdicts.watch(request, verdict, sites, prompt)
+        decides = any(self._decides[digest] for digest, _ in asked)
+        return Served(row, report, placed, watched, PromptOf(request, prompt) if decides else None)
 
-    def served_by_id(self, request: str, params: Foreign) -> "Served":
+    def served_by_id(self, request: str, params: Foreign, prompt: int) -> "Served":
         """Return the same by the request's id, remembered as long as its parameters are the same object."""
         known = self._seen.get(request)
         if known is None or known[0] is not params:
-            known = params, self.served(params)
+            known = params, self.served(request, params, prompt)
             self._seen[request] = known
         return known[1]
 
-    def begin(
-        self, requests: Sequence["Served"], counts: np.ndarray, computed: np.ndarray, numbers: np.ndarray
-    ) -> None:
-        """Bring the requests of a step to their tokens.
-
-        counts, computed: how many tokens of each request the step reads, and how many were read before. numbers: by
-        which the runner's block tables know the requests.
-        """
-        self.tokens.fill([one.row for one in requests], counts)
-        self.reports.begin([one.wanted for one in requests], counts)
+    def begin(self, requests: Sequence["Served"], step: Step) -> None:
+        """Bring the requests of a step to their tokens."""
+        self.verdicts.settle()
+        self.tokens.fill([one.row for one in requests], step.counts)
+        self.verdicts.begin([one.watched for one in requests], step.counts, step.computed)
+        self.reports.begin([one.wanted for one in requests], step.counts)
+        if self._most_places:
+            self.places.begin([one.placed for one in requests], step.counts, step.computed, step.ids)
+        if self.prompts is not None:
+            self.prompts.begin([one.prompt for one in requests], step.counts, step.computed)
         if self.carried is not None:
-            self.carried.begin(counts, computed, numbers)
+            self.carried.begin(step.counts, step.computed, step.numbers)
 
     def end(self) -> None:
         """Keep what the step that ran has left."""
         self.reports.end()
+        if self.prompts is not None:
+            self.prompts.end()
         if self.carried is not None:
             self.carried.end()
 
@@ -152,28 +188,36 @@ class SteeredRunner:
         if len(self._seen) > 2 * len(alive) + 64:
             self._seen = {request: known for request, known in self._seen.items() if request in alive}
 
+    def describe(self) -> JsonObject:
+        """Return the sites of this worker with the columns of their tables, and the bytes of tables and buffers."""
+        found = {path: table_of(self._model, path) for path in self._sites}
+        tables = {path: table for path, table in found.items() if table is not None}
+        return {
+            "sites": {path: {k: v for k, v in table.parts._asdict().items() if v} for path, table in tables.items()},
+            "table_bytes": sum(table.rows.nbytes for table in tables.values()),
+            "buffer_bytes": sum(buffer.nbytes for buffer in self.tokens.buffers()),
+        }
+
     def _rows(self, name: str, steering: Steering) -> dict[str, Row]:
         try:
-            return self._fitting(steering)
+            rows = self._fitting(steering)
         except (ModelMismatchError, OptionError) as error:
             raise type(error)(f"{name!r} cannot be served: {error}") from error
+        decoder, depth = steering.model.decoder, steering.model.depth
+        return {served_path(self._model, path, decoder, depth): row for path, row in rows.items()}
 
-    def _install(self, adding: Sequence[str]) -> None:
+    def _install(self, adding: Sequence[str], deciding: Sequence[str]) -> None:
         for path, parts in self._sites.items():
-            steer_module(
-                self._model,
-                path,
-                slots=self._capacity,
-                width=self._width,
-                parts=parts,
-                tokens=self.tokens,
-                place=adding.index(path) if parts.evidence else 0,
-            )
+            table = SiteTable(self._capacity, self._width, parts)
+            place = adding.index(path) if parts.evidence else 0
+            prompt = deciding.index(path) if parts.prompt else 0
+            steer_module(self._model, path, table, self.tokens, place=place, prompt=prompt)
 
     def _put(self, digest: str, rows: Mapping[str, Row]) -> None:
         if digest in self._slots:
             return
-        slot, found = len(self._slots) + 1, [(table_of(self._model, path), row) for path, row in rows.items()]
+        slot = min(set(range(1, self._capacity + 1)) - set(self._slots.values()))
+        found = [(table_of(self._model, path), row) for path, row in rows.items()]
         own = [(table, row) for table, row in found if table is not None]
         try:
             for table, row in own:
@@ -183,44 +227,8 @@ class SteeredRunner:
                 table.clear(slot)
             raise
         self._slots[digest], self._sites_of[digest] = slot, len(rows)
-
-
-def _parts(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:
-    """Return what the table of each site needs for the rows of these Steerings."""
-    at: dict[str, list[Row]] = {}
-    for rows in loaded:
-        for path, row in rows.items():
-            at.setdefault(path, []).append(row)
-    return {path: Parts.of(rows) for path, rows in at.items()}
-
-
-def refuse_untried(vllm_config: Foreign) -> None:
-    """Raise OptionError for features of vLLM under which a token's place in the buffers would be another."""
-    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
-    untried = {
-        "speculative decoding": vllm_config.speculative_config is not None,
-        "overlap of parts of a batch": getattr(parallel, "use_ubatching", False),
-        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "sequence parallelism": getattr(parallel, "enable_hc_sp", False),
-        "KV-sharing fast prefill": getattr(cache, "kv_sharing_fast_prefill", False),
-    }
-    for what, used in untried.items():
-        if used:
-            raise OptionError(f"{what} cannot be combined with steering: leave it out")
-
-
-def refuse_moved_blocks(vllm_config: Foreign) -> None:
-    """Raise OptionError for features of vLLM under which blocks of the KV cache come without their sums."""
-    moving = {
-        "a KV connector": vllm_config.kv_transfer_config is not None,
-        "decode context parallelism": getattr(vllm_config.parallel_config, "decode_context_parallel_size", 1) > 1,
-    }
-    for what, used in moving.items():
-        if used:
-            raise OptionError(
-                f"{what} cannot be combined with the regulator 'evidence', whose sums stay where the blocks of the KV "
-                "cache were read: leave it out, or fit 'probe'"
-            )
+        self._lists[digest] = places_of(rows)
+        self._decides[digest] = any(row.prompt is not None for row in rows.values())
 
 
 def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:
@@ -229,12 +237,18 @@ def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:
 
     def prepare_inputs(scheduler_output: Any, counts: np.ndarray) -> Foreign:
         prepared = prepare(scheduler_output, counts)
-        requests = runner.requests
-        ids, computed = runner.input_batch.req_ids, runner.input_batch.num_computed_tokens_cpu
-        served = [steered.served_by_id(one, requests[one].sampling_params) for one in ids]
-        steered.begin(served, counts, computed[: len(ids)], np.arange(len(ids)))
+        requests, batch = runner.requests, runner.input_batch
+        names = batch.req_ids
+        served = [
+            steered.served_by_id(one, requests[one].sampling_params, requests[one].num_prompt_tokens) for one in names
+        ]
+        computed = batch.num_computed_tokens_cpu[: len(names)]
+        steered.begin(served, Step(counts, computed, np.arange(len(names)), ids_of))
         steered.forget(requests)
         return prepared
+
+    def ids_of(number: int) -> Ids:
+        return lambda start, end: runner.input_batch.token_ids_cpu[number, start:end]
 
     runner._prepare_inputs = prepare_inputs
 
@@ -243,16 +257,24 @@ def _follow_states(steered: SteeredRunner, runner: Foreign) -> None:
     """Fill the buffers when a model state of the second generation prepares a step; it knows requests by number."""
     state = runner.model_state
     add, prepare = state.add_request, state.prepare_inputs
-    served = [Served(identity_row(steered.together), None)] * state.max_num_reqs
+    served = [Served(identity_row(steered.together))] * state.max_num_reqs
 
     def add_request(number: int, request: Foreign) -> None:
-        served[number] = steered.served(request.sampling_params)
+        prompt = len(request.prompt_token_ids or ())
+        served[number] = steered.served(request.req_id, request.sampling_params, prompt)
         add(number, request)
 
     def prepare_inputs(batch: Foreign, states: Any) -> Foreign:
         requests = [served[number] for number in batch.idx_mapping_np]
-        steered.begin(requests, batch.num_scheduled_tokens, batch.num_computed_tokens_np, batch.idx_mapping_np)
+        counts, computed, numbers = batch.num_scheduled_tokens, batch.num_computed_tokens_np, batch.idx_mapping_np
+        steered.begin(requests, Step(counts, computed, numbers, ids_of))
         return prepare(batch, states)
+
+    def ids_of(_number: int) -> Ids:
+        def hidden(_start: int, _end: int) -> np.ndarray:  # `ids_hidden` refuses who asks for them
+            raise StateError("the numbers of tokens are on the device")
+
+        return hidden
 
     state.add_request, state.prepare_inputs = add_request, prepare_inputs
 
@@ -267,8 +289,3 @@ def _follow_passes(steered: SteeredRunner, runner: Foreign) -> None:
         return output
 
     runner.execute_model = execute_model
-
-
-def _most_tokens(vllm_config: Foreign) -> int:
-    graphs = getattr(vllm_config.compilation_config, "max_cudagraph_capture_size", None) or 0
-    return max(vllm_config.scheduler_config.max_num_batched_tokens, graphs)

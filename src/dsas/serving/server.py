@@ -1,13 +1,14 @@
 """Server: vLLM's own OpenAI-compatible server, with a worker that steers; every option but ours is vLLM's."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 
 from dsas.errors import OptionError, shown
-from dsas.files.json_values import JsonObject
-from dsas.model.foreign import Given
+from dsas.files.json_values import Json, JsonObject
+from dsas.model.foreign import Foreign, Given
 from dsas.serving.engine import arguments
 
 # With this environment variable the operator's endpoint is there, and who sends its value may use it.
@@ -20,23 +21,29 @@ def serve(
     model: str,
     steerings: Sequence[str],
     options: Sequence[str],
-    *,
-    together: int = 1,
-    spare: int = 0,
-    reports: bool = False,
+    ours: Mapping[str, Json] = MappingProxyType({}),
 ) -> None:
-    """Serve until interrupted; `options` are those of `vllm serve`, others as `engine.arguments`.
+    """Serve until interrupted; `options` are those of `vllm serve`, `ours` those of `engine.arguments`.
 
     Raises OptionError for options that would leave steering out, and as `engine.arguments`.
     """
+    command, given = parsed(model, steerings, options, ours)
+    command.validate(given)
+    command.cmd(given)
+
+
+def parsed(
+    model: str, steerings: Sequence[str], options: Sequence[str], ours: Mapping[str, Json]
+) -> tuple[Foreign, Foreign]:
+    """Return vLLM's command that serves, and its options with what steers. Raises as `serve`."""
     if model.startswith("-"):
         raise OptionError(f"the model comes first, before the options of vLLM; got {model!r} in its place")
-    if spare and OPERATOR_KEY not in os.environ:
+    if ours.get("spare") and OPERATOR_KEY not in os.environ:
         raise OptionError(
             f"spare slots are filled through the operator's endpoint, which is there when {OPERATOR_KEY} is set"
         )
     _check_operator(os.environ.get(OPERATOR_KEY), os.environ.get(OPERATOR_ROOT))
-    wanted = arguments(model, steerings, together=together, spare=spare, reports=reports)
+    wanted = arguments(model, steerings, **ours)
     from vllm.entrypoints.cli.serve import ServeSubcommand  # pyright: ignore[reportMissingImports]
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # pyright: ignore[reportMissingImports]
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]
@@ -47,8 +54,7 @@ def serve(
     command.subparser_init(parser.add_subparsers(dest="subparser"))
     given = parser.parse_args(["serve", model, *options])
     _add(given, wanted)
-    command.validate(given)
-    command.cmd(given)
+    return command, given
 
 
 def _check_operator(key: str | None, root: str | None) -> None:
@@ -73,6 +79,13 @@ def _add(given: Given, wanted: JsonObject) -> None:
                 f"Steerings can be loaded into a server of one front end and one engine only: unset {OPERATOR_KEY}"
             )
         os.environ["VLLM_PLUGINS"] = ",".join(_plugins())
+    if "async_scheduling" in wanted:
+        if given.async_scheduling:
+            raise OptionError(
+                "--async-scheduling schedules steps before the numbers of their tokens are known, which a Steering "
+                "that looks at roles or turns needs: leave it out"
+            )
+        given.async_scheduling = False
     given.worker_cls = wanted["worker_cls"]
     given.additional_config = {**(given.additional_config or {}), **wanted["additional_config"]}
 

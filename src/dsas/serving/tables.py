@@ -1,91 +1,76 @@
 """Tables: what Steerings do at one site, a row for each, so that every token of a batch can have its own.
 
-    edit(t)  =  strength * h(t) * (slope * t + offset)      with the row of the token's slot
-    h(t)     =  sigmoid(theta . t + bias),  or max(0, theta . t + bias) in a rectified row
+    edit(t)  =  strength * h(t) * (slope * t + offset + sum_k (reads_k . t) writes_k)    in the row of the token's slot
+    h(t)     =  prod of  sigmoid(theta . t + bias),  max(0, theta . t + bias)  or  1[theta . t + bias > 0]
+                x  1[curve t^2 + incline t + level > 0]  per neuron  x  what the token's place says
 
     h(t_i)   =  sigmoid(e_i - cut),  e_i = S_i / (w_i + prior)
     S_i      =  theta . t_i + bias + m S_(i-1),   w_i = 1 + m w_(i-1),   S_0 = w_0 = 0
 
-in a row of `evidence` with memory m, and 0 for a request's first token, number 0. The sums of a step begin with what
-earlier steps left, and go over the ancestors of each token, which `carried` lays out.
+for the first factor in a row of `evidence` with memory m, and 0 for a request's first token, number 0. The sums of a
+step begin with what earlier steps left, and go over the ancestors of each token, which `carried` lays out.
 
-A row is the `AffineEdit` of one rule, with the rule's weight folded in. Row 0 is all zeros, so slot 0 leaves a token as
-it is. This is equation (1) of arXiv 2512.03661 in the form in which one graph of fixed shapes can compute it.
-
-Limitations, each refused by name when a Steering is loaded: transforms that are not affine, regulators that look at
-more than one projection (those of a prompt's mean, of a position, of single neurons, products), evidence that begins
-anew at each turn, sites that are not a module's whole first output.
+What a row holds is in `rule_rows`. Row 0 is all zeros, so slot 0 leaves a token as it is. This is equation (1) of arXiv
+2512.03661 in the form in which one graph of fixed shapes can compute it.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from dsas.errors import ModelMismatchError, OptionError
-from dsas.methods.affine_edit import AffineEdit
-from dsas.model.wrappers import plain
-from dsas.regulators.constant import Constant
-from dsas.regulators.evidence import Evidence
-from dsas.runtime.edit import affine_edit
-from dsas.runtime.rule import Rule
-from dsas.steering.steering import Steering
-from dsas.transforms.affine import EVERYWHERE, AffineTransform
+from dsas.errors import OptionError
+from dsas.methods.served_form import UNFADING
+from dsas.regulators.cast import similarity
+from dsas.serving.rule_rows import Row
+from dsas.transforms.affine import EVERYWHERE
 
 # With theta = 0 this bias makes a sigmoid 1 to the bit: a row without regulator, in a table of regulators.
 ALWAYS = 100.0
 
-# Below this rate nothing fades over any sequence: the weight of n tokens is n.
-UNFADING = 1e-9
-
-
-class Adding(NamedTuple):
-    """How the scores of a row add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`.
-
-    memory: what is left of a score at the next token, 0 to 1.
-    """
-
-    prior: float
-    cut: float
-    memory: float
-
-    @property
-    def fade(self) -> float:
-        """-ln(memory), from 0 to 90, and for a memory of 1 the least that counts as adding up."""
-        return max(-math.log(max(self.memory, 1e-38)), 1e-3 * UNFADING)
-
-
-class Row(NamedTuple):
-    """A rule as a table has it: its affine edit, and how its scores add up over a request, None where they do not."""
-
-    edit: AffineEdit
-    adding: Adding | None = None
+FORMS = {"sigmoid": 0.0, "relu": 1.0, "step": 2.0}
 
 
 class Parts(NamedTuple):
-    """Which columns a site's table has besides the offset; a graph computes only what is there.
+    """Which columns a site's table has besides the offset, and how many of each; a graph computes only what is there.
 
-    slope: some row multiplies. support: some row holds in a range only. gate: some row has a regulator that looks.
-    evidence: the scores of some row add up.
+    slope: some row multiplies. support: some row holds in a range only. reads: most projections that the edit of a row
+    has. gate: most projections that the regulator of a row has. step: some of them are steps. neurons: most conditions
+    on single neurons. places: some row asks for the token's place. evidence: the scores of some row add up. prompt:
+    some row decides by its prompt.
     """
 
-    slope: bool = False
-    support: bool = False
-    gate: bool = False
-    evidence: bool = False
+    slope: int = 0
+    support: int = 0
+    reads: int = 0
+    gate: int = 0
+    step: int = 0
+    neurons: int = 0
+    places: int = 0
+    evidence: int = 0
+    prompt: int = 0
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Parts":
         """Return the columns that the table of these rows needs."""
         needed = [
-            (edit.slope is not None, edit.low is not None, edit.theta is not None, adding is not None)
-            for edit, adding in rows
+            (
+                int(row.affine.slope is not None),
+                int(row.affine.low is not None),
+                len(row.reads),
+                len(row.gates),
+                int(any(gate.form == "step" for gate in row.gates)),
+                len(row.neurons),
+                int(bool(row.places)),
+                int(row.adding is not None),
+                int(row.prompt is not None),
+            )
+            for row in rows
         ]
-        return cls(*map(any, zip(*needed, strict=True)))
+        return cls(*map(max, zip(*needed, strict=True)))
 
     def check(self, row: Row) -> None:
         """Raise OptionError when a row needs a column that is not among these."""
@@ -97,12 +82,21 @@ class Parts(NamedTuple):
             )
 
 
+def parts_by_site(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:
+    """Return what the table of each site needs for the rows of these Steerings."""
+    at: dict[str, list[Row]] = {}
+    for rows in loaded:
+        for path, row in rows.items():
+            at.setdefault(path, []).append(row)
+    return {path: Parts.of(rows) for path, rows in at.items()}
+
+
 class SoFar(NamedTuple):
     """What the evidence of a step's tokens begins with and comes to.
 
     ancestors: at [i, k, d] the place of the token d * reach^k before token i in its sequence, 0 where none of this step
-    is; token i is at place i + 1. positions: of each token in its sequence, from 0. sums: at each request's first token
-    what earlier steps have left, 0 elsewhere; each token's own sum is written over it.
+    is; token i is at place i + 1. positions: position of each token in its sequence, from 0. sums: at each request's
+    first token what earlier steps have left, 0 elsewhere; each token's own sum is written over it.
     """
 
     ancestors: Int32[Tensor, "token level reach"]
@@ -110,92 +104,29 @@ class SoFar(NamedTuple):
     sums: Float[Tensor, " token"]
 
 
-def row_of(rule: Rule) -> Row:
-    """Return a rule as a row. Raises OptionError, naming site and method, for what a server cannot do."""
-    site, transform, regulator = rule.site, rule.transform, rule.regulator
-    if site.side != "output" or site.index or site.parts > 1:
-        raise OptionError(
-            f"site {site} cannot be served: expected a module's whole first output, not an input or a part of it"
-        )
-    if not isinstance(transform, AffineTransform):
-        raise OptionError(
-            f"the transform {transform.name!r} at {site} cannot be served: expected an affine one (T(t) - t = slope * "
-            "t + offset), such as 'caa', 'linear-act' or 'lineas'"
-        )
-    adding = None
-    if isinstance(regulator, Evidence):
-        adding = _adding(regulator, f"the regulator 'evidence' at {site} cannot be served")
-    edit = affine_edit(transform, Constant() if adding else regulator, rule.weight)
-    if edit is None:
-        raise OptionError(
-            f"the regulator {regulator.name!r} at {site} cannot be served: expected one that looks at one projection "
-            "of each token: 'evidence', 'probe', 'constant', 'logistic', 'rectified' or 'mera'"
-        )
-    if isinstance(regulator, Evidence):
-        edit = edit._replace(theta=regulator.theta[None], bias=regulator.bias.view(1))
-    return Row(edit, adding)
+class ReadPrompts(NamedTuple):
+    """What is known of the prompts of a step's requests, each of which has a row in `sums`; row 0 is nobody's.
 
-
-def _adding(regulator: Evidence, problem: str) -> Adding:
-    if regulator.by_turn:
-        raise OptionError(
-            f"{problem} with by_turn=True: a server does not know where the turns of a request begin; fit it with "
-            "by_turn=False"
-        )
-    return Adding(regulator.prior, float(regulator.cut), regulator.memory)
-
-
-def rows_of(steering: Steering) -> dict[str, Row]:
-    """Return the rows of a Steering by the path of the site's module; those of weight 0 are left out.
-
-    Raises OptionError for what a server cannot do.
+    rows: row of each token's request. counted: which tokens count, those of a prompt but its first. counts: how many
+    have up to each token. last: the place of each request's last token in the step, from 1, 0 where it has none. sums:
+    of the counted tokens of each request up to the step; the sums after it are written over them.
     """
-    wrapped = steering.model.wrapped
-    return {plain(rule.site.path, wrapped): row_of(rule) for rule in steering.rules if rule.weight > 0}
 
-
-def check_model(steering: Steering, model_class: str, width: int, depth: int) -> None:
-    """Raise ModelMismatchError, naming every difference, unless a model is of the kind a Steering was fitted on.
-
-    The weights are not compared: a server keeps them in another form, fused and sharded.
-    """
-    wanted = steering.model
-    pairs = (
-        ("class", wanted.model_class, model_class),
-        ("width", wanted.width, width),
-        ("depth", wanted.depth, depth),
-    )
-    differences = [f"{what} {fitted!r} here, {served!r} served" for what, fitted, served in pairs if fitted != served]
-    if differences:
-        raise ModelMismatchError(f"this Steering was fitted on another kind of model: {'; '.join(differences)}")
-
-
-def check_width(path: str, row: Row, width: int) -> None:
-    """Raise ModelMismatchError unless all vectors of the row for a module are `width` long."""
-    edit = row.edit
-    vectors = {"offset": edit.offset, "slope": edit.slope, "low": edit.low, "high": edit.high, "theta": edit.theta}
-    for name, vector in vectors.items():
-        if vector is not None and (vector.shape[-1:] != (width,) or vector.numel() != width):
-            raise ModelMismatchError(f"at {path} its {name} has shape {tuple(vector.shape)}, the site is {width} wide")
-    if edit.bias is not None and edit.bias.numel() != 1:
-        raise ModelMismatchError(f"at {path} its bias has {edit.bias.numel()} numbers, expected 1")
-
-
-def served_rows(steering: Steering, model_class: str, width: int, depth: int) -> dict[str, Row]:
-    """Return the rows of a Steering for a model, checked to fit. Raises as `rows_of`, `check_model`, `check_width`."""
-    check_model(steering, model_class, width, depth)
-    rows = rows_of(steering)
-    for path, row in rows.items():
-        check_width(path, row, width)
-    return rows
+    rows: Int[Tensor, " token"]
+    counted: Bool[Tensor, " token"]
+    counts: Float[Tensor, " token"]
+    last: Int[Tensor, " request"]
+    sums: Float[Tensor, "request dim"]
 
 
 class SiteTable(nn.Module):
     """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
-    A row holds offset, slope, low, high and theta, dim numbers each, and factor, bias, rectified, fade, prior and cut,
-    one each: what `parts` asks for. All is in one tensor, since each that a compiled graph reads costs it time at every
-    call. Its shape and address never change, so that compiled code and CUDA graphs stay valid when a row is written.
+    A row holds offset, slope, low, high, what it reads and writes along, its thetas, and the three coefficients of each
+    condition on neurons, dim numbers each; and factor, the biases and forms of its gates, the number of its places, and
+    fade, prior and cut, one each: what `parts` asks for. All is in one tensor, since each that a compiled graph reads
+    costs it time at every call. Its shape and address never change, so that compiled code and CUDA graphs stay valid
+    when a row is written.
     """
 
     rows: Tensor
@@ -203,8 +134,14 @@ class SiteTable(nn.Module):
     def __init__(self, slots: int, width: int, parts: Parts) -> None:
         super().__init__()
         self.parts, self.width = parts, width
-        wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support, *["theta"] * parts.gate]
-        single = ["factor", *["bias", "rectified"] * parts.gate, *["fade", "prior", "cut"] * parts.evidence]
+        wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support]
+        wide += [f"{name}{number}" for number in range(parts.reads) for name in ("reads", "writes")]
+        wide += [f"theta{number}" for number in range(parts.gate)]
+        wide += [f"{name}{number}" for number in range(parts.neurons) for name in ("curve", "incline", "level")]
+        single = ["factor", *(f"{name}{number}" for number in range(parts.gate) for name in ("bias", "form"))]
+        single += ["place"] * parts.places + ["fade", "prior", "cut"] * parts.evidence
+        wide += ["condition"] * parts.prompt
+        single += ["threshold", "above"] * parts.prompt
         self._columns = {name: slice(width * n, width * (n + 1)) for n, name in enumerate(wide)}
         self._columns |= {name: width * len(wide) + n for n, name in enumerate(single)}
         self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
@@ -217,23 +154,35 @@ class SiteTable(nn.Module):
     def put(self, slot: int, row: Row) -> None:
         """Write a row, of this width, into a slot >= 1, in place. Raises OptionError as `Parts`."""
         self.parts.check(row)
-        edit, adding = row
+        affine, adding = row.affine, row.adding
         values: dict[str, Tensor | float] = {
-            "offset": edit.offset,
-            "slope": 0.0 if edit.slope is None else edit.slope,
-            "low": -EVERYWHERE if edit.low is None else edit.low,
-            "high": EVERYWHERE if edit.high is None else edit.high,
-            "theta": 0.0 if edit.theta is None else edit.theta,
-            "bias": ALWAYS if edit.bias is None else edit.bias,
-            "rectified": float(edit.form == "relu"),
-            "factor": edit.factor,
+            "offset": affine.offset,
+            "slope": 0.0 if affine.slope is None else affine.slope,
+            "low": -EVERYWHERE if affine.low is None else affine.low,
+            "high": EVERYWHERE if affine.high is None else affine.high,
+            "factor": row.factor,
+            "place": float(row.place),
             "fade": 0.0 if adding is None else adding.fade,
             "prior": 0.0 if adding is None else adding.prior,
             "cut": 0.0 if adding is None else adding.cut,
         }
+        if row.prompt is not None:
+            values |= {"condition": row.prompt.direction, "threshold": row.prompt.threshold}
+            values["above"] = 1.0 if row.prompt.above else -1.0
+        for number, pair in enumerate(zip(row.reads, row.writes, strict=True)):
+            values |= {f"reads{number}": pair[0], f"writes{number}": pair[1]}
+        for number in range(self.parts.gate):
+            gate = row.gates[number] if number < len(row.gates) else None
+            values |= {f"theta{number}": 0.0, f"bias{number}": ALWAYS, f"form{number}": 0.0}
+            if gate is not None:
+                form = FORMS[gate.form]
+                values |= {f"theta{number}": gate.theta, f"bias{number}": gate.bias, f"form{number}": form}
+        for number in range(self.parts.neurons):
+            own = row.neurons[number] if number < len(row.neurons) else (0.0, 0.0, 1.0)
+            values |= {f"curve{number}": own[0], f"incline{number}": own[1], f"level{number}": own[2]}
         with torch.no_grad():
             for name, column in self._columns.items():
-                self.rows[slot, column] = values[name]
+                self.rows[slot, column] = values.get(name, 0.0)
 
     def forward(
         self,
@@ -241,26 +190,61 @@ class SiteTable(nn.Module):
         slots: Int[Tensor, " token"],
         strengths: Float[Tensor, " token"],
         so_far: SoFar | None = None,
+        places: Sequence[Float[Tensor, " token"]] | None = None,
+        prompts: ReadPrompts | None = None,
     ) -> tuple[Float[Tensor, "*batch token dim"], Float[Tensor, "*batch token"]]:
         """Return what is to be added to float32 activations whose tokens have these slots and strengths.
 
-        And what was applied to each token, as a report tells it: strength x weight x regulator. so_far: of the tokens'
-        requests, where the scores of some row add up.
+        Also weight x regulator per token, averaged over neurons, which a trace records at strength 1. so_far: sums of
+        the tokens' requests, where the scores of some row add up. places: by its number, what the token's place says.
+        prompts: those of the tokens' requests, where some row decides by them.
         """
         rows = self.rows[slots]
-        gain = strengths
-        if self.parts.gate:
-            logit = (t * self._of(rows, "theta")).sum(-1) + self._of(rows, "bias")
-            if self.parts.evidence:
-                assert so_far is not None  # `modules` has it for every table with such rows
-                logit = self._evidence(logit, rows, so_far)
-            gain = gain * torch.where(self._of(rows, "rectified") > 0, torch.relu(logit), torch.sigmoid(logit))
+        value: Tensor | None = None
+        for number in range(self.parts.gate):
+            gate = self._gate(number, t, rows, so_far)
+            value = gate if value is None else value * gate
+        if self.parts.places:
+            assert places is not None  # `modules` has them for every table with such rows
+            own, numbers = places[0], self._of(rows, "place")
+            for number in range(1, len(places)):
+                own = torch.where(numbers == number, places[number], own)
+            value = own if value is None else value * own
+        if self.parts.prompt:
+            assert prompts is not None  # as above
+            decided = self._decided(t, rows, prompts)
+            value = decided if value is None else value * decided
+        gain = strengths if value is None else strengths * value
         edit = self._of(rows, "offset")
         if self.parts.slope:
             edit = torch.addcmul(edit, t, self._of(rows, "slope"))
+        for number in range(self.parts.reads):
+            along = (t * self._of(rows, f"reads{number}")).sum(-1, keepdim=True)
+            edit = torch.addcmul(edit, along, self._of(rows, f"writes{number}"))
         if self.parts.support:
             edit = edit.masked_fill((t < self._of(rows, "low")) | (t > self._of(rows, "high")), 0.0)
-        return gain.unsqueeze(-1) * edit, gain * self._of(rows, "factor")
+        told = self._of(rows, "factor") if value is None else value * self._of(rows, "factor")
+        every: Tensor | None = None
+        for number in range(self.parts.neurons):
+            line = torch.addcmul(self._of(rows, f"incline{number}"), t, self._of(rows, f"curve{number}"))
+            chosen = torch.addcmul(self._of(rows, f"level{number}"), line, t) > 0
+            edit = torch.where(chosen, edit, 0.0)
+            every = chosen if every is None else every & chosen
+        if every is not None:
+            told = told * every.float().mean(-1)
+        return gain.unsqueeze(-1) * edit, told
+
+    def _gate(
+        self, number: int, t: Float[Tensor, "*batch token dim"], rows: Float[Tensor, "token columns"],
+        so_far: SoFar | None,
+    ) -> Float[Tensor, "*batch token"]:  # fmt: skip
+        logit = (t * self._of(rows, f"theta{number}")).sum(-1) + self._of(rows, f"bias{number}")
+        if self.parts.evidence and number == 0:
+            assert so_far is not None  # `modules` has it for every table with such rows
+            logit = self._evidence(logit, rows, so_far)
+        form = self._of(rows, f"form{number}")
+        value = torch.where(form > 0, torch.relu(logit), torch.sigmoid(logit))
+        return torch.where(form > FORMS["relu"], (logit > 0).float(), value) if self.parts.step else value
 
     def _evidence(
         self, scores: Float[Tensor, "*batch token"], rows: Float[Tensor, "token columns"], so_far: SoFar
@@ -283,6 +267,26 @@ class SiteTable(nn.Module):
         evidence = totals / (weights + self._of(rows, "prior")).clamp(min=1e-6)
         evidence = torch.where(counted, evidence - self._of(rows, "cut"), -torch.inf)
         return torch.where(fade > 0, evidence, scores)
+
+    def _decided(
+        self, t: Float[Tensor, "*batch token dim"], rows: Float[Tensor, "token columns"], prompts: ReadPrompts
+    ) -> Float[Tensor, " token"]:
+        """Return 1 or 0 by the mean of the prompt so far, and 1 in rows that do not ask.
+
+        The sums are a product with a matrix of ones over the tokens before, of the same request, so that no other's
+        numbers are in them, whatever they are.
+        """
+        order = torch.arange(t.shape[-2], device=t.device)  # `len` would be a constant of compiled code
+        before = (prompts.rows.unsqueeze(1) == prompts.rows) & (order <= order.unsqueeze(1)) & prompts.counted
+        own = torch.where(prompts.counted.unsqueeze(1), t.reshape(-1, self.width).nan_to_num(), 0.0)
+        sums = before.to(own.dtype) @ own + prompts.sums[prompts.rows]
+        at = prompts.last.unsqueeze(1)
+        prompts.sums.copy_(torch.where(at > 0, sums[(prompts.last - 1).clamp(min=0)], prompts.sums))
+        mean = sums / prompts.counts.clamp(min=1).unsqueeze(1)
+        alike = similarity(mean, self._of(rows, "condition"))
+        above = self._of(rows, "above")
+        holds = ((alike > self._of(rows, "threshold")) == (above > 0)) & (prompts.counts > 0)
+        return torch.where(above == 0, 1.0, holds.float())
 
     def _of(self, rows: Float[Tensor, "token columns"], name: str) -> Float[Tensor, "token *dim"]:
         return rows[:, self._columns[name]]

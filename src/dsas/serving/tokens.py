@@ -31,7 +31,11 @@ def identity_row(together: int) -> RequestRow:
 class TokenBuffers(nn.Module):
     """The slot and strength of every token of a step: int64 and float32, both (together, tokens).
 
-    applied: float32 of the same shape, where reports are kept: the sum over sites of what was applied to each token.
+    values: float32 of the same shape, where reports are kept: the sum over sites of weight x regulator of each token.
+    places: float32 (together, places, tokens), where some site asks for them: what the place of each token says, by the
+    number of a row's list of places; all ones at number 0. `places` fills them.
+    prompt_*: where some site decides by the prompt, what `tables.ReadPrompts` says of a step; the sums are float32
+    (sites that decide, together, requests + 1, dim). `prompts` fills them.
     ancestors, positions, sums: where some site adds up evidence, what `tables.SoFar` says of a step: int32 (tokens,
     levels, reach) with reach^levels >= tokens, float32 (tokens,), float32 (sites that add, together, tokens). `carried`
     fills them.
@@ -39,20 +43,28 @@ class TokenBuffers(nn.Module):
 
     slots: Tensor
     strengths: Tensor
-    applied: Tensor
+    values: Tensor
+    places: Tensor
     ancestors: Tensor
     positions: Tensor
     sums: Tensor
+    prompt_rows: Tensor
+    prompt_counted: Tensor
+    prompt_counts: Tensor
+    prompt_last: Tensor
+    prompt_sums: Tensor
 
-    def __init__(self, together: int, tokens: int, *, reports: bool = False, adding: int = 0) -> None:
+    def __init__(self, together: int, tokens: int, *, reports: bool = False, adding: int = 0, places: int = 0) -> None:
         """Make buffers for steps of up to `tokens` tokens and requests of up to `together` Steerings; all unsteered.
 
-        adding: at how many sites evidence is added up.
+        adding: at how many sites evidence is added up. places: how many lists of places a Steering may have.
         """
         super().__init__()
         self.reports = reports
         if reports:
-            self.register_buffer("applied", torch.zeros(together, tokens), persistent=False)
+            self.register_buffer("values", torch.zeros(together, tokens), persistent=False)
+        if places:
+            self.register_buffer("places", torch.ones(together, places + 1, tokens), persistent=False)
         if adding:
             reach = next(reach for reach in count(1) if reach**LEVELS >= tokens)
             ancestors = torch.zeros(tokens, LEVELS, reach, dtype=torch.int32)
@@ -61,6 +73,16 @@ class TokenBuffers(nn.Module):
             self.register_buffer("sums", torch.zeros(adding, together, tokens), persistent=False)
         self.register_buffer("slots", torch.zeros(together, tokens, dtype=torch.int64), persistent=False)
         self.register_buffer("strengths", torch.zeros(together, tokens), persistent=False)
+
+    def read_prompts(self, sites: int, requests: int, width: int) -> None:
+        """Make room for the sums of prompts at so many sites of this width and so many requests."""
+        tokens = self.slots.shape[1]
+        self.register_buffer("prompt_rows", torch.zeros(tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("prompt_counted", torch.zeros(tokens, dtype=torch.bool), persistent=False)
+        self.register_buffer("prompt_counts", torch.zeros(tokens), persistent=False)
+        self.register_buffer("prompt_last", torch.zeros(requests + 1, dtype=torch.int64), persistent=False)
+        sums = torch.zeros(sites, len(self.slots), requests + 1, width)
+        self.register_buffer("prompt_sums", sums, persistent=False)
 
     def fill(self, rows: Sequence[RequestRow], counts: np.ndarray) -> None:
         """Write the rows of the requests of a step, the i-th for the next counts[i] tokens.
@@ -73,4 +95,4 @@ class TokenBuffers(nn.Module):
         self.slots[:, :used].copy_(torch.from_numpy(slots), non_blocking=True)
         self.strengths[:, :used].copy_(torch.from_numpy(strengths), non_blocking=True)
         if self.reports:
-            self.applied.zero_()
+            self.values.zero_()

@@ -5,7 +5,7 @@ from vllm.platforms import current_platform  # pyright: ignore[reportMissingImpo
 
 from dsas.errors import DsasError
 from dsas.files.json_values import JsonObject
-from dsas.model.foreign import Given
+from dsas.model.foreign import Foreign, Given
 from dsas.serving.config import Source
 from dsas.serving.runner import SteeredRunner
 
@@ -33,7 +33,28 @@ class SteeringWorker(PlatformWorker):
             return f"{name!r} cannot be served: {type(error).__name__}: {error}"
         return None
 
+    def sample_tokens(self, *args: Given, **kwargs: Given) -> Foreign:
+        """Sample, and end the requests that are stopped by what their regulators said of the pass."""
+        return self.dsas.verdicts.judged(super().sample_tokens(*args, **kwargs))
+
+    def dsas_keep(self, digests: list[str]) -> None:
+        """Give back the slots of all Steerings but these."""
+        self.dsas.keep(digests)
+
     def dsas_report(self, request: str) -> JsonObject | None:
-        """Return and forget how strongly a request was steered at this pipeline stage; one worker of it answers."""
-        report = self.dsas.reports.read(request)
-        return report if get_tp_group().rank_in_group == 0 else None
+        """Return how strongly a request was steered at this pipeline stage; one worker of it answers."""
+        return self.dsas.reports.read(request) if get_tp_group().rank_in_group == 0 else None
+
+    def dsas_reports(self, requests: list[str]) -> list[JsonObject | None] | None:
+        """Return the same of several."""
+        if get_tp_group().rank_in_group:
+            return None
+        return [self.dsas.reports.read(request) for request in requests]
+
+    def dsas_find(self, request: str) -> dict[str, JsonObject]:
+        """Return the same of all prompts of a request, by their ids."""
+        return self.dsas.reports.find(request) if get_tp_group().rank_in_group == 0 else {}
+
+    def dsas_describe(self) -> JsonObject:
+        """Return the sites of this worker with their columns, and the bytes of its tables and buffers."""
+        return self.dsas.describe()
