@@ -207,7 +207,7 @@ VERBS: dict[str, Callable[[Case], None]] = {
     "(lm-eval)": lm_eval, "(figures)": plot, "(command line)": command_line,
 }  # fmt: skip
 # What only reads or makes an object, and touches neither the model nor the process.
-PURE = ("calibrated", "card", "default_strength", "digest", "report", "rules_on", "strength", "within")
+PURE = ("calibrated", "card", "default_strength", "described", "digest", "report", "rules_on", "strength", "within")
 
 
 def state(case: Case) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Vectors: files of published vectors that were changed at random are read or end in our own error, and run nothing.
 
-python -m campaigns.vectors --rounds 10000 --seed 0          (from tests/)
+python -m campaigns.vectors --rounds 10000 --seed 0 [--ending .gguf]          (from tests/)
 """
 
 import argparse
@@ -29,7 +29,15 @@ def originals(folder: Path) -> dict[Path, bytes]:
     torch.save({"layers.0": {"steering_vector": torch.ones(32), "action": "add"}}, folder / "modules.pt")
     torch.save(torch.ones(4, 32), folder / "rows_diff.pt")
     save_file({"layer.1": torch.ones(32)}, folder / "a.safetensors")
-    return {file: file.read_bytes() for file in folder.iterdir()}
+    state = {"net.w1": torch.ones(1, 32), "net.b1": torch.ones(1, 32), "quantiles_src": [-1e6, 1e6]}
+    torch.save(state, folder / "layers.0.statedict")
+    (folder / "layers.0").mkdir()
+    save_file({"W_dec": torch.ones(3, 32), "b_dec": torch.ones(32)}, folder / "layers.0" / "sae.safetensors")
+    line = f"sparsify,add,{folder},layers.0,1,0.5"
+    (folder / "a.csv").write_text(
+        f"loader,action,sparse_model,hookpoint,feature_index,steering_coefficient\n{line}\n", encoding="utf-8"
+    )
+    return {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def changed(data: bytes, drawn: random.Random) -> bytes:
@@ -46,11 +54,11 @@ def changed(data: bytes, drawn: random.Random) -> bytes:
     return bytes(whole)
 
 
-def run(rounds: int, seed: int) -> Counter[str]:
-    """Return how often which end came."""
+def run(rounds: int, seed: int, ending: str = "") -> Counter[str]:
+    """Return how often which end came, of files with that ending, or of all."""
     drawn, found = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as root:
-        files = originals(Path(root))
+        files = {file: data for file, data in originals(Path(root)).items() if file.name.endswith(ending)}
         for _ in range(rounds):
             file = drawn.choice(sorted(files))
             file.write_bytes(changed(files[file], drawn))
@@ -68,8 +76,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ending", default="", help="of the files that are changed, such as .gguf; all")
     warnings.simplefilter("ignore")
     asked = parser.parse_args()
-    counts = run(asked.rounds, asked.seed)
-    print(f"seed {asked.seed}: {dict(counts)}")
+    counts = run(asked.rounds, asked.seed, asked.ending)
+    print(f"seed {asked.seed}, {asked.ending or 'all'}: {dict(counts)}")
     raise SystemExit(any("WRONG" in what for what in counts))

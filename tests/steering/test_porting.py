@@ -124,5 +124,5 @@ def test_what_cannot_be_ported_is_refused(fitted: dsas.Steering) -> None:
     idle = dsas.Steering([rule._replace(weight=0.0) for rule in fitted.rules], fitted.model)
     with pytest.raises(OptionError, match="expected a Steering with a site that is steered"):
         idle.port(tiny_model(), tiny_tokenizer(), **given)
-    with pytest.raises(OptionError, match="a pipeline says nothing"):
+    with pytest.raises(OptionError, match="needs a language model, got an image pipeline"):
         fitted.port(tiny_pipeline(), None, **given)

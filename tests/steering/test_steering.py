@@ -206,7 +206,7 @@ def test_what_is_neither_a_folder_nor_on_the_hub_is_refused_by_name(name: str) -
         dsas.Steering.from_pretrained(name)
 
 
-def test_the_card_has_front_matter_two_lines_of_use_the_settings_and_the_picture(model: Any, tmp_path: Path) -> None:
+def test_the_card_has_front_matter_the_lines_of_use_the_settings_and_the_picture(model: Any, tmp_path: Path) -> None:
     plain = random_steering(model)
     steering = dsas.Steering(plain.rules, plain.model, {"texts": {"source": 6}, "selection": "all"})
     steering.save_pretrained(tmp_path)

@@ -79,7 +79,7 @@ def test_a_sum_over_a_transform_that_adds_no_vector_is_refused_by_site(model: An
 
 
 def test_a_sum_over_two_models_is_refused(model: Any) -> None:
-    with pytest.raises(OptionError, match="Steerings for different models means nothing"):
+    with pytest.raises(OptionError, match="Steerings of different models cannot be added"):
         random_steering(model) + random_steering(tiny_model("gpt2"))
 
 

@@ -8,7 +8,7 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.calibration import budget_of
-from dsas.cli.checks import check_methods, check_model, check_out
+from dsas.cli.checks import check_methods, check_model, check_out, check_strength
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_model, in_output, in_texts
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     epilog="Example: `dsas adopt happy.gguf --model ./model --source rude.txt --control clean.txt --out happy`"
 )
 def adopt(
-    vectors: Annotated[str, typer.Argument(help="File of published vectors: .gguf, .pt, .pth, .bin or .safetensors.")],
+    vectors: Annotated[
+        str,
+        typer.Argument(
+            help="Published vectors: a .gguf, .pt, .safetensors, .csv or .statedict file, or a folder of these."
+        ),
+    ],
     model: Annotated[str, in_model(help="Folder, hub id or .gguf file of the model that they are for.")],
     out: options.Out,
     source: Annotated[
@@ -86,39 +91,62 @@ def adopt(
 @app.command(epilog="Example: `dsas export calm/ --gguf calm.gguf --strength 0.8`")
 def export(
     steering: Annotated[str, typer.Argument(help=STEERING)],
-    gguf: Annotated[Path, in_output(help="Control vector to write, for llama.cpp, repeng and EasySteer.")],
+    gguf: Annotated[
+        Path | None, in_output(help="Control vector to write, for llama.cpp, repeng and EasySteer.")
+    ] = None,
+    merged: Annotated[
+        Path | None, in_output(help="Folder for --model with the Steering in its weights, for plain transformers.")
+    ] = None,
     strength: Annotated[
         float | None, in_method(help="What the vectors are multiplied by; the calibrated one, or 1.")
     ] = None,
     mean_gain: Annotated[
         Path | None,
-        in_texts(help="Texts over which the mean of each regulator takes its place: every token is steered then."),
+        in_texts(help="With --gguf: texts over which the mean of each regulator takes its place at every token."),
     ] = None,
-    model: Annotated[str | None, in_model(help="Folder, hub id or .gguf file of the model; with --mean-gain.")] = None,
+    model: Annotated[
+        str | None, in_model(help="Folder, hub id or .gguf file of the model; with --mean-gain or --merged.")
+    ] = None,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a Steering that adds vectors at layer outputs as a control vector; anything else is refused by its rule."""
-    if (mean_gain is None) != (model is None):
-        raise OptionError("--mean-gain goes with --model, which reads its texts: give both, or neither")
+    """Write a Steering in another format; what that format cannot say is refused by its rule and the reason.
+
+    --gguf takes vectors that are added to every token at layer outputs; --merged what a constant regulator does at
+    sites with a linear layer behind them.
+    """
+    if (gguf is None) == (merged is None):
+        raise OptionError("expected one of --gguf FILE and --merged FOLDER")
+    if (mean_gain is None and merged is None) != (model is None):
+        raise OptionError("--mean-gain and --merged go with --model, and it with one of them")
+    if mean_gain is not None and merged is not None:
+        raise OptionError("--mean-gain goes with --gguf: weights look at no token")
     texts = read_examples(mean_gain, field) if mean_gain else []
-    if gguf.is_dir() or not gguf.parent.is_dir():
+    if gguf is not None and (gguf.is_dir() or not gguf.parent.is_dir()):
         raise OptionError(f"--gguf: expected a file in a folder that is there, got {str(gguf)!r}")
+    if merged is not None:
+        check_out(merged)
+    check_strength(strength)
     if model is not None:
         check_model(model)
     stored = steering_folder(steering)
     import dsas
 
     chosen, gains = dsas.Steering.from_pretrained(stored), dict[str, float]()
-    if model is not None:
-        gains = _gains(loaded_model(model, device, precision), chosen, texts)
-    dsas.write_gguf(chosen, gguf, strength=strength, gains=gains)
+    loaded = None if model is None else loaded_model(model, device, precision)
+    if gguf is not None:
+        gains = {} if loaded is None else _gains(loaded, chosen, texts)
+        dsas.write_gguf(chosen, gguf, strength=strength, gains=gains)
+    elif merged is not None and loaded is not None:
+        with chosen.fuse(loaded.model, strength) as fused:
+            fused.save_pretrained(merged)
+        loaded.tokenizer.save_pretrained(merged)
     if as_json:
-        say_json({"saved": str(gguf), "mean_gains": gains})
+        say_json({"saved": str(gguf or merged), "mean_gains": gains})
     else:
-        say(f"saved: {gguf}")
+        say(f"saved: {gguf or merged}")
 
 
 def _gains(loaded: "LoadedModel", steering: "Steering", texts: "list[Content]") -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Text files: sets of texts from .txt (one a line), .jsonl (one object or string a line) and .csv (with a header)."""
+"""Text files: sets of texts from .txt (one per line), .jsonl (an object or string per line), .csv (with a header)."""
 
 import csv
 import json

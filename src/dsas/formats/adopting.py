@@ -12,6 +12,8 @@ from dsas.errors import ArtifactError, OptionError, closest
 from dsas.fitting.closed_form import fit
 from dsas.fitting.selection import Selection
 from dsas.formats.gguf_vectors import read_gguf
+from dsas.formats.lm_eval_csv import read_lm_eval_csv
+from dsas.formats.ml_act import ENDING, read_ml_act
 from dsas.formats.published import Published
 from dsas.formats.torch_vectors import read_object, read_safetensors, read_torch
 from dsas.model.examples import Given
@@ -28,19 +30,24 @@ READERS = {
     ".pth": read_torch,
     ".bin": read_torch,
     ".safetensors": read_safetensors,
+    ".csv": read_lm_eval_csv,
+    ENDING: read_ml_act,
 }
 
 
 def read_vectors(vectors: Any) -> Published:
-    """Return published vectors: of a file, by its ending; of an object of repeng or steering-vectors; or by layer.
+    """Return published vectors from a file, an object of repeng or steering-vectors, or a dictionary by layer.
 
-    vectors: a path ending in .gguf, .pt, .pth, .bin or .safetensors; a ControlVector or SteeringVector; or
-    {layer: vector}. What each means by a layer: `dsas.formats.torch_vectors`, `dsas.formats.gguf_vectors`.
+    vectors: a path ending in .gguf, .pt, .pth, .bin, .safetensors, .csv (lm-eval) or .statedict (ml-act), or a folder
+    of the last; a ControlVector or SteeringVector; or {layer: vector}. Which layer a number means in each format is
+    documented in the module that reads it, in `dsas.formats`.
     Raises ArtifactError for anything else.
     """
     if not isinstance(vectors, str | Path):
         return read_object(vectors, f"a {type(vectors).__name__}")
     file = Path(vectors)
+    if file.is_dir():
+        return read_ml_act(file)
     if file.suffix.lower() not in READERS:
         raise ArtifactError(
             f"{file}: expected a file ending in {', '.join(READERS)}, got {file.suffix or 'no ending'!r}"
@@ -64,10 +71,11 @@ def adopt(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Steering:
-    """Return a Steering that does what published vectors do, where a regulator says so.
+    """Return a Steering that applies published vectors only where a regulator asks for them.
 
-    vectors: as `read_vectors` takes them. source, control: as in `dsas.fit`; what the behaviour is in, and what must
-    stay as it is. regulator: as in `dsas.fit`; "constant" keeps the vectors as they were, and needs no examples.
+    vectors: as `read_vectors` takes them. source, control: as in `dsas.fit`: examples of the behaviour, and examples
+    that must stay as they are. regulator: as in `dsas.fit`; "constant" keeps the vectors as they were, and needs no
+    examples.
     selection, reading, checkpoint, progress: as in `dsas.fit`.
     Raises ArtifactError for vectors that cannot be read, OptionError for those of another width, SiteError for layers
     that the model does not have, TextsError.

@@ -53,8 +53,8 @@ def write_gguf(
     """Write what a Steering adds at layer outputs as a control vector for llama.cpp, repeng and EasySteer.
 
     strength: what the vectors are multiplied by, `default_strength` unless given; the reader's own scale is 1 then.
-    gains: by path of a site, what a regulator that looks at the token is replaced by, such as its mean over some texts;
-    the file says so, and a warning does. Without them such a Steering is refused.
+    gains: for the path of a site, the number that replaces its regulator, such as the regulator's mean over some texts;
+    the file and a warning say so. Without them such a Steering is refused.
     Raises OptionError, naming the rule, for what is no addition at the output of a decoder layer above the first.
     """
     package, factor = _package(), steering.default_strength if strength is None else strength

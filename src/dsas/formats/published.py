@@ -1,7 +1,7 @@
 """Published vectors: what a file of another library says is done to a model, and where.
 
     place     a number is the output of that decoder layer, from 0; -1 is the last; a text is the path of a module below
-              the model's base model, or a shorthand with a number, such as "mlp 3"
+              the model's base model or in the whole model, or a shorthand with a number, such as "mlp 3"
     edit      a transform of dsas; adding a vector v is Addition(v), so that strength 1 is what was published
 
 Every reader is one file and says what its format means by a layer, and by which source.
@@ -107,8 +107,10 @@ def _site(model: nn.Module, place: Place) -> Site:
             raise SiteError(f"there is no layer {number}: the model has {len(sites)}")
         return sites[int(number)]
     base: Any = getattr(model, "base_model", model)
-    below = dict(base.named_modules())
+    below, whole = dict(base.named_modules()), dict(model.named_modules())
     if place not in below:
+        if place in whole:
+            return Site(place)
         raise SiteError(f"no module {place!r} below the {type(base).__name__}; closest: {closest(place, below)}")
-    (path,) = (path for path, module in model.named_modules() if module is below[place])
+    (path,) = (path for path, module in whole.items() if module is below[place])
     return Site(path)

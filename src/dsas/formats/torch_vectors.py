@@ -13,8 +13,7 @@
                        (`SteeredModel` in lm-eval 0.4.12)
     layers             {layer: vector}, or tensors named by one number each: added to the output of that layer, from 0
 
-Limitations: pickles beyond `torch.load(weights_only=True)`; heads ("head_index"); CSV of lm-eval, which names features
-of sparse autoencoders that are to be downloaded.
+Limitations: pickles beyond `torch.load(weights_only=True)`; heads ("head_index").
 """
 
 import math
@@ -39,13 +38,21 @@ LARGEST_FILE = 2**32  # bytes
 
 def read_torch(file: Path) -> Published:
     """Read a .pt, .pth or .bin file. Raises ArtifactError for anything that is none of the kinds above."""
+    return read_object(load_torch(file), str(file), persona=file.name.endswith("_diff.pt"))
+
+
+def load_torch(file: Path) -> Any:
+    """Return what torch saved in a file, without running any code. Raises ArtifactError, and allocates nothing before.
+
+    A file that torch wrote is an archive whose parts are stored as they are: none is larger than the file.
+    """
     _check_size(file)
     try:
         with zipfile.ZipFile(file) as parts:
             sizes = [(part.file_size, part.compress_type) for part in parts.infolist()]
         if sum(size for size, _ in sizes) > LARGEST_FILE or any(kind != zipfile.ZIP_STORED for _, kind in sizes):
             raise ArtifactError(f"{file} holds parts that are compressed, which torch writes none of")
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
     except Exception as error:  # of torch and zipfile, on files that anybody may have made
@@ -53,7 +60,6 @@ def read_torch(file: Path) -> Published:
         raise ArtifactError(
             f"{file} is not a file of tensors that torch reads without running code: {reason:.120}"
         ) from error
-    return read_object(found, str(file), persona=file.name.endswith("_diff.pt"))
 
 
 def read_safetensors(file: Path) -> Published:
@@ -90,7 +96,7 @@ def read_object(given: Any, where: str, *, persona: bool = False) -> Published:
         part = part_of(given.get("layer_type", "decoder_block"))
         return additions("steering-vectors", given["layer_activations"], at=part)
     if all(isinstance(value, Mapping) for value in given.values()):
-        return whole(Published("lm-eval", {_path(key): _action(value, key) for key, value in given.items()}))
+        return whole(Published("lm-eval", {_path(key): action_of(value, key) for key, value in given.items()}))
     return additions("layers", {layer_of(key): value for key, value in given.items()})
 
 
@@ -109,7 +115,8 @@ def _path(key: Any) -> Place:
     return key
 
 
-def _action(info: Mapping[Any, Any], where: str) -> Transform:
+def action_of(info: Mapping[Any, Any], where: str) -> Transform:
+    """Return what one entry of lm-eval does to an activation. Raises ArtifactError, naming where it stands."""
     vector = vector_of(info.get("steering_vector"), where)
     action, bias, given = info.get("action"), info.get("bias"), info.get("steering_coefficient", 1.0)
     coefficient = float(given) if isinstance(given, int | float) else math.nan

@@ -99,7 +99,7 @@ class AppliedTogether(tuple[Applied, ...], Leaving):
 
 
 class Composition:
-    """Steerings in the order in which they act; made by `a | b`."""
+    """Steerings in the order in which they are applied; made by `a | b`."""
 
     def __init__(self, steerings: Sequence[Steers]) -> None:
         if not steerings:
@@ -124,7 +124,7 @@ class Composition:
 
         `apply(...).install()` steers until `.remove()` is called on what it returns.
 
-        strength: one number for all, or one entry for each Steering, of which each is a number or one a row; None is
+        strength: one number for all, or one entry for each Steering, of which each is a number or one per row; None is
         the default of each, as in `Steering.apply`: strengths calibrated apart, so that together they may do more
         damage than each was allowed. Other arguments and errors as there. Warns where two pull in opposite directions.
         """
@@ -171,7 +171,7 @@ class Composition:
 
 
 def _each(strength: Any, count: int) -> list[Foreign]:
-    """Return what came as a list, or one number of whatever kind for each; other things `Steering.apply` refuses."""
+    """Broadcast one strength to all Steerings, or return the list; `Steering.apply` checks the values."""
     try:
         return list(strength)
     except TypeError:

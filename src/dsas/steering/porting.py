@@ -121,7 +121,7 @@ def placed(rules: Sequence[Rule], fitted: ModelIdentity, subject: Subject) -> li
         warnings.warn(
             f"the weights of this {identity.model_class} are not those the Steering was fitted on "
             f"({'; '.join(differences)}): it fits by shape, but its strength and selectivity were not measured here; "
-            "steering.port(...) or `dsas port` does",
+            f"{subject.measured_by}",
             DsasWarning,
             stacklevel=4,
         )

@@ -29,11 +29,13 @@ from dsas.runtime.scope import Scope
 from dsas.runtime.site_report import FittedSite, fitted_report
 from dsas.steering.artifact import Artifact, read_artifact, write_artifact
 from dsas.steering.calibration_record import Calibration
+from dsas.steering.card import KEY, Facts, card_of, description
 from dsas.steering.composition import Composition, compose, scaled, summed
 from dsas.steering.folder import CONFIG, TENSORS, readable, steering_folder
 from dsas.steering.porting import Asked, Ported, placed, port, verdict_of
 from dsas.steering.serialization import pack
 from dsas.steering.stored_fields import check_config, rules_of
+from dsas.steering.subject_words import subject_name
 from dsas.version import VERSION
 
 
@@ -121,19 +123,22 @@ class Steering(ModelHubMixin):
         options = ApplyOptions(record, skip_sinks, prompt_tokens, branch, scope)
         return Applied(rules, subject, self.default_strength if strength is None else strength, options)
 
-    def fuse(self, model: Model, strength: Strength | None = None) -> Fusion:
+    def fuse(self, model: Model, strength: Strength | None = None, *, branch: Branch = "conditional") -> Fusion:
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
 
-        model: as in `apply`; of a pipeline, both branches of guidance are steered.
         strength: one number, `default_strength` unless given.
+        branch: as in `apply`. What is fused steers all rows, so a pipeline takes "both" alone; a language model steers
+        both in `generate(guidance_scale=...)` whatever is given.
         A constant regulator's affine map goes into the weights of the linear layers behind its site, where that is
         exact up to one rounding of the weights, and then costs nothing; every other site's module steers by itself.
         `.report()` says which is which, and why. Nothing is recorded. A state dict has what is in the weights only.
-        Raises StrengthError unless given one number, OptionError for regulators that read token positions, and as
-        `apply`.
+        Raises StrengthError unless given one number, OptionError for regulators that read token positions or a branch
+        of a pipeline, and as `apply`.
         """
         subject = subject_of(model)
-        return Fusion(self.rules_on(subject), subject.module, self.default_strength if strength is None else strength)
+        rules = self.rules_on(subject)
+        subject.check_fusing([rule.site for rule in rules if rule.weight > 0], branch)
+        return Fusion(rules, subject.module, self.default_strength if strength is None else strength)
 
     def port(
         self,
@@ -168,7 +173,7 @@ class Steering(ModelHubMixin):
     def __add__(self, other: "Steering") -> "Steering":
         """Return one Steering, not calibrated, that adds both vectors. Raises OptionError where that is not exact."""
         if self.model != other.model:
-            raise OptionError("the sum of Steerings for different models means nothing: fit both on the same model")
+            raise OptionError("Steerings of different models cannot be added: fit both on the same model")
         return Steering(summed(self.rules, other.rules), self.model, {"sum of": [self.settings, other.settings]})
 
     def __mul__(self, factor: float) -> "Steering":
@@ -221,20 +226,24 @@ class Steering(ModelHubMixin):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def described(
+        self, what: str, *, model: str = "", licence: str = "", evidence: Sequence[str] = (), limits: Sequence[str] = ()
+    ) -> "Steering":
+        """Return the same Steering with what its card cannot know by itself; what it does to a model is unchanged.
+
+        what: what it does, in a sentence. model: OWNER/NAME on the hub. licence: by its short name, such as apache-2.0.
+        evidence, limits: a sentence each. Raises OptionError for a model or licence that is none.
+        """
+        told = description(what, model, licence, evidence, limits)
+        return Steering(self.rules, self.model, {**self.settings, KEY: told}, self.calibration)
+
     def card(self) -> str:
         """Return the README card that is stored beside the tensors (Markdown with the hub's front matter)."""
-        front = "---\nlibrary_name: dsas\ntags: [dsas, activation-steering]\n---\n"
-        use = 'steering = dsas.Steering.from_pretrained("...")\nwith steering.apply(model):\n    model.generate(...)'
-        lines = self.calibration.lines() if self.calibration is not None else []
-        facts = "\n".join([*(f"- {key}: {value}" for key, value in self.settings.items()), *(f"- {x}" for x in lines)])
-        return (
-            f"{front}# A dsas Steering for {self.model.model_class}\n\n```python\nimport dsas\n{use}\n```\n\n"
-            f"{facts}\n\n```\n{self!r}\n```\n"
-        )
+        return card_of(Facts(self.model, self.rules, self.settings, self.calibration, repr(self)))
 
     def __repr__(self) -> str:
-        steered = [rule for rule in self.rules if rule.weight > 0]
-        head = f"Steering for {self.model.model_class}: {len(steered)} of {len(self.rules)} sites steered"
+        steered = sum(rule.weight > 0 for rule in self.rules)
+        head = f"Steering for {subject_name(self.model, self.settings)}: {steered} of {len(self.rules)} sites steered"
         if self.strength is not None:
             head += f", calibrated strength {self.strength:.4g}"
         lines = []
@@ -272,7 +281,7 @@ class Steering(ModelHubMixin):
         try:
             check_config(config)
             rules, stored = rules_of(config["rules"], tensors), config.get("calibration")
-            calibration = Calibration.from_dict(stored) if stored is not None else None
+            calibration = None if stored is None else Calibration.from_dict(stored)
             steering = cls(rules, ModelIdentity(**config["model"]), config["settings"], calibration)
             unused = sorted(set(tensors) - set(steering._artifact().tensors))
             if unused:

@@ -46,13 +46,13 @@ def check_config(config: Json) -> None:
     """Raise ArtifactError, naming the field, for a config that no Steering was written with, but for its rules."""
     check_depth(config)
     check_fields(_Config, config, "it", optional=("calibration",))
-    check_fields(ModelIdentity, config["model"], "model", optional=("family", "decoder", "wrapped", "part"))
+    check_fields(ModelIdentity, config["model"], "model", optional=("family", "decoder", "wrapped", "part", "sketch"))
     if (stored := config.get("calibration")) is not None:
         own = ("format", "strength")  # which `Calibration.from_dict` reads
         fields = {name: one for name, one in stored.items() if name not in own}
         check_fields(Calibration, fields, "calibration", optional=("strength", "before"))
         for number, budget in enumerate(stored["budgets"]):
-            check_fields(Spent, budget, f"calibration.budgets.{number}")
+            check_fields(Spent, budget, f"calibration.budgets.{number}", optional=("sure",))
             for interval in (budget["held_out"], *budget["by_kind"].values()):
                 if not {"mean", "low", "high", "n"} <= set(interval):
                     raise ArtifactError(f"calibration.budgets.{number}: expected mean, low, high and n, got {interval}")

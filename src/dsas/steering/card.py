@@ -1,0 +1,107 @@
+"""Card: the README of a stored Steering, from which a stranger can use it, in Markdown with the hub's front matter.
+
+What it does and for which model, how to apply it, the strength with its evidence, limits, and how it was made. What the
+Steering cannot know by itself is said by `Steering.described`, and kept in its settings under "card".
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from dsas.errors import OptionError
+from dsas.files.json_values import Json, JsonObject
+from dsas.model.identity import ModelIdentity
+from dsas.runtime.rule import Rule
+from dsas.steering.calibration_record import Calibration
+from dsas.steering.subject_words import draws, subject_name, told_settings
+
+KEY = "card"
+_LICENCE, _MODEL = re.compile(r"[A-Za-z0-9][\w.+-]{0,60}"), re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_OF_MODEL = "with steering.apply(model):\n    model.generate(...)"
+_OF_PIPELINE = 'with steering.apply(pipeline):\n    pipeline("...").images'
+ALWAYS = (
+    "It makes the behaviour less frequent and does not rule it out: measure on your own texts before you rely on it.",
+    "It fits models of the family, width and depth above. On other weights of the family (tuned, quantised) "
+    "`dsas port` says whether it still tells where to act.",
+)
+
+
+class Facts(NamedTuple):
+    """What a card shows of a Steering."""
+
+    model: ModelIdentity
+    rules: Sequence[Rule]
+    settings: Mapping[str, Json]
+    calibration: Calibration | None
+    shown: str  # its repr
+
+
+def description(what: str, model: str, licence: str, evidence: Sequence[str], limits: Sequence[str]) -> JsonObject:
+    """Return what a card says beyond the Steering itself. Raises OptionError, naming what cannot be shown."""
+    if not what.strip():
+        raise OptionError("expected a sentence that says what the Steering does, got nothing")
+    if licence and not _LICENCE.fullmatch(licence):
+        raise OptionError(f"expected a licence by its short name, such as apache-2.0, got {licence!r:.60}")
+    if model and not _MODEL.fullmatch(model):
+        raise OptionError(f"expected the model as OWNER/NAME, got {model!r:.60}")
+    return {
+        "what": " ".join(what.split()),
+        "model": model,
+        "licence": licence,
+        "evidence": [" ".join(line.split()) for line in evidence],
+        "limits": [" ".join(line.split()) for line in limits],
+    }
+
+
+def card_of(facts: Facts) -> str:
+    """Return the card."""
+    told, family = _told(facts.settings), facts.model.family or facts.model.model_class
+    drawn = draws(facts.model, facts.settings)
+    name = told["model"] or subject_name(facts.model, facts.settings)
+    title = f"A dsas Steering for {name}"
+    about = (
+        f"For {name}: {family}, width {facts.model.width}, {facts.model.depth} layers, weights "
+        f"`{facts.model.fingerprint}`. {sum(rule.weight > 0 for rule in facts.rules)} sites are steered."
+    )
+    loads = f'"{told["model"]}"' if told["model"] else "..."
+    opened = f"model, tokenizer = dsas.load_model({loads})\n" if facts.model.family else ""  # a pipeline has none
+    use = (
+        f"```python\nimport dsas  # pip install dsas\n\n{opened}"
+        'steering = dsas.Steering.from_pretrained("...")  # this folder, or OWNER/NAME on the hub\n'
+        f"{_OF_PIPELINE if drawn else _OF_MODEL}\n```"
+    )
+    lines = facts.calibration.lines() if facts.calibration is not None else ["not calibrated: 1 unless given"]
+    settings = told_settings(facts.model, facts.settings)
+    made = [f"{key}: {value}" for key, value in settings.items() if key != KEY]
+    parts = {
+        "": [told["what"], about],
+        "Use": [use],
+        "Strength": [_listed(lines)],
+        "Evidence": [_listed(told["evidence"])],
+        "Limits": [_listed([*told["limits"], *ALWAYS])],
+        "How it was made": [_listed(made), f"```\n{facts.shown}\n```"],
+    }
+    tags = ", diffusers, text-to-image" if drawn else ""
+    front = ["library_name: dsas", f"tags: [dsas, activation-steering{tags}]"]
+    front += [f"license: {told['licence']}"] if told["licence"] else []
+    front += [f"base_model: {told['model']}"] if told["model"] else []
+    texts = [f"# {title}"]
+    for heading, paragraphs in parts.items():
+        said = [paragraph for paragraph in paragraphs if paragraph]
+        texts += ([f"## {heading}"] if heading and said else []) + said
+    return "---\n" + "\n".join(front) + "\n---\n" + "\n\n".join(texts) + "\n"
+
+
+def _told(settings: Mapping[str, Json]) -> JsonObject:
+    """Return what was described, where a stored Steering describes itself in a way that can be shown."""
+    nothing: JsonObject = {"what": "", "model": "", "licence": "", "evidence": [], "limits": []}
+    told = settings.get(KEY)
+    if not isinstance(told, Mapping) or not all(isinstance(told.get(key), type(one)) for key, one in nothing.items()):
+        return nothing
+    fits = {"model": _MODEL, "licence": _LICENCE}
+    kept = {key: told[key] if key not in fits or fits[key].fullmatch(told[key]) else "" for key in nothing}
+    return kept | {key: [str(line) for line in told[key]] for key in ("evidence", "limits")}
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
