@@ -5,12 +5,13 @@
 | social_iqa | SocialIQA (1904.09728), three answers | 2,224 | text of the answer, per character | CC BY 4.0 |
 | quartz | QuaRTz (1909.03553), two answers | 3,860 | letter | CC BY |
 | mmlu | MMLU (2009.03300), four answers, a part of its test set | 1,000 | letter | MIT |
+| moral_exceptions | MoralExceptQA (2210.01478), yes or no | 148 | the word | MIT |
 
 All come from the package evals, in its order, and go into `dsas.evaluation.choice`. SocialIQA is asked as
 lm-evaluation-harness asks it ("Q: ...", then "A:"). The real models of the demo answer little more than chance of any:
 of the first 600 of SocialIQA, SmolLM2 answers 39 % (standard error 2 %, chance 33 %), so small losses do not show.
 
-Left out: examples in the prompt.
+Limitations: no examples in the prompt.
 """
 
 import json
@@ -49,6 +50,15 @@ def mmlu(*, cache: Path | None = None) -> list[Question]:
     """Return the questions of knowledge from many subjects; the choices are letters."""
     lines = _lines("sandbagging/samples-all-large.jsonl", cache)
     return [Question(line["question"], (" A", " B", " C", " D"), "ABCD".index(line["answer"])) for line in lines]
+
+
+def moral_exceptions(*, cache: Path | None = None) -> list[Question]:
+    """Return the questions whether it is acceptable to break a rule, this once; the choices are yes and no."""
+    found = []
+    for line in _lines("moral_exceptQA/samples.jsonl", cache):
+        told, asked = (message["content"] for message in line["input"])
+        found.append(Question(f"{told}\n\n{asked}", (" Yes", " No"), ("Yes", "No").index(line["ideal"])))
+    return found
 
 
 def _parts(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:

@@ -75,7 +75,10 @@ def test_steered_rows_are_independent_and_steering_moves_the_scores(regulator):
     with steering.apply(model, 0.2, record=False):
         together = choice_accuracy(model, tokenizer, QUESTIONS, batch_size=9)
         alone = [choice_accuracy(model, tokenizer, [question], batch_size=1) for question in QUESTIONS]
-        by_definition = [by_hand(model, question, "characters") for question in QUESTIONS]
+    by_definition = []
+    for question in QUESTIONS:
+        with steering.apply(model, 0.2, record=False, prompt_tokens=len(question.prompt.encode())):
+            by_definition.append(by_hand(model, question, "characters"))
     for scores, single, wanted, unsteered in zip(together.scores, alone, by_definition, plain.scores, strict=True):
         np.testing.assert_allclose(scores, single.scores[0], rtol=1e-4)
         np.testing.assert_allclose(scores, wanted, rtol=1e-4)

@@ -51,7 +51,7 @@ def test_values_with_gaps_are_refused(values):
 
 
 def test_ratios_to_nothing_and_of_other_prompts_are_refused():
-    with pytest.raises(OptionError, match="other than 0"):
+    with pytest.raises(OptionError, match="whose mean is not 0"):
         bootstrap_ratio(np.ones((3, 1)), np.zeros((3, 1)))
 
 

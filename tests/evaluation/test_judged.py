@@ -1,9 +1,13 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from makers import templated
 
-from dsas.errors import OptionError, TextsError
+from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.evaluation.judged import judged
+from dsas.testing import tiny_model
 
 PROMPTS = ["w3 w4", "w9 w8 w7 w6", "w5"]
 CONTINUATIONS = [[" w5 w6 w7", " w1", ""], [" w2", " w3 w3 w3 w3 w4", " w8 w9"]]
@@ -54,3 +58,13 @@ def test_continuations_that_do_not_match_the_prompts_are_refused(llama, tokenize
 def test_a_batch_of_nothing_is_refused(llama, tokenizer):
     with pytest.raises(OptionError, match="batch size"):
         judged(llama, tokenizer, PROMPTS, CONTINUATIONS, batch_size=0)
+
+
+def test_a_prompt_that_the_chat_template_rendered_is_read_as_it_is():
+    tokenizer = templated("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", specials=("<|im_start|>",))
+    prompt = "<|im_start|>hello"
+    model: Any = tiny_model()
+    model.resize_token_embeddings(len(tokenizer))
+    with pytest.warns(DsasWarning, match="look as if a chat template"):
+        expected = judged(model, tokenizer, [prompt], [[" you"]]).mean
+    assert judged(model, tokenizer, [prompt], [[" you"]], special_tokens=False).mean == expected

@@ -34,7 +34,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def patch(answers: Any) -> None:
         monkeypatch.setattr(ReleaseCheck, "answers", answers)
-        monkeypatch.setattr(release_check, "judged", lambda *_: type("R", (), {"nats": np.zeros((len(_[2]), 1))}))
+        monkeypatch.setattr(release_check, "judged", lambda *_, **__: type("R", (), {"nats": np.zeros((len(_[2]), 1))}))
 
     return patch
 

@@ -3,9 +3,9 @@ import torch
 from makers import random_steering
 
 import dsas
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError
 from dsas.evaluation.divergence import divergence
-from dsas.sweep.nulls import RANDOM, TURNED, adds_vectors, matched_nulls
+from dsas.sweep.nulls import RANDOM, TURNED, _matched, adds_vectors, matched_nulls
 from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.models import WIDTH
 
@@ -50,3 +50,19 @@ def test_a_steering_that_does_more_than_add_or_moves_nothing_has_no_nulls() -> N
         matched_nulls(model, tiny_tokenizer(), ablation, TEXTS, strength=1.0)
     with pytest.raises(OptionError, match="moves nothing on these texts"):
         matched_nulls(model, tiny_tokenizer(), random_steering(model), TEXTS, strength=0.0)
+
+
+@pytest.mark.parametrize("most", [0.9, 1.5])
+def test_a_null_is_the_nearest_that_was_tried_and_one_that_comes_nowhere_near_is_told(most: float) -> None:
+    """KL that jumps: 0.2 below a factor of 1, then `most`; no factor gives the 1 that is wanted."""
+    steering = random_steering(tiny_model())
+    length = float(steering.rules[0].transform.vector.norm())
+
+    def moved(one: dsas.Steering) -> float:
+        return most if float(one.rules[0].transform.vector.norm()) >= 0.999 * length else 0.2
+
+    if most == 0.9:
+        assert _matched("null", steering, moved, 1.0).kl == most
+        return
+    with pytest.warns(DsasWarning, match=r"'null' has a KL divergence of 1.5 nats, and the Steering 1: .* not matched"):
+        assert _matched("null", steering, moved, 1.0).kl == most

@@ -88,7 +88,7 @@ def test_a_picture_is_named_by_a_text(tmp_path: Path):
 def test_a_cell_that_lacks_a_sample_is_left_out_and_named(tmp_path: Path, measure: str):
     lines = sweep()
     lines.remove([line for line in lines if line["strength"] == 0.1 and line["measure"] == measure][-1])
-    with pytest.warns(DsasWarning, match=r"left out: 'caa' at 0\.1 \(lacks 1 samples\)"):
+    with pytest.warns(DsasWarning, match=r"incomplete, so not shown: 'caa' at 0\.1 \(lacks 1 samples\)"):
         samples = read_samples(write_samples(tmp_path / "s.jsonl", lines))
     assert [cell.strength for cell in samples.cells] == [0, 0.2]
     assert samples.left_out == ("'caa' at 0.1 (lacks 1 samples)",)
@@ -97,7 +97,7 @@ def test_a_cell_that_lacks_a_sample_is_left_out_and_named(tmp_path: Path, measur
 def test_a_seed_that_no_prompt_has_throughout_makes_its_cells_incomplete(tmp_path: Path):
     lines = sweep()
     lines.append({**lines[0], "seed": 2})
-    with pytest.raises(TextsError, match=r"unsteered model nothing compares: .* \(lacks 4 samples\)"):
+    with pytest.raises(TextsError, match=r"nothing to compare with: .* \(lacks 4 samples\)"):
         read_samples(write_samples(tmp_path / "s.jsonl", lines))
 
 

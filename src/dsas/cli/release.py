@@ -8,13 +8,14 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out, check_strength
+from dsas.cli.checks import check_model, check_out, check_strength, check_table
 from dsas.cli.models import loaded_model
 from dsas.cli.options import in_model, in_output, in_texts
 from dsas.cli.output import say, say_json, show_table
 from dsas.errors import OptionError
 from dsas.evaluation.release_limits import RELEASE_LIMITS, read_release_limits, release_limits
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.files.tidy_tables import write_rows
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def check(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check refusals, over-refusals, jailbreaks, KL, perplexity, repetition and JSON against limits.
@@ -57,6 +59,7 @@ def check(
     if steering is None or model is None:
         raise OptionError("expected a Steering and --model, or --list alone")
     check_strength(strength)
+    check_table(table)
     stored, own = steering_folder(steering), Path(steering).is_dir()
     if own:
         check_out(stored)
@@ -81,7 +84,12 @@ def check(
         with_check(chosen, check.strength, found).save_pretrained(stored)
     if measured is not None:
         shutil.rmtree(measured, ignore_errors=True)
+    if table is not None:
+        write_rows(table, [one.row(check.strength) for one in found])
     _show(found, check.strength, as_json)
+    if strength is None and chosen.strength is None:
+        how = "give the --strength at which it is used, or run `dsas calibrate`"
+        say(f"this Steering is not calibrated, so strength 1 was checked: {how}", error=True)
     if not all(one.kept for one in found):
         raise typer.Exit(1)
 

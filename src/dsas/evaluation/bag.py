@@ -5,7 +5,7 @@
 One row k with slope -1 and shift 0 is logistic regression; several rows are support vector machines of a
 cross-validation, each with Platt's fit of slope and shift, averaged. Terms are words or runs of letters.
 
-Left out: training.
+Limitations: prediction only, no training.
 
 Source: scikit-learn `TfidfVectorizer`, `CalibratedClassifierCV(method="sigmoid")`; Platt 1999.
 """

@@ -8,7 +8,7 @@
 The gate s is the sigmoid, or, as Keras had it until 2.2, the "hard" one: clip(0.2 x + 0.5, 0, 1). torch.nn.LSTM knows
 the first only, so the recurrence is written out. Kernels lie as Keras stores them, (in, out), gates in order i f g o.
 
-Left out: training, masks, dropout.
+Limitations: prediction only; no masks, no dropout.
 
 Source: Hochreiter and Schmidhuber 1997; Keras `LSTM`, `Tokenizer`, `pad_sequences`.
 """

@@ -15,7 +15,7 @@ alone. To measure a steered model, call this while the Steering is applied:
 
 Regulators that ask where the prompt ends take the whole row for prompt.
 
-Left out: examples in the prompt (write them into it), and a tie is no answer: it counts as wrong.
+Limitations: examples are not put into the prompt (write them into it); a tie counts as wrong.
 
 Source: GPT-3 (2005.14165, section 2.4) for the likelihood of choices by length.
 """
@@ -47,7 +47,7 @@ class Question(NamedTuple):
 class ChoiceResult(NamedTuple):
     """How the questions were answered, in the order given.
 
-    accuracy: share of correct answers. correct, margins: as defined above, in nats per length. scores: of each
+    accuracy: share of correct answers. correct, margins: as defined above, in nats per length. scores: those of each
     question's choices. `correct[:, None]` goes straight into `intervals.bootstrap`.
     """
 
@@ -64,7 +64,7 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     """
     path, found = Path(path), []
     if path.suffix.lower() != ".jsonl":
-        raise TextsError(f"{path}: expected a file ending in .jsonl with a question a line")
+        raise TextsError(f"{path}: expected a file ending in .jsonl with one question per line")
     for place, said in read_records(path):
         try:
             question = Question(str(said["prompt"]), tuple(map(str, said["choices"])), int(said["answer"]))

@@ -10,7 +10,7 @@ than `max_tokens`, or than the model's own longest, are cut: what stands after t
 | s-nlp/roberta_toxicity_classifier | toxic | the one of the papers |
 | unitary/toxic-bert, unitary/unbiased-toxic-roberta | toxic, toxicity | several labels at once |
 
-Left out: regression models (they give no probability), text pairs. The ids in the table were not tried here.
+Limitations: no regression models (they give no probability), no text pairs. The ids in the table were not tried here.
 """
 
 from collections.abc import Sequence

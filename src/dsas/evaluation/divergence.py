@@ -60,12 +60,12 @@ def divergence(
     if max_tokens < 1:
         raise OptionError(f"expected max_tokens >= 1, got {max_tokens}")
     rows = read_through(tokenizer, texts, max_tokens)
-    per_text = np.zeros(len(rows))
+    prompts, per_text = [row.prompt for row in rows], np.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches([row.ids for row in rows], batch_size, pad=pad_token(tokenizer), side="right"):
             before = logits_on(model, batch)
             with steered():
-                after = logits_on(model, batch)
+                after = logits_on(model, batch, prompts=prompts)
             for place, row in enumerate(batch.rows):
                 asked = torch.tensor(rows[row].asked, device=before.device).nonzero().flatten()
                 nats = kl_divergence(before[place, asked], after[place, asked]).clamp(min=0)

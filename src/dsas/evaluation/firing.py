@@ -49,7 +49,8 @@ class Firing:
     """What regulators do on one kind of text.
 
     value: mean regulator value. above_half: share in [0, 1] of (token, site) pairs whose value exceeds one half.
-    auroc: of single tokens, first kind against this one, in [0, 1]; None for the first kind itself. tokens: read.
+    auroc: how well a token of the first kind is told from one of this kind, in [0, 1]; None for the first kind itself.
+    tokens: read.
     """
 
     kind: str
@@ -79,6 +80,23 @@ class FiringReport:
             for one in others
             if one.value.mean > FIRES_ALIKE * first.value.mean
         ]
+
+    def rows(self) -> list[JsonObject]:
+        """Return a row per kind of text, site and measure; without a site, over all sites with its 95 % interval."""
+        found: list[JsonObject] = []
+        for one in self.kinds:
+            measures = {"regulator": one.value, "above one half": one.above_half, "AUROC of a token": one.auroc}
+            found += [
+                {"kind": one.kind, "site": None, "measure": name, **value._asdict()}
+                for name, value in measures.items()
+                if value is not None
+            ]
+            unknown = {"low": None, "high": None, "n": one.value.n}
+            found += [
+                {"kind": one.kind, "site": site, "measure": "regulator", "mean": mean, **unknown}
+                for site, mean in zip(self.sites, self.by_site[one.kind], strict=True)
+            ]
+        return found
 
     def as_dict(self) -> JsonObject:
         """Return it as JSON-ready values."""

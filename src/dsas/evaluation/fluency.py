@@ -5,7 +5,7 @@
 
 Words are what lies between spaces, in lower case. distinct_n falls as more text is given, so compare equal amounts.
 
-Left out: texts shorter than n words (they have no n-grams and count neither way).
+Limitations: texts shorter than n words have no n-grams and are not counted.
 
 Source: distinct-n, Li et al. 2016 (1510.03055); seq-rep-4, Welleck et al. 2020 (1908.04319); the jackknife, Efron and
 Stein 1981.

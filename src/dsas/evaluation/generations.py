@@ -100,7 +100,7 @@ def sample_batch(
     """Return the continuations of one batch of the prompts, each under the number of its prompt.
 
     They are those that `sample_continuations` gives for that seed, so several processes may share its work.
-    number: of the batch, below `batch_count`. Raises what `sample_continuations` raises.
+    number: which batch, below `batch_count`. Raises what `sample_continuations` raises.
     """
     _check(sampling, (seed,))
     rows, fill = tokenize(tokenizer, prompts, special_tokens=sampling.special_tokens), pad_token(tokenizer)

@@ -11,7 +11,7 @@ plain class.
 
 `dsas.evaluation.lm_eval_model` puts the class into lm-eval's registry, to be loaded by name.
 
-Left out: several processes.
+Limitations: one process.
 
 Source: lm-eval 0.4.9 or later, `lm_eval.models.huggingface.HFLM`; needs the extra `lm-eval`.
 """

@@ -6,7 +6,7 @@ all seeds of a drawn prompt come along. Low and high are the 2.5 % and 97.5 % po
 A mean of values that are all equal gets an interval of no width: with no toxic text among n prompts, 3/n is a better
 upper bound ("rule of three").
 
-Left out: bias correction, studentised intervals.
+Limitations: no bias correction, no studentised intervals.
 
 Source: Efron 1979; Davison and Hinkley 1997, sections 2.4 and 3.8.
 """
@@ -57,7 +57,7 @@ def bootstrap_ratio(
     """
     tops, bottoms = _prompt_means(above, below)
     if bottoms.mean() == 0:
-        raise OptionError("expected a mean other than 0 below the line, got 0: report the difference instead")
+        raise OptionError("expected a denominator whose mean is not 0, got 0: report the difference instead")
     weights = draw_counts(len(tops), resamples=resamples, seed=seed)
     top, bottom = weights @ tops, weights @ bottoms
     draws = np.divide(top, bottom, out=np.full(resamples, np.inf), where=bottom != 0)
@@ -90,8 +90,8 @@ def bootstrap_groups(
 ) -> Interval:
     """Return a statistic of several groups of prompts with its interval, each group drawn for itself.
 
-    statistic: takes for each group how often each of its prompts is drawn, (draw, prompt), and gives one value a draw.
-    sizes: prompts in each group. Raises OptionError when a value is not finite or `resamples` < 1.
+    statistic: takes for each group how often each of its prompts is drawn, (draw, prompt), and gives one value per
+    draw. sizes: prompts in each group. Raises OptionError when a value is not finite or `resamples` < 1.
     """
     (mean,) = statistic([np.ones((1, size)) for size in sizes])
     draws = statistic(

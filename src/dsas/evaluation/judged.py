@@ -9,7 +9,7 @@ a token with nothing before it. A continuation of which nothing is left to judge
 
 Low is not good by itself: text that repeats itself is easy to predict. Look at distinct-n (`fluency`) as well.
 
-Left out: texts longer than the judge's context.
+Limitations: texts must fit the judge's context.
 
 Source: conditional perplexity as in DExperts (2105.03023), which exponentiates it.
 """
@@ -29,8 +29,9 @@ from dsas.model.tokenizing import pad_token
 class JudgedResult(NamedTuple):
     """What the judge makes of all continuations.
 
-    mean: of `nats` over the continuations that were judged; NaN when there was none. exp(mean) is a perplexity.
-    nats: per token, >= 0; NaN where there was nothing to judge. tokens: how many were judged. empty: how many NaNs.
+    mean: the mean of `nats` over the continuations that were judged; NaN when there was none. exp(mean) is a
+    perplexity. nats: per token, >= 0; NaN where there was nothing to judge. tokens: how many were judged. empty: how
+    many NaNs.
     """
 
     mean: float
@@ -46,21 +47,27 @@ def judged(
     continuations: Sequence[Sequence[str]],
     *,
     batch_size: int = 32,
+    special_tokens: bool = True,
 ) -> JudgedResult:
-    """Judge continuations as `sample_continuations` gives them: for every seed one text a prompt, without the prompt.
+    """Judge continuations as `sample_continuations` gives them: for every seed one text per prompt, without the prompt.
 
     judge: a causal language model other than the one that wrote, unsteered; tokenizer: its own, a fast one.
+    special_tokens: whether it adds its own, as to raw text; prompts that its chat template rendered have theirs.
     Raises TextsError for no prompts or seeds of another length, OptionError for `batch_size` < 1 or a slow tokenizer.
     """
     if isinstance(prompts, str) or not prompts or not continuations:
         raise TextsError("expected a list of prompts and for every seed a list of their continuations, at least one")
     uneven = [seed for seed, texts in enumerate(continuations) if isinstance(texts, str) or len(texts) != len(prompts)]
     if uneven:
-        raise TextsError(f"expected for every seed one text a prompt ({len(prompts)}); not so for seeds {uneven[:10]}")
+        raise TextsError(
+            f"expected one text per prompt for every seed ({len(prompts)}); not so for seeds {uneven[:10]}"
+        )
     if batch_size < 1:
         raise OptionError(f"expected a batch size of at least 1, got {batch_size}")
     texts = [text for seed in continuations for text in seed]
-    rows = rows_after(tokenizer, list(prompts) * len(continuations), texts, straddling="given")
+    rows = rows_after(
+        tokenizer, list(prompts) * len(continuations), texts, straddling="given", special_tokens=special_tokens
+    )
     found = log_probabilities(judge, rows, pad=pad_token(tokenizer), batch_size=batch_size)
     flat = [-logs.double().mean().item() for logs in found]  # a mean of nothing is NaN
     nats = np.array(flat).reshape(len(continuations), -1).T

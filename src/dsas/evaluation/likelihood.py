@@ -7,8 +7,8 @@ attention does not see it, so that a row gives the same alone and in any batch. 
 nothing is read after it; rows that differ in no other share one pass. Logits are asked for at those positions only that
 predict something, so that a large vocabulary costs no more than it must.
 
-Left out: a cache of keys and values shared over texts with one beginning: a regulator that remembers its row would
-carry what it saw of one text into the next. Texts longer than the model's context.
+Limitations: texts with a common beginning do not share a cache of keys and values, since a regulator that remembers its
+row would carry what it saw of one text into the next. Texts must fit the model's context.
 """
 
 import inspect
@@ -34,12 +34,14 @@ Straddling = Literal["given", "judged"]
 class Row(NamedTuple):
     """The tokens of a text: those from `first` (>= 1) on are judged, each given all before it; maybe there are none.
 
-    judged: which of those from `first` on; all when it is None.
+    judged: which of those from `first` on; all when it is None. prompt: how many tokens the judged text continues from,
+    None where it continues nothing.
     """
 
     tokens: list[int]
     first: int
     judged: list[bool] | None = None
+    prompt: int | None = None
 
 
 def rows_after(
@@ -69,26 +71,28 @@ def rows_after(
         bound = len(prompt) + side
         judged = [place for place, span in enumerate(offsets) if span[1] > span[0] and span[side] >= bound]
         end = judged[-1] + 1 if judged else len(tokens)
-        rows.append(Row(list(tokens[:end]), max(1, judged[0]) if judged else end))
+        first = max(1, judged[0]) if judged else end
+        rows.append(Row(list(tokens[:end]), first, prompt=first if prompt else None))
     return rows
 
 
 def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[Float[Tensor, " _"]]:
     """Return for every row the log-probability of each of its judged tokens, in nats; `pad` is any token number."""
-    passes: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    passes: dict[tuple[tuple[int, ...], int, int | None], list[int]] = {}
     for number, row in enumerate(rows):
         if row.first < len(row.tokens):
             media = id(row.tokens) if isinstance(row.tokens, TokenRow) else 0  # of equal tokens, others may be seen
-            passes.setdefault((tuple(row.tokens[:-1]), media), []).append(number)
+            passes.setdefault((tuple(row.tokens[:-1]), media, row.prompt), []).append(number)
     shared = list(passes.values())
     inputs = [_fed(rows[numbers[0]].tokens) for numbers in shared]
+    prompts = [rows[numbers[0]].prompt for numbers in shared]
     found = [torch.zeros(0)] * len(rows)
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(inputs, batch_size, pad=pad, side="right"):
             readers = [shared[index] for index in batch.rows]
             needed = {at for numbers in readers for number in numbers for at in _predicting(rows[number])}
             positions = sorted(needed)
-            logits = _logits(model, batch, positions)
+            logits = _logits(model, batch, positions, prompts)
             for place, numbers in enumerate(readers):
                 for number in numbers:
                     row = rows[number]
@@ -109,9 +113,11 @@ def _predicting(row: Row) -> range:
     return range(row.first - 1, len(row.tokens) - 1)
 
 
-def _logits(model: Model, batch: Batch, positions: list[int]) -> Float[Tensor, "batch position vocabulary"]:
+def _logits(
+    model: Model, batch: Batch, positions: list[int], prompts: Sequence[int | None]
+) -> Float[Tensor, "batch position vocabulary"]:
     """Return the logits at these positions; a model that cannot be asked for some gives all."""
     device, some = device_of(model), "logits_to_keep" in inspect.signature(model.forward).parameters
     kept = {"logits_to_keep": torch.tensor(positions, device=device)} if some else {}
-    logits = logits_on(model, batch, **kept)
+    logits = logits_on(model, batch, prompts=prompts, **kept)
     return logits if logits.shape[1] == len(positions) else logits[:, positions]

@@ -83,6 +83,18 @@ class Curve:
             for strength, one in zip(self.strengths, self.losses, strict=True)
         ]
 
+    def text_rows(self) -> list[JsonObject]:
+        """Return a row per strength and text: its group, source or control, its kind, its number, and what it loses."""
+        found: list[JsonObject] = []
+        for strength, one in zip(self.strengths, self.losses, strict=True):
+            groups = [("source", "source", one.source), *(("control", *pair) for pair in one.control.items())]
+            found += [
+                {"strength": strength, "group": group, "kind": kind, "text": number, "nats": float(nats)}
+                for group, kind, values in groups
+                for number, nats in enumerate(values)
+            ]
+        return found
+
 
 class Yardstick:
     """The texts that selectivity is read on, with the log-probabilities that the unsteered model gives them.
@@ -158,7 +170,7 @@ def ladder(
 ) -> Generator[list[float], list[Losses], Curve]:
     """Ask for the strengths that a curve around the stated damage needs, and return that curve.
 
-    Yields strengths, is sent the losses at them, in their order, and goes on from there; so the curves of several
+    Yields strengths, is sent the losses at them, in their order, and continues from there; so the curves of several
     Steerings can be measured side by side. Strengths at which the model broke down (losses that are not finite) count
     as too large and are not on the curve.
     Raises OptionError for numbers that are not above 0, and when the model broke down at every strength.
@@ -203,7 +215,7 @@ def ladder(
 def _row(one: Rendered) -> Row:
     """Return a row as far as its last judged token."""
     places = [place for place, judged in enumerate(one.judged) if judged]
-    return Row(one.cut(places[-1] + 1).ids, places[0], one.judged[places[0] : places[-1] + 1])
+    return Row(one.cut(places[-1] + 1).ids, places[0], one.judged[places[0] : places[-1] + 1], one.prompt)
 
 
 def _strength(start: float, rung: int) -> float:

@@ -34,8 +34,8 @@ def general_texts(
 ) -> list[str]:
     """Return `n` different texts that the model writes by itself; the same call gives the same texts.
 
-    new_tokens: at most, in each. openers: how texts begin. Raises OptionError for numbers below 1 or no openers,
-    TextsError for a model that does not say enough.
+    new_tokens: most tokens per text. openers: beginnings of texts. Raises OptionError for numbers below 1 or no
+    openers, TextsError when the model writes too few different texts.
     """
     if n < 1 or new_tokens < 1 or not openers:
         raise OptionError(f"expected n >= 1, new_tokens >= 1 and openers, got {n}, {new_tokens} and {len(openers)}")

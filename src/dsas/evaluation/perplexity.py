@@ -37,8 +37,9 @@ from dsas.model.tokenizing import pad_token
 class PerplexityResult(NamedTuple):
     """Perplexities, of which 1 is certainty, and the log-losses that they are made of.
 
-    mean: over texts. per_text: of each text, in the order given. of_tokens: of all tokens together. losses: of each
-    text, in nats per predicted token. tokens: how many tokens of each text were predicted.
+    mean: mean over texts. per_text: perplexity of each text, in the order given. of_tokens: perplexity of all tokens
+    together. losses: those of each text, in nats per predicted token. tokens: how many tokens of each text were
+    predicted.
     """
 
     mean: float
@@ -74,10 +75,10 @@ def perplexity(
             f"expected texts of at least 2 tokens (the first is not predicted); too short: {short[:10]}, the first of "
             f"them {texts[short[0]]!r}"
         )
-    losses = np.zeros(len(rows))
+    prompts, losses = [row.prompt for row in rows], np.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches([row.ids for row in rows], batch_size, pad=pad_token(tokenizer), side="right"):
-            logits = logits_on(model, batch)
+            logits = logits_on(model, batch, prompts=prompts)
             tokens = batch.tokens.to(logits.device)
             for place, row in enumerate(batch.rows):
                 at = judged[row].nonzero().flatten().to(logits.device)

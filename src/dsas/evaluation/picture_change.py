@@ -6,7 +6,8 @@
 m in [0, 1] is the share of each pixel that the region covers. Pictures that do not start from the same noise differ by
 tens without any steering, so the number means nothing for them; 0 means that no pixel changed.
 
-Left out: what a change looks like to a person (LPIPS); a shift of a whole picture by one pixel counts as a change.
+Limitations: it does not say what a change looks like to a person (as LPIPS does); a shift of the whole picture by one
+pixel counts as a change.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ Region = Float[np.ndarray, "picture3 height3 width3"] | Bool[np.ndarray, "pictur
 
 
 class PictureChange(NamedTuple):
-    """Mean absolute differences, one a picture, on the scale of 0 to 255.
+    """Mean absolute differences, one per picture, on the scale of 0 to 255.
 
     inside, outside: NaN for a picture whose region is empty, or leaves nothing outside.
     """
@@ -35,7 +36,7 @@ class PictureChange(NamedTuple):
 def picture_change(before: Before, after: After, *, region: Region | None = None) -> PictureChange:
     """Return how far each picture of `after` is from that of `before`, both uint8 or both floats of 0 to 1.
 
-    region: of each picture, such as where a concept stands; without one it is the whole picture.
+    region: a part of each picture, such as where a concept stands; the whole picture when not given.
     Raises OptionError for no pictures, pictures that are no pairs, and masks of another size or outside [0, 1].
     """
     if before.shape != after.shape or before.dtype != after.dtype or before.size == 0:

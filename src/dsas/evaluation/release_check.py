@@ -58,6 +58,12 @@ class Checked(NamedTuple):
         """Return it JSON-ready."""
         return {"name": self.name, "limit": self.limit, **self.found._asdict(), "kept": self.kept}
 
+    def row(self, strength: float) -> JsonObject:
+        """Return it as a row of a table, measured at a strength; side: whether the limit is a least or a most."""
+        side = "at least" if RELEASE_LIMITS[self.name].least else "at most"
+        said = {"strength": strength, "measure": self.name, "side": side, "limit": self.limit}
+        return {**said, **self.found._asdict(), "kept": self.kept}
+
     def line(self) -> str:
         """Return it as a line for people."""
         most = "at least" if RELEASE_LIMITS[self.name].least else "at most"
@@ -151,7 +157,8 @@ class ReleaseCheck:
 
     def _incoherent(self, kind: str, answers: Sequence[str]) -> np.ndarray:
         prompts = self._rendered(self._requests.of(kind))
-        nats = judged(self._model, self._tokenizer, prompts, [answers]).nats[:, 0]
+        special = self._sampling.special_tokens
+        nats = judged(self._model, self._tokenizer, prompts, [answers], special_tokens=special).nats[:, 0]
         return np.array([incoherent(answer, of) for answer, of in zip(answers, nats, strict=True)])
 
     def _cost(self, name: str) -> Interval:

@@ -14,8 +14,8 @@ scikit-learn, has to be installed. Of models with six labels the first, "toxic",
 
 Known faults of the first two: they call many sentences with words for groups of people toxic, "gay" above all.
 
-Left out: tox-block's own stretching of its probabilities (it moves them by less than 0.003), the stemming and stop
-words of toxicityclassifier (they need downloads of their own).
+Limitations: tox-block's own stretching of its probabilities is not applied (it moves them by less than 0.003), nor are
+the stemming and stop words of toxicityclassifier (they need downloads of their own).
 """
 
 import string
@@ -41,7 +41,7 @@ _BATCH = 256
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Anything with a `name` that turns texts into toxicity probabilities in [0, 1], one a text, in order."""
+    """Anything with a `name` that turns texts into toxicity probabilities in [0, 1], one per text, in order."""
 
     name: str
 

@@ -14,7 +14,7 @@ which c are toxic: the mean over all subsets of k, which no order of the continu
 
 A score of exactly the threshold is not toxic here; Gehman et al. count it.
 
-Left out: intervals (see `intervals`; rows of `flags` go straight into `bootstrap`).
+Limitations: no intervals here; rows of `flags` go straight into `intervals.bootstrap`.
 
 Source: Cohen 1960; Gehman et al. 2020 (RealToxicityPrompts, 2009.11462, section 3.2).
 """
@@ -33,8 +33,8 @@ from dsas.evaluation.scorers import Scorer
 class ToxicityResult(NamedTuple):
     """What the scorers said about all continuations.
 
-    names: of the scorers. scores: in [0, 1]. flags: scores above the threshold.
-    shares: of toxic texts, by scorer, in [0, 1]. mean_share: their mean.
+    names: the scorers' names. scores: in [0, 1]. flags: scores above the threshold.
+    shares: the share of toxic texts, by scorer, in [0, 1]. mean_share: their mean.
     ensemble: mean score of the scorers. ensemble_share: of texts whose mean score is above the threshold.
     kappa: agreement of every two scorers on the flags. spearman: on the order of the scores, in [-1, 1]; NaN where a
     scorer gives all texts the same score.
@@ -54,8 +54,8 @@ class ToxicityResult(NamedTuple):
 class WorstResult(NamedTuple):
     """What the worst of k continuations is like.
 
-    maximum: expected maximum toxicity, mean over prompts. probability: of at least one toxic, mean over prompts.
-    maxima, probabilities: of each prompt; `maxima[:, None]` goes straight into `intervals.bootstrap`.
+    maximum: expected maximum toxicity, mean over prompts. probability: that at least one is toxic, mean over prompts.
+    maxima, probabilities: one value per prompt; `maxima[:, None]` goes straight into `intervals.bootstrap`.
     """
 
     maximum: float
@@ -67,7 +67,7 @@ class WorstResult(NamedTuple):
 def toxicity(
     continuations: Sequence[Sequence[str]], scorers: Sequence[Scorer], *, threshold: float = 0.5
 ) -> ToxicityResult:
-    """Score continuations as `sample_continuations` gives them: for every seed one text a prompt.
+    """Score continuations as `sample_continuations` gives them: for every seed one text per prompt.
 
     threshold: in [0, 1]. Raises TextsError for no texts or seeds of unequal length, OptionError for no scorers, two
     of one name, or a threshold out of range.

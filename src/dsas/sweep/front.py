@@ -10,7 +10,7 @@ so 1 is a model that is never toxic at no cost, and 0 one that gains nothing ove
 corner (ideal, worst) and so belongs to every front. What costs less than ideal counts as ideal; what costs the
 reference or more counts nothing. With no toxicity to remove (worst = 0) the hypervolume is 0.
 
-Left out: more than two objectives.
+Limitations: two objectives.
 
 Source: Zitzler and Thiele 1999 (hypervolume); Zitzler et al. 2003 (the relations between fronts).
 """

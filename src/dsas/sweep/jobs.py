@@ -67,7 +67,8 @@ class Part(NamedTuple):
 class Setup(NamedTuple):
     """What all jobs of a sweep share, as plain data that can be sent to another process.
 
-    model: folder or id, loaded by each worker; fingerprint: of its weights. threads: torch's, in every worker.
+    model: folder or id, loaded by each worker; fingerprint: fingerprint of its weights. threads: torch's threads in
+    every worker.
     prompts: to continue. parts: what is read, by name. scorers: names as `scorer_of` takes them.
     judge: folder or id of the model that judges the continuations, or "" for none.
     """
@@ -87,7 +88,7 @@ class Setup(NamedTuple):
 class Job(NamedTuple):
     """One piece of work; steering is None and strength 0 for the model as it is.
 
-    seed, batch: of a `generate`. part: of `losses` and a `read`. texts: of a `score` or `judge`.
+    seed, batch: for `generate`. part: for `losses` and `read`. texts: for `score` and `judge`.
     """
 
     task: Task

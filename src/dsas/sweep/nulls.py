@@ -14,12 +14,14 @@ up over the layers as a fitted one does; the factor makes up for it. One draw is
 Source: matched nulls of arXiv 2608.24335 and 2608.02957.
 """
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError
 from dsas.evaluation.divergence import divergence
 from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
@@ -28,6 +30,7 @@ from dsas.transforms.addition import Addition
 from dsas.transforms.affine import Translation
 
 TOLERANCE = 0.02  # of KL, in parts of it
+FAR = 0.2  # of KL, beyond which a null is no match
 ROUNDS = 8
 RANDOM, TURNED = "random direction", "turned round"
 
@@ -71,16 +74,33 @@ def matched_nulls(
             f"at strength {strength:g} the Steering moves nothing on these texts: there is no KL to match"
         )
     made = {RANDOM: _random(steering, seed), TURNED: _named(-1.0 * steering, steering, TURNED)}
-    found = {}
-    for name, null in made.items():
-        factor, kl = 1.0, moved(null)
-        for _ in range(ROUNDS):
-            if kl == 0 or abs(kl / aim - 1) <= TOLERANCE:
-                break
-            factor *= (aim / kl) ** 0.5  # KL grows with the square, while it is small
-            kl = moved(_scaled(null, factor))
-        found[name] = Null(_scaled(null, factor), factor, kl)
-    return Nulls(aim, found)
+    return Nulls(aim, {name: _matched(name, null, moved, aim) for name, null in made.items()})
+
+
+def _matched(name: str, null: Steering, moved: Callable[[Steering], float], aim: float) -> Null:
+    """Return the null scaled to the KL divergence `aim`, as near as it comes; warns (DsasWarning) where it is far."""
+    low, high = 0.0, math.inf  # factors with less than `aim`, and with more
+    factor, kl = 1.0, moved(null)
+    best = Null(null, factor, kl)
+    for _ in range(ROUNDS):
+        if abs(kl / aim - 1) <= TOLERANCE:
+            break
+        low, high = (factor, high) if kl < aim else (low, factor)
+        factor *= (aim / kl) ** 0.5 if 0 < kl < math.inf else 4.0 if kl == 0 else 0.25  # KL grows with the square
+        if not low < factor < high:
+            factor = math.sqrt(low * high) if low else high / 2
+        scaled = _scaled(null, factor)
+        kl = moved(scaled)
+        if abs(kl - aim) < abs(best.kl - aim):
+            best = Null(scaled, factor, kl)
+    if not abs(best.kl / aim - 1) <= FAR:
+        warnings.warn(
+            f"the null {name!r} has a KL divergence of {best.kl:.3g} nats, and the Steering {aim:.3g}: they are not "
+            "matched; take smaller strengths",
+            DsasWarning,
+            stacklevel=3,
+        )
+    return best
 
 
 def _random(steering: Steering, seed: int) -> Steering:

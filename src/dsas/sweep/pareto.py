@@ -11,7 +11,7 @@ what shows the concept.
 Bootstrap intervals of a hypervolume, or of a least share, lean to the good side, since each draw takes its own luckiest
 points; differences between series measured at equally many strengths lean much less.
 
-Left out: correction for comparing many series: with 12 of them a few pairs differ by chance at 0.95.
+Limitations: no correction for comparing many series; with 12 of them a few pairs differ by chance at 0.95.
 
 Source: Davison and Hinkley 1997, section 2.4.
 """
@@ -42,8 +42,9 @@ _ROUNDING = 1e-9  # points of accuracy are differences of shares: 1.000000000000
 class Comparison(NamedTuple):
     """How one series stands to another.
 
-    difference: of their hypervolumes, `series` minus `other`. above: probability that it is > 0. dominates: probability
-    that the front of `series` dominates that of `other`. Both probabilities are shares of the draws.
+    difference: the difference of their hypervolumes, `series` minus `other`. above: probability that it is > 0.
+    dominates: probability that the front of `series` dominates that of `other`. Both probabilities are shares of the
+    draws.
     """
 
     series: str

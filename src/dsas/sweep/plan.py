@@ -5,7 +5,7 @@
 
 chosen: the strength that tuning texts gave, apart from all that samples.jsonl holds; null where none kept the budget.
 
-Left out: the Steerings themselves.
+The Steerings themselves are not in it.
 """
 
 from pathlib import Path

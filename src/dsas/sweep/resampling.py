@@ -47,7 +47,7 @@ Rows = Float[np.ndarray, "row cell"]
 
 
 class Table(NamedTuple):
-    """One measure: row 0 as measured, a row a draw after it, a column a cell; and the number of items drawn from."""
+    """One measure: row 0 as measured, a row per draw after it, a column per cell; and how many items it drew from."""
 
     rows: Float[np.ndarray, "row cell"]
     n: int

@@ -226,16 +226,21 @@ def _arranged(found: _Found, pictures: _Pictures, scorers: tuple[str, ...], path
     missing = {cell: len(_wanted(cell, keys) - have.keys()) for cell, have in found.items()}
     phrases = {cell: f"{cell[0]!r} at {cell[1]:g} (lacks {n} samples)" for cell, n in missing.items() if n}
     if (UNSTEERED, 0.0) in phrases:
-        raise TextsError(f"{path}: without the whole unsteered model nothing compares: {phrases[UNSTEERED, 0.0]}")
+        raise TextsError(
+            f"{path}: the unsteered model was not measured completely, so there is nothing to compare with: "
+            f"{phrases[UNSTEERED, 0.0]}"
+        )
     if phrases:
-        warnings.warn(f"{path}: incomplete and left out: {', '.join(phrases.values())}", DsasWarning, stacklevel=3)
+        warnings.warn(f"{path}: incomplete, so not shown: {', '.join(phrases.values())}", DsasWarning, stacklevel=3)
     series = list(dict.fromkeys([UNSTEERED, *(name for name, _ in found)]))
     kept = sorted((cell for cell in found if cell not in phrases), key=lambda cell: (series.index(cell[0]), cell[1]))
     kinds = sorted({(key.measure, key.kind) for key in keys})
     items = {of: sorted(key for key in keys if (key.measure, key.kind) == of) for of in kinds}
     cells = tuple(_cell(cell, found[cell], items, pictures.get(cell, {})) for cell in kept)
     if not all(np.isfinite(values).all() for values in cells[0].losses.values()):
-        raise TextsError(f"{path}: the unsteered model has losses that are not finite: nothing compares to them")
+        raise TextsError(
+            f"{path}: the unsteered model has losses that are not finite, so there is nothing to compare with"
+        )
     tokens = _tokens(found, items, path)
     return Samples(scorers, prompts, seeds, cells, tuple(phrases.values()), tokens)
 
