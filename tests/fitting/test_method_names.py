@@ -10,7 +10,7 @@ from makers import methods_table
 import dsas
 from dsas.fitting.method_names import regulator_fit, takes_groups
 
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "methods.md"
 
 
 def test_the_page_of_methods_holds_the_table_that_the_registries_give() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import hooks_on, ids_of, logits_of, unchecked
+from makers import hooks_on, ids_of, logits_of, random_steering, unchecked
 
 import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
@@ -32,8 +32,8 @@ def train(model: Any = None, **options: Any) -> dsas.Steering:
         {"control": ()},
         {"objective": dsas.LinEAS(regulator="logistic")},
         {"objective": "e2e-dsas"},
-        {"objective": dsas.E2E(gate="relu")},
-        {"objective": dsas.E2E(gate="relu"), "start": "scratch", "sites": "residual"},
+        {"objective": dsas.E2E(regulator_form="relu")},
+        {"objective": dsas.E2E(regulator_form="relu"), "start": "scratch", "sites": "residual"},
     ],
 )
 def test_what_is_learned_keeps_the_laws_of_every_steering_and_lowers_the_loss(options: Any, tmp_path: Path) -> None:
@@ -61,6 +61,14 @@ def test_the_model_is_left_as_it_was_in_training_mode_with_its_flags() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert hooks_on(model) == hooks
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_training_a_model_that_is_steered_just_now_says_so_and_keeps_where() -> None:
+    model = tiny_model(layers=2)
+    with random_steering(model, [1]).apply(model, 0.5), pytest.warns(DsasWarning, match="leave it before training"):
+        inside = train(model)
+    assert "model.layers.1" in inside.settings["read while steered at"]
+    assert "read while steered at" not in train(model).settings
 
 
 @pytest.mark.parametrize("objective", ["lineas", "e2e-dsas"])

@@ -180,7 +180,9 @@ def test_a_site_that_never_fires_is_named_and_the_model_is_given_back() -> None:
     model = Quiet()
     batch = batch_of(5, 0.0, torch.float32)
     data = Data([batch], [batch], [torch.randn(5, DIM)] * 3)
-    with pytest.raises(dsas.DsasError, match="no output ever came from after; closest that fired: 'first'"):
+    with pytest.raises(
+        dsas.DsasError, match="these sites never ran in the forward pass: after; closest that fired: 'first'"
+    ):
         Trainer(work_on(model), rules, data, Plan(3), control_weight=1.0)
     assert hooks_on(model) == 0
     assert all(parameter.requires_grad for parameter in model.parameters())

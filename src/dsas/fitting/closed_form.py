@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, TextsError
 from dsas.files.json_values import Json
 from dsas.fitting.collectors import Task, collected
-from dsas.fitting.method_names import FitRegulator, FitTransform, regulator_fit, transform_fit
+from dsas.fitting.method_names import FitRegulator, FitTransform, regulator_fit, takes_pairs, transform_fit
 from dsas.fitting.selection import Selection, Threshold, selection_of
 from dsas.fitting.site_rule import Recipe, SiteFit, describe, select
 from dsas.fitting.token_tuning import tuned_by_tokens
 from dsas.model.drawing import Drawing
-from dsas.model.examples import Given, check_sets
+from dsas.model.examples import ExampleSets, Given, check_sets
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.reading import Reading
 from dsas.model.sites import DEFAULT_SITES, SitePatterns
@@ -77,7 +77,7 @@ def fit(
     chosen, how = selection_of(selection), transform_fit(transform)
     if regulator != AUTO:
         regulator_fit(regulator)
-    sets = check_sets(source, control, target)
+    sets = _paired(check_sets(source, control, target), how)
     subject = subject_of(model, tokenizer)
     examples = subject.examples(reading)
     examples.check(sets)
@@ -109,6 +109,16 @@ def fit(
     if values is not None:
         settings["held_out_tokens"] = values.as_dict()
     return Steering(rules, subject.identity, settings)
+
+
+def _paired(sets: ExampleSets, transform: FitTransform) -> ExampleSets:
+    """Return the sets. Raises TextsError for a transform of pairs, and sets of which source and target are no pairs."""
+    if takes_pairs(transform) and len(sets.source) != len(sets.target):
+        raise TextsError(
+            "this transform learns from pairs, source[i] with target[i]: expected as many source texts as "
+            f"target texts, got {len(sets.source)} and {len(sets.target)}; 'linear-act' needs no pairs"
+        )
+    return sets
 
 
 def _check_clean(subject: Subject, rules: Sequence[Rule]) -> None:

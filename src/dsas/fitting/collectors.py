@@ -24,7 +24,7 @@ Collected = Generator[SiteData, Rule, None]
 
 
 class Task(NamedTuple):
-    """What is collected: of which subject, how its examples are read, at which sites, and where it is kept."""
+    """What is collected: the subject, how its examples are read, at which sites, and where it is kept."""
 
     subject: Subject
     examples: Examples

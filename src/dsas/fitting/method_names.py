@@ -54,3 +54,10 @@ def takes_groups(fit: FitRegulator) -> bool:
     except ValueError:  # written in C, without a signature
         return False
     return any(one.name == "groups" or one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def takes_pairs(fit: FitTransform) -> bool:
+    """Whether a transform reads source[i] and target[i] as one example with and without the behaviour."""
+    while isinstance(fit, partial):
+        fit = fit.func
+    return bool(getattr(getattr(fit, "__self__", None), "pairs", False))

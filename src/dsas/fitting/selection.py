@@ -71,7 +71,7 @@ class Smooth(Selection):
 @final
 @dataclass(frozen=True)
 class Top(Selection):
-    """Steers the `count` >= 1 most accurate sites; of equals the earlier ones."""
+    """Steers the `count` >= 1 most accurate sites; among equals, the earlier ones."""
 
     count: int = 48
     name: ClassVar[str] = "top"

@@ -89,7 +89,8 @@ def select(rules: Sequence[Rule], selection: Selection) -> list[Rule]:
         best = max(rule.accuracy or 0.0 for rule in rules)
         warnings.warn(
             f"no site tells source from control well enough (best held-out accuracy {best:.2f}, selection "
-            f"{selection.describe()!r}): nothing will be steered; give more texts, other sites, or selection='smooth'",
+            f"{selection.describe()!r}): nothing will be steered; give more examples, other sites, or "
+            "selection='smooth'",
             DsasWarning,
             stacklevel=3,
         )

@@ -12,8 +12,8 @@
 A behaviour has words of its own, so a vocabulary finding is for a person to read and no error by itself; length and
 style are what matched sets share.
 
-Of conversations, and of prompts with completions, what counts is compared: the answers, or the instructions where the
-last instruction token is read. Duplicates are those of the whole.
+In conversations, and in prompts with completions, the tokens that count are compared: the answers, or the instructions
+where the last instruction token is read. Duplicates are those of the whole.
 
 Limitations: meaning (paraphrases that share no letters), languages without spaces between words.
 """

@@ -11,8 +11,8 @@ the effect that no regulator has:
 
     worth(p) = mean of h on source / (mean of h^p on control)^(1/p)        over tokens and sites
 
-`worth` is worth(1) and `worth_square` worth(2), between which damage was measured to grow (docs/findings.md). For p = 2
-no function of the same evidence allows more than
+`worth` is worth(1) and `worth_square` worth(2), between which damage was measured to grow (docs/lab/findings.md). For p
+= 2 no function of the same evidence allows more than
 
     limit = root of the mean over control tokens of r^2,   r the likelihood ratio of source to control
 

@@ -123,7 +123,7 @@ def read_sites(
     missing = [str(site) for site in sites if site not in found]
     if missing:
         near = closest(missing[0], map(str, found))
-        raise SiteError(f"no output ever came from {', '.join(missing)}; closest that fired: {near}")
+        raise SiteError(f"these sites never ran in the forward pass: {', '.join(missing)}; closest that fired: {near}")
     return {site: finite(site, found[site]) for site in sites}
 
 

@@ -2,11 +2,11 @@
 
 The answer is the last message of the assistant, as far as the model itself would say it:
 
-1. Where the template marks what is generated ({% generation %}), the marks of the last such message.
-2. Else the difference of two renderings: of the messages before it with the generation prompt, and of all. What the
-   generation prompt holds already, such as <think>, is no part of the answer.
-3. Where the rendering with the generation prompt does not begin that of all (templates that drop thinking from answers
-   but open it in the prompt) and the rendering without it does: from where the template puts the message's content.
+1. Where the template marks what is generated ({% generation %}), the marks of the last such message. 2. Else the
+difference of two renderings, one of the messages before it with the generation prompt and one of all. What the
+generation prompt holds already, such as <think>, is no part of the answer. 3. Where the rendering with the generation
+prompt does not begin that of all (templates that drop thinking from answers but open it in the prompt) and the
+rendering without it does: from where the template puts the message's content.
 
 A template for which none of these works changes what it said before when an answer follows, so that no token could be
 said to be an answer to that prompt: it is refused, with the reason.

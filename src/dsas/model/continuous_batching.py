@@ -24,7 +24,7 @@ UNKNOWN_REQUESTS = (
     "batching (generate_batch, init_continuous_batching) while the steering is applied"
 )
 _SHARED = (
-    "a request goes on from tokens that another one has put into the cache, of which a regulator that reads whole "
+    "a request continues from tokens that another one has put into the cache, of which a regulator that reads whole "
     "prompts knows nothing: use ContinuousBatchingConfig(allow_block_sharing=False) and one answer for each prompt"
 )
 
@@ -77,7 +77,7 @@ class ContinuousBatching:
         return parts
 
     def _sequences(self, cache: Foreign, name: str, start: int) -> Sequences:
-        """Return the sequence of a request after its first `start` tokens; another answer goes on from its prompt's."""
+        """Return the sequence of a request after its first `start` tokens; another answer continues its prompt's."""
         known, (prompt, _, _) = self._requests[cache], name.partition("__child#")
         for other in (name, prompt):
             if other in known and known[other][1].length == start:

@@ -125,12 +125,12 @@ def _inner(one: Any) -> Any:
 def _check_pairs(source: list[Content], target: list[Content]) -> None:
     if len(source) != len(target):
         raise TextsError(
-            "preference takes pairs, source[i] with target[i]: expected as many of both, got "
+            "preference takes pairs, source[i] with target[i]: expected as many source texts as target texts, got "
             f"{len(source)} and {len(target)}"
         )
     same = [number for number, (one, other) in enumerate(zip(source, target, strict=True)) if one == other]
     if same:
-        raise TextsError(f"source[{same[0]}] and target[{same[0]}] are the same text: nothing is to be preferred")
+        raise TextsError(f"source[{same[0]}] and target[{same[0]}] are the same text: neither can be preferred")
 
 
 def _spans(given: dict[str, Sequence[Given]], texts: Mapping[str, Sequence[Content]]) -> list[Spans] | None:

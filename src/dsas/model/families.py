@@ -1,7 +1,7 @@
 """Families: what was found of each causal family of transformers, in a tiny model of it.
 
-The table is `families.json`, which `benchmarks/families.py` writes beside docs/families.md: how many sites each
-shorthand names in four layers, and whether fit, apply, generate and explain do what plain hooks do.
+The table is `families.json`, which `benchmarks/families.py` writes beside docs/reference/families.md: how many sites
+each shorthand names in four layers, and whether fit, apply, generate and explain do what plain hooks do.
 """
 
 import json

@@ -4,7 +4,7 @@ Positions count a row's real tokens absolutely: the first real token of every ro
 counting goes on over the key-value cache.
 
 A row's prompt is as long as the user says (`prompt_tokens`), or else what `generate()` was given. Where nobody says it,
-the prompt is all that comes before the first pass of a single token that goes on from a cache, and a pass of several
+the prompt is all that comes before the first pass of a single token that continues from a cache, and a pass of several
 tokens after that begins the prompt of a new turn (`dsas.model.sequence`).
 
 In a packed row, which holds several texts, every text counts as a row of its own here. In a pipeline that draws
@@ -26,12 +26,13 @@ from dsas.model.sequence import PackedSequences, Sequences
 from dsas.model.strength import per_request, per_row
 
 Made = TypeVar("Made")
+UNKNOWN = 0  # copies, where it is not known of which of the user's rows a row is
 
 
 class Denoising(NamedTuple):
     """Where in the schedule a pass is.
 
-    number: of the denoising step, 0 to total - 1, counted over the whole schedule, wherever a run begins in it. total:
+    number: the denoising step, 0 to total - 1, counted over the whole schedule, wherever a run begins in it. total:
     steps of the schedule. place: the scheduler's own index, which differs between the passes of one step.
     """
 
@@ -50,15 +51,18 @@ class ForwardPass:
     site: which site's regulator is asked, set by whoever asks.
     denoising: where in the schedule the pass is, None outside of a denoiser.
     rows, copies: which rows of the model's batch these are, None for all of them; and how often the rows of the user's
-    batch are repeated in them, one after another. grid: height and width of the positions, None where there are none.
+    batch are repeated in them, one after another, or `UNKNOWN`. span: which tokens of each row these are, None for all
+    of them. grid: height and width of the positions, None where there are none.
     packing: which tokens of packed rows each text is, None where a row is one text.
     """
 
     denoising: Denoising | None = None
     rows: slice | None = None
     copies: int = 1
+    span: slice | None = None
     grid: tuple[int, int] | None = None
     packing: Packing | None = None
+    decoding: Any = None  # what the sites of a generated token share
 
     def __init__(
         self,
@@ -106,19 +110,20 @@ class ForwardPass:
         return other
 
     def take(self, whole: Tensor) -> Tensor:
-        """Return the rows of the model's batch that this step is of, or the texts of packed rows."""
+        """Return the rows and tokens of the model's batch that this step is of, or the texts of packed rows."""
         if self.packing is not None:
             return self.packing.take(whole)
-        return whole if self.rows is None else whole[self.rows]
+        part = whole if self.rows is None else whole[self.rows]
+        return part if self.span is None else part[:, self.span]
 
     def put(self, whole: Tensor, part: Tensor) -> Tensor:
         """Return `whole` with the rows of this step replaced, as a copy where there are others."""
         if self.packing is not None:
             return self.packing.put(whole, part)
-        if self.rows is None or len(part) == len(whole):
+        if self.rows is None or part.shape[:2] == whole.shape[:2]:
             return part
         copied = whole.clone()
-        copied[self.rows] = part
+        copied[self.rows, slice(None) if self.span is None else self.span] = part
         return copied
 
     def spread(self, values: Num[Tensor, " row"], what: str = "strengths") -> Num[Tensor, " batch"]:

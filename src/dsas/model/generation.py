@@ -4,8 +4,8 @@ Where a prompt ends cannot be told from the sizes of passes alone: a chunk of a 
 decoding runs guesses right behind the prompt, and without a cache every pass holds everything. The call itself knows.
 
 Under classifier-free guidance (`guidance_scale`) `generate` runs a second sequence, of the negative prompt, in turn
-with the first. The first pass of the call is of the prompt; what goes on from another cache is of the negative prompt,
-and without caches every other pass is.
+with the first. The first pass of the call is of the prompt; what continues from another cache is of the negative
+prompt, and without caches every other pass is.
 
 Source: transformers, generation/utils.py and logits_process.py (UnbatchedClassifierFreeGuidanceLogitsProcessor).
 Limitations: a model that is called by a loop of one's own is told by sizes, or by `prompt_tokens`.
@@ -28,8 +28,9 @@ from dsas.model.sequence import Sequences
 class Generation:
     """One call of `generate`.
 
-    owner: whose it is. columns: of the prompt, those that a given cache holds included; None where it is what the first
-    pass reads. mask: Int (row, column), the prompt's padding, or None. guided: whether there is a negative one.
+    owner: whose it is. columns: columns of the prompt, including those that a given cache holds; None where it is what
+    the first pass reads. mask: Int (row, column), the prompt's padding, or None. guided: whether there is a negative
+    one.
     """
 
     def __init__(self, owner: nn.Module, columns: int | None, mask: Tensor | None, guided: bool) -> None:
@@ -84,7 +85,7 @@ class Generations:
         call = _read(owner, args, kwargs)
         outer = self.current
         if outer is not None and outer.owner is owner and outer.columns is not None and call.columns is not None:
-            call.columns = min(outer.columns, call.columns)  # a draft goes on from what was generated
+            call.columns = min(outer.columns, call.columns)  # a draft continues from what was generated
         if call.guided and not self._both:
             self._refuse_compiled()
         calls: list[Generation] = self._local.__dict__.setdefault("calls", [])

@@ -34,6 +34,8 @@ from dsas.model.tokenizing import pad_token, template_of, text_tokenizer
 class LanguageModel:
     """A model of tokens; its tokenizer is needed only where texts are read."""
 
+    measured_by = "steering.port(...) or `dsas port` does"
+
     def __init__(self, module: nn.Module, tokenizer: Tokenizer = None) -> None:
         self.module = module
         self.tokenizer = tokenizer
@@ -58,6 +60,9 @@ class LanguageModel:
     def recorder(self, sites: Sequence[str]) -> TokenRecorder:
         """Return what records applied strengths by token."""
         return TokenRecorder(sites, placeholders(getattr(self.module, "config", None)))
+
+    def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
+        """Accept everything: a language model has branches in `generate(guidance_scale=...)` alone."""
 
     def examples(self, reading: Any = None, *, training: bool = False) -> "TextExamples":
         """Return how texts are read.

@@ -2,7 +2,7 @@
 
 Families name the same parts differently. A shorthand takes, in every layer, the first of the names below that the layer
 has; layers that have none are left out, and a shorthand that no layer has is not known. What is found so for the causal
-families of transformers is in docs/models.md; `benchmarks/families.py` builds each of them and checks it.
+families of transformers is in docs/howto/models.md; `benchmarks/families.py` builds each of them and checks it.
 
 | shorthand | what it names |
 |---|---|

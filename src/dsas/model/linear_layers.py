@@ -8,7 +8,8 @@ A linear layer's own input and output are clear by themselves. For the others th
 transformers whose code was read; `tests/test_fusion.py` compares each with steering by hooks, in float64. Dropout that
 is on in training stands between, so a layer that has any counts as unknown.
 
-Left out: norms that are added to the residual stream (Gemma 2 and 3, OLMo 2), experts (Mixtral), parallel branches.
+Limitations: no norms that are added to the residual stream (Gemma 2 and 3, OLMo 2), no experts (Mixtral), no parallel
+branches.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Loading: a causal language model and its tokenizer from a local folder, a hub id or a GGUF file; a pipeline.
+"""Loading: a language model and its tokenizer from a local folder, a hub id or a GGUF file; a pipeline.
+
+A model that continues texts is loaded as such, one with an encoder with both sides, and one of texts with pictures or
+sounds whole, with its processor, which then stands for the tokenizer.
 
 `precision="auto"` keeps the dtype of the checkpoint where the processor is fast in it, and else takes float32, which
 holds every value of the checkpoint: on a GPU it always keeps it; on a CPU it keeps bfloat16 and float16 only where
@@ -13,13 +16,15 @@ holds every value of the checkpoint: on a GPU it always keeps it; on a CPU it ke
 Limitations: on systems without /proc/cpuinfo a CPU counts as one without such instructions.
 """
 
+import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dsas.errors import MissingExtraError, OptionError
+from dsas.errors import DsasWarning, MissingExtraError, OptionError
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Foreign
 
@@ -36,14 +41,14 @@ _INSTRUCTIONS = {  # of the names that Linux gives them, those that make product
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode and the tokenizer that belongs to it."""
+    """A model in evaluation mode and the tokenizer that belongs to it, or the processor of one that sees or hears."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
 
 
 def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
-    """Load a causal language model by folder, hub id, or path of a .gguf file, in evaluation mode.
+    """Load a language model by folder, hub id, or path of a .gguf file, in evaluation mode.
 
     device: "auto" takes a GPU when there is one, else anything torch.device takes; or one of `SPREADS`, which spreads
     the layers over all GPUs, and what they cannot hold over main memory and disk (needs accelerate).
@@ -51,8 +56,6 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     Raises OptionError when nothing can be loaded from `name` or the device is not there, MissingExtraError for a GGUF
     file or a spread without what they need.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # which `import dsas` must not load
-
     place = _checked(device, precision)
     path = Path(name)
     source, gguf = (str(path.parent), path.name) if path.suffix == ".gguf" else (name, None)
@@ -62,8 +65,8 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
         _need("accelerate", "accelerate")
         options["device_map"] = device
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        tokenizer, kind = _reader(source, gguf)
+        model = kind.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         wanted = "a folder with a transformers model, a hub id or a .gguf file"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): {error}") from error
@@ -72,6 +75,29 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     if precision == "auto" and place.type == "cpu" and not fast_on_this_cpu(model.dtype):
         torch.nn.Module.to(model, torch.float32)
     return LoadedModel(model.eval(), tokenizer)
+
+
+def _reader(source: str, gguf: str | None) -> tuple[Foreign, Foreign]:
+    """Return the tokenizer, or the processor of a model that sees or hears, and the class that loads the model."""
+    import transformers  # which `import dsas` must not load
+
+    auto: Foreign = transformers
+    if gguf is not None:
+        return auto.AutoTokenizer.from_pretrained(source, gguf_file=gguf), auto.AutoModelForCausalLM
+    config = auto.AutoConfig.from_pretrained(source)
+    sees = type(config) in auto.AutoModelForMultimodalLM._model_mapping
+    both = config.is_encoder_decoder and type(config) in auto.AutoModelForSeq2SeqLM._model_mapping
+    if not sees or both:
+        kind = auto.AutoModelForSeq2SeqLM if both else auto.AutoModelForCausalLM
+        return auto.AutoTokenizer.from_pretrained(source), kind
+    try:
+        found, reason = auto.AutoProcessor.from_pretrained(source), "there is none"
+    except (ImportError, OSError, ValueError) as error:
+        found, reason = auto.AutoTokenizer.from_pretrained(source), str(error)
+    if not hasattr(found, "tokenizer"):
+        said = f"no processor of {source!r} could be loaded, so only texts are read: {reason}"
+        warnings.warn(said, DsasWarning, stacklevel=4)
+    return found, auto.AutoModelForMultimodalLM
 
 
 def fast_on_this_cpu(dtype: torch.dtype) -> bool:
@@ -85,8 +111,8 @@ def fast_on_this_cpu(dtype: torch.dtype) -> bool:
 def find_device(device: str) -> torch.device:
     """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError when it is not there.
 
-    Of the processes of torchrun each has a GPU of its own, while there are enough.
-    Of `SPREADS` it is that of "auto": where a model that is not to be spread goes beside one that is.
+    Each process of torchrun has a GPU of its own while there are enough. "balanced" and "sequential" give the device
+    of "auto", for a model that is not spread and runs beside one that is.
     """
     if device in ("auto", *SPREADS):
         own = int(os.environ.get("LOCAL_RANK", "0"))
@@ -119,8 +145,8 @@ def _need(package: str, extra: str) -> None:
 def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -> Foreign:
     """Load a diffusers pipeline by folder or hub id, without its progress bar; device, precision as `load_model`.
 
-    A pipeline is not spread. Raises OptionError when nothing can be loaded from `name`, MissingExtraError without
-    diffusers.
+    A pipeline is not spread. Raises OptionError when nothing can be loaded from `name`, as from a folder that was saved
+    by another release of diffusers or transformers; MissingExtraError without diffusers.
     """
     if device in SPREADS:
         raise OptionError(f"a pipeline is loaded on one device, not {device!r}: give 'auto', 'cpu' or 'cuda'")
@@ -132,10 +158,26 @@ def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -
     options = {} if precision == "auto" else {"torch_dtype": getattr(torch, precision)}
     try:
         pipeline = DiffusionPipeline.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"no pipeline could be loaded from {name!r} (a folder or hub id): {error}") from error
+    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        newer = isinstance(error, (AttributeError, ImportError))  # a class that the folder names is not there
+        hint = "; it may need a newer diffusers or transformers, or a package beside them" if newer else ""
+        hint = _made_by(Path(name)) or hint
+        raise OptionError(f"no pipeline could be loaded from {name!r} (a folder or hub id): {error}{hint}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(place)
+
+
+def _made_by(folder: Path) -> str:
+    """Return which release of diffusers wrote a folder, where that is not this one, and what to do."""
+    from diffusers import __version__
+
+    try:
+        written = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_diffusers_version")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if written == __version__:
+        return ""
+    return f" (saved by diffusers {written}, this is {__version__}: install that release or a newer one)"
 
 
 def _checked(device: str, precision: str) -> torch.device:

@@ -79,7 +79,9 @@ def spans_of(
         if real is not None:
             begins, back = (both & real[:, 1:] & real[:, :-1] for both in (begins, back))
         if bool((back & ~begins).any()):
-            raise StateError("position_ids go back to another place than 0: which tokens each text has cannot be told")
+            raise StateError(
+                "position_ids go back to another place than 0: it is not known which tokens belong to which text"
+            )
     else:
         return None
     if not bool(begins.any()):
@@ -97,7 +99,7 @@ def _by_lengths(edges: list[int], rows: int, columns: int) -> list[tuple[int, in
     if rows != 1 or edges[0] != 0 or edges[-1] > columns:
         raise StateError(
             f"cumulative lengths {edges[:4]}... are of one packed row, but the model was given {rows} rows of "
-            f"{columns} tokens: which tokens each text has cannot be told"
+            f"{columns} tokens: it is not known which tokens belong to which text"
         )
     spans = [(0, first, last - first) for first, last in pairwise(edges) if last > first]
     return spans if len(spans) > 1 else None

@@ -134,8 +134,8 @@ def _token(processor: Foreign, name: str) -> str:
 def _offsets(pieces: Sequence[str], read: _Read) -> tuple[Offsets, int]:
     """Return where tokens stand in the rendering, and how many there are up to the last that stands for a medium.
 
-    pieces: of the rendering, every second of which is a placeholder. Raises OptionError where the processor wrote
-    anything else than it in other words.
+    pieces: the pieces of the rendering, every second of which is a placeholder. Raises OptionError where the processor
+    wrote anything else than it in other words.
     """
     *before, last = zip(pieces, read.pieces, strict=False)
     changed = any(one != own for one, own in before[::2]) or not last[1].startswith(last[0])

@@ -8,14 +8,12 @@
 | "last-instruction" | - | the last of the prompt | the last before the answer, of the generation prompt |
 | "auto" | all | the completion | the answer |
 
-Of an answer those tokens count that the model reads while it says it: not the end-of-turn token, which ends generation
-before it is read, nor the line break that templates put behind it. For probabilities the end-of-turn token is judged
-as well, as in TRL: that the answer ends there is part of it. An empty pair of thinking markers, which templates put
-into answers that have no thinking, never counts. A token that only shares a character with the answer counts.
+In an answer, those tokens count that the model reads while it writes it: neither the end-of-turn token, which ends
+generation before it is read, nor the line break behind it. For probabilities the end-of-turn token is judged as well,
+as in TRL. A pair of thinking markers with nothing between them never counts; a token that shares a character does.
 
 What follows the answer, such as a tool's result, is not read with "auto", "answer" and "last". Pictures, videos and
-sounds are read by the model's processor (`dsas.model.processing`); the tokens that stand for them are of the message
-that they are in.
+sounds are read by the model's processor (`dsas.model.processing`); tokens that stand for them are of their message.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +33,7 @@ from dsas.model.conversation import (
     content_of,
     has_answer,
     kind_of,
-)
+)  # fmt: skip
 from dsas.model.examples import Given, Spans
 from dsas.model.foreign import Tokenizer
 from dsas.model.processing import processed
@@ -48,8 +46,7 @@ from dsas.views.explained import Turn
 class Rendered(NamedTuple):
     """One example as tokens.
 
-    counted: which count. end: the place of the end-of-turn token behind the answer, None where there is none. answers:
-    whether what counts is an answer to what comes before it, and not the text itself.
+    counted: which count. end: place of the end-of-turn token, None without one. answers: whether an answer counts.
     """
 
     ids: list[int]
@@ -66,6 +63,11 @@ class Rendered(NamedTuple):
     def asked(self) -> list[bool]:
         """After which tokens the next one matters: all of a text, and of an answer those before a judged one."""
         return [*self.judged[1:], False] if self.answers else list(self.counted)
+
+    @property
+    def prompt(self) -> int | None:
+        """Number of tokens before the answer; None where there is none."""
+        return self.judged.index(True) if self.answers and any(self.judged) else None
 
     def cut(self, most: int) -> "Rendered":
         """Return the first `most` tokens. Raises TextsError where a picture, video or sound would be cut."""

@@ -8,7 +8,8 @@ the text. Tokens that a model puts before the text itself (prompt tuning, CPM-An
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dsas.model.evaluation_mode import on_device
 from dsas.model.foreign import Foreign, Model
 from dsas.model.layers import decoder_of, encoder_of
 from dsas.model.token_batches import Batch, inputs_of
+from dsas.model.told_prompts import told_prompts
 from dsas.model.wrappers import unwrapped
 
 _TOKENS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
@@ -58,9 +60,20 @@ def placed_on(model: Model, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def logits_on(model: Model, batch: Batch, **options: Foreign) -> Float[Tensor, "batch token vocabulary"]:
-    """Return the logits after every token of a batch; options: of the model's call. Raises as `run_on`."""
-    logits: Tensor = run_on(model, inputs_of(batch), **options).logits
+def logits_on(
+    model: Model, batch: Batch, *, prompts: Sequence[int | None] | None = None, **options: Foreign
+) -> Float[Tensor, "batch token vocabulary"]:
+    """Return the logits after every token of a batch; options: further options of the model's call. Raises as `run_on`.
+
+    prompts: by text, not by row of this batch, how many tokens come before the answer; None where all are the prompt.
+    """
+    told = [None if prompts is None else prompts[row] for row in batch.rows]
+    given: AbstractContextManager[None] = nullcontext()
+    if any(prompt is not None for prompt in told):
+        whole = batch.mask.sum(-1).tolist()
+        given = told_prompts([all_ if own is None else own for own, all_ in zip(told, whole, strict=True)])
+    with given:
+        logits: Tensor = run_on(model, inputs_of(batch), **options).logits
     return logits if "logits_to_keep" in options else own_tokens(logits, batch.mask, "the logits")
 
 
@@ -80,7 +93,7 @@ def own_tokens(t: Float[Tensor, "row column dim"], mask: Tensor, where: object) 
 
 
 def check_reads_texts(model: Model) -> None:
-    """Raise OptionError for a model that cannot run on texts: of another kind, or without weights."""
+    """Raise OptionError for a model that cannot run on texts, being of another kind or without weights."""
     parameters = inspect.signature(model.forward).parameters
     names = [name for name, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if (names and "input_ids" not in names) or not parameters:

@@ -17,9 +17,17 @@ def per_row(
 ) -> Num[Tensor, " batch"]:
     """Spread values over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
 
-    copies: how often the rows are repeated as a whole, one copy after another, as branches of guidance are.
+    copies: how often the rows are repeated as a whole, one copy after another, as branches of guidance are; 0 where
+    that is not known, so that only one value, or one for each row, can be given.
     Raises StrengthError (OptionError for anything but strengths) when the batch is no multiple of the values given.
     """
+    if copies == 0 and len(values) not in (1, rows):
+        kind = StrengthError if what == "strengths" else OptionError
+        raise kind(
+            f"{len(values)} {what} were given, and whose each of the {rows} rows is cannot be told here; give one, or "
+            f"{rows}"
+        )
+    copies = copies or 1
     own = rows // copies
     if own % len(values):
         kind = StrengthError if what == "strengths" else OptionError

@@ -152,7 +152,12 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Subject(Protocol):
-    """What is steered."""
+    """What is steered.
+
+    measured_by: what to do, to learn how a Steering works on another subject than its own.
+    """
+
+    measured_by: str
 
     @property
     def module(self) -> nn.Module:
@@ -177,6 +182,10 @@ class Subject(Protocol):
 
     def recorder(self, sites: Sequence[str]) -> Recorder:
         """Return what records applied strengths at the named sites."""
+        ...
+
+    def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
+        """Raise OptionError where modules that steer all their rows would do otherwise than was asked for."""
         ...
 
     def examples(self, reading: Any = None, *, training: bool = False) -> Examples:

@@ -1,7 +1,8 @@
 """Token passes: the current forward pass of a language model, read from the arguments of its decoder's call.
 
-What goes on from pass to pass belongs to the cache that the decoder takes and gives (`dsas.model.caches`), and without
-one to nothing: such a pass begins anew. Only the pass that runs is kept by thread, so that two threads never share one.
+What continues from pass to pass belongs to the cache that the decoder takes and gives (`dsas.model.caches`), and
+without one to nothing: such a pass begins anew. Only the pass that runs is kept by thread, so that two threads never
+share one.
 
 Padding is read by `dsas.model.padding`, several texts in a row by `dsas.model.packed_rows`.
 """
@@ -17,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, OptionError, StateError
-from dsas.model.caches import NAMES, cache_in, carrier_of, counted, length_of, virtual_columns, watch_of
+from dsas.model.caches import NAMES, cache_in, carrier_of, counted, length_of, virtual_columns, watch_of, watch_on
 from dsas.model.continuous_batching import UNKNOWN_REQUESTS, ContinuousBatching
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.forward_pass import ForwardPass
@@ -29,6 +30,7 @@ from dsas.model.padding import real_columns
 from dsas.model.pipeline_modules import Branch
 from dsas.model.sequence import PackedSequences, Sequences
 from dsas.model.sites import Site
+from dsas.model.told_prompts import prompts_told
 
 
 class _Here:
@@ -48,6 +50,7 @@ class TokenPasses:
     """Reads every pass of a language model: `calls` are the modules to hook, and with what."""
 
     always = False
+    unseen = "where tokens stand"  # by a compiled graph
 
     def __init__(
         self,
@@ -56,10 +59,7 @@ class TokenPasses:
         branch: Branch = "conditional",
         by: object = None,
     ) -> None:
-        """Read the decoder of `model`; prompt_tokens as in `Sequences`; by: what is compared to tell Steerings apart.
-
-        Raises OptionError for a branch that there is not.
-        """
+        """Read the decoder; prompt_tokens: as in `Sequences`; by: tells Steerings apart. Raises OptionError."""
         if branch not in get_args(Branch):
             raise OptionError(f"branch must be one of {get_args(Branch)}, got {branch!r}")
         self.active = False  # whether the Steering is at work, and so nobody else may take its sequences over
@@ -94,6 +94,10 @@ class TokenPasses:
     def unsteered(self) -> Sized:
         """What holds something while passes may run, in any thread, of another branch than the one that is steered."""
         return self._generations.guided
+
+    def running(self) -> ForwardPass | None:
+        """Return the pass that runs in this thread, None where none can be read."""
+        return self._here.step
 
     def acts(self) -> bool:
         """Whether the pass that runs in this thread is of the branch that is steered."""
@@ -194,19 +198,16 @@ class TokenPasses:
         if came is not None and isinstance(here.step.history, Sequences):
             carrier = carrier_of(came)
             if carrier is not None and carrier is not before:
-                watch = watch_of(carrier, make=True)
-                assert watch is not None
-                watch.keep(self, self._by, here.step.history)
+                watch_on(carrier).keep(self, self._by, here.step.history)
         return True
 
     def _sequences(self, cache: Given, rows: int, columns: int, given: Options) -> tuple[Sequences, int]:
         """Return the sequences that a cache holds, and how many columns it has; new ones where nothing is known."""
         carrier = carrier_of(cache)
         if carrier is None:
-            return Sequences(rows, prompt_tokens=self._prompt_tokens), 0
+            return Sequences(rows, prompt_tokens=prompts_told(self._prompt_tokens)), 0
         self._here.carrier = weakref.ref(carrier)
-        watch = watch_of(carrier, make=True)
-        assert watch is not None
+        watch = watch_on(carrier)
         known, length = watch.of(self, self._by), length_of(cache)
         if length is None:  # recurrent states do not count
             length = known.length if known is not None else counted(given, columns)
@@ -247,7 +248,7 @@ class TokenPasses:
         if spans is None:
             return None
         if start > 0:
-            here.problem = "packed rows go on from a cache: which text of it each goes on from cannot be told"
+            here.problem = "packed rows continue from a cache: which text of it each continues from cannot be told"
             return None
         each = [Sequences(1) for _ in spans]
         return self._pass_of(Packing(spans, columns), each, ids, prompts=[None] * len(each))
@@ -280,9 +281,8 @@ class TokenPasses:
             one.current.rows = slice(number, number + 1)
         history = PackedSequences(each, self._prompt_tokens)
         device = "cpu" if texts is None else texts.device
-        made = ForwardPass(
-            len(each), packing.longest, mask=packing.real, token_ids=texts, device=device, history=history
-        )
+        known = {"mask": packing.real, "token_ids": texts, "history": history}
+        made = ForwardPass(len(each), packing.longest, device=device, **known)
         made.packing = packing
         return made
 

@@ -16,7 +16,8 @@ from dsas.errors import StateError
 from dsas.model.by_thread import ByThread
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.image_trace import Maps
-from dsas.model.sequence import NOTHING, Found, PackedSequences, Passed, Sequences
+from dsas.model.passed import NOTHING, Found, Passed
+from dsas.model.sequence import PackedSequences, Sequences
 from dsas.model.site_summary import NOT_RECORDED, Outside, SiteSummary
 from dsas.model.strength import per_request, per_row
 from dsas.model.token_trace import Trace, stacked
@@ -124,6 +125,14 @@ class TokenRecorder:
         asked = per_request(strength, numbers) if numbers else per_row(strength, sum(one.rows for one in each))
         rows = asked.split([one.rows for one in each])
         return stacked([self._trace(one, own, start) for one, own in zip(each, rows, strict=True)])
+
+    def prompt_end(self) -> int:
+        """Return at which column the prompt of the last sequences ends. Raises StateError when nothing was recorded."""
+        sequences = self._ran.of(None)
+        if sequences is None:
+            raise StateError("nothing was recorded: run the model once while steering is applied with record=True")
+        ends = [one.turn.end if one.turn.end is not None else one.current.end for one in sequences.each]
+        return max(ends)
 
     def maps(self, strength: Float[Tensor, " row"], *, thread: threading.Thread | None = None) -> Maps:
         """Raise StateError: there are no pictures here."""

@@ -112,7 +112,7 @@ class Trace(NamedTuple):
         return [self.row(number) for number in range(len(self.real))]
 
     def frame(self) -> "DataFrame":
-        """Return a pandas DataFrame with a line a row, token and site. Raises MissingExtraError without pandas."""
+        """Return a pandas DataFrame with a line per row, token and site. Raises MissingExtraError without pandas."""
         from dsas.views.table import frame
 
         return frame(self.rows())

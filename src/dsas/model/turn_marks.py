@@ -70,7 +70,7 @@ def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
             )
         found += [Mark(role, run) for run in runs]
     if not {USER, ASSISTANT} <= {mark.name for mark in found}:
-        raise OptionError("this chat template says nothing before messages: turns cannot be told apart by tokens")
+        raise OptionError("this chat template says nothing before messages, so its tokens do not tell turns apart")
     for name, brackets in BRACKETS.items():
         for pair in brackets:
             ids = [tuple(encode(own, [text], special_tokens=False)[0].ids) for text in pair]

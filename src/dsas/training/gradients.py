@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsas.errors import DsasWarning, OptionError
 from dsas.evaluation.question_list import everyday_questions
-from dsas.files.json_values import JsonObject
+from dsas.files.json_values import Json, JsonObject
 from dsas.model.conversation import Content, as_json, kind_of
 from dsas.model.device_map import device_of
 from dsas.model.drawing import Drawing
@@ -23,6 +23,7 @@ from dsas.model.reading import Reading
 from dsas.model.sites import Site, SitePatterns
 from dsas.model.subject import Subject, subject_of
 from dsas.model.tokenizing import text_tokenizer
+from dsas.runtime.fuse import check_unsteered
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
 from dsas.training.answering import Answering
@@ -62,17 +63,18 @@ def train(
     model: a language model, which goes with its tokenizer; or a diffusers pipeline, and gradients flow through all its
     denoising steps, of which there should be few.
     source, target, control: as in `dsas.fit`, at least 4 examples each, without spans; control may be left out where
-    nothing reads it. Of conversations, answers are moved and kept, each given its prompt. For `dsas.Imitate` the source
-    holds questions, 200 everyday ones when it is not given, and there is no target.
-    objective: a name from `dsas.OBJECTIVES`, or an object such as `dsas.E2E(gate="relu")`.
+    nothing reads it. In conversations the answers are what is steered and kept, each given its prompt. For
+    `dsas.Imitate` the source holds questions, 200 everyday ones when it is not given, and there is no target.
+    objective: a name from `dsas.OBJECTIVES`, or an object such as `dsas.E2E(regulator_form="relu")`.
     start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
-    transforms start at the identity. Or a Steering to go on from, at its sites and with the regulators that are not
+    transforms start at the identity. Or a Steering to continue from, at its sites and with the regulators that are not
     learned; the objective says from which rules it can.
     reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is. When
     not given, Reading(batch_size=32), or for a pipeline Drawing(steps=1).
     checkpoint: folder for log.csv, log.jsonl and the state to resume from. Ctrl-C ends training and keeps the best so
     far.
-    Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError.
+    Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError. Warns where another Steering is at
+    work on the model, which is then learned on top of it.
     """
     wanted = objective if isinstance(objective, Objective) else objective_named(objective, {})
     folder = Path(checkpoint) if checkpoint is not None else None
@@ -83,6 +85,7 @@ def train(
     if wanted.reads_logits:
         examples.pad_token()  # refuses a subject that says nothing
     chosen = asked.sites(subject, sites)
+    steered = check_unsteered(subject.module, "training")
     with ranks_here(subject.module, distributed=running.distributed) as ranks:
         if isinstance(wanted, AsksFirst):
             answering = Answering(
@@ -94,7 +97,8 @@ def train(
         examples.check(sets)
         if sets.spans is not None:
             raise OptionError("training learns from whole texts: leave the spans of the source out")
-        return _trained(asked, Run(examples, chosen, sets.as_dict(), folder, running, ranks), subject.identity)
+        run = Run(examples, chosen, sets.as_dict(), folder, running, ranks, tuple(steered))
+        return _trained(asked, run, subject.identity)
 
 
 class _Asked(NamedTuple):
@@ -157,6 +161,7 @@ class _Asked(NamedTuple):
             "examples": kind_of(split["source"][0]),
             "reading": run.examples.as_dict(),
             "fitted": f"end to end: {self.objective.name}",
+            **({"read while steered at": list[Json](run.steered)} if run.steered else {}),
             "training": {
                 **self.objective.as_dict(),
                 "start": "steering" if isinstance(self.start, Steering) else self.start,
@@ -180,7 +185,7 @@ def _drawn(
 ) -> tuple[list[Content], list[Content], list[Content]]:
     """Return source, control and target as the model answers the source's questions, or everyday ones."""
     if target is not None:
-        raise OptionError(f"{objective.name} draws its target from the model itself: leave target out")
+        raise OptionError(f"{objective.name} draws its target from the model itself: remove target=")
     found = objective.drawn(answering, source or everyday_questions(), control)
     return found["source"], found["control"], found["target"]
 

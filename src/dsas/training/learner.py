@@ -29,7 +29,7 @@ from dsas.training.terms import size
 class Gradient(NamedTuple):
     """The terms of the loss whose gradient the leaves now hold.
 
-    term: what is made small for the source's sake. control: what is made small for the control's sake, unweighted.
+    term: the part of the loss that moves the source. control: the part that keeps control texts, without its weight.
     loss: the sum of both as the objective weighs them. dead: rules that were 0 on every source token.
     """
 
@@ -44,7 +44,7 @@ class Learner(ABC):
 
     Contract: a subclass says what the loss is by `gradient` and `look`. It runs the model by `passes`, whose steered
     activations carry gradients to the leaves, and clears old gradients with `descent.optimiser.zero_grad`. Ranks that
-    train together share the batches: it runs those of `ranks.mine`, and adds up by `with_others`.
+    train together share the batches: it runs those of `ranks.local`, and adds up by `with_others`.
     """
 
     def __init__(

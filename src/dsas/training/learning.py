@@ -30,8 +30,8 @@ from dsas.transforms.affine import Translation
 from dsas.transforms.base import Transform
 from dsas.transforms.lineas import Lineas
 
-Gate = Literal["sigmoid", "relu"]
-GATES: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu": Rectified}
+LearnedForm = Literal["sigmoid", "relu"]
+LEARNED_FORMS: dict[str, type[Logistic] | type[Rectified]] = {"sigmoid": Logistic, "relu": Rectified}
 LEARNED = (Logistic, Rectified, Probe, Evidence)  # regulators whose theta and bias can be learned
 SCRATCH = {"sigmoid": 0.0, "relu": 0.5}  # the bias at theta = 0: both regulators are then 1/2 everywhere
 
@@ -46,9 +46,9 @@ class LearnedParts(NamedTuple):
     vectors: bool
 
 
-def half_everywhere(gate: Gate, dim: int) -> Logistic | Rectified:
+def half_everywhere(form: LearnedForm, dim: int) -> Logistic | Rectified:
     """Return a regulator of 1/2 everywhere, which learns as soon as the transform is not the identity."""
-    return GATES[gate](torch.zeros(dim), torch.tensor(SCRATCH[gate]))
+    return LEARNED_FORMS[form](torch.zeros(dim), torch.tensor(SCRATCH[form]))
 
 
 def learnable(rule: Rule, device: torch.device, parts: LearnedParts) -> Rule:
@@ -84,13 +84,15 @@ def identity_rule(site: Site, dim: int, regulator: Regulator) -> Rule:
     return Rule(site, Lineas(torch.ones(dim), torch.zeros(dim)), regulator)
 
 
-def gated_rule(gate: Gate, site: Site, sets: Mapping[str, Tensor], *, scratch: bool) -> Rule:
-    """Return the identity with a regulator of form `gate`: fitted on the pooled `sets`, or 1/2 everywhere."""
+def regulated_rule(form: LearnedForm, site: Site, sets: Mapping[str, Tensor], *, scratch: bool) -> Rule:
+    """Return the identity with a regulator of form `form`: fitted on the pooled `sets`, or 1/2 everywhere."""
     dim = sets["source"].shape[1]
     if scratch:
-        return identity_rule(site, dim, half_everywhere(gate, dim))
+        return identity_rule(site, dim, half_everywhere(form, dim))
     with threadpool_limits(1, user_api="blas"):
-        return identity_rule(site, dim, GATES[gate].fit(sets["source"], sets["control"], sets["target"]).regulator)
+        return identity_rule(
+            site, dim, LEARNED_FORMS[form].fit(sets["source"], sets["control"], sets["target"]).regulator
+        )
 
 
 def leaves(rules: Sequence[Rule]) -> dict[str, Tensor]:

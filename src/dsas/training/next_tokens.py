@@ -28,8 +28,8 @@ from dsas.training.ranks import ALONE, Ranks
 class PairData(NamedTuple):
     """What is learned from.
 
-    pairs: of rows, as the objective makes them. target: pooled target activations of each rule, (sample, dim), for
-    their size alone. pad: any token number. batch_size: texts per pass.
+    pairs: pairs of rows, as the objective makes them. target: pooled target activations of each rule, (sample, dim),
+    for their size alone. pad: any token number. batch_size: texts per pass.
     """
 
     pairs: Sequence[Foreign]
@@ -83,7 +83,7 @@ class PairsLearner(Learner):
             (weight * share).backward()
             moved += float(share.detach())
         term, moved = self.with_others([term, moved], gradients=True)
-        return Gradient(term, moved, term + weight * moved, self.dead(self.ranks.joined(seen)))
+        return Gradient(term, moved, term + weight * moved, self.dead(self.ranks.gathered(seen)))
 
     @final
     @torch.no_grad()
@@ -100,7 +100,7 @@ class PairsLearner(Learner):
     def _kept(self, control: Sequence[Rendered]) -> Iterator[Tensor]:
         """Yield the share of each of this rank's micro-batches in the control term."""
         total = sum(sum(row.asked) for row in control)
-        for some in self.ranks.mine(cut(control, self.data.batch_size, self.ranks.count)):
+        for some in self.ranks.local(cut(control, self.data.batch_size, self.ranks.count)):
             batch = batch_of(some, self.data.pad)
             with torch.no_grad():
                 before = self.passes.outputs(batch, steered=False)[0].logits

@@ -3,7 +3,7 @@
 The model is anything that `Work.run` can run: the trainer knows batches only as things to hand to it. Its weights are
 frozen while a pass is open, so gradients reach activations and the rules' vectors and nothing else; no copy is made.
 
-Of a pipeline a pass is a run, in which a site may fire at every denoising step: what is pooled is then their mean.
+For a pipeline a pass is a whole run, in which a site may fire at every denoising step; their mean is pooled.
 
 A pass ends at the last site, unless what the model gives is asked for; a run at its end, or before it denoises when all
 sites are in text encoders. With checkpointing a pass goes on to the model's vocabulary projection, because a layer
@@ -147,7 +147,8 @@ class Passes(Leaving):
         if missing:
             fired = [str(self._rules[number].site) for number in found]
             raise SiteError(
-                f"no output ever came from {', '.join(missing)}; closest that fired: {closest(missing[0], fired)}"
+                f"these sites never ran in the forward pass: {', '.join(missing)}; closest that fired: "
+                f"{closest(missing[0], fired)}"
             )
         return given, [_joined(found[number], join) for number in range(len(self._rules))]
 

@@ -6,10 +6,10 @@ from dsas.errors import OptionError
 
 
 class Optimiser(NamedTuple):
-    """How parameters move: "adam" or "sgd" (without momentum), and the rates at the start, > 0.
+    """The optimizer, "adam" or "sgd" (without momentum), and its initial learning rates, > 0.
 
-    rate: of slopes and offsets. regulator_rate: of what E2E-DSAS learns of its regulators. Both are in units of each
-    neuron's activations. floor: the last rate over the first, in (0, 1]. The paper's recipe for LinEAS is
+    rate: learning rate of slopes and offsets. regulator_rate: learning rate of the regulators. Both are in units of
+    each neuron's activations. floor: the last rate over the first, in (0, 1]. The paper's recipe for LinEAS is
     Optimiser("sgd", 0.1) with 1000 steps, in units that activations happen to have.
     """
 
@@ -26,10 +26,11 @@ class Optimiser(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What decides which step is the best: a part of source and control that is not learned from.
+    """The part of source and control that is not learned from and decides which step is best.
 
-    share: of each of both sets, in [0, 0.5]; 0 keeps the last step instead of the best. every: steps between two looks.
-    patience: looks without a better one after which training stops. seed: of the split.
+    share: the share of each set that is held out, in [0, 0.5]; 0 keeps the last step instead of the best. every: steps
+    between two evaluations. patience: evaluations without improvement after which training stops. seed: seed of the
+    split.
     """
 
     share: float = 0.2

@@ -34,7 +34,7 @@ def shrink_line_(
 ) -> None:
     """Take the proximal step on the parameters of one site, in place: towards slope 1 and offset 0.
 
-    size: of each neuron's activations, in whose units the offset is.
+    size: the size of each neuron's activations, in whose units the offset is.
     """
     with torch.no_grad():
         slope.copy_(1 + shrink(slope - 1, tau))

@@ -35,7 +35,7 @@ PATIENCE = timedelta(days=1)  # for others, which may have more work; a dead ran
 class Ranks:
     """The processes that train together, seen from one of them; `ALONE` is a process by itself.
 
-    number: of this one, 0 to count - 1.
+    number: which rank this is, 0 to count - 1.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -48,11 +48,11 @@ class Ranks:
         """Whether this is the one that reads and writes files and shows progress."""
         return self.number == 0
 
-    def mine(self, jobs: Sequence[Item]) -> Sequence[Item]:
+    def local(self, jobs: Sequence[Item]) -> Sequence[Item]:
         """Return this rank's share of the jobs."""
         return jobs[self.number :: self.count]
 
-    def joined(self, results: Sequence[Item]) -> list[Item]:
+    def gathered(self, results: Sequence[Item]) -> list[Item]:
         """Return the results of all jobs, in the order of the jobs, given those of this rank's; tensors on the CPU."""
         if self.count == 1:
             return list(results)
@@ -91,7 +91,7 @@ class Ranks:
 
     def check_same(self, what: str) -> None:
         """Raise OptionError, on every rank, unless all were asked for the same training."""
-        if len(set(self.joined([what]))) > 1:
+        if len(set(self.gathered([what]))) > 1:
             raise OptionError(
                 f"the {self.count} ranks were given different models, texts or options, and train one Steering "
                 "together: give all the same, or distributed=False where each trains its own"
@@ -109,9 +109,9 @@ class Ranks:
         asked = torch.zeros(1)
 
         def check() -> None:
-            everyones = asked.clone()
-            self.add_up([everyones])
-            if everyones > 0:
+            total = asked.clone()
+            self.add_up([total])
+            if total > 0:
                 raise KeyboardInterrupt
 
         if threading.current_thread() is not threading.main_thread():  # which alone hears of it

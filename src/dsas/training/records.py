@@ -22,10 +22,10 @@ from dsas.model.foreign import Foreign
 class Row(NamedTuple):
     """One step: the loss at the parameters that it began from, and, where they were looked at, the held-out texts.
 
-    term: of the loss, transport or preference. control: the other term, not yet weighted. support: neurons with slope
-    != 1 or offset != 0 after the step. dead: sites whose regulator was 0 on every source token that the step read.
-    rate: learning rate of the transforms. separation: AUROC of the strengths of held-out source over control texts,
-    mean over sites; 0.5 is none. The last line has no step of its own, only a last look.
+    term: the first term of the loss, transport or preference. control: the other term, not yet weighted. support:
+    neurons with slope != 1 or offset != 0 after the step. dead: sites whose regulator was 0 on every source token that
+    the step read. rate: learning rate of the transforms. separation: AUROC of the strengths of held-out source over
+    control texts, mean over sites; 0.5 is none. The last line has no step of its own, only a last look.
     """
 
     step: int

@@ -20,7 +20,10 @@ from dsas.training.ranks import ALONE, Ranks
 
 
 class Run(NamedTuple):
-    """What is run and how; texts: all of each set, in which prompts have their places."""
+    """What is run and how.
+
+    texts: all of each set, in which prompts have their places. steered: at which modules another Steering is at work.
+    """
 
     examples: Examples
     sites: list[Site]
@@ -28,6 +31,7 @@ class Run(NamedTuple):
     folder: Path | None
     running: Running = Running()
     ranks: Ranks = ALONE
+    steered: tuple[str, ...] = ()
 
     def collect(self, texts: list[Content]) -> dict[Site, Tensor]:
         """Return each text's pooled activation (text, dim) at every site, of the unsteered model; the first rank's."""

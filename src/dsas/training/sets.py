@@ -10,7 +10,7 @@ def held_apart(texts: dict[str, list[Content]], held_out: HeldOut, *, paired: bo
     """Return the sets with a share of source and control, at least one text if it is not 0, held out.
 
     paired: target is held out with source; pairs are sorted by their texts and a run of them is held, so that those
-    that go on from one beginning stay together, but for the run's ends.
+    that continue from one beginning stay together, but for the run's ends.
     """
     draw, found = torch.Generator().manual_seed(held_out.seed), dict(texts)
     for name in ("source", "control"):

@@ -80,7 +80,7 @@ class Trainer(Learner):
             self._rows = self._rows_in(data.source)
             self._goals = self._goals_for(self._rows)
             parts = (data.control, data.held_control) if control_weight > 0 else ()
-            batches = [batch for part in parts for batch in self.ranks.mine(part)]
+            batches = [batch for part in parts for batch in self.ranks.local(part)]
             with torch.no_grad():
                 self._unsteered = [self._values(self.passes.tokens(batch, steered=False)) for batch in batches]
         except BaseException:
@@ -106,39 +106,39 @@ class Trainer(Learner):
         The transport term is scaled to the number of source texts, so that both terms weigh as they do in training.
         """
         rows = self._rows_in(self.data.held_source)
-        seen = self._everyones([self.passes.pooled(batch) for batch in self.ranks.mine(self.data.held_source)])
+        seen = self._gathered([self.passes.pooled(batch) for batch in self.ranks.local(self.data.held_source)])
         term = float(transport(self._pooled(seen), self._goals_for(rows), self._units)) * self._rows / rows
         moved = 0.0
         if self._weight > 0:
-            kept = self._unsteered[len(self.ranks.mine(self.data.control)) :]
+            kept = self._unsteered[len(self.ranks.local(self.data.control)) :]
             moved = sum(float(share) for share in self._control(self.data.held_control, kept))
         (moved,) = self.with_others([moved])
         found = {"held_term": term, "held_control": moved, "held_loss": term + self._weight * moved}
-        quiet = self._everyones([self.passes.pooled(batch) for batch in self.ranks.mine(self.data.held_control)])
+        quiet = self._gathered([self.passes.pooled(batch) for batch in self.ranks.local(self.data.held_control)])
         if quiet:
             found["separation"] = float(auroc(strengths_of(seen), strengths_of(quiet)).mean())
         return self.ranks.from_first(lambda: found)  # who decide by it must agree to the bit
 
     def _transport(self) -> tuple[float, list[int]]:
-        batches = self.ranks.mine(self.data.source)
+        batches = self.ranks.local(self.data.source)
         with torch.no_grad():
             seen = [self.passes.pooled(batch) for batch in batches[:-1]]
         seen += [self.passes.pooled(batch) for batch in batches[-1:]]  # its graph is kept: it is not run again
-        everyones = self._everyones(seen)
-        pooled = [values.requires_grad_() for values in self._pooled(everyones)]
+        gathered = self._gathered(seen)
+        pooled = [values.requires_grad_() for values in self._pooled(gathered)]
         loss = transport(pooled, self._goals, self._units)
-        sizes = [len(part[0].value) for part in everyones]
-        slopes = [self.ranks.mine(slope.split(sizes)) for slope in torch.autograd.grad(loss, pooled)]
+        sizes = [len(part[0].value) for part in gathered]
+        slopes = [self.ranks.local(slope.split(sizes)) for slope in torch.autograd.grad(loss, pooled)]
         if batches:
             torch.autograd.backward(self._values(seen.pop()), [slope[-1] for slope in slopes])
         for place, batch in enumerate(batches[:-1]):
             again = self.passes.pooled(batch)
             torch.autograd.backward(self._values(again), [slope[place] for slope in slopes])
-        return float(loss.detach()), self.dead(everyones)
+        return float(loss.detach()), self.dead(gathered)
 
-    def _everyones(self, seen: list[list[Seen]]) -> list[list[Seen]]:
+    def _gathered(self, seen: list[list[Seen]]) -> list[list[Seen]]:
         """Return what was seen of the batches of all ranks, in order and without graphs, given this rank's."""
-        return self.ranks.joined([[plain(one, on_cpu=self.ranks.count > 1) for one in part] for part in seen])
+        return self.ranks.gathered([[plain(one, on_cpu=self.ranks.count > 1) for one in part] for part in seen])
 
     def _pooled(self, seen: list[list[Seen]]) -> list[Tensor]:
         """Return for each rule the vectors of all rows, where the rule computes."""
@@ -147,7 +147,7 @@ class Trainer(Learner):
 
     def _control(self, batches: Sequence[Foreign], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
         """Yield the share of each of this rank's batches in the control term; the pass is run when it is asked for."""
-        batches = self.ranks.mine(batches)
+        batches = self.ranks.local(batches)
         mine = [kept for kept, _ in zip(unsteered, batches, strict=False)]
         sizes = [sum(len(kept[site]) for kept in mine) for site in range(len(self.rules))]
         totals = torch.tensor(sizes, dtype=torch.float64)

@@ -207,7 +207,7 @@ def test_a_resumed_training_draws_no_answer_again_and_ends_in_the_same_bits(
     ("objective", "options", "said"),
     [
         (dsas.Imitate(), {}, "imitate needs an instruction, such as"),
-        (None, {"target": QUESTIONS}, "imitate draws its target from the model itself: leave target out"),
+        (None, {"target": QUESTIONS}, "imitate draws its target from the model itself: remove target="),
         (None, {"source": QUESTIONS[:3]}, "source must hold at least 4 texts, got 3"),
         (
             None,

@@ -155,7 +155,7 @@ def train(objective: Any = "preference", model: Any = None, **options: Any) -> d
 def test_what_is_learned_prefers_held_out_targets_and_keeps_the_laws(tmp_path: Path) -> None:
     model = tiny_model(layers=2)
     options = {"optimiser": dsas.Optimiser("adam", 0.03, 0.03), "steps": 20}
-    steering = train(dsas.Preference(gate="relu", pairs_per_step=4), model, checkpoint=tmp_path, **options)
+    steering = train(dsas.Preference(regulator_form="relu", pairs_per_step=4), model, checkpoint=tmp_path, **options)
     check_steering(steering, model, tiny_tokenizer())
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[0]["held_term"] == pytest.approx(np.log(2), abs=1e-5)  # nothing is moved yet
@@ -207,7 +207,7 @@ def test_micro_batches_and_checkpointing_change_memory_and_not_what_is_learned(o
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"target": TARGET[:8]}, TextsError, "as many of both, got 10 and 8"),
+        ({"target": TARGET[:8]}, TextsError, "as many source texts as target texts, got 10 and 8"),
         ({"target": [*TARGET[:9], SOURCE[9]]}, TextsError, r"source\[9\] and target\[9\] are the same text"),
         ({"control": ()}, TextsError, "control"),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor
 from dsas.model.sites import Site
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Learner
-from dsas.training.learning import GATES, Gate, LearnedParts, gated_rule
+from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, regulated_rule
 from dsas.training.objectives.base import Objective, RegulatorStart, TrainingTask
 from dsas.training.trainer import Trainer, data_of
 
@@ -24,21 +24,21 @@ from dsas.training.trainer import Trainer, data_of
 class E2E(Objective):
     """Transports the source to the target and learns when to act.
 
-    gate: form of the regulators, "sigmoid" (`Logistic`) or "relu" (`Rectified`, which is exactly 0 off the concept).
-    control_weight: weight >= 0 of the control term; the transport term, against which it weighs, is a sum over source
-    texts.
+    regulator_form: form of the regulators, "sigmoid" (`Logistic`) or "relu" (`Rectified`, which is exactly 0 off the
+    concept). control_weight: weight >= 0 of the control term; the transport term, against which it weighs, is a sum
+    over source texts.
     """
 
     name: ClassVar[str] = "e2e-dsas"
     paired: ClassVar[bool] = False
     reads_logits: ClassVar[bool] = False
 
-    gate: Gate = "sigmoid"
+    regulator_form: LearnedForm = "sigmoid"
     control_weight: float = 0.3
 
     def __post_init__(self) -> None:
-        known = self.gate in GATES and self.control_weight >= 0 and self.sparsity >= 0
-        self.require(known, f"gate one of {tuple(GATES)}, control_weight >= 0 and sparsity >= 0")
+        known = self.regulator_form in LEARNED_FORMS and self.control_weight >= 0 and self.sparsity >= 0
+        self.require(known, f"regulator_form one of {tuple(LEARNED_FORMS)}, control_weight >= 0 and sparsity >= 0")
 
     @property
     def needs_control(self) -> bool:
@@ -46,8 +46,8 @@ class E2E(Objective):
         return True
 
     def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
-        """Return the identity with a regulator of form `gate`."""
-        return gated_rule(self.gate, site, sets, scratch=start == "scratch")
+        """Return the identity with a regulator of the form that is learned."""
+        return regulated_rule(self.regulator_form, site, sets, scratch=start == "scratch")
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
         """Return that regulators are learned, beside `Lineas` transforms."""

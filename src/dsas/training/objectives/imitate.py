@@ -12,7 +12,7 @@ An instruction in which {question} stands is the user's turn, any other is a sys
 What is learned can be no better than the model is when it is told, so look at what it answers then. Answers are drawn
 as `dsas.training.answering` says, and a step takes some of them in turn.
 
-Source: PSR (arXiv 2605.03907), known here by its idea alone: gate and vector are learned to reproduce the prompted
+Source: PSR (arXiv 2605.03907), known here by its idea alone: regulator and vector are learned to reproduce the prompted
 model. All sites at once, slopes beside vectors, the control term and the units of the rates are ours. Limitations: only
 language models with a chat template.
 """
@@ -36,7 +36,7 @@ from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.training.answering import Answering
 from dsas.training.learner import Learner
-from dsas.training.learning import GATES, Gate, LearnedParts, gated_rule
+from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, regulated_rule
 from dsas.training.next_tokens import PairData, PairsLearner, StepOptions, batch_of, cut, divergence
 from dsas.training.objectives.base import AsksFirst, RegulatorStart, TrainingTask
 from dsas.training.passes import Seen
@@ -49,9 +49,9 @@ class Imitate(AsksFirst):
 
     Starts from what `Preference` starts from; without control texts regulators start at 1/2 everywhere.
 
-    instruction: such as "Answer politely." or "{question} Answer politely.". new_tokens: at most, per answer.
+    instruction: such as "Answer politely." or "{question} Answer politely.". new_tokens: most tokens per answer.
     pairs_per_step: answers, and control texts, that one step takes. control_weight: weight >= 0 of the divergence on
-    control texts. gate: form of the regulators, as in `E2E`. seed: of the answers, and of the order in which they come.
+    control texts. regulator_form: form of the regulators, as in `E2E`. seed: seed of the answers and of their order.
     """
 
     name: ClassVar[str] = "imitate"
@@ -62,14 +62,15 @@ class Imitate(AsksFirst):
     new_tokens: int = 64
     pairs_per_step: int = 16
     control_weight: float = 1.0
-    gate: Gate = "sigmoid"
+    regulator_form: LearnedForm = "sigmoid"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        known = self.gate in GATES and self.control_weight >= 0 and self.sparsity >= 0
+        known = self.regulator_form in LEARNED_FORMS and self.control_weight >= 0 and self.sparsity >= 0
         self.require(
             known and self.new_tokens >= 1 and self.pairs_per_step >= 1,
-            f"gate one of {tuple(GATES)}, control_weight >= 0, sparsity >= 0, new_tokens >= 1 and pairs_per_step >= 1",
+            f"regulator_form one of {tuple(LEARNED_FORMS)}, control_weight >= 0, sparsity >= 0, new_tokens >= 1 and "
+            "pairs_per_step >= 1",
         )
 
     @property
@@ -102,8 +103,8 @@ class Imitate(AsksFirst):
         }
 
     def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
-        """Return the identity with a regulator of form `gate`."""
-        return gated_rule(self.gate, site, sets, scratch=start == "scratch" or "control" not in sets)
+        """Return the identity with a regulator of the form that is learned."""
+        return regulated_rule(self.regulator_form, site, sets, scratch=start == "scratch" or "control" not in sets)
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
         """Return that regulators are learned unless all are constant."""
@@ -156,7 +157,7 @@ class ImitationLearner(PairsLearner):
     def terms(self, pairs: Sequence[TellingPair]) -> Iterator[tuple[Tensor, list[Seen]]]:
         """Yield the share of each micro-batch in the divergence from the told model."""
         total = sum(len(pair.told_places) for pair in pairs)
-        for some in self.ranks.mine(cut(pairs, self.data.batch_size, self.ranks.count)):
+        for some in self.ranks.local(cut(pairs, self.data.batch_size, self.ranks.count)):
             told = batch_of([pair.told for pair in some], self.data.pad)
             with torch.no_grad():
                 given = self.passes.outputs(told, steered=False)[0].logits

@@ -34,7 +34,7 @@ from dsas.model.sites import Site
 from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Learner
-from dsas.training.learning import GATES, Gate, LearnedParts, gated_rule
+from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, regulated_rule
 from dsas.training.next_tokens import PairData, PairsLearner, StepOptions, batch_of, cut, placed, wide
 from dsas.training.objectives.base import Objective, RegulatorStart, TrainingTask
 from dsas.training.passes import Seen, Work, cheaply
@@ -50,9 +50,9 @@ class Preference(Objective):
     Starts from the identity, from `Lineas` transforms, or from transforms that add a vector, such as `0.1 * fitted`;
     with constant regulators everywhere the transforms alone are learned.
 
-    beta: of DPO, > 0, in 1/nats; the larger it is, the sooner a pair is preferred enough. pairs_per_step: pairs, and
-    control texts, that one step takes. control_weight: weight >= 0 of the divergence on control texts. gate: form of
-    the regulators, as in `E2E`. seed: of the order in which pairs and control texts come.
+    beta: DPO's beta, > 0, in 1/nats; a larger one saturates earlier. pairs_per_step: pairs, and control texts, that one
+    step takes. control_weight: weight >= 0 of the divergence on control texts. regulator_form: form of the regulators,
+    as in `E2E`. seed: seed of the order of pairs and control texts.
     """
 
     name: ClassVar[str] = "preference"
@@ -62,14 +62,15 @@ class Preference(Objective):
     beta: float = 0.1
     pairs_per_step: int = 16
     control_weight: float = 3.0
-    gate: Gate = "sigmoid"
+    regulator_form: LearnedForm = "sigmoid"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        known = self.gate in GATES and self.control_weight >= 0 and self.sparsity >= 0
+        known = self.regulator_form in LEARNED_FORMS and self.control_weight >= 0 and self.sparsity >= 0
         self.require(
             known and self.beta > 0 and self.pairs_per_step >= 1,
-            f"gate one of {tuple(GATES)}, control_weight >= 0, sparsity >= 0, beta > 0 and pairs_per_step >= 1",
+            f"regulator_form one of {tuple(LEARNED_FORMS)}, control_weight >= 0, sparsity >= 0, beta > 0 and "
+            "pairs_per_step >= 1",
         )
 
     @property
@@ -78,8 +79,8 @@ class Preference(Objective):
         return True
 
     def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
-        """Return the identity with a regulator of form `gate`."""
-        return gated_rule(self.gate, site, sets, scratch=start == "scratch")
+        """Return the identity with a regulator of the form that is learned."""
+        return regulated_rule(self.regulator_form, site, sets, scratch=start == "scratch")
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
         """Return that regulators are learned unless all are constant."""
@@ -127,7 +128,7 @@ def pairs_of(source: Sequence[Rendered], target: Sequence[Rendered]) -> list[Pai
         first = next((place for place, (a, b) in enumerate(same) if a != b), min(len(one.ids), len(other.ids)))
         if first == max(len(one.ids), len(other.ids)):
             raise TextsError(
-                f"a source text and its target are the same in all {first} tokens that are read: nothing is to be "
+                f"a source text and its target are the same in all {first} tokens that are read: neither can be "
                 "preferred; where texts were cut, raise max_tokens"
             )
         found.append(Pair(one, other, max(1, first)))
@@ -149,15 +150,15 @@ class PairLearner(PairsLearner):
             pairs = [*data.pairs, *data.held_pairs]
             parts = [pairs[start : start + self._size] for start in range(0, len(pairs), self._size)]
             with torch.no_grad():
-                mine = [self._likelihoods(some, steered=False)[0].cpu() for some in self.ranks.mine(parts)]
-            self._before = dict(zip((pair.key for pair in pairs), torch.cat(self.ranks.joined(mine)), strict=True))
+                mine = [self._likelihoods(some, steered=False)[0].cpu() for some in self.ranks.local(parts)]
+            self._before = dict(zip((pair.key for pair in pairs), torch.cat(self.ranks.gathered(mine)), strict=True))
         except BaseException:
             self.close()
             raise
 
     def terms(self, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, list[Seen]]]:
         """Yield the share of each micro-batch in how far targets are not yet preferred."""
-        for some in self.ranks.mine(cut(pairs, self._size, self.ranks.count)):
+        for some in self.ranks.local(cut(pairs, self._size, self.ranks.count)):
             after, seen = self._likelihoods(some, steered=True)
             before = torch.stack([self._before[pair.key] for pair in some]).to(after)
             moved = after - before

@@ -1,0 +1,33 @@
+"""Told prompts: where the prompt of each row ends, in a pass that reads a prompt together with its answer.
+
+Such a pass looks like one long prompt. Measures that read given answers know better, and tell it here, so that
+regulators which ask where the prompt ends (`forward_pass.prompt`) see what they would see while the answer is
+generated. What `Steering.apply(prompt_tokens=...)` says counts more; a pass that continues from a cache is not told.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+_LOCAL = threading.local()
+
+
+@contextmanager
+def told_prompts(tokens: Sequence[int]) -> Iterator[None]:
+    """Tell the passes that this thread runs how many real tokens each row's prompt has."""
+    before = prompts_told()
+    _LOCAL.tokens = torch.tensor(list(tokens))
+    try:
+        yield
+    finally:
+        _LOCAL.tokens = before
+
+
+def prompts_told(known: Int[Tensor, " row"] | None = None) -> Int[Tensor, " row"] | None:
+    """Return the prompts' lengths that are known, else those that this thread was told, None where it was not."""
+    found: Tensor | None = getattr(_LOCAL, "tokens", None)
+    return found if known is None else known
