@@ -9,7 +9,7 @@ is written every minute and on Ctrl-C; the same command goes on from it, and mor
 end is the pipeline in float16, its card with a table of accuracy, and pictures to look at. Step i sees the same batch
 in every run; how many steps the minutes allow depends on the machine.
 
-Left out: more than one core, and any data but the drawn scenes.
+Limitations: one core, and no data but the drawn scenes.
 """
 
 import argparse
