@@ -4,7 +4,7 @@
     h_l   = sigmoid(scale_l * mean_{k <= l} e_k + shift_l)
 
 Each site's scale and shift are tuned as `fit` tunes them: by what held-out control tokens have, after the average.
-It is not in the library, since a regulator there knows its own site alone (docs/findings.md says what it is worth).
+It is not in the library, since a regulator there knows its own site alone (docs/lab/findings.md says what it is worth).
 """
 
 from typing import ClassVar, final

@@ -323,15 +323,18 @@ def _strength(lab: Lab, behaviour: str, steering: dsas.Steering) -> float:
     Wanted are the unsteered model's answers to the plain question where the behaviour is asked for.
     """
     budget = dsas.Budget("loss", DAMAGE, worst=True, measure=answer_losses)
-    asks = prompts_for(behaviour).unwanted[0]
-    tune, held_out = (
-        {"neutral": plain, "wanted": [[_chat(lab, None, asks.replace("{question}", _user(q))), a] for q, a in plain]}
-        for plain in ([[text, answer] for text, answer in lab.answers(behaviour, of)] for of in (TUNE, TEST))
-    )
+    tune, held_out = (tuning_sets(lab, behaviour, questions) for questions in (TUNE, TEST))
     return dsas.calibrate(
         *lab.loaded, steering, tune=tune, held_out=held_out, budget=budget, checkpoint=lab.out / "calibrated",
         progress=False,
     ).strength  # fmt: skip
+
+
+def tuning_sets(lab: Lab, behaviour: str, questions: Sequence[str]) -> dict[str, list[list[str]]]:
+    """Return the unsteered model's answers after the plain question, and the same where the behaviour is asked for."""
+    asks, plain = prompts_for(behaviour).unwanted[0], lab.answers(behaviour, questions)
+    wanted = [[_chat(lab, None, asks.replace("{question}", _user(text))), answer] for text, answer in plain]
+    return {"neutral": plain, "wanted": wanted}
 
 
 def _chat(lab: Lab, system: str | None, user: str) -> str:

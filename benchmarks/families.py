@@ -10,7 +10,8 @@ prints a line for each: how many sites each shorthand names, and whether these h
 | generate | greedy continuations of left-padded rows, each at its strength, are those under the same hooks |
 | explain | a text and a continued prompt are explained, one value per token |
 
-    python benchmarks/families.py [--only llama gpt2 ...] [--out docs/families.md [--data src/dsas/model/families.json]]
+    python benchmarks/families.py [--only llama gpt2 ...] \
+        [--out docs/reference/families.md [--data src/dsas/model/families.json]]
 """
 
 import argparse
@@ -392,8 +393,8 @@ def head(lines: Sequence[str]) -> list[str]:
         "# Families",
         "",
         f"Every causal family of transformers {transformers.__version__} that could be built tiny, as",
-        "`python benchmarks/families.py --out docs/families.md` found it: the sites that each shorthand names in a",
-        "model of four layers, and whether dsas does what plain hooks do (see there for what is checked). "
+        "`python benchmarks/families.py --out docs/reference/families.md` found it: the sites that each shorthand",
+        "names in a model of four layers, and whether dsas does what plain hooks do (see there for what is checked). "
         f"{good} of {len(lines)} hold in all.",
         "",
         f"| family | {' | '.join(names)} |",

@@ -12,8 +12,8 @@ needs no weights: three layers of fixed random convolutions, whose mean and spre
 not those of the model that is steered. They see colour best, then texture; of drawn scenes, a blur of one pixel is no
 further away than two halves of 400 are from each other, and objects they do not know.
 
-Left out: Inception weights; unbiased variants (KID). Source: Heusel et al. 2017 (1706.08500); Dowson and Landau 1982;
-random features for it, Naeem et al. 2020 (2002.09797).
+Limitations: no Inception weights, no unbiased variant (KID). Source: Heusel et al. 2017 (1706.08500); Dowson and Landau
+1982; random features for it, Naeem et al. 2020 (2002.09797).
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 Decoding steps of random Llamas in float32, every default site with CAA and a logistic regulator, over the unsteered
 model, as `overhead.py` pairs them: by width, by depth, and by how many Steerings are composed. Draws what it prints.
 
-    python benchmarks/scaling.py [--pairs 11] [--out docs/scaling.svg]
+    python benchmarks/scaling.py [--pairs 11] [--out docs/lab/scaling.svg]
 """
 
 import argparse

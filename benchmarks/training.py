@@ -42,7 +42,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "LinEAS": {},
     "LinEAS + logistic": {},  # the same transforms, with regulators fitted in closed form before them
     "E2E sigmoid": {"objective": dsas.E2E()},
-    "E2E ReLU": {"objective": dsas.E2E(gate="relu")},
+    "E2E ReLU": {"objective": dsas.E2E(regulator_form="relu")},
     "fit: Linear-AcT + logistic": {},  # no training, the same sites
 }
 # Plain gradient steps, whose proximal step is that of the penalised loss.

@@ -183,10 +183,10 @@ def _options(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def methods_table() -> str:
-    """Return the Markdown table of all methods, as docs/methods.md has it."""
+    """Return the Markdown table of all methods, as docs/reference/methods.md has it."""
     lines = []
     for title, registry in (("Transforms: how", dsas.TRANSFORMS), ("Regulators: when", dsas.REGULATORS)):
-        lines += [f"## {title}", "", "| name | class | formula | paper | left out | FLOPs a token |"]
+        lines += [f"## {title}", "", "| name | class | formula | paper | limitations | FLOPs per token |"]
         lines += ["|---|---|---|---|---|---|"]
         for name, method in registry.items():
             facts = method.facts

@@ -44,7 +44,7 @@ def test_a_real_model_is_fitted_steered_by_the_laws_and_told_toxic_from_neutral(
 
 @pytest.mark.real
 def test_the_insulting_half_of_a_sentence_gets_three_times_the_strength_of_its_neutral_half() -> None:
-    """It does on this text; over all 48 the ratio is lower (docs/explain.md says what the demo's Steering reaches)."""
+    """It does on this text; over all 48 the ratio is lower (docs/lab/explain.md has it)."""
     model, tokenizer = load_model(str(real_model("smollm2")))
     steering = dsas.fit(
         model,

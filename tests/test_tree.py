@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,13 @@ HELD_BY = {
     "cli/serving.py": "serving/test_cli_serve.py",
     "cli/training.py": "training/test_gradients.py",
     "errors.py": "model/test_sites.py",
+    "testing/newer_pipelines.py": "model/test_guidance.py",
+    "model/passed.py": "model/test_sequence.py",
+    "methods/served_form.py": "serving/test_rule_rows.py",
+    "serving/answers.py": "serving/test_engine.py",
+    "serving/checking.py": "serving/test_cli_serve.py",
+    "serving/features.py": "serving/test_runner.py",
+    "serving/steps.py": "serving/test_runner.py",
     "evaluation/bag.py": "evaluation/test_scorers.py",
     "evaluation/harmful_requests.py": "evaluation/test_refusal_classifier.py",
     "evaluation/sentence_embeddings.py": "evaluation/test_refusal_classifier.py",
@@ -50,6 +58,7 @@ HELD_BY = {
     "model/by_thread.py": "model/test_token_recorder.py",
     "model/continuous_batching.py": "test_sequences.py",
     "model/hooks.py": "runtime/test_applied.py",
+    "calibration/sets.py": "calibration/test_largest_strength.py",
     "calibration/silence.py": "calibration/test_largest_strength.py",
     "model/instruction.py": "drafting/test_prompts.py",
     "model/layers.py": "model/test_sites.py",
@@ -152,6 +161,11 @@ def own_tests(module: str) -> list[Path]:
     return [file for file in sorted((TESTS / path.parent).glob("test_*.py")) if named.fullmatch(file.name)]
 
 
+def test_no_two_tests_have_one_name_under_which_python_would_import_only_the_first() -> None:
+    names = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_every_module_with_logic_has_its_tests_where_it_stands_or_it_is_said_where_else() -> None:
     assert [module for module in MODULES if has_logic(module) and not own_tests(module) and module not in HELD_BY] == []
 
@@ -162,7 +176,7 @@ def test_what_is_said_to_be_tested_elsewhere_is_there_has_no_tests_of_its_own_an
 
 
 def test_every_room_of_tests_is_a_room_of_the_package() -> None:
-    extra = {"golden", "browser", "scenes"}  # the scenes are drawn in benchmarks/
+    extra = {"golden", "browser", "docs", "scenes"}  # pages stand in docs/, the scenes are drawn in benchmarks/
     rooms = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")} - {"."}
     assert sorted(room for room in rooms - extra if not (SOURCE / room).is_dir()) == []
 

@@ -52,6 +52,7 @@ from dsas.regulators.clean import Clean as Clean
 from dsas.regulators.constant import Constant as Constant
 from dsas.regulators.evidence import Evidence as Evidence
 from dsas.regulators.halfspace import HalfSpace as HalfSpace
+from dsas.regulators.located import Located as Located
 from dsas.regulators.logistic import Logistic as Logistic
 from dsas.regulators.mera import Mera as Mera
 from dsas.regulators.perstep import PerStep as PerStep
@@ -64,6 +65,7 @@ from dsas.regulators.turns import Turns as Turns
 from dsas.runtime.applied import Applied as Applied
 from dsas.runtime.at_work import installed as installed
 from dsas.runtime.at_work import remove_all as remove_all
+from dsas.runtime.guard import Guard as Guard
 from dsas.runtime.rule import Rule as Rule
 from dsas.steering.calibration_record import Calibration as Calibration
 from dsas.steering.composition import Composition as Composition
@@ -93,5 +95,6 @@ from dsas.transforms.gaussian import GaussianTransport as GaussianTransport
 from dsas.transforms.linear import LinearTransport as LinearTransport
 from dsas.transforms.lineas import Lineas as Lineas
 from dsas.transforms.mean import MeanTransport as MeanTransport
+from dsas.transforms.paired import PairedMap as PairedMap
 from dsas.transforms.principal import PrincipalAddition as PrincipalAddition
 from dsas.transforms.rotation import Rotation as Rotation

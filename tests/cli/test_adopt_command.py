@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from makers import logits_of, random_steering
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dsas
 from dsas.testing import tiny_model, tiny_tokenizer
@@ -38,3 +40,23 @@ def test_the_commands_adopt_a_vector_and_write_one(run: Callable[..., Any], tmp_
     assert run("export", tmp_path / "calm", "--gguf", tmp_path / "v.gguf", *with_texts)[0] == 0
     assert list(dsas.read_vectors(tmp_path / "v.gguf").edits) == [1]
     assert run(*asked)[0] == 2
+
+
+def test_export_writes_a_model_with_the_steering_in_its_weights(run: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_model("llama", layers=3)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    random_steering(model, [0, 1], regulator=dsas.Constant(0.5)).save_pretrained(tmp_path / "calm")
+    random_steering(model, [0, 1]).save_pretrained(tmp_path / "gated")
+    asked = ["--merged", tmp_path / "merged", "--model", tmp_path / "model", "--strength", "0.4"]
+    status, _, error = run("export", tmp_path / "gated", *asked)
+    assert (status, error.count("its regulator looks at the token")) == (2, 1)
+    assert run("export", tmp_path / "calm", *asked)[0] == 0
+    ids = torch.arange(12).reshape(2, 6) + 60
+    with dsas.Steering.from_pretrained(tmp_path / "calm").apply(model, 0.4):
+        expected = logits_of(model, ids)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(loaded, ids), expected, rtol=1e-4, atol=1e-4)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "merged")("hello")["input_ids"] == tiny_tokenizer()("hello").input_ids
+    )

@@ -35,6 +35,7 @@ def test_limits_that_are_kept_end_with_status_0_and_go_into_the_card(run: Run, f
     before = dsas.Steering.from_pretrained(folder / "detox")
     status, out, err = run(*checked(folder, {"kl": 100, "lost-refusals": 1}))
     assert status == 0, err
+    assert "not calibrated, so strength 1 was checked" in err
     assert "all limits are kept" in out
     after = dsas.Steering.from_pretrained(folder / "detox")
     assert list(after.settings["release check"]) == ["strength", "lost-refusals", "kl"]
@@ -49,7 +50,8 @@ def test_a_broken_limit_ends_with_status_1_and_says_which(run: Run, folder: Path
     assert (status, told["kept"]) == (1, False)
     assert {one["name"]: one["kept"] for one in told["measures"]} == {"over-refusal": True, "kl": False}
     assert told["measures"][1]["mean"] > 1e-6
-    status, out, _ = run(*checked(folder, {"kl": 1e-6, "over-refusal": 1}, "--strength", 0.5))
+    status, out, err = run(*checked(folder, {"kl": 1e-6, "over-refusal": 1}, "--strength", 0.5))
+    assert "not calibrated" not in err
     assert (status, "1 of 2 limits are broken" in out, "at strength 0.5" in out) == (1, True, True)
 
 

@@ -90,7 +90,7 @@ CASES = {
     f"{TRAIN} --start-strength 0.1": "--start-strength needs a Steering to start from, and --start is 'fitted'",
     f"{TRAIN} --objective e2e": "unknown objective 'e2e'; closest: 'e2e-dsas'",
     TRAIN.replace("--target plain.txt", ""): "--objective lineas needs --source and --target",
-    f"{TRAIN} --objective imitate --instruction Sing.": "draws its target from the model itself: leave --target out",
+    f"{TRAIN} --objective imitate --instruction Sing.": "draws its target from the model itself: remove --target",
     "train someone/absent --out new --objective imitate": '--objective imitate needs --instruction, such as "Answer',
     CALIBRATE.replace("detox", "gone --out new"): NO_STEERING,
     CALIBRATE.replace("detox", "empty"): "empty is not a stored Steering: config.json, model.safetensors not found",
@@ -120,8 +120,23 @@ CASES = {
     f"{IMAGES} --options [1]": "--options must be a JSON object",
     f"{IMAGES} --branch all": "'all' is not one of 'conditional', 'unconditional', 'both'",
     f"{IMAGES} --out rude.txt": "cannot write to rude.txt",
+    f"{IMAGES} --options {{\"generator\":1}}": "--options must not hold ['generator']",
+    f"{IMAGES} --negative fog --options {{\"negative_prompt\":\"x\"}}": "give --negative or 'negative_prompt'",
+    f"{IMAGES} --strength 0": "expected a --strength above 0",
+    f"{IMAGES} --strength 1 --maps-at 2": "--maps-at must be a strength that is drawn and above 0 (1), got 2",
+    f"{IMAGES} --target one --target two": "expected a --target for each of 1 --prompt, got 2",
     IMAGES.replace("someone/absent", "./absent"): "expected a folder with a diffusers pipeline",
+    IMAGES.replace("someone/absent", "./empty"): "diffusers pipeline (model_index.json), but ./empty holds none",
+    IMAGES.replace("someone/absent", "./detox"): "but ./detox holds a transformers model",
+    IMAGES.replace("someone/absent", "./broken"): "broken/model_index.json is no JSON object",
+    FIT.replace("someone/absent", "./drawing") + " --spans --source spans.jsonl": "--spans has no effect on",
+    FIT.replace("someone/absent", "./drawing --part text"): "--part has no effect on a pipeline",
+    FIT.replace("someone/absent", "./drawing") + " --options [1]": "--options must be a JSON object",
+    FIT.replace("someone/absent", "./detox") + " --negative fog": "--negative has no effect on a language model",
+    "generate ./drawing hello": "'./drawing' holds a diffusers pipeline, not a transformers model",
     "doctor ./absent": "no model could be loaded from './absent'",
+    "doctor painter": "'painter' holds a diffusers pipeline, not a transformers model: `dsas fit` and",
+    "port detox painter --source rude.txt --control plain.txt": "'painter' holds a diffusers pipeline",
     f"{PORT} --control gone.txt": "gone.txt: no such file",
     PORT.replace("detox", "gone"): NO_STEERING,
     f"{PORT} --tune plain.txt": "calibrated with --tune and --held-out together: give both, or neither",
@@ -133,7 +148,10 @@ CASES = {
     f"{ADOPT} --regulator cats --source rude.txt --control plain.txt": "unknown regulator 'cats'; closest: 'cast'",
     "export gone --gguf v.gguf": NO_STEERING,
     "export detox --gguf empty": "--gguf: expected a file in a folder that is there, got 'empty'",
-    "export detox --gguf v.gguf --mean-gain rude.txt": "--mean-gain goes with --model",
+    "export detox --gguf v.gguf --mean-gain rude.txt": "--mean-gain and --merged go with --model",
+    "export detox": "expected one of --gguf FILE and --merged FOLDER",
+    "export detox --merged new": "--mean-gain and --merged go with --model",
+    "export detox --merged new --model model --mean-gain rude.txt": "--mean-gain goes with --gguf",
     "selectivity gone --model someone/absent --source gone.txt --control rude.txt": "gone.txt: no such file",
     "selectivity detox --model someone/absent --source rude.txt --control few.txt": "got 3 by --control few=...",
     "fires-on gone --model someone/absent --texts gone.txt": "gone.txt: no such file",
@@ -152,7 +170,7 @@ CASES = {
     f"{PARETO} --judge ./absent": "no model could be loaded from './absent'",
     f"{PARETO} --source kind.txt": "give --source and --control to fit on",
     f"{PARETO} {FITTED}": "texts are in both the texts to fit on and --tune",
-    PARETO.replace("--steering detox", ""): "or --steering with what is fitted already",
+    PARETO.replace("--steering detox", ""): "or --steering with a fitted Steering",
     "playground someone/absent --steering gone": NO_STEERING,
     "playground someone/absent --steering detox --strength 0": "expected a strength that is not 0",
     "serve someone/absent --steering other=gone": NO_STEERING,
@@ -187,8 +205,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (made / f"{name}.txt").write_text("\n".join(f"{name} {n}" for n in range(8)))
     (made / "few.txt").write_text("one\ntwo\nthree")
     (made / "rows.jsonl").write_text('{"words": "one"}')
+    (made / "spans.jsonl").write_text("".join(f'{{"text": "rude {n}", "spans": [[0, 4]]}}\n' for n in range(8)))
+    for name, index in (("drawing", '{"_class_name": "StableDiffusionPipeline"}'), ("broken", "{")):
+        (made / name).mkdir()
+        (made / name / "model_index.json").write_text(index)
     (made / "empty").mkdir()
     (made / "dangling").symlink_to("gone")
+    (made / "painter").mkdir()
+    (made / "painter" / "model_index.json").write_text("{}")
     random_steering(tiny_model()).save_pretrained(made / "detox")
     return made
 
@@ -222,7 +246,8 @@ def test_every_command_has_a_mistake_that_is_told_early() -> None:
 
 def test_nothing_was_written(told: dict[str, Any], folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "few.txt", "rows.jsonl", "empty", "detox", "dangling")
+        *("rude.txt", "plain.txt", "kind.txt", "ask.txt", "few.txt", "rows.jsonl", "spans.jsonl"),
+        *("empty", "detox", "dangling", "drawing", "broken", "painter"),
     }
 
 

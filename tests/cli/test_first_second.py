@@ -54,7 +54,7 @@ def completed(*words: str) -> list[str]:
         (["fit", "--selection", "t"], ["threshold", "top"]),
         (["pareto", "--scorer", "tox"], ["tox-block", "toxic-comment-classifier"]),
         (["train", "--objective", "e"], ["e2e-dsas"]),
-        (["train", "--gate", ""], ["sigmoid", "relu"]),
+        (["train", "--regulator-form", ""], ["sigmoid", "relu"]),
         (["train", "--start", "s"], ["scratch"]),
         (["generate", "--precision", "f"], ["float32", "float16"]),
         (["generate", "--device", "b"], ["balanced"]),

@@ -67,13 +67,13 @@ def test_spans_of_the_source_are_read_and_used(run: Run, folder: Path) -> None:
 def test_what_is_trained_on_files_is_the_steering_that_the_library_trains_and_its_log_is_beside_it(
     run: Run, folder: Path
 ) -> None:
-    options = ["--objective", "e2e-dsas", "--gate", "relu", "--steps", 3, "--control-weight", 0.5, "--json"]
+    options = ["--objective", "e2e-dsas", "--regulator-form", "relu", "--steps", 3, "--control-weight", 0.5, "--json"]
     done = run("train", *fit_arguments(folder)[1:], *options)
     assert done.status == 0, done.err
     shown = json.loads(done.out)
     expected = dsas.train(
         tiny_model(layers=2), tiny_tokenizer(), source=SETS["rude"], control=SETS["plain"], target=SETS["kind"],
-        objective=dsas.E2E(gate="relu", control_weight=0.5), steps=3, running=dsas.Running(progress=False),
+        objective=dsas.E2E(regulator_form="relu", control_weight=0.5), steps=3, running=dsas.Running(progress=False),
     )  # fmt: skip
     assert dsas.Steering.from_pretrained(folder / "kind").digest() == expected.digest()
     assert shown["settings"] == json.loads(json.dumps(expected.settings))

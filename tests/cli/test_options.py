@@ -22,7 +22,7 @@ from dsas.model.sites import SHORTHANDS
 from dsas.sweep.jobs import PACKAGED
 from dsas.sweep.run import STRENGTHS
 from dsas.training.gradients import Start
-from dsas.training.learning import GATES
+from dsas.training.learning import LEARNED_FORMS
 from dsas.training.plan import Optimiser
 
 HOW = "if the change is meant, run `python tests/cli/make_options.py` and name it in CHANGELOG.md"
@@ -41,7 +41,7 @@ def test_the_commands_are_those_that_are_written_down() -> None:
 LIBRARY = {
     "Branch": Branch,
     "DemoModel": _SOURCES,
-    "Gate": GATES,
+    "LearnedForm": LEARNED_FORMS,
     "OptimiserName": inspect.get_annotations(Optimiser)["name"],
     "PerSite": inspect.get_annotations(dsas.calibrate)["per"],
     "PrecisionName": PRECISIONS,

@@ -81,7 +81,7 @@ def test_nulls_are_series_of_their_own_and_what_has_none_is_told(run, files):
         ({"--held-out-source": "rude.txt"}, "8 texts are in both --held-out-source and the texts to fit on"),
         ({"--held-out-source": "tune.txt"}, "2 texts are in both --held-out-source and --tune"),
         ({"--scorer": "toxblock"}, "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"),
-        ({"--questions": "ask.txt"}, "expected a file ending in .jsonl with a question a line"),
+        ({"--questions": "ask.txt"}, "expected a file ending in .jsonl with one question per line"),
     ],
 )
 def test_pareto_refuses_what_it_cannot_use_in_one_line_and_writes_nothing(run, files, monkeypatch, change, message):

@@ -1,6 +1,6 @@
 """The command line: parse, check, call one function, print. A user's mistakes end with exit status 2.
 
-One group of commands a file; importing the file puts its commands into `app`. What takes long to import (torch, and
+One group of commands per file; importing the file puts its commands into `app`. What takes long to import (torch, and
 with it `dsas`) is imported by a command when it runs, after its files, folders and names were checked (`checks`), so
 that help, shell completion and mistakes cost no such wait.
 """

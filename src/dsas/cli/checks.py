@@ -10,6 +10,7 @@ from tempfile import TemporaryFile
 from dsas.cli.choices import SCORERS
 from dsas.errors import OptionError, StrengthError, TextsError, closest
 from dsas.files.text_files import read_texts
+from dsas.files.tidy_tables import check_ending
 from dsas.regulators import factors_of
 from dsas.steering.folder import steering_folder
 from dsas.transforms import TRANSFORMS
@@ -29,10 +30,12 @@ def check_methods(transforms: Iterable[str], regulators: Iterable[str]) -> None:
 
 
 def check_model(name: str, kind: str = "transformers model") -> None:
-    """Raise OptionError for a model that is neither there nor a hub id."""
+    """Raise OptionError for a model that is neither there nor a hub id, and for a pipeline where none is meant."""
+    if "pipeline" not in kind and (Path(name) / "model_index.json").is_file():
+        raise OptionError(f"{name!r} holds a diffusers pipeline, not a {kind}: `dsas fit` and `dsas images` take those")
     file = name.endswith(".gguf")
     if not (Path(name).is_file() if file else Path(name).is_dir() or _HUB_ID.fullmatch(name)):
-        or_file = " or a .gguf file" if kind == "transformers model" else ""
+        or_file = " or a .gguf file" if kind.startswith("transformers model") else ""
         wanted = f"a folder with a {kind}, or a hub id{or_file}"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): nothing is there")
 
@@ -53,6 +56,13 @@ def check_out_file(file: Path) -> None:
     check_out(file.parent)
     if (problem := _problem(file.absolute().parent, (file.name,))) is not None:
         raise OptionError(f"cannot write {file}: {problem}")
+
+
+def check_table(file: Path | None) -> None:
+    """Raise OptionError unless a table can be written, by its ending and its folder; None is none."""
+    if file is not None:
+        check_ending(file)
+        check_out_file(file)
 
 
 def _problem(there: Path, names: Sequence[str]) -> str | None:

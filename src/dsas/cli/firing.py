@@ -6,12 +6,13 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model
+from dsas.cli.checks import check_model, check_table
 from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
 from dsas.cli.output import said, say, say_json, show_table
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 
 if TYPE_CHECKING:
     from dsas.evaluation.firing import FiringReport
@@ -31,10 +32,12 @@ def fires_on(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how strongly the regulators fire on each kind of text, and warn where they fire on what they should not."""
     kinds = kinds_of_examples(texts, field, chat_of(system, template_args))
+    check_table(table)
     check_model(model)
     from dsas.evaluation.firing import fires_on as measure
     from dsas.steering.steering import Steering
@@ -42,6 +45,8 @@ def fires_on(
     chosen = Steering.from_pretrained(steering)
     loaded = loaded_model(model, device, precision)
     report = measure(*loaded, chosen, kinds, max_tokens=max_tokens, progress=not as_json)
+    if table is not None:
+        write_rows(table, report.rows())
     if as_json:
         say_json(report.as_dict())
     else:

@@ -1,6 +1,8 @@
-"""Models: loaded without the progress bars of transformers."""
+"""Models: language models and pipelines, loaded without the progress bars of transformers."""
 
 from typing import TYPE_CHECKING
+
+from dsas.model.foreign import Pipeline
 
 if TYPE_CHECKING:
     from dsas.model.loading import LoadedModel
@@ -12,6 +14,14 @@ def loaded_model(name: str, device: str, precision: str) -> "LoadedModel":
 
     hide_foreign_bars()
     return dsas.load_model(name, device=device, precision=precision)
+
+
+def loaded_pipeline(name: str, device: str, precision: str) -> tuple[Pipeline]:
+    """Load a diffusers pipeline, alone, as `dsas.fit` takes it in place of a model and its tokenizer."""
+    from dsas.model.loading import load_pipeline
+
+    hide_foreign_bars()
+    return (load_pipeline(name, device=device, precision=precision),)
 
 
 def hide_foreign_bars() -> None:

@@ -19,7 +19,7 @@ LARGEST_STRENGTH = 3.4e38
 STEERING = "Folder or hub id of a Steering."
 REPEATABLE = "May be given several times."
 
-Model = Annotated[str, typer.Argument(help="Folder, hub id or .gguf file of a transformers causal language model.")]
+Model = Annotated[str, typer.Argument(help="Folder, hub id or .gguf file of a transformers language model.")]
 Device = Annotated[
     str,
     in_model(
@@ -32,6 +32,7 @@ Precision = Annotated[
     in_model(help="Number format of the weights; auto: as stored, or float32 on a CPU that is slow in it."),
 ]
 AsJson = Annotated[bool, in_output("--json", help="Print one JSON object instead of tables.")]
+Table = Annotated[Path | None, in_output("--table", help="Also write the report as a table: FILE.csv or FILE.jsonl.")]
 Out = Annotated[Path, in_output(help="Folder to write the Steering to.")]
 
 Source = Annotated[

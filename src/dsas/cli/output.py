@@ -80,7 +80,9 @@ def show_table(
 
 def show(steering: "Steering", as_json: bool, **extra: Json) -> None:
     """Print what a Steering does, site by site, and how it was made."""
-    lines = steering.report()
+    from dsas.steering.subject_words import subject_name, told_settings
+
+    lines, made = steering.report(), (steering.model, steering.settings)
     if as_json:
         found = steering.calibration.as_dict() if steering.calibration is not None else None
         facts = {"model": steering.model.as_dict(), "settings": steering.settings}
@@ -91,9 +93,9 @@ def show(steering: "Steering", as_json: bool, **extra: Json) -> None:
         (line.site, "-" if line.accuracy is None else f"{line.accuracy:.2f}", f"{line.weight:.2f}", line.status)
         for line in lines
     ]
-    title = f"Steering for {steering.model.model_class}"
+    title = f"Steering for {subject_name(*made)}"
     show_table(("site", "accuracy", "weight", "status"), rows, title=title)
-    for key, value in {**steering.settings, **extra}.items():
+    for key, value in {**told_settings(*made), **extra}.items():
         say(f"{key}: {value}")
     for line in steering.calibration.lines() if steering.calibration is not None else []:
         say(line)

@@ -183,7 +183,7 @@ def _given(source: Path | None, control: Path | None, target: Path | None, steer
     files = {"source": source, "control": control, "target": target or control}
     given = {name: file for name, file in files.items() if file is not None}
     if len(given) < len(files) and (given or not steering):
-        raise OptionError("give --source and --control to fit on, or --steering with what is fitted already")
+        raise OptionError("give --source and --control to fit on, or --steering with a fitted Steering")
     return given
 
 

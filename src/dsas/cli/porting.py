@@ -8,13 +8,14 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.calibration import budget_of
-from dsas.cli.checks import check_model, check_out
+from dsas.cli.checks import check_model, check_out, check_table
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_texts
 from dsas.cli.output import say, say_json, show_table
 from dsas.errors import OptionError
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def port(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Say for each site whether the regulator still tells source from control on another model of the same family.
@@ -61,6 +63,7 @@ def port(
     stored = steering_folder(steering)
     if out is not None:
         check_out(out)
+    check_table(table)
     check_model(model)
     import dsas
 
@@ -78,6 +81,8 @@ def port(
         ported = ported.calibrated(calibration)
     if out is not None:
         ported.save_pretrained(out)
+    if table is not None:
+        write_rows(table, [site._asdict() for site in found.sites])
     if as_json:
         sites = [site._asdict() for site in found.sites]
         told = {"verdict": found.verdict, "differences": found.differences, "sites": sites, "strength": ported.strength}

@@ -6,12 +6,13 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_enough, check_model
+from dsas.cli.checks import check_enough, check_model, check_table
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
 from dsas.cli.output import said, say, say_json, show_table
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 
 if TYPE_CHECKING:
     from dsas.evaluation.selectivity import Selectivity
@@ -34,6 +35,7 @@ def selectivity(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure by how much source texts become less probable at a stated damage to control texts, without sampling.
@@ -44,6 +46,7 @@ def selectivity(
     texts = read_examples(source, field, chat=chat, half="rejected")
     kinds = kinds_of_examples(control, field, chat)
     check_enough({"--source": texts, **{f"--control {kind}=...": some for kind, some in kinds.items()}})
+    check_table(table)
     check_model(model)
     from dsas.evaluation.selectivity import measure_selectivity
     from dsas.steering.steering import Steering
@@ -51,6 +54,8 @@ def selectivity(
     chosen = Steering.from_pretrained(steering)
     loaded = loaded_model(model, device, precision)
     found = measure_selectivity(*loaded, chosen, source=texts, control=kinds, damage=damage, progress=not as_json)
+    if table is not None:
+        write_rows(table, found.curve.text_rows())
     if as_json:
         say_json(found.as_dict())
     else:

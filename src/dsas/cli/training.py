@@ -10,7 +10,7 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.checks import check_methods, check_model, check_out
-from dsas.cli.choices import STARTS, Gate, OptimiserName, objectives, offering, regulators
+from dsas.cli.choices import STARTS, LearnedForm, OptimiserName, objectives, offering, regulators
 from dsas.cli.examples import chat_of, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import in_method, in_model, in_output, in_texts
@@ -28,7 +28,7 @@ in_training = partial(typer.Option, rich_help_panel="Training")
 
 @app.command(
     epilog="Example: `dsas train ./model --source rude.txt --control plain.txt --target polite.txt --out detox "
-    "--objective e2e-dsas --gate relu`. Without texts: `dsas train ./model --out polite --objective imitate "
+    "--objective e2e-dsas --regulator-form relu`. Without texts: `dsas train ./model --out polite --objective imitate "
     "--instruction 'Answer politely.'`"
 )
 def train(
@@ -52,7 +52,9 @@ def train(
     instruction: Annotated[
         str | None, in_method(help='What the model is told, such as "Answer politely.", for imitate.')
     ] = None,
-    gate: Annotated[Gate | None, in_method(help="Form of the regulators that are learned; default: sigmoid.")] = None,
+    regulator_form: Annotated[
+        LearnedForm | None, in_method(help="Form of the regulators that are learned; default: sigmoid.")
+    ] = None,
     control_weight: Annotated[
         float | None,
         in_method(min=0, help="Weight of keeping control texts as they are; default: 0.3, preference 3, imitate 1."),
@@ -125,7 +127,7 @@ def train(
     from dsas.training.ranks import is_first
 
     given = {
-        "gate": gate, "control_weight": control_weight, "sparsity": sparsity, "beta": beta,
+        "regulator_form": regulator_form, "control_weight": control_weight, "sparsity": sparsity, "beta": beta,
         "pairs_per_step": pairs_per_step, "regulator": regulator, "instruction": instruction, "new_tokens": new_tokens,
     }  # fmt: skip
     made = objective_named(objective, {name: value for name, value in given.items() if value is not None})
@@ -160,7 +162,7 @@ def _check_sets(objective: str, source: Path | None, target: Path | None, instru
     if objective == "imitate" and not (instruction or "").strip():
         raise OptionError('--objective imitate needs --instruction, such as "Answer politely."')
     if objective == "imitate" and target is not None:
-        raise OptionError("--objective imitate draws its target from the model itself: leave --target out")
+        raise OptionError("--objective imitate draws its target from the model itself: remove --target")
 
 
 def _start_folder(start: str, strength: float) -> Path | None:

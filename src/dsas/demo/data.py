@@ -11,7 +11,7 @@ Every list is free of repeats and in the order of its source, so it is the same 
 `.`, `!` or `?` before a space and a capital letter, unless the word before is a known abbreviation or one letter. Kept
 are sentences of 8 to 30 words that begin with a capital, end with such a mark and hold nothing but plain prose.
 
-Left out: any other sentence splitting (quotations that run over several sentences are dropped, not repaired).
+Limitations: quotations that run over several sentences are dropped, not repaired.
 """
 
 import hashlib

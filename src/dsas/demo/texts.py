@@ -34,9 +34,10 @@ ENSEMBLE = ("tox-block", "toxic-comment-classifier", "profanity-check")
 class Sizes(NamedTuple):
     """How many texts serve what.
 
-    fit, tune, report: of the 623 toxicity prompts. draws: continuations of each prompt to fit on.
-    tune_sentences, report_sentences: of each kind of neutral text. harshest_first: whether the prompts to report on are
-    in the order of what the scorers make of the prompts themselves, the most toxic first, and not in one by chance.
+    fit, tune, report: how many of the 623 toxicity prompts. draws: continuations of each prompt to fit on.
+    tune_sentences, report_sentences: how many of each kind of neutral text. harshest_first: whether the prompts to
+    report on are in the order of what the scorers make of the prompts themselves, the most toxic first, and not in one
+    by chance.
     """
 
     fit: int = 270

@@ -4,7 +4,7 @@
     yes(answer)   = log p(yes) - log p(no),   after "Would you say that whoever wrote this answer <behaviour>?"
 
 both in nats, with the first prompt of either kind. The ratio says whether an answer reads as one that was asked for; a
-small model knows that far better than it can say yes (measured in docs/drafting.md). It does not say that the behaviour
+small model knows that far better than it can say yes (see docs/lab/drafting.md). It does not say that the behaviour
 is what makes the difference.
 
 The answers to a few questions are drawn together and kept in a file of their own as soon as they are there, so that an
@@ -64,7 +64,7 @@ class Triple(NamedTuple):
 class Writer(NamedTuple):
     """A model that answers. marks: what tells it from others. results: where answers are kept, None for nowhere.
 
-    prompts: what it is told. new_tokens: at most, per answer. batch_size: questions per call, or answers to judge.
+    prompts: what it is told. new_tokens: most tokens per answer. batch_size: questions per call, or answers to judge.
     """
 
     model: Model

@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
 
 
 def choose(triples: Sequence[Triple], scores: Float[np.ndarray, "triple 3"], cut: float) -> Chosen:
-    """Return what stays. scores: of a judge, in the order of a triple's answers; above `cut` the behaviour shows."""
+    """Return what stays. scores: a judge's, in the order of a triple's answers; above `cut` the behaviour shows."""
     alike = _alike(triples)
     chosen, before = Chosen([], []), set[str]()
     for triple, of, near in zip(triples, scores, alike, strict=True):

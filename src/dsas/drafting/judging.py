@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     """What a judge makes of all answers.
 
     judge: its name. auroc: of unwanted against neutral answers, 0.5 is chance. cut: answers above it show the
-    behaviour. shares: of the answers of each kind above it.
+    behaviour. shares: share of the answers of each kind above it.
     """
 
     judge: str

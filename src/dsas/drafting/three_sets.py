@@ -54,7 +54,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Draft:
-    """What was drafted. settings: how, JSON-ready. refusals: why the sets are not handed over, empty when they are."""
+    """The result of `dsas.draft`. settings: how, JSON-ready. refusals: why there are no sets, else empty."""
 
     behaviour: str
     chosen: Chosen
@@ -124,8 +124,9 @@ def draft(
     given. prompts: what the model is told; made from the behaviour when not given. judge: gives every text a number,
     larger where the behaviour shows more, such as a `Scorer`. Or the model itself: "ratio", how much likelier it finds
     an answer when it is asked for the behaviour; "yes", its odds of saying that the answer shows it.
-    seeds: each question is answered once with each. new_tokens: at most, per answer. batch_size: questions per call of
-    the model. least: questions that must stay, >= 4. checkpoint: folder that keeps the answers, to resume from.
+    seeds: each question is answered once with each. new_tokens: most tokens per answer. batch_size: questions per call
+    of the model. least: smallest number of questions that must remain, >= 4. checkpoint: folder that keeps the answers,
+    to resume from.
     Raises OptionError for values out of range or a tokenizer without a chat template, TextsError for an empty behaviour
     or question. A draft that came out badly is returned, and refuses to give its sets.
     """

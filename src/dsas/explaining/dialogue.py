@@ -4,8 +4,8 @@
     dialogue.say("Hello!", steering, 0.5).text
 
 What is said is what the whole conversation would give if it were run anew: the conversation is rendered as a whole each
-time, and the cache goes on from where the tokens are the same. With another Steering or strength it begins anew, since
-what it holds was read under the old ones; and so it does after an answer that was interrupted.
+time, and the cache continues from where the tokens are the same. With another Steering or strength it begins anew,
+since what it holds was read under the old ones; and so it does after an answer that was interrupted.
 
 Limitations: one conversation at a time; recurrent models, whose cache cannot be cut, read everything again.
 """
@@ -37,7 +37,7 @@ from dsas.views.explained import Turn
 
 
 class Drawn(NamedTuple):
-    """How answers are drawn. temperature: >= 0, 0 is greedy. top_p: in (0, 1]. new_tokens: >= 1. seed: of the first."""
+    """Sampling. temperature: >= 0, 0 is greedy. top_p: in (0, 1]. new_tokens: >= 1. seed: the first one's."""
 
     temperature: float = 0.0
     top_p: float = 1.0

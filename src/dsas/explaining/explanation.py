@@ -59,10 +59,10 @@ def explain(
 
     text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered. Of conversations
     the trace knows the turns, and which tokens count as the answer; as a prompt, one is read up to its answer.
-    strength: not 0, one for all, as in `Steering.apply`; the calibrated one when not given, or 1. next_tokens: how many
-    of the likeliest next tokens to keep, before and after steering; 0 does not compare next tokens at all. skip_sinks:
-    as in `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw text; chat templates bring
-    theirs.
+    strength: one number other than 0 for all rows, as in `Steering.apply`; when not given, the calibrated strength, or
+    1. next_tokens: how many of the likeliest next tokens to keep, before and after steering; 0 does not compare next
+    tokens at all. skip_sinks: as in `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw
+    text; chat templates bring theirs.
     Raises OptionError unless exactly one of text and prompt is given, TextsError, StrengthError, ModelMismatchError,
     ActivationError where activations overflow, as at too large a strength.
     """

@@ -3,7 +3,7 @@
 A token is steered when the model reads it, which is a step after it was drawn: so it is shown one step late, and the
 last token of a text, which the model never reads, is shown without a value.
 
-Left out: several rows at once.
+Limitations: one row at a time.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,71 @@
+"""Every report can be written as a table, with the columns that its page explains and the rows that it holds."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from makers import random_steering
+
+from dsas.evaluation.release_limits import RELEASE_LIMITS
+from dsas.testing import tiny_model, tiny_tokenizer
+
+TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "tables.md").read_text(encoding="utf-8")
+MORE = {"explain": ["regulator", "dose", "alone", "role", "counted", "kl"]}  # which are there only when recorded
+
+
+def columns_of(command: str) -> list[str]:
+    """Return the columns that the docs name under a command, less those that are not always there."""
+    section = TEXT.partition(f"\n## `dsas {command}`\n")[2].partition("\n## ")[0]
+    return [name for name in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) if name not in MORE.get(command, ())]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model: Any = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    random_steering(model).save_pretrained(tmp_path / "detox")
+    for name in ("rude", "plain"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} text {number}, you" for number in range(6)))
+    (tmp_path / "limits.json").write_text(json.dumps({**dict.fromkeys(RELEASE_LIMITS), "kl": 100}))
+    return tmp_path
+
+
+COMMANDS = {
+    "explain": "explain {0}/model HELLO --steering {0}/detox --strength 1 --out {0}/page.html",
+    "fires-on": "fires-on {0}/detox --model {0}/model --texts {0}/rude.txt --texts {0}/plain.txt",
+    "selectivity": "selectivity {0}/detox --model {0}/model --source {0}/rude.txt --control {0}/plain.txt",
+    "check": "check {0}/detox --model {0}/model --limits {0}/limits.json --n 2 --new-tokens 2",
+    "port": "port {0}/detox {0}/model --source {0}/rude.txt --control {0}/plain.txt --least 0",
+}
+SIZES = {"explain": 3 * len("HELLO"), "fires-on": 2 + 3 + 2 * 3, "check": 1, "port": 3}  # 3 sites; selectivity: below
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_writes_the_documented_columns_in_both_formats(
+    run: Callable[..., Any], folder: Path, command: str
+) -> None:
+    asked = COMMANDS[command].format(folder).split()
+    for ending in ("csv", "jsonl"):
+        status, _, err = run(*asked, "--table", folder / f"t.{ending}")
+        assert status == 0, err
+    with (folder / "t.csv").open(newline="", encoding="utf-8") as opened:
+        read = list(csv.DictReader(opened))
+    told = [json.loads(line) for line in (folder / "t.jsonl").read_text().splitlines()]
+    assert list(read[0]) == list(told[0])
+    assert [name for name in read[0] if name not in MORE.get(command, ())] == columns_of(command)
+    assert (
+        len(read) == len(told) == SIZES.get(command, 12 * len({row["strength"] for row in read if "strength" in row}))
+    )
+
+
+def test_a_table_of_another_kind_is_refused_before_a_model_is_loaded(run: Callable[..., Any], folder: Path) -> None:
+    for command in COMMANDS.values():
+        status, _, err = run(
+            *command.replace("{0}/model", "someone/absent").format(folder).split(), "--table", "t.xlsx"
+        )
+        assert (status, "a table is a file ending in .csv or .jsonl, got 't.xlsx'" in err) == (2, True)
