@@ -18,6 +18,8 @@ questions of `evals`, each after five others. What is fitted on are comments tha
 clean as target and control, or files: --source, --target, --control.
 
 Interrupted, the same command resumes. --cost times a few batches and says how long all of it takes.
+
+Not run to its end yet (issue 31): no number of it is in the docs.
 """
 
 import argparse
@@ -182,8 +184,8 @@ def cost(asked: argparse.Namespace, loaded: LoadedModel) -> None:
 
 
 def _nothing(loaded: LoadedModel) -> dsas.Steering:
-    texts = ["one text", "two texts", "three texts", "four texts"]
-    return dsas.fit(*loaded, source=texts, control=texts, target=texts, regulator="constant", progress=False)
+    sets = {name: [f"{name} {number}" for number in range(4)] for name in ("source", "control")}
+    return dsas.fit(*loaded, **sets, regulator="constant", progress=False)
 
 
 def said(rows: Sequence[np.ndarray], scale: float = 100) -> str:

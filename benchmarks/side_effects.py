@@ -11,6 +11,8 @@ request, question or conversation, with 95 % intervals. One greedy answer each, 
         [--out out/side_effects] [--fitted out/equal_damage]
 
 Interrupted, it resumes.
+
+Not run to its end yet (issue 31): no number of it is in the docs.
 """
 
 import argparse
