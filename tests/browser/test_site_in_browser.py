@@ -64,9 +64,7 @@ def test_a_page_asks_nobody_else_for_anything_and_fits_wide_phone_and_dark(
         mode = {"name": "prefers-color-scheme", "value": "dark" if scheme == "dark" else "light"}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [mode]})
         browser.get(f"{site}/{page}")
-        browser.execute_script(
-            "localStorage.clear()"
-        )  # of a reader who was here before
+        browser.execute_script("localStorage.clear()")  # of a reader who was here before
         browser.refresh()
         look(f"{name}-{scheme}", dark=scheme == "dark", width=width)
         assert wide(browser) == [], scheme
