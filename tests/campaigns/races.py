@@ -3,14 +3,14 @@
 python -m campaigns.races --rounds 10000          (from tests/; rounds are per thread)
 """
 
-import argparse
 import threading
-import warnings
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from campaigns.rounds import among, begun
 from makers import logits_of, random_steering
 
 from dsas.testing import tiny_model
@@ -44,7 +44,7 @@ def on_one_model(rounds: int) -> Counter[str]:
             expected.append(logits_of(model, IDS))
 
     def steer(number: int) -> None:
-        for _ in range(rounds):
+        for _ in among(rounds):
             try:
                 with steerings[number].apply(model, 0.1, record=False, scope="context"):
                     right = torch.allclose(logits_of(model, IDS), expected[number], atol=1e-5)
@@ -69,6 +69,26 @@ def on_one_model(rounds: int) -> Counter[str]:
     return +found
 
 
+def joined_and_parted(rounds: int) -> Counter[str]:
+    """All threads steer one model for everybody, so that hooks are joined and parted while passes run through them."""
+    model, found = tiny_model("llama", layers=2), Counter[str]()
+    steerings, plain = [random_steering(model, seed=seed) for seed in range(THREADS)], logits_of(model, IDS)
+
+    def steer(number: int) -> None:
+        for _ in among(rounds):
+            try:
+                with steerings[number].apply(model, 0.1, record=number % 2 == 0):
+                    right = bool(logits_of(model, IDS).isfinite().all())
+                found["right" if right else "WRONG"] += 1
+            except Exception as error:
+                found[f"WRONG {type(error).__name__}: {error}"[:90]] += 1
+
+    together(steer)
+    found["WRONG: left on"] += left_on(model)
+    found["WRONG: another model than before"] += not torch.equal(logits_of(model, IDS), plain)
+    return +found
+
+
 def on_a_model_each(rounds: int) -> Counter[str]:
     """Every thread steers its own copy with the same Steering, at its own strength."""
     models, found = [tiny_model("llama", layers=2) for _ in range(THREADS)], Counter[str]()
@@ -78,7 +98,7 @@ def on_a_model_each(rounds: int) -> Counter[str]:
             expected.append(logits_of(model, IDS))
 
     def steer(number: int) -> None:
-        for _ in range(rounds):
+        for _ in among(rounds):
             try:
                 with steering.apply(models[number], 0.1 * (number + 1)):
                     right = torch.equal(logits_of(models[number], IDS), expected[number])
@@ -116,14 +136,15 @@ def beside_compiled_code(rounds: int) -> Counter[str]:
     return +found
 
 
+KINDS = (on_one_model, joined_and_parted, on_a_model_each, beside_compiled_code)
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1000)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    asked, wrong = parser.parse_args(), False
-    for campaign in (on_one_model, on_a_model_each, beside_compiled_code):
+    asked, wrong = begun(__doc__, 1000, parts="kind", names=[kind.__name__ for kind in KINDS]), False
+    for campaign in KINDS:
+        if campaign.__name__ not in (asked.kind or [campaign.__name__]):
+            continue
+        start = time.monotonic()
         ends = campaign(asked.rounds)
-        print(f"{campaign.__name__}: {dict(ends)}", flush=True)
+        print(f"{campaign.__name__}: {dict(ends)} ({time.monotonic() - start:.0f} s)", flush=True)
         wrong |= any("WRONG" in what for what in ends)
     raise SystemExit(wrong)

@@ -1,4 +1,4 @@
-"""Editing: the fused way is taken where it may be, does what the general way does, and keeps little."""
+"""Editing: the fused form is used where it is valid, gives what the general form gives, and keeps little memory."""
 
 import gc
 import threading
@@ -27,7 +27,7 @@ WHEN = {
 }
 STRENGTHS = {
     "one number": torch.tensor(0.7),
-    "one a row": torch.tensor([0.5, 0.0, 2.0]),
+    "one per row": torch.tensor([0.5, 0.0, 2.0]),
     "alike": torch.tensor([0.7, 0.7, 0.7]),
     "one for all rows": torch.tensor([0.7]),
 }
@@ -57,7 +57,7 @@ def test_the_fused_way_gives_and_records_what_the_general_way_does(
         torch.testing.assert_close(*applied, check_dtype=False, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("strengths", ["one a row", "alike"])
+@pytest.mark.parametrize("strengths", ["one per row", "alike"])
 def test_a_batch_that_strengths_do_not_fit_is_refused_whichever_batch_came_before(strengths: str) -> None:
     way = fused_way(HOW["addition"], WHEN["logistic"], STRENGTHS[strengths])
     way(torch.randn(3, 1, WIDTH), None)
@@ -104,9 +104,9 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("how", "when", "dtype", "expected"),
     [
-        ("addition", "logistic", torch.float32, ["addmm", "sigmoid_", "addcmul"]),
-        ("affine", "logistic", torch.float32, ["addmm", "sigmoid_", "addcmul", "addcmul"]),
-        ("addition", "logistic", torch.bfloat16, ["_to_copy", "addmm", "sigmoid_", "addcmul", "_to_copy"]),
+        ("addition", "logistic", torch.float32, ["baddbmm", "sigmoid_", "addcmul"]),
+        ("affine", "logistic", torch.float32, ["baddbmm", "sigmoid_", "addcmul", "addcmul"]),
+        ("addition", "logistic", torch.bfloat16, ["_to_copy", "baddbmm", "sigmoid_", "addcmul", "_to_copy"]),
         ("addition", "constant", torch.float32, ["add"]),
         ("affine", "constant", torch.float32, ["addcmul", "add"]),
     ],
@@ -201,7 +201,7 @@ def test_from_the_second_pass_on_a_hook_does_the_same_by_a_shorter_way(dtype: An
         long.append(output)
         return edit_with(way, output, None).t
 
-    hook = shortened([way], 0, change, lambda *gain: gains.append(gain), (), lambda: True, lambda: None)
+    hook = shortened([way], 0, lambda *gain: gains.append(gain), (), lambda: True, change, lambda: None)
     expected = hook(torch.nn.Identity(), (), t)
     assert (len(long), gains) == (1, [])
     torch.testing.assert_close(hook(torch.nn.Identity(), (), t), expected, rtol=0, atol=0)
@@ -220,7 +220,7 @@ def test_what_the_shorter_way_was_not_made_for_goes_the_long_way() -> None:
         seen.append(output)
         return output
 
-    hook = shortened([way], 0, change, None, (), lambda: True, lambda: None)
+    hook = shortened([way], 0, None, (), lambda: True, change, lambda: None)
     module, t = torch.nn.Identity(), torch.randn(2, 3, WIDTH)
     hook(module, (), (t,))  # no plain tensor: no shorter way is made of it
     hook(module, (), t)
@@ -248,7 +248,7 @@ def test_a_trace_of_many_passes_is_that_of_one() -> None:
             torch.testing.assert_close(applied.trace().strengths, expected)
 
 
-@pytest.mark.parametrize("strengths", ["one a row", "alike"])
+@pytest.mark.parametrize("strengths", ["one per row", "alike"])
 @pytest.mark.parametrize("how", HOW)
 def test_strengths_follow_the_rows_when_as_many_rows_are_next_another_number_of_copies(
     how: str, strengths: str

@@ -7,7 +7,7 @@ import pytest
 from campaigns import races
 
 
-@pytest.mark.parametrize("campaign", [races.on_one_model, races.on_a_model_each])
+@pytest.mark.parametrize("campaign", [races.on_one_model, races.joined_and_parted, races.on_a_model_each])
 def test_threads_that_steer_at_once_get_their_own_steering_and_leave_no_hook(
     campaign: Callable[[int], Counter[str]],
 ) -> None:

@@ -1,11 +1,11 @@
-"""Caches: which sequences a cache holds, kept on the cache itself, so that they live, move and are copied with it.
+"""Caches: which sequences a cache holds, stored on the cache itself, so that they live, move and are copied with it.
 
-What stands for a cache is the object that a decoder takes and gives: a transformers `Cache`, the state of Mamba, RWKV's
-list of tensors, of which the first carries the sequences. A deep copy of it gets sequences of its own, and methods that
-cut it or choose its rows (`crop`, `reset`, `reorder_cache`, `batch_select_indices`, `batch_repeat_interleave`) do the
-same to its sequences. Nothing here keeps a cache alive.
+A cache is the object that a decoder takes and returns: a transformers `Cache`, the state of Mamba, or RWKV's list of
+tensors, the first of which carries the sequences. A deep copy gets sequences of its own, and methods that cut the cache
+or choose its rows (`crop`, `reset`, `reorder_cache`, `batch_select_indices`, `batch_repeat_interleave`) do the same to
+its sequences. Nothing here keeps a cache alive.
 
-Limitations: a cache that is rebuilt from its tensors by hand is taken for another one.
+Limitations: a cache that is rebuilt by hand from its tensors counts as a new one.
 """
 
 import weakref
@@ -24,7 +24,7 @@ _MARK = "_dsas_sequences"
 
 
 class Held(NamedTuple):
-    """Sequences of one cache, by whom they are steered, and the reader of passes that keeps them, if it still lives."""
+    """Sequences of one cache, what steers them, and the reader of passes that keeps them, if it still exists."""
 
     reader: "weakref.ref[Any]"
     by: object
@@ -32,15 +32,30 @@ class Held(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether the reader is at work."""
+        """Whether the reader's Steering is still applied."""
         return getattr(self.reader(), "active", False)
 
 
+class _Ends:
+    """Marks the last time that the work of any reader ended: a new object each time."""
+
+    last = object()
+
+
+_ends = _Ends()
+
+
+def reader_ended() -> None:
+    """Let every cache check again which readers have finished, after one of them has."""
+    _ends.last = object()
+
+
 class Watch:
-    """What a cache carries: its sequences, one set for each Steering at work, and its methods that change rows."""
+    """What a cache carries: its sequences, one set per applied Steering, and its methods that change rows."""
 
     def __init__(self, cache: Foreign) -> None:
         self.held: list[Held] = []
+        self._looked = object()  # the last end of a reader when `forget` looked
         self._stand_on(cache)
 
     def _stand_on(self, cache: Foreign) -> None:
@@ -52,17 +67,17 @@ class Watch:
 
     @property
     def owner(self) -> Foreign:
-        """The cache; None when it is gone, or not known yet."""
+        """The cache; None when it no longer exists or is not known yet."""
         return None if self._owner is None else self._owner()
 
     def claim(self, cache: Foreign) -> bool:
-        """Return whether this is what `cache` carries, which is so of the first that asks after a copy."""
+        """Return whether this belongs to `cache`; after a copy, it belongs to the first cache that asks."""
         if self._owner is None:
             self._stand_on(cache)
         return self.owner is cache
 
     def of(self, reader: object, by: object) -> Sequences | None:
-        """Return the sequences that a reader keeps here, or takes over from one whose work is done, or None."""
+        """Return the sequences that a reader keeps here or takes over from a reader that has finished, or None."""
         for held in self.held:
             if held.reader() is reader:
                 return held.sequences
@@ -74,12 +89,14 @@ class Watch:
         return None
 
     def forget(self) -> int:
-        """Forget the sequences of readers whose work is done, after a pass that they did not see.
+        """Forget the sequences of readers that have finished, after a pass that they did not see.
 
-        Returns how many columns they had seen.
+        Returns how many columns they had seen. Every reader calls it in every pass, so it checks only if
+        a reader has ended since the last check.
         """
-        if len(self.held) < 2:
+        if len(self.held) < 2 or self._looked is _ends.last:
             return 0
+        self._looked = _ends.last
         closed = [held for held in self.held if not held.is_open]
         self.held = [held for held in self.held if held.is_open]
         return max((held.sequences.length for held in closed), default=0)
@@ -92,8 +109,9 @@ class Watch:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Watch":
         other, copied = Watch.__new__(Watch), memo.get(id(self.owner))
         other.held = [held._replace(sequences=held.sequences.fork()) for held in self.held]
+        other._looked = object()
         other._owner = None
-        if copied is not None:  # a tensor's attributes are copied before it is known itself
+        if copied is not None:  # a tensor's attributes are copied before the tensor itself is known
             other._stand_on(copied)
         return other
 
@@ -102,7 +120,7 @@ class Watch:
 
 
 class _Followed:
-    """A method of a cache, after which the sequences of the cache follow."""
+    """A method of a cache; the cache's sequences follow what it does."""
 
     def __init__(self, watch: Watch, name: str) -> None:
         self._watch, self._name = watch, name
@@ -117,7 +135,7 @@ class _Followed:
 
 
 class _Plain:
-    """What copies and pickles of a cache are made of: all but the methods above, which a copy is given anew."""
+    """The contents of copies and pickles of a cache: all but the methods above, which a copy gets anew."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -130,25 +148,25 @@ class _Plain:
 
 
 def carrier_of(given: Given) -> Foreign:
-    """Return the object that sequences can be kept on: the cache, or the first tensor in a list or tuple; or None."""
+    """Return the object that can carry sequences: the cache, or the first tensor in a list or tuple; or None."""
     while isinstance(given, (list, tuple)):
         given = next((part for part in given if isinstance(part, (Tensor, list, tuple))), None)
     return given if given is not None and hasattr(given, "__dict__") else None
 
 
 def watch_of(carrier: Foreign) -> Watch | None:
-    """Return what a cache carries, None where nothing is known of it."""
+    """Return what a cache carries, or None for an unknown cache."""
     watch = getattr(carrier, _MARK, None)
     return watch if isinstance(watch, Watch) and watch.claim(carrier) else None
 
 
 def watch_on(carrier: Foreign) -> Watch:
-    """Return what a cache carries, made where there is none yet."""
+    """Return what a cache carries; create it where there is none yet."""
     return watch_of(carrier) or Watch(carrier)
 
 
 def length_of(cache: Given) -> int | None:
-    """Return how many columns a cache holds; 0 for an empty one or None, and None where it does not know."""
+    """Return the number of columns in a cache: 0 for an empty one or None, and None where it cannot tell."""
     if cache is None:
         return 0
     count: Foreign = getattr(cache, "get_seq_length", None)
@@ -156,7 +174,7 @@ def length_of(cache: Given) -> int | None:
         if callable(count):
             length: Foreign = count()
             return int(length)
-    except (ValueError, TypeError):  # of a cache without attention, which does not count
+    except (ValueError, TypeError):  # a cache without attention does not count columns
         pass
     previous: Foreign = getattr(cache, "has_previous_state", None)
     with suppress(ValueError):
@@ -167,7 +185,7 @@ def length_of(cache: Given) -> int | None:
 
 
 def counted(given: Options, columns: int) -> int | None:
-    """Return how many columns a cache holds that does not count them, by what else is given; None where none says."""
+    """Return the number of columns in a cache that does not count them, from the other arguments; None if unknown."""
     place, mask = given.get("cache_position"), given.get("attention_mask")
     if isinstance(place, Tensor) and place.numel():
         return int(place.flatten()[0])

@@ -1,19 +1,17 @@
-"""Applied: a Steering at work on one model, from the moment its hooks go on until they come off.
+"""Applied: a Steering applied to one model, from the moment its hooks go on until they come off.
 
 At every site, every token t becomes
 
     t' = t + strength * weight * regulator(t) * (transform(t) - t)          (arXiv 2512.03661, equation 1)
 
-with `strength` one number or one per row, and `weight` the site's own (0 or 1 under a threshold, between under smooth
-selection). What is kept from pass to pass belongs to the sequences that run (`dsas.model.sequence`), and nothing is
-shared between threads or rows.
+with `strength` one number or one per row, and `weight` the site's own, in [0, 1]. State between passes belongs to the
+sequences that run (`dsas.model.sequence`); nothing is shared between threads or rows.
 """
 
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from threading import Thread
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,9 +19,10 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, DsasWarning, StateError
 from dsas.methods.schema import width_of
+from dsas.model.caches import reader_ended
 from dsas.model.compiled_code import gives_way
 from dsas.model.foreign import Arguments, Foreign, Given, Options
-from dsas.model.hooks import Hooks
+from dsas.model.hooks import Hooks, Joint
 from dsas.model.image_trace import Maps
 from dsas.model.pipeline_modules import Branch
 from dsas.model.site_summary import NOT_RECORDED, SiteSummary
@@ -32,6 +31,7 @@ from dsas.model.strength import PromptTokens, Strength
 from dsas.model.subject import Subject
 from dsas.model.token_trace import Trace
 from dsas.parallel.interruption import Leaving, surely, to_the_end
+from dsas.runtime.adding import Part, added_up
 from dsas.runtime.edit import Fused, General, edit_with, shortened
 from dsas.runtime.module_places import Places
 from dsas.runtime.rule import Rule, strength_for
@@ -59,10 +59,9 @@ class Applied(Leaving):
     def __init__(self, rules: Sequence[Rule], subject: Subject, strength: Strength, options: ApplyOptions) -> None:
         value = strength_for(rules, strength)
         self.rules = [rule for rule in rules if rule.weight > 0]
-        self._all_rules = tuple(rules)
-        self._keep_doses = options.record == "doses"
+        self._all_rules, self._keep_doses = tuple(rules), options.record == "doses"
         self._ways = Ways(self.rules, value, skip_sinks=options.skip_sinks, detail=self._keep_doses)
-        self._model = subject.module
+        self._model, self._skip_sinks = subject.module, options.skip_sinks
         self._hooks, self._scope = Hooks(steering=self), Entered(options.scope)
         self._passes = subject.passes(
             branch=options.branch,
@@ -72,22 +71,19 @@ class Applied(Leaving):
         )
         self._names = labels([rule.site for rule in self.rules])
         self._recorder = subject.recorder(self._names) if options.record else None
-        self._skip_sinks = options.skip_sinks
         self._exact, self._installed = bool(options.record) or any(map(self._asks, self.rules)), False
         self._passes.exact = self._exact or value.numel() > 1
-        # Asked at every site, so in the shortest way: whether the pass that runs is steered.
+        # Whether the running pass is steered; called at every site, so it must be short.
         self._acts = self._passes.acts if self._scope.is_everywhere else self._in_scope
         self._unsteered = self._passes.unsteered if self._scope.is_everywhere else ("context",)
         self._refusals = [found for found in map(self._refusal, self.rules) if found]
         self._fired = [False] * len(self.rules)
+        self._places = Places(self._model, self.rules)
         self._called, self._local, self._lock = False, threading.local(), threading.Lock()
 
     @property
     def strength(self) -> Tensor:
-        """The strength asked for, one number or one per row; another may be set at work. Raises StrengthError then.
-
-        It holds from the next site on, with the caches that are filled so far.
-        """
+        """The strength, one number or one per row, which holds from the next site on. May raise StrengthError."""
         return self._ways.strength
 
     @strength.setter
@@ -100,7 +96,7 @@ class Applied(Leaving):
                 self._put_on()
 
     def install(self) -> "Applied":
-        """Put the hooks on and return self; at strength 0 there is nothing to put on. Raises StateError if they are."""
+        """Put the hooks on and return self; at strength 0 there are none. Raises StateError if already installed."""
         with self._lock:
             if self._hooks.active:
                 raise StateError("this Applied is already installed; call steering.apply() again for a second one")
@@ -115,7 +111,8 @@ class Applied(Leaving):
             for module, read in self._passes.calls:
                 self._hooks.on_call(module, self._uncompiled(partial(self._begin, read), self._refusals))
                 self._hooks.on_output(module, self._uncompiled(self._finish, self._refusals))
-            self._passes.watch_runs(self._hooks, partial(self._restart, Places(self._model, self.rules)))
+            self._places.note()
+            self._passes.watch_runs(self._hooks, self._restart)
             for number, rule in enumerate(self.rules):
                 self._hook(number, rule)
             self._passes.active = True
@@ -135,34 +132,36 @@ class Applied(Leaving):
         """Whether anything was recorded that `trace` or `maps` would return."""
         return self._recorder is not None and self._recorder.has_passes()
 
-    def trace(self, *, start: int = 0, thread: Thread | None = None) -> Trace:
+    def trace(self, *, start: int = 0, thread: threading.Thread | None = None) -> Trace:
         """Return the strengths applied to the last sequences, since they began, per site, row and token.
 
         thread: whose sequences; without it those that this thread ran, or else that ran last in any, as a streamer's.
         start: leave out the passes before this cache position, as one does who reads along while a model generates.
         Tokens of a cache that was filled otherwise are not in it. Raises StateError when nothing was recorded (no pass
-        yet, strength 0, or record=False), or when the model is a pipeline, which has `maps`.
+        yet, strength 0, or record=False), steered modules were replaced, or for a pipeline, which has `maps`.
         """
+        self._places.check(self._hooks)
         return self._recording.trace(self._asked, start=start, thread=thread)
 
     def prompt_end(self) -> int:
-        """Return at which cache position the last sequences' prompt ends. Raises StateError as `trace`."""
+        """Return the cache position where the prompt of the last sequences ends. Raises StateError as `trace` does."""
         return self._recording.prompt_end()
 
-    def maps(self, *, thread: Thread | None = None) -> Maps:
+    def maps(self, *, thread: threading.Thread | None = None) -> Maps:
         """Return the strengths applied in the last run of a pipeline, per site, picture, step and position.
 
-        thread, StateError: as `trace`; the latter also when the model is no pipeline.
+        thread, StateError: as in `trace`; StateError also when the model is not a pipeline.
         """
         return self._recording.maps(self._asked, thread=thread)
 
-    def report(self, *, thread: Thread | None = None) -> list[AppliedSite]:
+    def report(self, *, thread: threading.Thread | None = None) -> list[AppliedSite]:
         """Return one line per site of the Steering: what happened there in the last sequences or run.
 
         thread: as `trace`. A site that was not selected is reported with the reason. Where nothing is known (recording
-        is off, nothing ran, the site never fired, or its tokens are others), `mean_strength` and `hits` are None
-        and `status` says why. Outside the decoder, tokens are the module's own, such as patches.
+        is off, nothing ran, the site never fired, or it has other tokens), `mean_strength` and `hits` are None and
+        `status` says why. Outside the decoder, tokens are the module's own, such as patches.
         """
+        self._places.check(self._hooks)
         found: list[SiteSummary] = [NOT_RECORDED] * len(self.rules)
         ran = self._recorder is not None and self._recorder.has_passes(thread)
         if self._recorder is not None and ran:
@@ -178,7 +177,7 @@ class Applied(Leaving):
         if kind is None:
             self.remove()
         else:
-            self._take_off()  # a pass that was cut short says nothing about its later sites
+            self._take_off()  # an interrupted pass says nothing about its later sites
 
     @property
     def _asked(self) -> Tensor:
@@ -191,26 +190,26 @@ class Applied(Leaving):
         return self._recorder
 
     def _take_off(self) -> list[str]:
-        """Take the hooks off and return the sites that never fired, if the model ran and anybody could tell."""
+        """Take the hooks off and return the sites that never fired, if the model ran and this is known."""
         with self._lock:
-            was_active = self._hooks.active
-            unwatched = to_the_end(self._put_away)
+            was_active, unwatched = self._hooks.active, to_the_end(self._put_away)
         if unwatched or not (was_active and self._called):
             return []
         return [name for name, fired in zip(self._names, self._fired, strict=True) if not fired]
 
     def _put_away(self) -> bool:
         self._installed = self._passes.active = False
+        reader_ended()
         unwatched = self._hooks.remove()
         self._scope.leave()
         return unwatched
 
     def _asks(self, rule: Rule) -> bool:
-        """Whether a rule needs to know where tokens stand."""
+        """Whether a rule needs to know where tokens are."""
         return rule.regulator.reads_forward_pass or self._skip_sinks or self._passes.always
 
     def _refusal(self, rule: Rule) -> str:
-        """Return what a compiled graph cannot know that a rule asks for, empty where there is nothing."""
+        """Return what a rule needs that a compiled graph cannot know; empty if nothing."""
         if not self._scope.is_everywhere:
             return "scope='context' inside torch.compile: a compiled graph cannot know who runs it"
         if not self._asks(rule):
@@ -230,22 +229,22 @@ class Applied(Leaving):
         if not self._passes.active or not self._scope.here():
             return
         step = read(args, kwargs)
-        if step is not None or not self._passes.always:  # otherwise a part that runs before the model proper
+        if step is not None or not self._passes.always:  # otherwise a part that runs before the model itself
             self._local.running = True
             if self._recorder is not None:
                 self._recorder.begin(step)
 
-    def _restart(self, places: Places) -> None:
-        places.check()
+    def _restart(self) -> None:
+        self._places.check(self._hooks)
         if self._recorder is not None and self._scope.here():
             self._recorder.restart()
 
     def _finish(self, module: nn.Module, _args: Arguments, output: Given) -> None:
-        """Take note that the model ran: only then can a site be said never to have fired."""
+        """Note that the model ran: only then can a site be reported as never fired."""
         if torch.compiler.is_compiling() or not getattr(self._local, "running", False):
             return
         self._local.running = False
-        # Where it is not active, hooks come off while it runs, some sooner than others.
+        # If it is not active, hooks are being removed during the pass, one after another.
         if self._passes.end(module, output) and self._passes.active:
             self._called = True
 
@@ -257,13 +256,14 @@ class Applied(Leaving):
             self._hooks.at_site(self._model, rule.site, self._uncompiled(edit, refusals))
             return
         record = partial(self._recorder.add_gain, number) if self._recorder is not None else None
-        short = shortened if isinstance(way, Fused) else shortened_sum
-        hook = short(self._ways.now, number, edit, record, self._unsteered, self._acts, self._passes.running)
-        self._hooks.on_output(self._model.get_submodule(rule.site.path), self._uncompiled(hook, refusals))
+        part = Part(self._ways.now, number, record, self._unsteered, self._acts)
+        hook = (shortened if isinstance(way, Fused) else shortened_sum)(*part, edit, self._passes.running)
+        joint = Joint(added_up, part) if isinstance(way, Fused) and way.addition and not refusals else None
+        self._hooks.on_output(self._model.get_submodule(rule.site.path), self._uncompiled(hook, refusals), joint)
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
         site, asks, ways = rule.site, self._asks(rule), self._ways
-        recorder, inside = self._recorder, self._passes.records(site)
+        recorder, inside, flat = self._recorder, self._passes.records(site), site.layout == "flat"
         doses, width = self._keep_doses, width_of(rule.transform, rule.regulator)
 
         def edit(output: Given) -> Foreign:
@@ -271,7 +271,7 @@ class Applied(Leaving):
             way = ways.now[number]
             if way is None or (not compiling and not self._acts()):
                 return None
-            whole = site.read(output)
+            whole = site.read(output, self._passes.rows_at(site, output) if flat else 1)
             if width is not None and whole.shape[-1] != width:
                 got = f"got {whole.shape[-1]}; fit a Steering on this model and site"
                 raise ActivationError(f"{site}: this rule is made for activations of width {width}, {got}")
@@ -283,7 +283,7 @@ class Applied(Leaving):
                 elif step.packing is None:
                     step = None
             t = whole if step is None else step.take(whole)
-            if len(t) == 0:  # another branch of guidance than the one that is steered
+            if len(t) == 0:  # a branch of guidance that is not steered
                 return None
             edited = edit_with(way, t, step)
             if not compiling:

@@ -1,11 +1,11 @@
-"""Editing: what a rule does to one activation, by the shortest way that its methods allow.
+"""Editing: what a rule does to one activation, in the fastest way that its methods allow.
 
-An affine transform with a constant or logistic regulator goes the fused way (`dsas.methods.affine_edit`): strength and
-constant are folded into the vectors once, so that a site takes three launches (one without a regulator; one more with a
-slope, two more in bfloat16) and keeps at most 2 dim new numbers. With evidence, its sums come between them. Everything
-else, and whatever is asked for gradients of its own numbers, goes the general way: regulator, transform, sum.
+An affine transform with a constant or logistic regulator takes the fused way (`dsas.methods.affine_edit`): strength and
+constant are folded into the vectors once, so a site takes three kernel launches (one without a regulator; one more with
+a slope, two more in bfloat16) and keeps at most 2 dim new numbers. The evidence regulator adds the launches of its
+sums. Everything else, and every rule whose numbers need gradients, takes the general way: regulator, transform, sum.
 
-Limitations: supports and rectified regulators go the general way, since folding the strength rounds differently.
+Limitations: supports and rectified regulators take the general way, because folding the strength rounds differently.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -33,7 +33,7 @@ from dsas.transforms.base import Transform
 
 
 def affine_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) -> AffineEdit | None:
-    """Return a rule as an affine edit, with `factor` and a constant regulator folded in; None where it is none."""
+    """Return a rule as an affine edit, with `factor` and a constant regulator folded in, or None if it has none."""
     if not isinstance(transform, AffineTransform) or not isinstance(regulator, (Constant, LinearRegulator)):
         return None
     edit = transform.coefficients()
@@ -48,9 +48,9 @@ def affine_edit(transform: Transform, regulator: Regulator, factor: float = 1.0)
 
 
 def fused_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) -> AffineEdit | None:
-    """Return the affine edit that the fused way takes; None where only the general way does.
+    """Return the affine edit for the fused way, or None if only the general way works.
 
-    Of evidence, its theta and bias give the scores that are added up.
+    For evidence, its theta and bias give the scores that are added up.
     """
     if isinstance(regulator, Evidence):
         edit = affine_edit(transform, Probe(regulator.theta, regulator.bias), factor)
@@ -67,7 +67,7 @@ def fused_edit(transform: Transform, regulator: Regulator, factor: float = 1.0) 
 def way_of(
     transform: Transform, regulator: Regulator, strengths: Float[Tensor, "*row"], *, skip_sinks: bool, detail: bool
 ) -> "Fused | Summing | General":
-    """Return the shortest way to edit by these methods; detail: keep what the regulator alone gave."""
+    """Return the fastest way to edit with these methods; detail: whether to keep the regulator's own values."""
     if not (skip_sinks or detail or strengths.requires_grad):
         alike = bool((strengths == strengths.flatten()[0]).all())
         shared = float(strengths.flatten()[0]) if alike else 1.0
@@ -82,7 +82,7 @@ def way_of(
 def edit_with(
     way: "Fused | Summing | General", t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None
 ) -> Edited:
-    """Return what a way does to `t`, in the precision that it asks for whatever autocast says."""
+    """Return the result of a way on `t`, in its own precision, regardless of autocast."""
     kind = t.device.type
     if not autocasts(kind):
         return way(t, forward_pass)
@@ -93,25 +93,25 @@ def edit_with(
 def shortened(
     ways: Sequence["Way | None"],
     number: int,
-    change: Callable[[Given], Given],
     record: Callable[[float, Tensor | None], None] | None,
     asks: Sized,
     acts: Callable[[], bool],
+    change: Callable[[Given], Given],
     running: Callable[[], ForwardPass | None],
 ) -> Callable[[nn.Module, Arguments, Given], Given]:
-    """Return a forward hook that does what `change` does to an output, in less Python from the second pass on.
+    """Return a forward hook equivalent to `change` on an output, with less Python from the second pass on.
 
-    It goes the way `ways[number]`, whichever is there when it is called. The first plain activation that comes says for
-    which dtype and device; any other goes through `change` again, and so does compiled code.
-    record: called with the way's factor and each token's gain over it, None for 1. acts: whether the pass that runs is
-    steered at all, asked while `asks` holds anything. running: the pass that runs in this thread.
+    It takes the way that `ways[number]` holds when it is called. The first plain activation fixes dtype and device; any
+    other goes through `change` again, and so does compiled code. record: called with the way's factor and each token's
+    gain relative to it, None for 1. acts: whether the running pass is steered, called while `asks` is not empty.
+    running: the pass that is running in this thread.
     """
-    # The way, dtype, device, its kind, rows and the step are one tuple, so that another thread sees all or none.
+    # Way, dtype, device, its kind, rows and the prepared step are one tuple, so that another thread sees all or none.
     ready: Any = (None, None, None, None, None, None)
 
     def hook(_module: nn.Module, _args: Arguments, output: Given) -> Foreign:
         nonlocal ready
-        if torch.compiler.is_compiling():  # what is kept here would be part of the graph
+        if torch.compiler.is_compiling():  # values kept here would become part of the graph
             return change(output)
         made, dtype, device, kind, rows, step = ready
         plain = type(output) is Tensor and output.ndim == 3
@@ -136,27 +136,27 @@ def shortened(
 
 
 def _rows(t: Tensor, forward_pass: ForwardPass | None) -> int:
-    """Return how many rows an activation has, 0 where they are not those of the batch, each a row of the user's."""
+    """Return how many rows an activation has, or 0 if they are not exactly the user's rows."""
     if forward_pass is None or forward_pass.packing is not None or forward_pass.rows is not None:
         return 0
     return len(t) if len(t) == forward_pass.batch else 0
 
 
 class Fused:
-    """The fused way. Strengths that differ from row to row are not in the edit."""
+    """The fused way. Strengths that differ between rows are not folded into the edit."""
 
     def __init__(self, edit: AffineEdit, rows: Float[Tensor, " row"] | None, alike: bool) -> None:
-        """Edit by these numbers; rows: strengths, as given; alike: they are in the edit."""
-        # Without the factor, which is in the other numbers: compiled code would take it for a constant.
+        """Edit with these numbers. rows: strengths, as given. alike: whether they are folded into the edit."""
+        # Without the factor, which is folded into the other numbers: compiled code would treat it as a constant.
         self._edit, self._rows, self._alike = edit._replace(factor=1.0), rows, alike
         self.factor, self.same_for_all_rows = edit.factor, rows is None
-        self._here: tuple[tuple[object, ...], Step] | None = None  # a kind of activation, and what steers it
+        self._here: tuple[tuple[object, ...], Step] | None = None  # a kind of activation, and its step
 
     def __call__(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None) -> Edited:
-        """Return the steered activation; of the forward pass only counts which rows these are of the user's."""
+        """Return the steered activation; only the mapping to the user's rows matters in the forward pass."""
         if torch.compiler.is_compiling():
             return Edited(*self.prepared(t, forward_pass)(t))
-        here = self._here  # read once: another thread may put another there
+        here = self._here  # read once: another thread may replace it
         rows: tuple[object, ...] = ()
         if not self.same_for_all_rows:
             packing = None if forward_pass is None else forward_pass.packing
@@ -167,6 +167,11 @@ class Fused:
             here = self._here = kind, self.prepared(t, forward_pass)
         return Edited(*here[1](t))
 
+    @property
+    def addition(self) -> AffineEdit | None:
+        """The numbers of an edit that adds as much in every row; None of any other."""
+        return self._edit if self._edit.is_addition and self.same_for_all_rows else None
+
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
         """Return strength x regulator of every token."""
         gain = edited.gain
@@ -174,7 +179,7 @@ class Fused:
         return every.expand(*t.shape[:2], 1)
 
     def prepared(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass | None = None) -> Step:
-        """Return what this does to activations of the dtype and device of `t`, and of its rows where they differ."""
+        """Return the function that edits activations with the dtype, device and, if strengths differ, rows of `t`."""
         wide, rows = torch.promote_types(t.dtype, self._edit.offset.dtype), None
         if self._rows is not None:
             each = per_row(self._rows, len(t)) if forward_pass is None else forward_pass.spread(self._rows)
@@ -183,12 +188,12 @@ class Fused:
 
 
 class General:
-    """The way of any transform with any regulator, gradients of their numbers and of the strengths included."""
+    """The way for any transform with any regulator, including gradients of their numbers and of the strengths."""
 
     def __init__(
         self, transform: Transform, regulator: Regulator, strengths: Float[Tensor, "*row"], skip_sinks: bool
     ) -> None:
-        """Edit by methods that stay where they are: they are copied to the activations' device, at most once."""
+        """Edit with methods that stay where they are; they are copied to the activations' device at most once."""
         self._transform, self._regulator, self._skip_sinks = transform, regulator, skip_sinks
         self._strengths = strengths
         self._shared = float(strengths) if strengths.ndim == 0 and not strengths.requires_grad else None
@@ -199,7 +204,7 @@ class General:
         transform, regulator = self._on(t.device)
         forward_pass = forward_pass or ForwardPass(*t.shape[:2], device=t.device)
         regulated = regulator(t, forward_pass)
-        # To compiled code the strength is an input, and not a constant.
+        # For compiled code the strength is an input, and not a constant.
         by_row = self._strengths if self._strengths.ndim == 0 and torch.compiler.is_compiling() else self._shared
         if by_row is None:
             each = forward_pass.spread(self._strengths.reshape(-1))
@@ -219,11 +224,10 @@ class General:
         return edited.gain
 
     def detail(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> tuple[Tensor, ...]:
-        """Return the regulator alone, and the norm of the edit over that of the activation, (batch, token, 1).
+        """Return the regulator alone, and the norm of the edit divided by that of the activation, (batch, token, 1).
 
-        Of a regulator that adds evidence up also what each token says by itself.
-
-        The norm is of the edit itself; in a difference of two activations little precision may be left.
+        For a regulator that accumulates evidence, also return that of each token by itself. The norm is that of the
+        edit itself, because a difference of two activations would lose precision.
         """
         assert edited.regulated is not None  # this way always works it out
         transform, regulator = self._on(t.device)

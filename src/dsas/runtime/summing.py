@@ -1,15 +1,15 @@
-"""Summing: the fused way of regulators that add evidence up, and its short form for a token that is generated.
+"""Summing: the fused way for regulators that accumulate evidence, and its short form for generated tokens.
 
-One token after a prompt, a site's evidence less its cut is linear in the token and in what all tokens before it gave:
+For one token after a prompt, a site's evidence less its cut is linear in the token and in the sum of earlier tokens:
 
     e_i - cut = share_i * theta . t_i + (share_i * (memory * sum_{i-1} + bias) - cut)
     share_i   = 1 / (weight_i + prior)
 
-The bracket is known before the pass, so `Decoding` works it out for all sites of a Steering at once. A site is left
-with as many launches as a logistic regulator has, and at the end of the pass all sums are kept together.
+The bracket is known before the pass, so `Decoding` computes it for all sites of a Steering at once. A site then takes
+as many kernel launches as with a logistic regulator, and all sums are stored together at the end of the pass.
 
-Limitations: the short form is taken on a CPU, where looking at the padding costs nothing, at sites that give their
-activation as it is, and without gradients. Everything else goes the way that `Evidence` itself does.
+Limitations: the short form is used only on a CPU, where reading the padding costs nothing, at sites whose output is the
+activation itself, and without gradients. Everything else is computed by `Evidence` itself.
 """
 
 from collections.abc import Callable, Sequence, Sized
@@ -33,7 +33,7 @@ from dsas.runtime.edited import Edited
 
 
 class Adding(NamedTuple):
-    """What adds evidence up on one device; offset: that of an edit that is the same everywhere."""
+    """The numbers that accumulate evidence on one device; offset: that of an edit that is the same everywhere."""
 
     theta: Float[Tensor, "1 dim"]
     bias: Float[Tensor, " 1"] | None
@@ -44,15 +44,15 @@ class Adding(NamedTuple):
 
 
 class Summing:
-    """The fused way of a regulator that adds evidence up: as few launches as its sums leave.
+    """The fused way for a regulator that accumulates evidence, with few kernel launches.
 
-    together: the sites that are added up with this one where a token is generated, None where each is by itself.
+    together: the sites whose sums are computed with this one's for a generated token, None if each is separate.
     """
 
-    same_for_all_rows = False  # it needs the pass
+    same_for_all_rows = False  # it needs the forward pass
 
     def __init__(self, edit: AffineEdit, regulator: Evidence, rows: Float[Tensor, " row"] | None, alike: bool) -> None:
-        """Edit by these numbers where the regulator says so; rows: strengths, as given; alike: they are in the edit."""
+        """Edit with these numbers and this regulator. rows: strengths, as given. alike: whether they are folded in."""
         self.edit, self.regulator, self.factor = edit._replace(factor=1.0), regulator, edit.factor
         self._rows, self._alike = rows, alike
         self.together: SummedSites | None = None
@@ -78,7 +78,7 @@ class Summing:
         return Edited(steered if dtype is wide else steered.to(dtype), gain)
 
     def each_row(self, forward_pass: ForwardPass) -> Float[Tensor, "batch 1 1"] | None:
-        """Return what the gain of each row is multiplied by; None where the edit has it. Raises as `spread`."""
+        """Return the factor on the gain of each row, or None if it is folded into the edit. Raises as `spread` does."""
         if self._rows is None:
             return None
         each = forward_pass.spread(self._rows)
@@ -86,15 +86,15 @@ class Summing:
 
     def applied(self, t: Float[Tensor, "batch token dim"], edited: Edited) -> Float[Tensor, "batch token 1"]:
         """Return strength x regulator of every token."""
-        assert edited.gain is not None  # this way always works it out
+        assert edited.gain is not None  # this way always computes it
         return edited.gain * self.factor
 
 
 class SummedSites:
-    """The sites of a Steering whose evidence fades alike, which are added up together.
+    """The sites of a Steering whose evidence fades at the same rate, which are computed together.
 
-    ways, place: those of each site by its number. keys: under which each carries its sum, with its place. bias, cut:
-    Float (site, 1, 1, 1).
+    ways, place: those of each site by its number. keys: the key under which each site stores its sum, with its place.
+    bias, cut: Float (site, 1, 1, 1).
     """
 
     def __init__(self, ways: dict[int, Summing]) -> None:
@@ -110,7 +110,7 @@ class SummedSites:
         self.bias, self.cut = bias, cut
 
     def begin(self, step: ForwardPass, t: Float[Tensor, "row token dim"]) -> "Decoding | None":
-        """Return what all sites take in a pass, asked at the first; None where it is none for the short form."""
+        """Return the shared state of all sites in a pass, at the first site; None if the short form does not apply."""
         history = step.history
         if not isinstance(history, Sequences) or step.tokens > 1 or step.packing is not None or step.past == 0:
             return None
@@ -127,7 +127,7 @@ class SummedSites:
 
 
 def add_up_together(ways: Sequence[object]) -> None:
-    """Let the sites that add evidence up know each other, where all fade alike and are on the CPU in float32."""
+    """Connect the sites that accumulate evidence, if all fade at the same rate and are on the CPU in float32."""
     found = {number: way for number, way in enumerate(ways) if isinstance(way, Summing)}
     kinds = {(way.regulator.key, way.edit.offset.dtype, way.edit.offset.device.type) for way in found.values()}
     if len(kinds) == 1 and next(iter(kinds))[1:] == (torch.float32, "cpu"):
@@ -137,9 +137,10 @@ def add_up_together(ways: Sequence[object]) -> None:
 
 
 class Decoding:
-    """What the sites of a Steering keep together from one generated token to the next, in buffers of their own.
+    """The state that the sites of a Steering share from one generated token to the next, in its own buffers.
 
-    sums, values, base: Float (site, row, 1, 1). weight, share: a number for one row, Float (row, 1, 1) for several.
+    sums, values, base: Float (site, row, 1, 1). weight, share: a number for one row, Float (row, 1, 1) for several
+    rows.
     """
 
     def __init__(self, sites: SummedSites, step: ForwardPass, turn: Turn, sums: Tensor, weight: Tensor) -> None:
@@ -156,7 +157,7 @@ class Decoding:
 
     @classmethod
     def of(cls, sites: SummedSites, step: ForwardPass, history: Sequences) -> "Decoding | None":
-        """Return what continues from what each site carried by itself; None where one did not, or did so twice."""
+        """Return the shared state made from each site's own; None if a site has none, or two."""
         states = [history.state(key, anew=sites.by_turn) for key in sites.keys]
         twice = any(history.state(((number, 1), "evidence"), anew=False) is not None for number in sites.place)
         weight = history.state(sites.weight_key, anew=sites.by_turn)
@@ -170,7 +171,7 @@ class Decoding:
         return self.sites is sites and self._turn == history.turn and self._inference is is_inference_mode_enabled()
 
     def begin(self, history: Sequences) -> None:
-        """Work out what each site adds its own token to."""
+        """Compute the value to which each site adds its own token."""
         sites, kept = self.sites, self.sites.memory
         self._weight = self._weight * kept + 1.0
         share = self._share = 1.0 / (self._weight + sites.prior)
@@ -188,14 +189,14 @@ class Decoding:
         return t.shape[:-1] == self._shape and t.dtype is not torch.float64
 
     def gain(self, number: int, t: Float[Tensor, "row 1 dim"]) -> Float[Tensor, "row 1 1"]:
-        """Return what the edit of site `number` is multiplied by, of tokens in float32.
+        """Return the factor on the edit of site `number`, for tokens in float32.
 
-        Raises StateError for a site that has run in this pass already.
+        Raises StateError for a site that has already run in this pass.
         """
         if number not in self._missing:
             raise StateError(
-                "a site ran twice for one generated token, and once for each token of the prompt: run the prompt as "
-                "the tokens after it are run"
+                "a site ran twice for one generated token, and once for each token of the prompt: run the prompt in "
+                "the same way as the tokens after it"
             )
         self._missing.remove(number)
         theta, base, value, each = self._each[self.sites.place[number]]
@@ -207,7 +208,7 @@ class Decoding:
         return gain if each is None else gain * each
 
     def end(self, history: Sequences) -> None:
-        """Keep the sums after the pass; a site that went another way has its own, one that did not run the old."""
+        """Store the sums after the pass; a site that took another way has its own, one that did not run the old one."""
         sums = (self._values + self.sites.cut).mul_(self._weight + self.sites.prior)
         for number in self._missing:
             place, own = self.sites.place[number], history.current.carried.get(((number, 0), "evidence"))
@@ -221,15 +222,15 @@ class Decoding:
 def shortened_sum(
     ways: Sequence[Any],
     number: int,
-    change: Callable[[Given], Given],
     record: Callable[[float, Tensor | None], None] | None,
     asks: Sized,
     acts: Callable[[], bool],
+    change: Callable[[Given], Given],
     running: Callable[[], ForwardPass | None],
 ) -> Callable[[nn.Module, Arguments, Given], Given]:
-    """Return a forward hook that does what `change` does, in less Python for a token that is generated.
+    """Return a forward hook equivalent to `change`, with less Python for a generated token.
 
-    running: the pass that runs in this thread. Others as in `dsas.runtime.edit.shortened`.
+    running: the pass that is running in this thread. Others as in `dsas.runtime.edit.shortened`.
     """
     ready: Any = (None, None, None)  # one tuple, so that another thread sees all of it or none
 
