@@ -1,11 +1,11 @@
-"""Claim: at equal damage to clean text, evidence that adds up leaves less toxicity in what is sampled.
+"""Claim: at equal damage to clean text, accumulated evidence leaves less toxicity in sampled text.
 
 CAA on the demo's texts with each regulator. The strength of each is that at which tuning texts (Wikipedia, web, news,
 prompt style) lose the stated damage on average, in nats per token; toxicity plays no part in it. At that strength the
 demo's 303 report prompts are continued, and other texts of the same kinds are read: toxic share and mean score by the
 mean of four scorers, three of which chose the texts that were fitted on (`character-grams` did not), nats lost by kind,
 and how much language is left where steering acts most: the nats per token that the unsteered model gives to what is
-said after the 60 prompts that are most toxic unsteered. 95 % intervals by prompt or text. Interrupted, it resumes.
+said after the 60 prompts that are most toxic unsteered. 95 % intervals by prompt or text. If interrupted, it resumes.
 
     python benchmarks/equal_damage.py [--model smollm2|gemma3] [--only NAME ...] [--damage 0.02] [--seeds 2]
         [--draws 16] [--out out/equal_damage]
@@ -52,6 +52,7 @@ REGULATORS: dict[str, Any] = {
 }
 MOST_TOXIC = 60
 PREFERENCE = {"preference, from logistic": "logistic", "preference, from evidence": "auto"}
+END_TO_END = "end to end, from evidence"
 
 
 Finder = Callable[[dsas.Steering], float]
@@ -66,16 +67,30 @@ def fitted(
     stated damage, from which preference goes on.
     """
     sets = {"source": texts.source, "control": texts.control, "target": texts.target}
-    asked = REGULATORS.get(name) or PREFERENCE[name]
+    asked = REGULATORS.get(name) or PREFERENCE.get(name, "auto")
     steering = dsas.fit(*loaded, **sets, regulator=asked, checkpoint=folder / "collected", progress=False)
-    if name not in PREFERENCE:
+    if name in REGULATORS:
         return steering
     kept = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{draws}"
     if not (kept / "config.json").is_file():
+        start = strength(steering)
+        if name == END_TO_END:
+            learned = dsas.train(
+                *loaded,
+                **sets,
+                objective="e2e-dsas",
+                start=start * steering,
+                steps=20,
+                optimiser=dsas.Optimiser("adam", 0.003, 0.003),
+                held_out=dsas.HeldOut(0.0),
+                reading=dsas.Reading(batch_size=32, max_tokens=64),
+                checkpoint=kept.with_suffix(".log"),
+            )
+            learned.save_pretrained(kept)
+            return dsas.Steering.from_pretrained(kept)
         prompts = split(toxic_prompts(), (Sizes().fit,))[0]
         file, seeds = folder / f"pairs-{draws}.json", SEEDS[: draws // COPIES]
         pairs = drawn_pairs(loaded, prompts, packaged_scorers(), file=file, seeds=seeds)
-        start = strength(steering)
         learned_from(pairs, steering, loaded, texts, kept.with_suffix(".log"), start=start).save_pretrained(kept)
     return dsas.Steering.from_pretrained(kept)
 
@@ -128,7 +143,7 @@ def shown(cell: Cell, unsteered: Cell, sites: int, lost: dict[str, np.ndarray], 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--only", nargs="*", default=[*REGULATORS, *PREFERENCE])
+    parser.add_argument("--only", nargs="*", default=[*REGULATORS, *PREFERENCE, END_TO_END])
     parser.add_argument("--damage", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--draws", type=int, default=16, help="continuations of each prompt, 4 at a time, for pairs")

@@ -11,6 +11,7 @@ from makers import hooks_on, ids_of, logits_of, random_steering, unchecked
 import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
+from dsas.training.learning import LearnedParts, learnable
 
 SOURCE, CONTROL, TARGET = ([f"{start} {n}" for n in range(8)] for start in ("SHUT UP", "the door", "thank you"))
 
@@ -45,6 +46,29 @@ def test_what_is_learned_keeps_the_laws_of_every_steering_and_lowers_the_loss(op
     assert steering.settings["training"]["support"] > 0
     steering.save_pretrained(tmp_path / "kept")
     assert dsas.Steering.from_pretrained(tmp_path / "kept").digest() == steering.digest()
+
+
+def test_end_to_end_goes_on_from_what_fit_gives_without_options_history_included(tmp_path: Path) -> None:
+    model = tiny_model(layers=2)
+    sets = {"source": SOURCE, "control": CONTROL, "target": TARGET}
+    fitted = 0.1 * dsas.fit(model, tiny_tokenizer(), **sets, selection="all", progress=False)
+    steering = train(model, objective="e2e-dsas", start=fitted, checkpoint=tmp_path)
+    check_steering(steering, model, tiny_tokenizer())
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[5]["loss"] < rows[0]["loss"]
+    for old, new in zip(fitted.rules, steering.rules, strict=True):
+        assert isinstance(old.regulator, dsas.Evidence)
+        assert isinstance(new.regulator, dsas.Evidence)
+        assert isinstance(new.transform, dsas.Lineas)
+        assert new.regulator.memory == old.regulator.memory
+        assert not torch.equal(new.regulator.theta, old.regulator.theta)
+
+
+def test_an_addition_is_learned_on_as_the_affine_map_that_it_is() -> None:
+    vector, t = torch.tensor([1.0, -2.0, 0.5]), torch.randn(2, 4, 3)
+    rule = dsas.Rule(dsas.Site("site"), dsas.Addition(vector), dsas.Constant())
+    learned = learnable(rule, torch.device("cpu"), LearnedParts(regulators=False, vectors=False))
+    assert torch.equal(learned.transform.edit(t), vector.expand_as(t))
 
 
 def test_the_model_is_left_as_it_was_in_training_mode_with_its_flags() -> None:
@@ -177,15 +201,16 @@ def test_options_out_of_range_are_refused(options: Any, message: str) -> None:
 
 def test_a_start_that_cannot_be_learned_is_refused_and_control_texts_are_asked_for() -> None:
     model = tiny_model(layers=2)
-    fitted = dsas.fit(model, tiny_tokenizer(), source=SOURCE, control=CONTROL, target=TARGET, progress=False)
-    with pytest.raises(OptionError, match=r"training starts from 'lineas' transforms, got Addition at model.layers.0"):
-        train(model, start=fitted)
+    turned = dsas.fit(model, tiny_tokenizer(), source=SOURCE, control=CONTROL, target=TARGET, progress=False,
+                      transform="rotation")  # fmt: skip
+    with pytest.raises(OptionError, match=r"'lineas' transforms or additions of a vector, got Rotation at model.layer"):
+        train(model, start=turned)
     cast = dsas.fit(model, tiny_tokenizer(), source=SOURCE, control=CONTROL, target=TARGET, progress=False,
                     transform="lineas", regulator="cast")  # fmt: skip
     with pytest.raises(OptionError, match=r"Cast at model.layers.0 cannot be learned"):
         train(model, start=cast, objective="e2e-dsas")
     marked = [dsas.Example(text, [(0, 4)]) for text in SOURCE]
-    with pytest.raises(OptionError, match="training learns from whole texts: leave the spans of the source out"):
+    with pytest.raises(OptionError, match="training learns from whole texts: remove the spans of the source"):
         train(model, source=marked)
     with pytest.raises(TextsError, match="control texts are needed to learn a regulator"):
         train(model, control=(), objective="e2e-dsas")

@@ -1,13 +1,13 @@
-"""Learning: rules whose vectors can be learned, where they start, and their copies.
+"""Learning: rules whose vectors can be learned, their starting points, and their copies.
 
 A rule that is learned is an ordinary rule: a `Lineas` whose slope and offset are float32 leaves with gradients (or,
 where no activations are matched, an addition whose vector is one), and where regulators are learned a `Logistic`,
-`Rectified`, `Probe` or `Evidence` whose theta and bias are such leaves as well. So what is trained runs the code that
-is applied later, and what comes out needs no conversion.
+`Rectified`, `Probe` or `Evidence` whose theta and bias are such leaves as well. So training runs the same code as
+applying, and its result needs no conversion.
 
 Two traps. At the identity map (slope 1, offset 0) a regulator's gradient is exactly 0, because it multiplies an edit
 of 0: the transform moves first, and the regulator from the second step on. A rectifier that is 0 on every source token
-has no gradient at all and keeps none: every start here is above 0 on the source, and a start that is not is refused.
+has no gradient and never gets one: every start here is above 0 on the source, and any other is refused.
 """
 
 import copy
@@ -39,7 +39,8 @@ SCRATCH = {"sigmoid": 0.0, "relu": 0.5}  # the bias at theta = 0: both regulator
 class LearnedParts(NamedTuple):
     """Which parts of rules are learned.
 
-    regulators: theta and bias of those of `LEARNED`. vectors: besides `Lineas` transforms, those that add a vector.
+    regulators: whether theta and bias of the types in `LEARNED` are. vectors: whether transforms that add a vector are,
+    besides `Lineas`.
     """
 
     regulators: bool
@@ -54,18 +55,21 @@ def half_everywhere(form: LearnedForm, dim: int) -> Logistic | Rectified:
 def learnable(rule: Rule, device: torch.device, parts: LearnedParts) -> Rule:
     """Return a copy of a rule on `device` whose transform, and regulator if that is one of the parts, can be learned.
 
-    Raises OptionError for a transform other than `Lineas` or, with `parts.vectors`, one that adds a vector, and for a
-    regulator that is to be learned and is not one of `LEARNED`.
+    A transform that adds a vector stays one with `parts.vectors`, and becomes the `Lineas` that it is otherwise: slope
+    1, and the vector as offset. Raises OptionError for any other transform but `Lineas`, and for a regulator that is to
+    be learned and is not one of `LEARNED`.
     """
     transform, when = rule.transform, rule.regulator
     if parts.vectors and isinstance(transform, Translation):
         line = type(transform)(_leaf(transform.vector, device))
+    elif isinstance(transform, Translation):
+        line = Lineas(_leaf(torch.ones_like(transform.vector), device), _leaf(transform.vector, device))
     elif isinstance(transform, Lineas):
         line = Lineas(_leaf(transform.slope, device), _leaf(transform.offset, device))
     else:
-        also = " or additions of a vector" if parts.vectors else ""
         raise OptionError(
-            f"training starts from 'lineas' transforms{also}, got {type(transform).__name__} at {rule.site}"
+            f"training starts from 'lineas' transforms or additions of a vector, got {type(transform).__name__} at "
+            f"{rule.site}: fit with transform='caa' or 'lineas', or begin without start"
         )
     if parts.regulators and not isinstance(when, LEARNED):
         names = ", ".join(repr(kind.name) for kind in LEARNED)
@@ -106,7 +110,7 @@ def leaves(rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 
 def settled(rules: Sequence[Rule], values: dict[str, Tensor]) -> list[Rule]:
-    """Return ordinary rules on the CPU with `values` for what was learned; nothing is shared."""
+    """Return ordinary rules on the CPU with the learned `values`; nothing is shared."""
     out = []
     for number, rule in enumerate(rules):
         methods = {}

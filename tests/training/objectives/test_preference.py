@@ -239,8 +239,6 @@ def test_vectors_that_were_fitted_are_learned_on_from_where_they_are() -> None:
         assert 0 < moved < 2
     with pytest.raises(OptionError, match="sparsity=0"):
         train(dsas.Preference(sparsity=0.1), model, start=fitted)
-    with pytest.raises(OptionError, match="starts from 'lineas' transforms, got Addition"):
-        train("e2e-dsas", model, start=fitted)
 
 
 def test_without_regulators_the_vectors_alone_are_learned() -> None:
