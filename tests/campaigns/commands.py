@@ -7,7 +7,6 @@ gives. Where the disk is full (a limit on the size of files) or a folder cannot 
 line of ours, and then gives the same, too. Commands run in forks of this process, which spares them their imports.
 """
 
-import argparse
 import ctypes
 import json
 import os
@@ -18,15 +17,15 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from campaigns.rounds import among, begun, uncut
 from transformers import BertConfig, BertForSequenceClassification
-from transformers.utils import logging
 
 import dsas
 from dsas import cli
@@ -41,7 +40,7 @@ TEXTS = {
     "other": ["the sun is warm", "snow lies", "wind blows", "hail drums"],
 }
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-PATIENCE = 60.0  # seconds for workers to notice that they have nobody to work for; they first end their imports
+PATIENCE = 20.0  # seconds for workers to notice that they have nobody to work for
 COMMANDS = ("fit", "train", "calibrate", "pareto")
 
 
@@ -83,6 +82,8 @@ def begin(command: list[str], said: Path, first: Callable[[], None]) -> int:
         return child
     status = 70
     try:
+        uncut()
+        sys.modules["__main__"] = ModuleType("__main__")  # as light for workers to import as the script of a command is
         os.setsid()
         written = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(written, 1)
@@ -133,9 +134,9 @@ class Campaign:
         self.begins_with = root / "steering" if command == "calibrate" else None
         self.said, self.counts = root / "said", Counter[str]()
         self.anew()
-        begun = time.monotonic()
+        start = time.monotonic()
         assert end(self.run()) == 0, self.said.read_text()
-        self.seconds, self.expected = time.monotonic() - begun, result(root)
+        self.seconds, self.expected = time.monotonic() - start, result(root)
         self.counts["ended, and again: " + self.ended()] += 1
 
     def run(self, first: Callable[[], None] = lambda: None) -> int:
@@ -223,27 +224,19 @@ def run(rounds: int, seed: int, commands: tuple[str, ...] = COMMANDS) -> dict[st
         steering = dsas.fit(tiny_model(layers=2), tiny_tokenizer(), **sets, selection="all", progress=False)
         steering.save_pretrained(root / "steering")
         for command in commands:
-            begun = time.monotonic()
+            start = time.monotonic()
             one = Campaign(command, root, random.Random(f"{seed} {command}"))
-            for _ in range(rounds):
+            for _ in among(rounds):
                 one.cut()
             for _ in range(max(1, rounds // 10)):
                 one.refused("full", limited(one.drawn.randrange(1, 12_000)))
             one.refused("read-only", without_privilege)
             found[command] = one.counts
-            print(f"{command}: {json.dumps(one.counts)} ({time.monotonic() - begun:.0f} s)", flush=True)
+            print(f"{command}: {json.dumps(one.counts)} ({time.monotonic() - start:.0f} s)", flush=True)
     return found
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", action="append", choices=COMMANDS)
-    warnings.simplefilter("ignore")
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}")
+    asked = begun(__doc__, 30, parts="command", names=COMMANDS)
     ends = run(asked.rounds, asked.seed, tuple(asked.command or COMMANDS))
     raise SystemExit(any("WRONG" in what for counts in ends.values() for what in counts))

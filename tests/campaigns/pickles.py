@@ -3,7 +3,6 @@
 python -m campaigns.pickles --rounds 20000 --seed 0          (from tests/)
 """
 
-import argparse
 import io
 import pickle
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+from campaigns.rounds import among, begun
 from sklearn.linear_model import LogisticRegression
 
 from dsas.errors import ArtifactError
@@ -54,7 +54,7 @@ def run(rounds: int, seed: int) -> Counter[str]:
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(root) / "a.pkl"
-        for _ in range(rounds):
+        for _ in among(rounds):
             file.write_bytes(changed(drawn.choice(whole), drawn))
             try:
                 load_pickle(file, NAMES)
@@ -67,10 +67,7 @@ def run(rounds: int, seed: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    asked = begun(__doc__, 20_000)
     counts = run(asked.rounds, asked.seed)
-    print(f"seed {asked.seed}: {dict(counts.most_common())}")
+    print(f"{counts.total()} rounds: {dict(counts.most_common())}")
     raise SystemExit(any("WRONG" in what for what in counts))

@@ -4,12 +4,19 @@ python -m campaigns.process_state          (from tests/) prints by verb what it 
 """
 
 import contextlib
+import gc
+import locale
+import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -143,7 +150,8 @@ def load_model(case: Case) -> None:
 def find(case: Case) -> None:
     dsas.find_sites(case.model, "residual")
     with case.steering.apply(case.model):
-        dsas.installed(case.model)
+        with dsas.unsteered(case.model):
+            dsas.installed(case.model)
         dsas.remove_all(case.model)
 
 
@@ -200,12 +208,15 @@ def sweep(case: Case) -> None:
 VERBS: dict[str, Callable[[Case], None]] = {
     "fit": fit, "fit(incremental)": fit_incrementally, "train": train, "calibrate": calibrate, "draft": draft,
     "general_texts": general_texts, "explain": explain, "load_model": load_model, "find_sites": find,
-    "installed": find, "remove_all": find, "adopt": adopt, "read_vectors": adopt, "write_gguf": adopt,
+    "installed": find, "remove_all": find, "unsteered": find, "adopt": adopt, "read_vectors": adopt,
+    "write_gguf": adopt,
     "Steering.apply": apply, "Steering.fuse": fuse, "Steering.port": port,
     "Steering.save_pretrained": store, "Steering.from_pretrained": store, "(sweep)": sweep,
     "(inspection)": inspect_sets,
     "(lm-eval)": lm_eval, "(figures)": plot, "(command line)": command_line,
 }  # fmt: skip
+OTHER_HOOKS = ("_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+LOGS = [getLogger(name) for name in ("", "dsas", "torch", "transformers", "huggingface_hub", "matplotlib", "asyncio")]
 # What only reads or makes an object, and touches neither the model nor the process.
 PURE = ("calibrated", "card", "default_strength", "described", "digest", "report", "rules_on", "strength", "within")
 
@@ -232,15 +243,43 @@ def state(case: Case) -> dict[str, Any]:
         "grads": {name: parameter.grad for name, parameter in parameters.items()},
         "weights": {name: parameter.detach().clone().tolist() for name, parameter in parameters.items()},
         "hooks": {name: len(module._forward_hooks) for name, module in case.model.named_modules()},
+        "other hooks": {
+            name: tuple(len(vars(module)[kind]) for kind in OTHER_HOOKS) for name, module in case.model.named_modules()
+        },
+        "attributes": {name: sorted(vars(module)) for name, module in case.model.named_modules()},
+        "classes": {name: type(module) for name, module in case.model.named_modules()},
+        "buffers": {name: buffer.tolist() for name, buffer in case.model.named_buffers()},
         "generation": case.model.generation_config.to_dict(),
+        "config": case.model.config.to_dict(),
         "truncation and padding": (core.truncation, core.padding),
         "padding": (case.tokenizer.padding_side, case.tokenizer.pad_token, case.tokenizer.truncation_side),
+        "vocabulary": (len(case.tokenizer), case.tokenizer.chat_template, case.tokenizer.model_max_length),
+        "signals": [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+        "logging": [(log.level, log.propagate, list(log.handlers), log.disabled) for log in LOGS],
+        "folders and imports": (os.getcwd(), list(sys.path), tempfile.tempdir, list(sys.meta_path)),
+        "threads and processes": (lasting_threads(), multiprocessing.active_children()),
+        "streams": (sys.stdout, sys.stderr, sys.stdin, sys.displayhook, threading.excepthook, sys.unraisablehook),
+        "Python": (sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), locale.setlocale(locale.LC_ALL)),
+        "numbers": (np.geterr(), torch.get_float32_matmul_precision(), torch.get_default_device()),
+        "torch": (torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.backends.mkldnn.enabled),
+        "transformers": (logging.get_verbosity(), logging.is_progress_bar_enabled()),
+        "start of processes": multiprocessing.get_start_method(allow_none=True),
     }
+
+
+def lasting_threads() -> int:
+    """Return how many threads keep the process alive, once those of a pool that is already closed have ended."""
+    for _ in range(100):
+        if sum(not one.daemon for one in threading.enumerate()) == 1:
+            break
+        time.sleep(0.02)
+    return sum(not one.daemon for one in threading.enumerate())
 
 
 def prepared(folder: Path) -> Case:
     """Return a model and a tokenizer whose state is none that anything here would choose."""
     model, tokenizer = tiny_model("llama", layers=2, attention_dropout=0.5), tiny_tokenizer()
+    model.config.architectures = [type(model).__name__]  # as a model that was saved has it
     case = Case(model.train(), tokenizer, folder)
     next(iter(model.parameters())).requires_grad_(False)
     tokenizer.backend_tokenizer.enable_truncation(5, strategy="only_first")

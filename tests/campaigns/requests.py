@@ -6,7 +6,6 @@ Half of them go to the operator's endpoint, with folders, names, bodies and head
 do. What is refused leaves tables, slots and names as they were; what is loaded can be unloaded.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -16,7 +15,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
+from campaigns.rounds import among, begun
 from safetensors.torch import load, save
 
 from dsas.errors import DsasError
@@ -235,7 +234,7 @@ def run(rounds: int, seed: int) -> Counter[str]:
         server = Operated(below, spare=40)
         called = folders(below, away)
         called += ["detox", "topic"] * 5
-        for number in range(rounds):
+        for number in among(rounds):
             try:
                 what = operated(server, drawn, called, away) if number % 2 else asked(drawn)
             except Exception as error:
@@ -246,13 +245,8 @@ def run(rounds: int, seed: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
-    warnings.simplefilter("ignore")
+    options = begun(__doc__, 3000)
     logging.disable()
-    torch.set_num_threads(1)
-    options = parser.parse_args()
     counts = run(options.rounds, options.seed)
-    print(f"seed {options.seed}: {dict(counts.most_common())}")
+    print(f"{counts.total()} rounds: {dict(counts.most_common())}")
     raise SystemExit(any("WRONG" in what for what in counts))

@@ -3,14 +3,13 @@
 python -m campaigns.vectors --rounds 10000 --seed 0 [--ending .gguf]          (from tests/)
 """
 
-import argparse
 import random
 import tempfile
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import torch
+from campaigns.rounds import among, begun
 from makers import random_steering
 from safetensors.torch import save_file
 
@@ -54,12 +53,12 @@ def changed(data: bytes, drawn: random.Random) -> bytes:
     return bytes(whole)
 
 
-def run(rounds: int, seed: int, ending: str = "") -> Counter[str]:
-    """Return how often which end came, of files with that ending, or of all."""
+def run(rounds: int, seed: int, endings: tuple[str, ...] = ("",)) -> Counter[str]:
+    """Return how often which end came, of files with one of these endings, or of all."""
     drawn, found = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as root:
-        files = {file: data for file, data in originals(Path(root)).items() if file.name.endswith(ending)}
-        for _ in range(rounds):
+        files = {file: data for file, data in originals(Path(root)).items() if file.name.endswith(endings)}
+        for _ in among(rounds):
             file = drawn.choice(sorted(files))
             file.write_bytes(changed(files[file], drawn))
             try:
@@ -73,12 +72,7 @@ def run(rounds: int, seed: int, ending: str = "") -> Counter[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ending", default="", help="of the files that are changed, such as .gguf; all")
-    warnings.simplefilter("ignore")
-    asked = parser.parse_args()
-    counts = run(asked.rounds, asked.seed, asked.ending)
-    print(f"seed {asked.seed}, {asked.ending or 'all'}: {dict(counts)}")
+    asked = begun(__doc__, 10_000, parts="ending", names=(".gguf", ".pt", ".safetensors", ".statedict", ".csv"))
+    counts = run(asked.rounds, asked.seed, tuple(asked.ending or [""]))
+    print(f"{counts.total()} rounds, {asked.ending or 'all'}: {dict(counts)}")
     raise SystemExit(any("WRONG" in what for what in counts))

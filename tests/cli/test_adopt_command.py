@@ -33,7 +33,10 @@ def test_the_commands_adopt_a_vector_and_write_one(run: Callable[..., Any], tmp_
     assert status == 0
     told = json.loads(out)
     assert told["settings"]["adopted"]["file"] == "v.pt"
-    assert told["strength"] == dsas.Steering.from_pretrained(tmp_path / "calm").strength
+    steering = dsas.Steering.from_pretrained(tmp_path / "calm")
+    assert told["strength"] == told["damage"]["strength"] == steering.strength
+    held_out = steering.calibration.budgets[0].held_out["mean"]
+    assert told["damage"]["gated"][0] == pytest.approx(held_out)
     status, _, error = run("export", tmp_path / "calm", "--gguf", tmp_path / "v.gguf")
     assert (status, error.count("Evidence looks at the token")) == (2, 1)
     with_texts = ["--mean-gain", tmp_path / "plain.txt", "--model", tmp_path / "model"]
@@ -51,6 +54,9 @@ def test_export_writes_a_model_with_the_steering_in_its_weights(run: Callable[..
     asked = ["--merged", tmp_path / "merged", "--model", tmp_path / "model", "--strength", "0.4"]
     status, _, error = run("export", tmp_path / "gated", *asked)
     assert (status, error.count("its regulator looks at the token")) == (2, 1)
+    status, _, error = run("export", tmp_path / "calm", *asked[:-1], "3e38")
+    assert (status, error.count("steer at a smaller strength")) == (2, 1)
+    assert not (tmp_path / "merged").exists()
     assert run("export", tmp_path / "calm", *asked)[0] == 0
     ids = torch.arange(12).reshape(2, 6) + 60
     with dsas.Steering.from_pretrained(tmp_path / "calm").apply(model, 0.4):

@@ -46,13 +46,18 @@ NO_STEERING = "'gone' is neither a local folder nor a readable hub id"
 LONG = "x" * 256
 
 CASES = {
+    f"{FIT} --out .".replace("someone/absent", "gone/x/y"): "no model could be loaded from 'gone/x/y'",
+    f"{FIT} --out {'d/' * 101}x": "102 folders in one another would have to be made",
+    f"{EXPLAIN} --out dangling": "expected a file, but it is a link to what is not there",
+    f"{EXPLAIN} --out /dev/null": "expected a file, but it is a device or pipe",  # which would be replaced by a file
+    f"{EXPLAIN} --out new/../..": "expected a file, but it is a folder",
     f"{FIT} --out {LONG}": "xxx... is too long",
     f"{FIT} --out new/{LONG}/x": "xxx... is too long",
     f"{FIT} --out {LONG[:250]}": "xxx... is too long",  # beside it lies a folder with a longer name
     f"{EXPLAIN} --out {LONG}": "xxx... is too long",
-    f"{FIT} --out dangling": "dangling is a link to what is not there",
-    f"{FIT} --out dangling/x": "dangling is a link to what is not there",
-    f"{EXPLAIN} --out dangling/x.html": "dangling is a link to what is not there",
+    f"{FIT} --out dangling": "dangling is a link to a path that does not exist",
+    f"{FIT} --out dangling/x": "dangling is a link to a path that does not exist",
+    f"{EXPLAIN} --out dangling/x.html": "dangling is a link to a path that does not exist",
     f"{EXPLAIN} --strength 1e400": "a strength must be finite, got inf; float32 holds up to 3.4e38",
     "generate someone/absent hello --steering detox --strength 1e39": "a strength must be finite",
     f"{IMAGES} --strength 1e400": "a strength must be finite",
@@ -100,7 +105,7 @@ CASES = {
     f"{CALIBRATE} --start 2 --limit 1": "expected 0 < start <= limit, got --start 2.0 and --limit 1.0",
     f"{CALIBRATE} --out rude.txt": "cannot write to rude.txt",
     f"{DRAFT} --questions gone.txt": "gone.txt: no such file",
-    f"{DRAFT} --judge toxblock": "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'",
+    f"{DRAFT} --judge toxblock": "no scorer 'toxblock'; closest packaged ones: 'tox-block'",
     f"{DRAFT} --least 3": "Invalid value for '--least'",
     f"{DRAFT} --out rude.txt": "cannot write to rude.txt",
     "new rude.txt sings --model someone/absent": "cannot write to rude.txt",
@@ -165,7 +170,7 @@ CASES = {
     f"{PARETO} --held-out-source gone.txt": "gone.txt: no such file",
     f"{PARETO} --held-out-source few.txt": "needs at least 4 texts of each kind, got 3 by --held-out-source",
     f"{PARETO} --held-out-source ask.txt": "texts are in both --held-out-source and --prompts",
-    f"{PARETO} --scorer toxblock": "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'",
+    f"{PARETO} --scorer toxblock": "no scorer 'toxblock'; closest packaged ones: 'tox-block'",
     f"{PARETO} --out rude.txt": "cannot write to rude.txt",
     f"{PARETO} --judge ./absent": "no model could be loaded from './absent'",
     f"{PARETO} --source kind.txt": "give --source and --control to fit on",

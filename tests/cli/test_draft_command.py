@@ -1,4 +1,4 @@
-"""`dsas draft` from end to end, with what the model says put in its place."""
+"""`dsas draft` from end to end, with made-up answers in place of the model's."""
 
 import codecs
 import json
@@ -55,6 +55,19 @@ def test_draft_writes_the_sets_with_prompts_and_judge_of_ones_own_and_says_what_
     said = json.loads((tmp_path / "sets" / "draft.json").read_text())
     assert (said["prompts"]["unwanted"], said["prompts"]["neutral"]) == (["SHOUT"], ["speak"])
     assert not (tmp_path / ".sets.drafted").exists()
+
+
+def test_a_draft_that_ended_gives_the_same_files_when_it_is_run_again(
+    run: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
+    told = ("--unwanted", "SHOUT", "--wanted", "whisper", "--neutral", "speak", "--judge", "tox-block")
+    asked = ("draft", "shouts", "--model", model, "--questions", tmp_path / "ask.txt", "--out", tmp_path / "sets")
+    found = []
+    for _ in range(2):
+        assert run(*asked, *told, "--least", "4", "--show-words").status == 0
+        found.append({file.name: file.read_bytes() for file in (tmp_path / "sets").iterdir()})
+    assert len(found[0]) == 5
+    assert found[1] == found[0]
 
 
 def test_a_refused_draft_ends_with_status_2_keeps_its_answers_and_says_where_to_look(

@@ -83,6 +83,14 @@ def test_every_token_can_come_for_there_is_no_top_k(llama, tokenizer):
     assert len(set(texts)) == 90
 
 
+def test_next_to_temperature_0_the_likeliest_token_comes_and_nothing_overflows(llama, tokenizer):
+    found = [
+        sample_continuations(llama, tokenizer, PROMPTS, seeds=(0,), sampling=GREEDY._replace(temperature=temperature))
+        for temperature in (0.0, 1e-60)
+    ]
+    assert found[1] == found[0]
+
+
 def test_seeds_differ_the_same_seed_repeats_and_the_global_numbers_go_on(llama, tokenizer):
     sampling = Sampling(top_p=1.0)
     before = torch.get_rng_state()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from makers import hooks_on, random_steering
 
-from dsas.errors import MissingExtraError, OptionError, StrengthError
+from dsas.errors import ActivationError, MissingExtraError, OptionError, StrengthError
 from dsas.evaluation.choice import Question, choice_accuracy
 from dsas.evaluation.harness import steered_class, steered_lm
 from dsas.testing import tiny_model, tiny_tokenizer
@@ -127,6 +127,13 @@ def test_a_rolling_likelihood_is_that_of_the_steered_model_once_and_not_twice(ev
         logs = model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1)
     expected = sum(logs[place, token].item() for place, token in enumerate(row[1:]))
     assert float(np.ravel(samples[0]["filtered_resps"])[0]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", [CHOICE, ROLLING, WRITING], ids=["choice", "rolling", "writing"])
+def test_a_strength_at_which_scores_are_no_numbers_is_an_error_and_no_result(evaluate, task):
+    model = tiny_model()
+    with pytest.raises(ActivationError, match="steer at a smaller strength"):
+        run(evaluate, steered_lm(model, tiny_tokenizer(), random_steering(model), 3e38), task)
 
 
 def test_a_strength_or_batch_size_out_of_range_is_refused(evaluate):

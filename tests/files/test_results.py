@@ -55,9 +55,19 @@ def test_a_damaged_file_is_a_warning_that_names_it_and_what_it_held_is_measured_
     results.put("read", [1], 5)
     (file,) = tmp_path.iterdir()
     file.write_bytes(content.encode("utf-8", errors="surrogateescape"))
-    with pytest.warns(DsasWarning, match=f"{file.name} is damaged: what it held is measured again"):
+    with pytest.warns(DsasWarning, match=f"{file.name} is damaged: its result is measured again"):
         assert results.remember("read", [1], lambda: 7) == 7
     assert results.get("read", [1]) == 7
+
+
+def test_what_another_command_takes_away_while_it_is_looked_for_counts_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda _: True)  # it was there a moment ago
+    assert Results(tmp_path).get("read", 1) is None
+    assert kept(tmp_path / "part", "it is made again") is None
+    monkeypatch.setattr(Results, "put", lambda *_: None)  # and what is kept is gone at once
+    assert Results(tmp_path).remember("read", 1, lambda: (1, 2)) == [1, 2]
 
 
 def test_a_changed_digit_of_a_kept_result_is_noticed_and_measured_again(tmp_path: Path) -> None:

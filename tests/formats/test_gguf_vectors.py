@@ -8,7 +8,7 @@ import torch
 from makers import logits_of, random_steering
 
 import dsas
-from dsas.errors import ArtifactError, DsasWarning, OptionError
+from dsas.errors import ArtifactError, DsasWarning, OptionError, StrengthError
 from dsas.formats.gguf_vectors import read_gguf, write_gguf
 from dsas.testing import tiny_model
 
@@ -18,6 +18,17 @@ IDS = torch.arange(12).reshape(2, 6) + 60
 
 def constant(model: torch.nn.Module, **options: object) -> dsas.Steering:
     return random_steering(model, [1, 2], regulator=dsas.Constant(0.5), **options)  # type: ignore[arg-type]
+
+
+def write_tensor(file: Path, kind: str, name: str, value: np.ndarray, raw: object = None) -> None:
+    """Write a GGUF file with one tensor; raw: the type of a value that is bytes."""
+    writer = gguf.GGUFWriter(file, kind)
+    writer.add_string(f"{kind}.model_hint", "llama")
+    writer.add_tensor(name, value, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_what_is_written_steers_as_it_did_when_it_is_adopted_again(tmp_path: Path) -> None:
@@ -43,6 +54,9 @@ def test_what_a_control_vector_cannot_say_is_refused_by_rule_and_reason(tmp_path
     ):
         with pytest.raises(OptionError, match=message):
             write_gguf(steering, tmp_path / "v.gguf")
+    large = constant(model, transform=dsas.Addition(torch.full((32,), 4.0)))
+    with pytest.raises(StrengthError, match=r"at strength 3e\+38 the vector of model\.layers\.1 is beyond"):
+        write_gguf(large, tmp_path / "v.gguf", strength=3e38)
     assert not (tmp_path / "v.gguf").exists()
 
 
@@ -54,6 +68,31 @@ def test_a_regulator_is_written_at_its_mean_only_when_that_is_asked_for_and_the_
     found = read_gguf(file).edits[1].get_buffer("vector")
     torch.testing.assert_close(found, 0.25 * vector)
     assert "mean gains" in gguf.GGUFReader(file).get_field("general.description").contents()
+
+
+@pytest.mark.parametrize("form", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["controlvector", "steervector"])
+def test_tensors_of_every_type_are_read_as_the_numbers_that_they_stand_for(
+    tmp_path: Path, form: str, kind: str
+) -> None:
+    vector = np.random.default_rng(0).standard_normal((1, 32)).astype(np.float32)
+    raw = gguf.GGMLQuantizationType[form]
+    stored = gguf.quantize(vector, raw)
+    write_tensor(tmp_path / "v.gguf", kind, "direction.2", stored[0], raw)
+    found = read_gguf(tmp_path / "v.gguf")
+    assert found.of == "llama"
+    assert found.edits[2].get_buffer("vector").tolist() == gguf.dequantize(stored, raw)[0].tolist()
+
+
+def test_a_file_of_the_version_before_is_read_and_an_older_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "v.gguf"
+    write_tensor(file, "controlvector", "direction.2", np.ones(4, np.float32))
+    data = file.read_bytes()
+    file.write_bytes(data[:4] + (2).to_bytes(4, "little") + data[8:])
+    assert list(read_gguf(file).edits) == [2]
+    file.write_bytes(data[:4] + (1).to_bytes(4, "little") + data[8:])
+    with pytest.raises(ArtifactError, match=r"no GGUF file that the package gguf reads: .*version 1"):
+        read_gguf(file)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +107,6 @@ def test_a_regulator_is_written_at_its_mean_only_when_that_is_asked_for_and_the_
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, kind: str, name: str, value: np.ndarray, message: str) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "v.gguf", kind)
-    writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensor(tmp_path / "v.gguf", kind, name, value)
     with pytest.raises(ArtifactError, match=message):
         read_gguf(tmp_path / "v.gguf")

@@ -37,6 +37,11 @@ def test_texts_become_rows_of_token_numbers_and_texts_without_tokens_are_named()
         tokenize(tokenizer, [])
 
 
+def test_half_a_character_is_told_before_the_tokenizer_sees_it() -> None:
+    with pytest.raises(TextsError, match=r"text 1 holds half a character \(a lone surrogate\), .*: 'hm .udcff'"):
+        tokenize(tiny_tokenizer(), ["ab", "hm \udcff"])  # as `dsas generate` gets an argument that is no UTF-8
+
+
 def test_chat_prompts_are_the_users_turn_of_the_template_ready_for_the_answer() -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(OptionError, match="no chat template"):

@@ -1,4 +1,4 @@
-"""Progress as plain lines, as it is where stderr is no terminal."""
+"""Progress as plain lines, where stderr is not a terminal."""
 
 from contextlib import suppress
 
@@ -62,9 +62,10 @@ def test_work_that_is_not_shown_or_is_interrupted_claims_no_end(capsys, clock) -
 def test_a_terminal_gets_a_bar_and_no_lines(capsys, monkeypatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with progress_bar(True) as bar:
-        task = bar.add_task("reading", total=2)
+        task = bar.add_task("reading [/INST]", total=2)
         bar.advance(task)
         bar.update(task, completed=2)
     written = capsys.readouterr().err
+    assert "[/INST]" in written
     assert "2/2" in written
     assert "2 of 2" not in written

@@ -125,6 +125,40 @@ def test_workers_share_the_threads_of_this_process_and_never_get_none(monkeypatc
     assert [spread.threads for spread in spreads] == [8, 2, 1, 1]
 
 
+APART = """
+import sys, ray
+ray.init(include_dashboard=False, log_to_driver=False, num_cpus=1)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_auto_joins_no_cluster_that_another_program_began_for_itself_and_is_left_when_the_work_is_done() -> None:
+    ray = pytest.importorskip("ray")
+    by_value()
+    command = [sys.executable, "-c", APART]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        theirs = other.stdout.readline().strip()
+        with workers_of(Threads, Spread(ray="auto")) as hired:
+            assert [done.result for done in hired.run(range(2))] == [1, 1]
+            assert ray.get_runtime_context().gcs_address not in ("", theirs)
+        assert not ray.is_initialized()
+
+
+def test_a_cluster_that_the_caller_has_joined_is_used_and_stays() -> None:
+    ray = pytest.importorskip("ray")
+    by_value()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=1)
+    try:
+        own = ray.get_runtime_context().gcs_address
+        with workers_of(Threads, Spread(ray="auto")) as hired:
+            assert [done.result for done in hired.run(range(2))] == [1, 1]
+        assert ray.get_runtime_context().gcs_address == own
+    finally:
+        ray.shutdown()
+
+
 LIVES_ON = """
 import os, sys, time
 from dsas.parallel.workers import Spread, workers_of

@@ -13,6 +13,7 @@ from served import store
 from dsas.errors import OptionError
 
 pytest.importorskip("fastapi")
+from campaigns import requests
 from operated import KEY, Operated
 
 from dsas.serving import server as serving
@@ -111,7 +112,7 @@ def test_a_folder_of_any_kind_gets_an_answer_of_ours_again_and_again(
 def test_what_is_no_folder_of_this_machine_is_refused_and_nothing_is_fetched(server: Operated, folder: str) -> None:
     answer = server.ask("POST", body={"name": "extra", "folder": folder})
     assert answer.status == 400
-    assert "cannot be read" in answer.message or "expected a folder of the server's machine" in answer.message
+    assert "cannot be read" in answer.message or "expected a folder on the server's machine" in answer.message
 
 
 def test_what_the_system_does_not_let_anybody_read_is_refused(
@@ -190,3 +191,14 @@ def test_the_operator_is_told_of_a_request_by_its_id_and_nobody_else_is(server: 
     assert (answer.status, json.loads(answer.body)) == (200, {"cmpl-1-0": report})
     assert server.ask("GET", "/dsas/reports/cmpl-2").status == 400
     assert server.ask("GET", "/dsas/reports/cmpl-1", key=b"clients").status == 401
+
+
+def test_requests_of_every_kind_at_random_end_in_an_answer_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the campaign goes elsewhere, and sets these two
+    monkeypatch.setitem(os.environb, b"DSAS_OPERATOR_KEY", KEY)
+    monkeypatch.setenv("DSAS_OPERATOR_ROOT", str(tmp_path))
+    ends = requests.run(rounds=300, seed=1)
+    assert [what for what in ends if "WRONG" in what] == []
+    assert ends.total() == 300

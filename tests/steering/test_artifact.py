@@ -103,6 +103,16 @@ def test_a_value_that_is_not_finite_is_refused_by_tensor_even_under_a_right_dige
     refuse(folder, rf"{TENSORS}: 1\.transform\.vector hold values that are not finite")
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int64, torch.complex64])
+def test_a_tensor_that_torch_does_not_compute_with_is_refused_even_under_a_right_digest(
+    folder: Path, kind: torch.dtype
+) -> None:
+    tensors = load((folder / TENSORS).read_bytes())
+    tensors["1.transform.vector"] = tensors["1.transform.vector"].to(kind)
+    rewrite(folder, lambda config: None, tensors=save(tensors))
+    refuse(folder, rf"{TENSORS}: 1\.transform\.vector hold")
+
+
 def test_bytes_that_are_no_safetensors_are_refused_even_under_a_right_digest(folder: Path) -> None:
     rewrite(folder, lambda config: None, tensors=b"not tensors")
     refuse(folder, f"{TENSORS} does not match its digest")
@@ -137,8 +147,12 @@ def test_json_that_is_no_config_of_a_steering_is_refused(folder: Path, content: 
         ),
         (lambda c: c.update(calibration={**CALIBRATION, "strength": 0.0}), "must be finite and > 0, got 0"),
         (lambda c: c.update(calibration={**CALIBRATION, "strength": "1"}), "must be finite and > 0, got '1'"),
+        (
+            lambda c: c.update(calibration={name: one for name, one in CALIBRATION.items() if name != "strength"}),
+            f"{CONFIG}: calibration lacks or misnames a field: 'strength'",
+        ),
     ],
-    ids=["method", "argument", "weight", "site", "rules", "none", "evidence", "no strength", "no number"],
+    ids=["method", "argument", "weight", "site", "rules", "none", "evidence", "zero", "no number", "no strength"],
 )
 def test_a_config_that_names_what_is_not_there_is_refused(folder: Path, change: Any, message: str) -> None:
     rewrite(folder, change)

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import dsas
@@ -138,6 +139,15 @@ def test_a_strength_above_the_limit_is_not_measured(tmp_path, setup, series):
     assert max(line["strength"] for line in samples(tmp_path / "out")) < 1000.0
 
 
+def test_a_strength_at_which_the_model_breaks_down_is_said_and_not_measured(tmp_path, setup, series):
+    stored = series[0].steering
+    rules = [rule._replace(transform=dsas.Addition(torch.full((16,), 4.0))) for rule in stored.rules]
+    one = series[0]._replace(steering=dsas.Steering(rules, stored.model), strengths=(0.01, 3e38))
+    with pytest.warns(DsasWarning, match=r"caa \+ constant: at strength 3e\+38 the steered model's perplexity"):
+        chosen = run_sweep(tmp_path / "out", setup, [one], grid=GRID._replace(limit=1e9), progress=False)
+    assert 3e38 not in chosen[one.name].strengths
+
+
 def test_a_sweep_that_was_stopped_computes_only_what_is_missing(tmp_path, setup, series, monkeypatch):
     out, count = tmp_path / "out", 0
     run_sweep(out, setup, series, grid=GRID, progress=False)
@@ -163,7 +173,7 @@ def test_a_damaged_result_is_a_warning_and_is_measured_again(tmp_path, setup, se
     before, damaged = samples(out), sorted((out / "jobs").glob("*.json"))[::5]
     for file in damaged:
         file.write_bytes(file.read_bytes()[:-3])
-    with pytest.warns(DsasWarning, match="is damaged: what it held is measured again"):
+    with pytest.warns(DsasWarning, match="is damaged: its result is measured again"):
         run_sweep(out, setup, series[:1], grid=GRID, progress=False)
     assert samples(out) == before
 
@@ -239,7 +249,7 @@ def test_what_a_sweep_cannot_use_is_refused_before_anything_runs(tmp_path, setup
         asked = setup._replace(parts={**setup.parts, "report": changed})
         with pytest.raises(error, match=message):
             run_sweep(tmp_path / "out", asked, series, progress=False)
-    with pytest.raises(OptionError, match="no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"):
+    with pytest.raises(OptionError, match="no scorer 'toxblock'; closest packaged ones: 'tox-block'"):
         scorer_of("toxblock")
 
 

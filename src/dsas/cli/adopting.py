@@ -14,6 +14,7 @@ from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_model, in_output, in_texts
 from dsas.cli.output import say, say_json, show
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
 
@@ -39,6 +40,9 @@ def adopt(
         Path | None, in_texts(help="Texts or conversations in which to steer; not with --regulator constant.")
     ] = None,
     control: Annotated[Path | None, in_texts(help="Ones of the same style that must stay as they are.")] = None,
+    sites: Annotated[
+        list[str], in_method(help=f"Layers and other sites whose vectors are adopted; default: all. {REPEATABLE}")
+    ] = [],  # noqa: B006
     regulator: options.Regulator = "auto",
     tune: Annotated[list[str], in_texts(help=f"Neutral texts to choose the strength: [KIND=]FILE. {REPEATABLE}")] = [],  # noqa: B006
     held_out: Annotated[
@@ -57,7 +61,9 @@ def adopt(
 ) -> None:
     """Fit a regulator around published vectors, so that they are added only where the behaviour is.
 
-    Strength 1 is what was published. With --tune and --held-out the strength is calibrated, too.
+    Strength 1 is what was published. With --tune and --held-out the strength is calibrated, too. Printed is how well
+    source and control are told apart at each layer, and the damage to held-out or else control texts with and without
+    the regulator.
     """
     needed = regulator != "constant"
     if needed != (source is not None) or needed != (control is not None):
@@ -77,7 +83,7 @@ def adopt(
     loaded = loaded_model(model, device, precision)
     reading = dsas.Reading(tokens, chat=chat)
     sets = {"source": unwanted, "control": neutral}
-    how = {"regulator": regulator, "reading": reading, "progress": not as_json}
+    how = {"sites": sites or None, "regulator": regulator, "reading": reading, "progress": not as_json}
     steering = dsas.adopt(vectors, *loaded, **sets, **how)  # pyright: ignore[reportArgumentType]
     if tune:
         budgets = [dsas.Budget(damage, most) for damage, most in allowed]  # pyright: ignore[reportArgumentType]
@@ -85,7 +91,15 @@ def adopt(
             dsas.calibrate(*loaded, steering, tune=kinds[0], held_out=kinds[1], budget=budgets, progress=not as_json)
         )
     steering.save_pretrained(out)
-    show(steering, as_json, saved=str(out))
+    extra: JsonObject = {"saved": str(out)}
+    if needed:
+        from dsas.formats.adopting import damage_to
+
+        texts = [text for some in kinds[1].values() for text in some] or neutral
+        found = damage_to(*loaded, steering, texts)
+        told = f"of {len(texts)} {'held-out' if tune else 'control'} texts, {found.line()}"
+        extra["damage"] = found._asdict() if as_json else told
+    show(steering, as_json, **extra)
 
 
 @app.command(epilog="Example: `dsas export calm/ --gguf calm.gguf --strength 0.8`")
@@ -102,7 +116,7 @@ def export(
     ] = None,
     mean_gain: Annotated[
         Path | None,
-        in_texts(help="With --gguf: texts over which the mean of each regulator takes its place at every token."),
+        in_texts(help="With --gguf: texts to average each regulator over; its mean applies at every token."),
     ] = None,
     model: Annotated[
         str | None, in_model(help="Folder, hub id or .gguf file of the model; with --mean-gain or --merged.")
@@ -112,10 +126,10 @@ def export(
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a Steering in another format; what that format cannot say is refused by its rule and the reason.
+    """Write a Steering in another format; what the format cannot hold is refused, with the rule and the reason.
 
-    --gguf takes vectors that are added to every token at layer outputs; --merged what a constant regulator does at
-    sites with a linear layer behind them.
+    --gguf writes vectors that are added to every token at layer outputs; --merged writes what a constant regulator does
+    at sites with a linear layer behind them.
     """
     if (gguf is None) == (merged is None):
         raise OptionError("expected one of --gguf FILE and --merged FOLDER")
@@ -133,6 +147,7 @@ def export(
         check_model(model)
     stored = steering_folder(steering)
     import dsas
+    from dsas.evaluation.generations import Sampling, sample_continuations
 
     chosen, gains = dsas.Steering.from_pretrained(stored), dict[str, float]()
     loaded = None if model is None else loaded_model(model, device, precision)
@@ -141,6 +156,7 @@ def export(
         dsas.write_gguf(chosen, gguf, strength=strength, gains=gains)
     elif merged is not None and loaded is not None:
         with chosen.fuse(loaded.model, strength) as fused:
+            sample_continuations(*loaded, ["The"], seeds=(0,), sampling=Sampling(new_tokens=1))  # tells an overflow
             fused.save_pretrained(merged)
         loaded.tokenizer.save_pretrained(merged)
     if as_json:

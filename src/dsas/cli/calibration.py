@@ -8,7 +8,7 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out
+from dsas.cli.checks import check_model, check_out, check_table, resumed_from
 from dsas.cli.choices import DAMAGES, PerSite, offering
 from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
@@ -16,6 +16,7 @@ from dsas.cli.options import REPEATABLE, STEERING, in_method, in_output, in_text
 from dsas.cli.output import say, say_json, show_table
 from dsas.errors import OptionError, closest
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def calibrate(
     worst: Annotated[bool, in_method(help="Keep the budget for the worst kind of text, not for the mean.")] = False,
     sure: Annotated[
         float,
-        in_method(help="How sure the tuning texts must be that other texts keep the budget, such as 0.9; 0: they do."),
+        in_method(help="How sure to be that other texts keep the budget, such as 0.9; 0: not at all."),
     ] = 0.0,
     per: Annotated[PerSite, in_method(help="all: one strength; site: choose the weight of each site as well.")] = "all",
     start: Annotated[float, in_method(help="Smallest strength to try.")] = 0.005,
@@ -52,6 +53,7 @@ def calibrate(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the largest strength that keeps a budget of damage, check it on other texts, and store it.
@@ -69,9 +71,10 @@ def calibrate(
     if out is None and not folder.is_dir():
         raise OptionError(f"{steering!r} is no local folder, so --out must say where to write the calibrated Steering")
     stored = steering_folder(steering)
-    measured = folder.resolve().with_name(f".{folder.resolve().name}.calibrated")
+    measured = resumed_from(folder, "calibrated")
     for written in (folder, measured):
         check_out(written)
+    check_table(table)
     check_model(model)
     import dsas
 
@@ -90,6 +93,8 @@ def calibrate(
     )
     chosen.calibrated(calibration).save_pretrained(folder)
     shutil.rmtree(measured, ignore_errors=True)
+    if table is not None:
+        write_rows(table, calibration.rows())
     if as_json:
         say_json({**calibration.as_dict(), "kept": calibration.kept, "saved": str(folder)})
     else:

@@ -16,6 +16,7 @@ from dsas.steering.folder import steering_folder
 from dsas.transforms import TRANSFORMS
 
 TRIED = 2**16  # bytes that must fit into a folder, about those of a small Steering
+MOST_FOLDERS = 100  # that a command makes, one in the other
 LEAST_TEXTS = 4  # MINIMUM_TEXTS of the library, whose import takes seconds
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -49,17 +50,26 @@ def check_out(folder: Path) -> None:
         raise OptionError(f"cannot write to {folder}: {problem}")
 
 
+def resumed_from(folder: Path, what: str) -> Path:
+    """Return the hidden folder beside `folder` in which a command keeps what it resumes from; inside where it is /."""
+    whole = Path(os.path.realpath(folder))
+    return whole.parent / f".{whole.name}.{what}"
+
+
 def check_out_file(file: Path) -> None:
     """Raise OptionError unless the file can be written."""
-    if os.path.isdir(file):
-        raise OptionError(f"cannot write {file}: expected a file, but it is a folder")
+    whole = os.path.abspath(file)
+    if os.path.lexists(whole) and not os.path.isfile(whole):
+        found = "a device or pipe" if os.path.exists(whole) else "a link to what is not there"
+        found = "a folder" if os.path.isdir(whole) else found
+        raise OptionError(f"cannot write {file}: expected a file, but it is {found}")
     check_out(file.parent)
     if (problem := _problem(file.absolute().parent, (file.name,))) is not None:
         raise OptionError(f"cannot write {file}: {problem}")
 
 
 def check_table(file: Path | None) -> None:
-    """Raise OptionError unless a table can be written, by its ending and its folder; None is none."""
+    """Raise OptionError unless a table can be written, judged by its ending and its folder; None asks for no table."""
     if file is not None:
         check_ending(file)
         check_out_file(file)
@@ -68,9 +78,11 @@ def check_table(file: Path | None) -> None:
 def _problem(there: Path, names: Sequence[str]) -> str | None:
     """Return why folders of these names, one in the other, and files cannot be made in a folder; None if they can."""
     if not there.exists():
-        return f"{there} is a link to what is not there" if there.is_symlink() else None
+        return f"{there} is a link to a path that does not exist" if there.is_symlink() else None
     if not there.is_dir():
         return f"expected a folder, but {there} is a file"
+    if len(names) > MOST_FOLDERS:
+        return f"{len(names)} folders in one another would have to be made, more than {MOST_FOLDERS}"
     if not os.access(there, os.W_OK | os.X_OK):
         return f"no permission to write in {there}"
     try:
@@ -87,7 +99,7 @@ def _problem(there: Path, names: Sequence[str]) -> str | None:
 
 
 def folders_by_name(names: Iterable[str | Path]) -> dict[str, Path]:
-    """Return the local folders of stored Steerings by the last part of what names them. Raises OptionError for two."""
+    """Return the local folders of stored Steerings by the last part of their names. Raises OptionError for repeats."""
     found: dict[str, Path] = {}
     for given in names:
         name = Path(given).name or Path(given).resolve().name
@@ -112,13 +124,13 @@ def check_scorers(names: Iterable[str]) -> None:
         if name not in SCORERS and "/" not in name and not Path(model or label).is_dir():
             near = closest(name, SCORERS)
             raise OptionError(
-                f"no scorer {name!r}, of the packaged ones closest to it: {near}; "
+                f"no scorer {name!r}; closest packaged ones: {near}; "
                 "others are the folder of a classifier, or its id on the hub, owner/name"
             )
 
 
 def check_strength(strength: float | None) -> None:
-    """Raise StrengthError for a strength at which there is nothing to show."""
+    """Raise StrengthError for strength 0, at which there is nothing to show."""
     if strength == 0:
         raise StrengthError("expected a strength that is not 0: at 0 no token is steered")
 

@@ -9,11 +9,11 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out, check_scorers
+from dsas.cli.checks import check_model, check_out, check_scorers, resumed_from
 from dsas.cli.choices import OWN_JUDGES, SCORERS, offering
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, in_method, in_model, in_output, in_texts
-from dsas.cli.output import said, say, say_json
+from dsas.cli.output import say, say_json, shown
 from dsas.errors import TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
 
@@ -29,8 +29,8 @@ Questions = Annotated[
 JudgeName = Annotated[
     str,
     in_method(
-        help="Scores answers. ratio: how much likelier the model finds one when it is asked for the behaviour; yes: "
-        "what it says when asked; or a packaged scorer, or a classifier as ID[@LABEL].",
+        help="Scores answers. ratio: how much more probable the model finds one when asked for the behaviour; "
+        "yes: its odds of saying yes when asked; or a packaged scorer, or a classifier as ID[@LABEL].",
         autocompletion=offering((*OWN_JUDGES, *SCORERS)),
     ),
 ]
@@ -45,18 +45,18 @@ def draft(
     out: Annotated[Path, in_output(help="Folder for the sets, and for draft.html, which shows what was dropped.")],
     questions: Questions = None,
     unwanted: Annotated[
-        list[str], in_method(help=f"System prompt that asks for the behaviour; default: ours. {REPEATABLE}")
+        list[str], in_method(help=f"System prompt that asks for the behaviour; default: built in. {REPEATABLE}")
     ] = [],  # noqa: B006
     wanted: Annotated[
-        list[str], in_method(help=f"System prompt for answers without it; default: ours. {REPEATABLE}")
+        list[str], in_method(help=f"System prompt for answers without it; default: built in. {REPEATABLE}")
     ] = [],  # noqa: B006
     neutral: Annotated[
-        list[str], in_method(help=f"System prompt that says nothing of it; default: ours. {REPEATABLE}")
+        list[str], in_method(help=f"System prompt that does not mention it; default: built in. {REPEATABLE}")
     ] = [],  # noqa: B006
     judge: JudgeName = "ratio",
     draws: Draws = 1,
     new_tokens: options.NewTokens = 64,
-    least: Annotated[int, in_texts(min=4, help="Questions that must stay for the sets to be written.")] = 32,
+    least: Annotated[int, in_texts(min=4, help="Least number of questions left for the sets to be written.")] = 32,
     batch_size: Annotated[int, in_texts(min=1, help="Questions per call of the model.")] = 8,
     field: options.Field = DEFAULT_FIELD,
     show_words: Annotated[bool, in_output(help="Do not mask toxic words in draft.html.")] = False,
@@ -70,7 +70,7 @@ def draft(
     pass them; draft.html then shows why.
     """
     asked = read_texts(questions, field=field) if questions else None
-    drawn = out.with_name(f".{out.name}.drafted")
+    drawn = resumed_from(out, "drafted")
     for folder in (out, drawn):
         check_out(folder)
     _check(model, judge)
@@ -109,7 +109,7 @@ def new(
     judge: JudgeName = "ratio",
     draws: Draws = 1,
     new_tokens: options.NewTokens = 64,
-    least: Annotated[int, in_texts(min=20, help="Questions that must stay; three fifths are fitted on.")] = 60,
+    least: Annotated[int, in_texts(min=20, help="Least number of questions left; three fifths are fitted on.")] = 60,
     batch_size: Annotated[int, in_texts(min=1, help="Questions per call of the model.")] = 8,
     field: options.Field = DEFAULT_FIELD,
     show_words: Annotated[bool, in_output(help="Do not mask toxic words on the pages.")] = False,
@@ -117,7 +117,7 @@ def new(
     precision: options.Precision = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Draft, fit, calibrate and try a Steering, in a row; when interrupted, the same command resumes."""
+    """Draft, fit, calibrate and try a Steering in one go; if interrupted, the same command resumes."""
     asked = read_texts(questions, field=field) if questions else None
     check_out(name)
     _check(model, judge)
@@ -143,7 +143,7 @@ def new(
         return
     for line in steering.calibration.lines() if steering.calibration else ():
         say(line)
-    shares = f"unsteered {said(trial.unsteered)}, steered {said(trial.steered)}"
+    shares = f"unsteered {shown(trial.unsteered)}, steered {shown(trial.steered)}"
     say(f"answers that {found.verdict.says}, of {trial.unsteered.n} that are asked to: {shares}")
     say(f"report: {name / 'report.html'}; next: dsas generate {model} --chat --steering {name / 'steering'}")
 

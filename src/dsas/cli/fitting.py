@@ -8,7 +8,7 @@ import typer
 from dsas.cli import options
 from dsas.cli import picture_options as drawn
 from dsas.cli.app import app
-from dsas.cli.checks import check_apart, check_methods, check_model, check_out
+from dsas.cli.checks import check_apart, check_methods, check_model, check_out, check_table, resumed_from
 from dsas.cli.choices import Selection
 from dsas.cli.examples import chat_of, chosen_of, read_examples
 from dsas.cli.firing import show_firing
@@ -17,6 +17,7 @@ from dsas.cli.options import STEERING, in_method, in_texts
 from dsas.cli.output import say, say_json, show, show_table
 from dsas.errors import TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_spans
+from dsas.files.tidy_tables import write_rows
 from dsas.model.conversation import Conversation
 from dsas.model.foreign import Foreign
 from dsas.regulators import REGULATORS
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from dsas import Steering
     from dsas.evaluation.firing import FiringReport
 
-# What one kind of model has no use for, and is refused when it is given all the same.
+# Options that have no effect on one kind of model, and are refused when given.
 OF_TEXTS = ("incremental", "spans", "tokens", "system", "template_args", "parts", "max_tokens", "general")
 OF_TEXTS += ("workers", "ray")
 OF_PICTURES = ("seed", "steps", "guidance", "negative", "branch", "call", "pooling", "positions")
 OF_PICTURES += ("per_step",)
-GENERAL = "Texts the model writes by itself, to warn where regulators fire on what they were not fitted on; 0: none."
+GENERAL = "Texts for the model to write freely, to warn where regulators fire on general text; 0: none."
 
 
 @app.command(epilog="Example: `dsas fit ./model --source rude.txt --control plain.txt --target polite.txt --out detox`")
@@ -59,7 +60,7 @@ def fit(
     template_args: options.TemplateArgs = options.NO_ARGS,
     parts: options.Parts = options.ALL_PARTS,
     batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
-    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut.")] = 512,
+    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut to this many tokens.")] = 512,
     general: Annotated[int, in_texts(min=0, help=GENERAL)] = 40,
     seed: drawn.Seed = 0,
     steps: drawn.Steps = 20,
@@ -88,7 +89,7 @@ def fit(
     pictures = drawn.Drawn(
         steps, drawn.call_options(call, guidance, negative), seed, branch, pooling, positions, per_step
     )
-    collected = out.with_name(f".{out.name}.collected")
+    collected = resumed_from(out, "collected")
     for folder in (out, collected):
         check_out(folder)
     check_methods([transform], [regulator])
@@ -133,17 +134,25 @@ def _general(
     try:
         return general_firing(loaded[0], loaded[1], steering, source, n=n, max_tokens=max_tokens, progress=progress)
     except TextsError as error:
-        say(f"what regulators do on general text is not known: {error}", error=True)
+        say(f"whether regulators fire on general text was not checked: {error}", error=True)
         return None
 
 
 @app.command(epilog="Example: `dsas info detox --json`")
-def info(steering: Annotated[str, typer.Argument(help=STEERING)], as_json: options.AsJson = False) -> None:
+def info(
+    steering: Annotated[str, typer.Argument(help=STEERING)],
+    table: options.Table = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Show what a stored Steering does, site by site."""
+    check_table(table)
     folder = steering_folder(steering)
     import dsas
 
-    show(dsas.Steering.from_pretrained(folder), as_json)
+    found = dsas.Steering.from_pretrained(folder)
+    if table is not None:
+        write_rows(table, [line._asdict() for line in found.report()])
+    show(found, as_json)
 
 
 @app.command(epilog="Example: `dsas methods --json`")

@@ -8,7 +8,7 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out, check_strength, check_table
+from dsas.cli.checks import check_model, check_out, check_strength, check_table, resumed_from
 from dsas.cli.models import loaded_model
 from dsas.cli.options import in_model, in_output, in_texts
 from dsas.cli.output import say, say_json, show_table
@@ -20,6 +20,7 @@ from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
     from dsas.evaluation.release_check import Checked
+    from dsas.evaluation.release_cost import ReleaseMinutes
 
 HARMFUL = "harmbench"
 
@@ -34,7 +35,7 @@ def check(
     harmful: Annotated[
         Path | None, in_texts(help="Harmful requests: .txt, .jsonl or .csv; default: HarmBench, from a package.")
     ] = None,
-    n: Annotated[int, in_texts(min=2, help="Requests of each kind, at most.")] = 50,
+    n: Annotated[int, in_texts(min=2, help="Most requests of each kind.")] = 50,
     new_tokens: options.NewTokens = 32,
     strength: options.Strength = None,
     list_only: Annotated[
@@ -71,7 +72,7 @@ def check(
     chosen = Steering.from_pretrained(stored)
     needed = any(RELEASE_LIMITS[name].asks in ("harmful", "wrapped") for name in wanted)
     requests = Requests(texts if texts is not None else harmful_requests(HARMFUL) if needed else [], n)
-    measured = stored.resolve().with_name(f".{stored.resolve().name}.checked") if own else None
+    measured = resumed_from(stored, "checked") if own else None
     check = ReleaseCheck(
         *loaded_model(model, device, precision), chosen, requests, strength=strength, new_tokens=new_tokens,
         checkpoint=measured,
@@ -94,13 +95,13 @@ def check(
         raise typer.Exit(1)
 
 
-def _show_list(limits: dict[str, float], minutes: dict[str, float] | None, as_json: bool) -> None:
+def _show_list(limits: dict[str, float], minutes: "ReleaseMinutes | None", as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": name,
             "limit": limits.get(name),
             "least": limit.least,
-            "minutes": None if minutes is None else minutes.get(name),
+            "minutes": None if minutes is None else minutes.alone.get(name),
             "asks": limit.asks,
             "about": limit.about,
         }
@@ -116,6 +117,8 @@ def _show_list(limits: dict[str, float], minutes: dict[str, float] | None, as_js
     show_table(("measure", "limit", "minutes", "requests", "on"), cells, title="What a release is checked for")
     if minutes is None:
         say("give a Steering and --model to see what each would take here, alone; answers are shared between measures")
+    else:
+        say(f"together about {_minutes(minutes.together)} minutes: answers are shared between measures")
 
 
 def _show(found: "list[Checked]", strength: float, as_json: bool) -> None:

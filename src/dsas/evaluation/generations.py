@@ -1,12 +1,12 @@
 """Generations: continuations sampled from a model, steered or not, several for every prompt.
 
 The repetition penalty is that of CTRL (arXiv 1909.05858): the score of a token that the row has seen is divided by the
-penalty, or multiplied with it when negative. Padding does not count as seen, though transformers would count it;
-otherwise a prompt's text would depend on the longer prompts beside it (where padding is the end-of-text token).
+penalty, or multiplied by it when negative. Padding does not count as seen, as it would in transformers; otherwise a
+prompt's text would depend on the longer prompts in its batch (where padding is the end-of-text token).
 
 Limitations: no beams.
 
-Source: the sampling is that of arXiv 2503.10679.
+Source: sampling as in arXiv 2503.10679.
 """
 
 import math
@@ -30,7 +30,7 @@ from dsas.model.wrappers import unwrapped
 
 
 class Sampling(NamedTuple):
-    """How to draw: everything besides the seed that decides which tokens come.
+    """How to sample: everything that decides, besides the seed, which tokens are drawn.
 
     temperature: >= 0, where 0 is greedy. top_p: in (0, 1], the smallest set of tokens with that probability is drawn
     from; there is no top-k.
@@ -62,11 +62,11 @@ def sample_continuations(
     progress: Callable[[int], None] | None = None,
     streamer: Foreign = None,
 ) -> list[list[str]]:
-    """Return for every seed the continuations of `prompts`, without the prompts, in their order.
+    """Return, for every seed, the continuations of `prompts` in their order, without the prompts.
 
     The same call gives the same texts; the random numbers of the process are left as they were.
     progress: called after each batch with the number of texts done so far, of len(seeds) * len(prompts).
-    streamer: what transformers' generate() calls with the tokens as they come, such as
+    streamer: receives the tokens as transformers' generate() draws them, such as
     `dsas.explaining.token_stream.TokenStream`.
     Raises TextsError for no prompts or a prompt without tokens, OptionError for values out of range, ActivationError
     where the model's scores are not numbers, as at too large a strength.
@@ -97,7 +97,7 @@ def sample_batch(
     seed: int,
     sampling: Sampling = PUBLISHED,
 ) -> dict[int, str]:
-    """Return the continuations of one batch of the prompts, each under the number of its prompt.
+    """Return the continuations of one batch of the prompts, keyed by the number of the prompt.
 
     They are those that `sample_continuations` gives for that seed, so several processes may share its work.
     number: which batch, below `batch_count`. Raises what `sample_continuations` raises.
@@ -107,7 +107,7 @@ def sample_batch(
     batch = list(batches(rows, sampling.batch_size, pad=fill, side="left"))[number]
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(_cuda_devices()):
         torch.manual_seed(_seed_of(seed, number))
-        drawn = _draw(model, batch, sampling, fill, None, check=False)  # sweeps measure what becomes of those, too
+        drawn = _draw(model, batch, sampling, fill, None, check=False)  # sweeps measure such texts, too
     return dict(zip(batch.rows, tokenizer.batch_decode(drawn, skip_special_tokens=True), strict=True))
 
 
@@ -121,11 +121,11 @@ def _seed_of(seed: int, batch: int) -> int:
 
 
 class _Draw(LogitsProcessor):
-    """Repetition penalty, temperature, top-p and the draw in one step; what comes out is likely at one token only.
+    """Repetition penalty, temperature, top-p and the draw in one step; the result is likely at one token only.
 
-    It sorts the likeliest tokens, not the vocabulary, and draws among those: drawing from the whole vocabulary, nearly
-    all of it at probability 0, would take as long as the model itself where the vocabulary is large. For the same
-    reason it changes the scores in place and sums a few rows at a time: fresh memory for all of them is slow to touch.
+    It sorts the likeliest tokens, not the vocabulary, and draws among those: drawing from a large vocabulary, nearly
+    all of it at probability 0, would take as long as the model itself. For the same reason it changes the scores in
+    place and sums a few rows at a time: fresh memory for all of them is slow to touch.
     """
 
     def __init__(self, sampling: Sampling, prompt: Bool[Tensor, "batch token"]) -> None:
@@ -135,8 +135,10 @@ class _Draw(LogitsProcessor):
         scores = self._penalised(input_ids, scores.float())
         if self._sampling.temperature == 0:
             return scores
+        if self._sampling.temperature < 1:
+            scores = scores - scores.amax(-1, keepdim=True)  # the largest is 0 then, which overflows at no temperature
         if self._sampling.temperature != 1:
-            scores = scores / self._sampling.temperature
+            scores = scores / max(self._sampling.temperature, 1e-30)  # float32 holds that
         likeliest, shares = self._nucleus(scores)
         drawn = likeliest.gather(1, torch.multinomial(shares, 1))
         return scores.fill_(-torch.inf).scatter_(1, drawn, 0.0)
@@ -168,12 +170,12 @@ class _Draw(LogitsProcessor):
 def _draw(
     model: Model, batch: Batch, sampling: Sampling, fill: int, streamer: Foreign, *, check: bool
 ) -> list[list[int]]:
-    """Return the new tokens of each row up to its end of text; check: that scores are numbers."""
+    """Return the new tokens of each row up to its end of text; check: whether to check that scores are numbers."""
     model, mask = unwrapped(model), batch.mask.to(device_of(model))
     output = model.generate(
         batch.tokens.to(mask.device),
         attention_mask=mask.long(),
-        generation_config=greedy(sampling.new_tokens, fill),  # what `_Draw` leaves is likeliest
+        generation_config=greedy(sampling.new_tokens, fill),  # the one token that `_Draw` left is the likeliest
         logits_processor=LogitsProcessorList([*[OnlyNumbers()] * check, _Draw(sampling, mask)]),
         streamer=streamer,
     )

@@ -1,7 +1,7 @@
 """Atomic writes: every file is written beside its place, flushed, and only then moved over it.
 
-A full disk or an interruption leaves the files that were there as they were. What lies beside has a name that nobody
-can guess, and is made anew, so that it follows no link.
+A full disk or an interruption leaves the files that were there as they were. The temporary file has a name that cannot
+be guessed and must not exist yet, so it follows no link.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ DIGEST = hashlib.sha256().digest_size
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write several files; on any error while writing, none is replaced. They are then replaced in their order.
+    """Write several files and then replace them in their order; on an error while writing, none is replaced.
 
     Raises OSError, with the file's name.
     """
     beside: dict[Path, Path] = {}
     try:
         for path, data in contents.items():
-            # As long as any other name: a file's own may have the most letters that a name may have.
+            # Not made from the file's own name, which may already be as long as names can be.
             beside[path] = path.with_name(f".{secrets.token_hex(8)}.tmp")
             _write(beside[path], path, data)
         for path in contents:
             os.replace(beside[path], path)
     finally:
         for temporary in beside.values():
-            with suppress(OSError):  # moved, or on a disk that is gone
+            with suppress(OSError):  # already moved, or on a disk that is gone
                 temporary.unlink(missing_ok=True)
 
 
@@ -50,23 +50,26 @@ def _write(beside: Path, path: Path, data: bytes) -> None:
 
 
 def keep(file: Path, data: bytes) -> None:
-    """Write what is to be read by `kept` alone: the data, and a SHA-256 of the file's name and the data after it.
+    """Write a file for `kept` to read: the data, followed by a SHA-256 of the file's name and the data.
 
-    The name says what the data depend on, so that another file's are not taken for them. The folder is made when
-    missing.
+    The name says what the data depend on, so the data of another file are not mistaken for them. The folder is made
+    when missing.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_files({file: data + _digest(file, data)})
 
 
 def kept(file: Path, instead: str) -> bytes | None:
-    """Return what `keep` wrote; None where there is no file, and with a warning where it is damaged.
+    """Return what `keep` wrote, None where there is no file, or None with a warning where it is damaged.
 
     instead: what is done without it, for the warning.
     """
-    if not file.is_file():
+    try:
+        whole = file.read_bytes() if file.is_file() else None
+    except FileNotFoundError:  # removed just now, for example by a command that has ended
+        whole = None
+    if whole is None:
         return None
-    whole = file.read_bytes()
     data, digest = whole[:-DIGEST], whole[-DIGEST:]
     if digest == _digest(file, data):
         return data

@@ -3,14 +3,15 @@
 import csv
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
-from dsas.errors import TextsError, closest
-from dsas.files.json_values import Json
+from dsas.errors import TextsError, closest, shown
+from dsas.files.json_values import Json, JsonObject
 
 DEFAULT_FIELD = "text"
-ENCODING = "utf-8-sig"  # UTF-8, with or without the mark at its beginning that spreadsheets write
+ENCODING = "utf-8-sig"  # UTF-8, with or without the byte order mark that spreadsheets write
 
 
 def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
@@ -35,6 +36,8 @@ def read_records(path: str | Path) -> list[tuple[str, Json]]:
         raise TextsError(f"{path}: no such file; closest in its folder: {closest(path.name, siblings)}")
     try:
         records = list(readers[path.suffix.lower()](path))
+    except OSError as error:
+        raise TextsError(f"{path}: it cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise TextsError(f"{path}: expected UTF-8 text: {error}") from error
     except csv.Error as error:
@@ -57,8 +60,7 @@ def read_spans(path: str | Path) -> list[list[tuple[int, ...]]]:
     for place, value in read_records(path):
         spans = value.get("spans", []) if isinstance(value, dict) else []
         whole = isinstance(spans, list) and all(
-            isinstance(span, list) and len(span) in (2, 3) and all(isinstance(end, int) for end in span)
-            for span in spans
+            isinstance(span, list) and len(span) in (2, 3) and all(type(end) is int for end in span) for span in spans
         )
         if not whole:
             raise TextsError(
@@ -72,18 +74,24 @@ def read_spans(path: str | Path) -> list[list[tuple[int, ...]]]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name that is too long
+    except (OSError, ValueError):  # such as a name that is too long, or that no file can have
         return False
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Json]]:
     for number, line in enumerate(_split(path), start=1):
+        _check_text(line, f"{path}:{number}")
         if line.strip():
             yield f"{path}:{number}", line
 
 
+def _check_text(text: str, place: str) -> None:
+    if "\0" in text:
+        raise TextsError(f"{place}: expected UTF-8 text, got a zero byte; is the file UTF-16?")
+
+
 def _split(path: Path) -> list[str]:
-    """Return the lines of a file; what else Unicode calls a line break may be part of a text."""
+    """Return the lines of a file; other characters that Unicode counts as line breaks may be part of a text."""
     return path.read_text(encoding=ENCODING).split("\n")
 
 
@@ -93,15 +101,29 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Json]]:
 
 
 def json_of(text: str, place: str) -> Json:
-    """Return a JSON value. Raises TextsError, naming the place, where it is none or holds half a character."""
+    """Return a JSON value.
+
+    Raises TextsError, naming the place, where it is none, holds half a character, or gives one key two values.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=partial(_object, place))
         json.dumps(value, ensure_ascii=False).encode()
+    except TextsError:
+        raise
     except UnicodeEncodeError as error:
         raise TextsError(f"{place}: it holds half a character (a lone surrogate), which no tokenizer reads") from error
     except (ValueError, RecursionError) as error:
         raise TextsError(f"{place}: not JSON: {str(error) or type(error).__name__}") from error
     return value
+
+
+def _object(place: str, pairs: list[tuple[str, Json]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise TextsError(f"{place}: the key {shown(twice)} stands there twice")
+    return found
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Json]]:
@@ -110,14 +132,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Json]]:
         names, begun = next(rows, []), rows.line_num + 1
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise TextsError(f"{path}:1: the column {twice!r} stands there twice")
+            raise TextsError(f"{path}:1: the column {twice!r} appears twice")
         for cells in rows:
             place, begun = f"{path}:{begun}", rows.line_num + 1
             if len(cells) > len(names):
                 raise TextsError(
-                    f"{place}: expected {len(names)} cells as in the header, got {len(cells)}; put a text that holds a "
-                    f"comma into quotation marks: {cells!r:.60}"
+                    f"{place}: expected {len(names)} cells as in the header, got {len(cells)}; put quotation marks "
+                    f"around a text that holds a comma: {cells!r:.60}"
                 )
+            _check_text("".join(cells), place)
             if cells:
                 yield place, dict(zip_longest(names, cells))
 
@@ -130,7 +153,7 @@ def text_of(value: Json, place: str) -> str:
 
 
 def field_of(value: Json, field: str, place: str) -> Json:
-    """Return a field of a row; a value that is no row, as it is. Raises TextsError, naming the place, without it."""
+    """Return a field of a row, or a value that is no row as it is. Raises TextsError, naming the place."""
     if not isinstance(value, dict):
         return value
     if field not in value:

@@ -1,8 +1,9 @@
 """GGUF control vectors, as llama.cpp, repeng and EasySteer read and write them.
 
 A tensor "direction.N" is added to the output of decoder layer N, counted from 0. llama.cpp has none for layer 0, and
-refuses a file with one. Sources: `llama_adapter_cvec::apply` and `common_control_vector_load` in llama.cpp;
-`ControlVector.export_gguf` and `ControlModel` in repeng 0.4.
+refuses a file with one, or with other tensors than F32. Every type that the package gguf can turn into numbers is
+read, from GGUF versions 2 and 3. Sources: `llama_adapter_cvec::apply` and `common_control_vector_load` in llama.cpp;
+`ControlVector.export_gguf` and `ControlModel` in repeng 0.4; the readers of EasySteer, which take "steervector", too.
 """
 
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsas.errors import ArtifactError, DsasWarning, MissingExtraError, OptionError
+from dsas.errors import ArtifactError, DsasWarning, MissingExtraError, OptionError, StrengthError
 from dsas.files.atomic import replace_files
 from dsas.formats.published import LARGEST_LAYER, Published, additions
 from dsas.regulators.constant import Constant
@@ -21,6 +22,7 @@ from dsas.steering.steering import Steering
 from dsas.transforms.affine import Translation
 
 ARCHITECTURE = "controlvector"
+_READ = (ARCHITECTURE, "steervector")
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
 
 
@@ -29,21 +31,22 @@ def read_gguf(file: Path) -> Published:
     package = _package()
     try:
         reader = package.GGUFReader(file)
-        fields = {name: reader.get_field(name) for name in ("general.architecture", f"{ARCHITECTURE}.model_hint")}
-        kind, hint = (None if field is None else field.contents() for field in fields.values())
-        tensors = [(str(one.name), one.tensor_type.name, one.data) for one in reader.tensors]
+        kind = _field(reader, "general.architecture")
+        hint = _field(reader, f"{kind}.model_hint") if kind in _READ else None
+        tensors = [(str(one.name), one.tensor_type, one.data) for one in reader.tensors]
     except Exception as error:  # of the reader, on files that anybody may have made
-        raise ArtifactError(f"{file} is not a GGUF file: {error!r:.80}") from error
-    if kind != ARCHITECTURE:
+        raise ArtifactError(f"{file} is no GGUF file that the package gguf reads: {error!r:.80}") from error
+    if kind not in _READ:
         raise ArtifactError(f"{file} holds {kind!r:.40}: expected a control vector ({ARCHITECTURE!r})")
     vectors: dict[int, Any] = {}
     for name, form, data in tensors:
         prefix, _, number = name.partition(".")
         if prefix != "direction" or not number.isdecimal() or int(number) > LARGEST_LAYER or int(number) in vectors:
             raise ArtifactError(f"{file}: expected tensors named direction.N, each once, got {name!r:.60}")
-        if form not in ("F32", "F16"):
-            raise ArtifactError(f"{file}: {name} is stored as {form}: expected F32 or F16")
-        vectors[int(number)] = np.asarray(data)
+        try:
+            vectors[int(number)] = package.dequantize(data, form)
+        except Exception as error:  # of types without numbers, and sizes that are none of theirs
+            raise ArtifactError(f"{file}: {name} is stored as {form.name}: expected real numbers") from error
     return additions("gguf", vectors, of=hint if isinstance(hint, str) else "")
 
 
@@ -52,10 +55,11 @@ def write_gguf(
 ) -> None:
     """Write what a Steering adds at layer outputs as a control vector for llama.cpp, repeng and EasySteer.
 
-    strength: what the vectors are multiplied by, `default_strength` unless given; the reader's own scale is 1 then.
+    strength: what the vectors are multiplied by, `default_strength` unless given; use the file at scale 1.
     gains: for the path of a site, the number that replaces its regulator, such as the regulator's mean over some texts;
     the file and a warning say so. Without them such a Steering is refused.
-    Raises OptionError, naming the rule, for what is no addition at the output of a decoder layer above the first.
+    Raises OptionError, naming the rule, for what is no addition at the output of a decoder layer above the first;
+    StrengthError where a vector overflows.
     """
     package, factor = _package(), steering.default_strength if strength is None else strength
     vectors, replaced = dict[int, np.ndarray](), list[str]()
@@ -77,6 +81,8 @@ def write_gguf(
             gain = rule.regulator.value
         vector = rule.transform.coefficients().offset
         vectors[int(layer[1])] = (vector * (factor * rule.weight * gain)).numpy().astype(np.float32)
+        if not np.isfinite(vectors[int(layer[1])]).all():
+            raise StrengthError(f"at strength {factor:g} the vector of {rule.site} is beyond what float32 holds")
     if not vectors:
         raise OptionError("this Steering adds nothing at any site, so there is nothing to write")
     note = f"mean gains instead of regulators at {len(replaced)} sites" if replaced else ""
@@ -88,6 +94,11 @@ def write_gguf(
             DsasWarning,
             stacklevel=2,
         )
+
+
+def _field(reader: Any, name: str) -> Any:
+    found = reader.get_field(name)
+    return None if found is None else found.contents()
 
 
 def _gguf(package: Any, vectors: Mapping[int, np.ndarray], model: str, note: str) -> bytes:

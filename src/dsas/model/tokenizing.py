@@ -1,9 +1,9 @@
 """Tokenizing: texts as rows of token numbers, and never a second BOS.
 
 Many tokenizers put their BOS before every text, and many chat templates put it before every conversation. A text that a
-template rendered beforehand would so get two of them, and every activation behind them would be another. So a text that
-begins with the BOS, or with the marker with which the tokenizer's template opens a message, gets the tokens that the
-template gives it, without spaces in front of it, and with a warning.
+template has already rendered would then get two, which changes every activation after them. So a text that begins with
+the BOS, or with the marker with which the tokenizer's template opens a message, gets only the tokens that the template
+gives it, without leading spaces, and with a warning.
 
 Limitations: templates that open a message with plain words ("User: ") are recognised by the BOS alone.
 """
@@ -19,31 +19,33 @@ from torch import nn
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.foreign import Foreign, Tokenizer
 
-Offsets = list[tuple[int, int]]  # where each token stands in its text, in characters; empty for those that do not
-PLACEHOLDER = "\u2983content\u2984"  # a content that no template writes by itself
+Offsets = list[tuple[int, int]]  # place of each token in its text, in characters; empty for tokens without one
+PLACEHOLDER = "\u2983content\u2984"  # a content that no template writes itself
 _MARKER = re.compile(r"\s*(<[^<>\s]{1,40}>|\[[A-Z_/]{1,40}\]|#+ \w+:)")
 
 
 class Encoded(NamedTuple):
-    """The tokens of one text, and where they stand in it; None where nobody asked."""
+    """The tokens of one text and, if asked for, their places in it."""
 
     ids: list[int]
     offsets: Offsets | None
 
     def moved(self, ahead: int) -> "Encoded":
-        """Return the same tokens where `ahead` more characters stand before the text."""
+        """Return the same tokens with `ahead` more characters before the text."""
         if self.offsets is None or not ahead:
             return self
         return self._replace(offsets=[(a + ahead, b + ahead) if a < b else (a, b) for a, b in self.offsets])
 
 
 def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer of texts: what came, or the one that a processor of texts and pictures holds.
+    """Return the tokenizer of texts: the argument itself, or the one inside a processor of texts and pictures.
 
     Raises OptionError for anything else.
     """
     own = getattr(tokenizer, "tokenizer", tokenizer)
-    if not isinstance(own, nn.Module) and (callable(own) or hasattr(own, "decode")):
+    reads = getattr(own, "model_input_names", None)  # of images or sounds alone, or what tokenizers give
+    known = not isinstance(reads, list) or "input_ids" in reads
+    if known and not isinstance(own, nn.Module) and (callable(own) or hasattr(own, "decode")):
         return own
     raise OptionError(
         f"expected a tokenizer, or a processor that has one, got {type(tokenizer).__name__}; load it with "
@@ -52,7 +54,7 @@ def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def processor_of(tokenizer: Tokenizer) -> Foreign:
-    """Return the processor of texts and pictures that came in place of a tokenizer, None where a tokenizer did."""
+    """Return a processor of texts and pictures given in place of a tokenizer, or None for a tokenizer."""
     return None if text_tokenizer(tokenizer) is tokenizer else tokenizer
 
 
@@ -66,7 +68,7 @@ def template_of(tokenizer: Tokenizer) -> str | None:
 
 
 def adds_special_tokens(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether a rendered conversation gets special tokens more: from a processor, where it does not begin with the BOS.
+    """Whether a rendered conversation gets more special tokens: with a processor, if it does not begin with the BOS.
 
     Source: `ProcessorMixin.apply_chat_template(tokenize=True)` of transformers; that of tokenizers adds none.
     """
@@ -92,14 +94,25 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool
     return rows
 
 
+def _check_whole(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            said = "holds half a character (a lone surrogate), which no tokenizer reads"
+            raise TextsError(f"text {number} {said}: {text!r:.60}") from error
+
+
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool = True, offsets: bool = False
 ) -> list[Encoded]:
-    """Return the tokens of each text; offsets: and where they stand, for which a fast tokenizer is needed.
+    """Return the tokens of each text. offsets: whether to return their places, too, which needs a fast tokenizer.
 
     special_tokens: those that the tokenizer adds, unless a text has them already. Warns of such texts.
+    Raises TextsError for a text with half a character, as bytes that are no UTF-8 become on a command line.
     """
     own = text_tokenizer(tokenizer)
+    _check_whole(texts)
     found = _encode(own, texts, special_tokens, offsets)
     bos, number_of_bos = getattr(own, "bos_token", None), getattr(own, "bos_token_id", None)
     opens, again = opening(own) if special_tokens else "", []
@@ -138,7 +151,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], special_tokens: bool, of
 
 @contextmanager
 def as_it_was(tokenizer: Tokenizer) -> Iterator[None]:
-    """Give a fast tokenizer its own truncation and padding back, which a call that asks for none takes from it."""
+    """Restore a fast tokenizer's truncation and padding, which a call without them resets."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     before = None if core is None else (core.truncation, core.padding)
     try:
@@ -156,19 +169,19 @@ def opening(tokenizer: Tokenizer) -> str:
     try:
         turn = [{"role": "user", "content": PLACEHOLDER}]
         return tokenizer.apply_chat_template(turn, tokenize=False).partition(PLACEHOLDER)[0]
-    except Exception:  # a template may raise anything, and one that does opens nothing
+    except Exception:  # a template may raise anything; one that does has no opening
         return ""
 
 
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the numbers of the special tokens, those of the chat template among them."""
+    """Return the numbers of the special tokens, including those of the chat template."""
     added: dict[int, Foreign] = getattr(tokenizer, "added_tokens_decoder", {})
     named = getattr(tokenizer, "all_special_ids", [])
     return frozenset([*named, *(number for number, token in added.items() if getattr(token, "special", False))])
 
 
 def pad_token(tokenizer: Tokenizer) -> int:
-    """Return a token number to fill rows with; the mask hides it, so any will do where the tokenizer has none."""
+    """Return a token number for padding; the mask hides it, so any will do if the tokenizer has none."""
     own = text_tokenizer(tokenizer)
     for token in (own.pad_token_id, own.eos_token_id):
         if isinstance(token, int):

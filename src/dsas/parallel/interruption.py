@@ -1,7 +1,7 @@
-"""Interruption: an exception that can come between any two steps, such as KeyboardInterrupt, and what must hold anyway.
+"""Interruption: how changes are undone although an exception such as KeyboardInterrupt can come between any two steps.
 
-Whatever changes something that is to be changed back first says how, then changes it, inside of a `try`; and what
-changes it back may be called twice.
+Code that makes a temporary change first records how to undo it, then makes it, inside a `try`; the undoing code may be
+called twice.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Exit = TypeVar("Exit", bound=Callable[..., None])
 
 
 def to_the_end(undo: Callable[[], Result]) -> Result:
-    """Call `undo`, and once more where something interrupted it; the interruption then goes on."""
+    """Call `undo`, and once more if it was interrupted; the interruption is then raised again."""
     try:
         return undo()
     except BaseException:
@@ -26,15 +26,15 @@ class Leaving:
     _entries = 0
 
     def entered(self) -> None:
-        """Take note that a block begins."""
+        """Note that a block begins."""
         self._entries += 1
 
 
 def surely(leave: Exit) -> Exit:
-    """Return an `__exit__` that is run although an interruption comes after the block and before its first step.
+    """Return an `__exit__` that runs even if an interruption comes between the block and its first step.
 
-    Python looks `__exit__` up before the block and would not call it then. So when what it found there is dropped
-    without having been called, with the traceback at the latest, it is called after all.
+    Python looks `__exit__` up before the block and would not call it then. So if the object that it found is dropped
+    without having been called (at the latest with the traceback), it is called after all.
     """
     return cast(Exit, _Surely(leave))
 
@@ -51,6 +51,8 @@ class _Surely:
 
 
 class _Exit:
+    _left = True  # until it is made: what is cut while it is made was looked up for no block
+
     def __init__(self, leave: Callable[..., None], manager: Leaving) -> None:
         self._leave, self._manager, self._entries, self._left = leave, manager, manager._entries, False
 
@@ -66,5 +68,5 @@ class _Exit:
             self._left = True
 
     def __del__(self) -> None:
-        if not self._left and self._manager._entries > self._entries:  # looked up for a block, and not by the way
+        if not self._left and self._manager._entries > self._entries:  # looked up for a block
             self._leave(self._manager, KeyboardInterrupt, None, None)

@@ -3,7 +3,7 @@
     sampling: 3 of 9, 1:20 left
 
 Without a terminal there is a line when a task begins, at most one every ten seconds while it goes on, and one when it
-ends. The time left is that of the work done so far, item by item, so it is rough where items differ.
+ends. The time left is extrapolated from the items done so far, so it is rough where items differ.
 """
 
 import time
@@ -19,13 +19,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress_bar(show: bool) -> "Bar":
-    """Return the progress bar of all long work here, silent when not shown."""
+    """Return the progress bar for all long work in dsas, silent when not shown."""
     return Bar(Console(stderr=True), show=show)
 
 
 @final
 class _Lines:
-    """A task told in lines: what is done, of how much, and how long the rest takes."""
+    """A task reported in lines: how much is done, of how much, and how long the rest takes."""
 
     def __init__(self, write: Callable[[str], None], what: str, total: int | None, done: int) -> None:
         self._write, self.what, self._total, self._first = write, what, total, done
@@ -57,10 +57,11 @@ class _Lines:
 
 @final
 class Bar:
-    """The tasks of some long work, drawn as bars on a terminal and told in lines elsewhere; a context manager."""
+    """The tasks of some long work, as bars on a terminal and as lines elsewhere; a context manager."""
 
     def __init__(self, console: Console, *, show: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        what = TextColumn("{task.description}", markup=False)
+        columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._drawn = Progress(*columns, console=console, disable=not show or not console.is_terminal, transient=True)
         self._console, self._plain = console, show and not console.is_terminal
         self._lines: dict[TaskID, _Lines] = {}
@@ -77,20 +78,20 @@ class Bar:
             lines.end()
 
     def add_task(self, what: str, *, total: int | None, completed: int = 0) -> TaskID:
-        """Begin a task of `total` items, or of nobody knows how many; `completed` of them were done before."""
+        """Begin a task of `total` items (None if unknown), of which `completed` were done before."""
         task = self._drawn.add_task(what, total=total, completed=completed)
         if self._plain:
             self._lines[task] = _Lines(self._write, what, total, completed)
         return task
 
     def advance(self, task: TaskID, items: int = 1) -> None:
-        """Take note of some more items that are done."""
+        """Count some more items as done."""
         self._drawn.advance(task, items)
         if self._plain:
             self._lines[task].advance(self._lines[task].done + items)
 
     def update(self, task: TaskID, *, completed: int, description: str = "") -> None:
-        """Take note of how many items are done in all, and of what is being done, unless that is empty."""
+        """Set how many items are done in all and, unless it is empty, what is being done."""
         self._drawn.update(task, completed=completed, description=description or None)
         if self._plain:
             self._lines[task].what = description or self._lines[task].what

@@ -1,43 +1,48 @@
 """Workers: the same jobs in this process, in several, or over a Ray cluster.
 
-A *job* is anything that can be pickled; who does it is made by each worker for itself, once, by a function that can be
-pickled, too, and has a method `run(job)`. So a model is loaded once a worker and takes its memory once a worker; on a
-cluster its folder (or the hub) must be readable on every node.
+A *job* is anything that can be pickled. Each worker makes one object with a method `run(job)`, by a function that can
+be pickled, too. So a model is loaded once per worker and takes its memory once per worker; on a cluster its folder (or
+the hub) must be readable on every node.
 
-Several workers of one thread each lose to a busy neighbour the share of the processor that it takes, and no more;
-several threads of one process would wait for one another at every step. In this process, jobs run with the number of
-threads that was asked for, and between them torch has the threads that it had.
+On a busy machine, several workers of one thread each lose only the share of the processor that others take; several
+threads of one process would wait for one another at every step. In this process, jobs run with the requested number of
+threads, and torch's own number is restored between jobs.
 
 Results come as they are done, in any order, and are the caller's to keep. A worker that dies, killed or out of memory,
 takes only its own job with it: that job is started again, three times at most.
+
+Limitations: Ray itself ends every process that is connected to a cluster which goes away, half a minute later and
+without an exception. So nobody is connected for longer than the work takes, and "auto" joins only a cluster that is
+meant to be joined, never one that another program started for itself.
 """
 
 import multiprocessing
 import os
-import signal
-import threading
+import pickle
 import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, final
 
 import torch
 
 from dsas.errors import DsasWarning, MissingExtraError, OptionError, WorkerError
+from dsas.parallel.worker_process import Runs, begin, work
 
 ATTEMPTS = 3
 MEMORY = Path("/proc/meminfo")
 
 
 class Spread(NamedTuple):
-    """Where jobs run: in `workers` processes of this machine, 1 being this process itself, or on a Ray cluster.
+    """Where jobs run: in `workers` processes on this machine (1 is this process itself), or on a Ray cluster.
 
-    ray: its address; "auto" is the one that is running here or, without one, a new one on this machine; "" is none.
+    ray: its address; "auto" is that of RAY_ADDRESS, or that of `ray start` on this machine, or a new one on this
+    machine that ends with the work; "" is none. A cluster that the caller has joined is used as it is.
     """
 
     workers: int = 1
@@ -45,14 +50,14 @@ class Spread(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """How many of torch's threads each worker gets: an equal share of this process's; 1 on a cluster."""
+        """The number of torch's threads per worker: an equal share of this process's; 1 on a cluster."""
         return 1 if self.ray else max(1, torch.get_num_threads() // max(1, self.workers))
 
 
 def workers_that_fit(each: int) -> int:
-    """Return how many workers of one thread this machine has processors for, and memory, of which each takes so much.
+    """Return how many workers of one thread this machine has processors and memory for; each takes `each` bytes.
 
-    each: bytes, > 0. At least 1. Limitations: where there is no /proc/meminfo, memory is not looked at.
+    each: > 0. The result is at least 1. Limitations: without /proc/meminfo, memory is not considered.
     """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not MEMORY.is_file():
@@ -63,21 +68,13 @@ def workers_that_fit(each: int) -> int:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch have `count` threads inside, and afterwards as many as before."""
+    """Give torch `count` threads inside the block, and restore their number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class Runs(Protocol):
-    """Who does jobs."""
-
-    def run(self, job: Any) -> Any:
-        """Return the result of a job."""
-        ...
 
 
 class Done(NamedTuple):
@@ -88,15 +85,15 @@ class Done(NamedTuple):
 
 
 class Workers(ABC):
-    """Those who run jobs; a context manager that lets them go, whatever happens."""
+    """Workers that run jobs; a context manager that always ends them."""
 
     @abstractmethod
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
-        """Run all jobs and yield each result when it is there. Raises WorkerError when workers died three times."""
+        """Run all jobs and yield each result when it is done. Raises WorkerError when workers died three times."""
 
     @abstractmethod
     def close(self) -> None:
-        """End the workers now, and whatever they are at."""
+        """End the workers now, with whatever they are doing."""
 
     def __enter__(self) -> "Workers":
         return self
@@ -106,10 +103,10 @@ class Workers(ABC):
 
 
 def workers_of(make: Callable[[], Runs], spread: Spread, *, threads: int = 1) -> Workers:
-    """Return the workers that were asked for; none of them has begun yet.
+    """Return the requested workers, which have not started yet.
 
-    make: makes who does the jobs, in each worker. threads: torch's in every worker; a cluster keeps as many processors
-    for a job.
+    make: makes the object that runs the jobs, in each worker. threads: torch's threads in every worker; a cluster
+    reserves as many processors per job.
     Raises OptionError for workers < 1 or an address that does not answer, MissingExtraError without ray.
     """
     if spread.workers < 1:
@@ -132,50 +129,23 @@ class _Here(Workers):
             yield Done(number, result)
 
     def close(self) -> None:
-        """Do nothing: there is no one to end."""
-
-
-_worker: Runs | None = None  # of a worker process
-
-
-def _die_with_parent() -> None:
-    """End this process when the one that started it has ended, however that was: it has nobody to work for."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _begin(make: Callable[[], Runs], threads: int) -> None:
-    global _worker
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    torch.set_num_threads(threads)
-    with suppress(ImportError):  # a bar per worker would tear the one that shows the progress of all
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    _worker = make()
-
-
-def _work(job: Any) -> Any:
-    assert _worker is not None
-    return _worker.run(job)
+        """Do nothing: there is no worker to end."""
 
 
 @final
 class _OverProcesses(Workers):
     def __init__(self, make: Callable[[], Runs], count: int, threads: int) -> None:
-        self._begun, self._count = (make, threads), count
+        self._make, self._threads, self._count = make, threads, count
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
         """Run as many at once as there are processes; they stay for the next jobs."""
-        waiting, options = dict(enumerate(jobs)), {"initializer": _begin, "initargs": self._begun}
+        waiting, made = dict(enumerate(jobs)), pickle.dumps((self._make, self._threads))
+        options = {"initializer": begin, "initargs": (made,)}
         for _ in range(ATTEMPTS):
             self._pool = self._pool or ProcessPoolExecutor(self._count, multiprocessing.get_context("spawn"), **options)
             try:
-                futures = {self._pool.submit(_work, job): number for number, job in waiting.items()}
+                futures = {self._pool.submit(work, job): number for number, job in waiting.items()}
                 for future in as_completed(futures):
                     result = future.result()
                     waiting.pop(futures[future])
@@ -184,18 +154,18 @@ class _OverProcesses(Workers):
             except BrokenProcessPool:
                 self.close()
                 warnings.warn(f"a worker died; {len(waiting)} jobs are started again", DsasWarning, stacklevel=2)
-        raise WorkerError(f"workers died {ATTEMPTS} times; where memory is short, take fewer of them")
+        raise WorkerError(f"workers died {ATTEMPTS} times; if memory is short, use fewer workers")
 
     def close(self) -> None:
         if self._pool is None:
             return
         for process in list((self._pool._processes or {}).values()):
             process.terminate()
-        self._pool.shutdown(wait=True, cancel_futures=True)  # its own thread sees that they died, and buries them
+        self._pool.shutdown(wait=True, cancel_futures=True)  # its own thread notices that they died, and cleans up
         self._pool = None
 
 
-_served: dict[str, Runs] = {}  # of a Ray worker process, by whom it works for; it keeps the last one only
+_served: dict[str, Runs] = {}  # in a Ray worker process, by the caller's key; only the last one is kept
 
 
 def _work_on_ray(make: Callable[[], Runs], threads: int, whom: str, job: Any) -> Any:
@@ -214,13 +184,13 @@ class _OverRay(Workers):
         except ImportError as error:
             raise MissingExtraError("ray", "ray") from error
         self._ray: Any = ray
-        _connect(ray, address)
+        self._joined = _join(ray, address)
         self._work = ray.remote(max_retries=ATTEMPTS, num_cpus=threads)(_work_on_ray)
         self._make, self._threads, self._whom = ray.put(make), threads, uuid.uuid4().hex
         self._waiting: dict[Any, int] = {}
 
     def run(self, jobs: Sequence[Any]) -> Iterator[Done]:
-        """Run as many at once as the cluster has processors for; Ray starts again what dies."""
+        """Run as many jobs at once as the cluster has processors for; Ray restarts those that die."""
         same = (self._make, self._threads, self._whom)
         self._waiting = {self._work.remote(*same, job): number for number, job in enumerate(jobs)}
         while self._waiting:
@@ -232,19 +202,24 @@ class _OverRay(Workers):
                 raise WorkerError(f"a job's workers died {ATTEMPTS} times: {error}") from error
 
     def close(self) -> None:
-        """Take back what has not been done; the cluster stays."""
+        """Take back what has not been done, and leave the cluster if it was joined for this work."""
         for left in self._waiting:
             self._ray.cancel(left, force=True)
         self._waiting = {}
+        if self._joined:
+            self._ray.shutdown()
+            self._joined = False
 
 
-def _connect(ray: Any, address: str) -> None:
+def _join(ray: Any, address: str) -> bool:
+    """Join a cluster, or start one; returns whether this process was in none before."""
     if ray.is_initialized():
-        return
+        return False
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=None if address == "auto" else address, include_dashboard=False, **quiet)
     except ConnectionError as error:
-        if address != "auto":
+        if address != "auto" or os.environ.get("RAY_ADDRESS"):
             raise OptionError(f"no Ray cluster answers at {address!r}: {error}") from error
-        ray.init(include_dashboard=False, **quiet)
+        ray.init(address="local", include_dashboard=False, **quiet)  # what `ray start` started is gone
+    return True

@@ -1,9 +1,9 @@
 """Storage: a Steering as a folder of `config.json`, `model.safetensors` and a README card.
 
 No pickle, and no code is imported from a file: the config names methods of the registries. The config carries SHA-256
-digests of the tensors and of itself: what was truncated or tampered with is refused. New tensors lie beside the old
-ones, under a name with their digest, until the config that goes with them is in its place. So whoever reads meanwhile,
-or after the writer was killed at any moment, has the old Steering or the new one, whole.
+digests of the tensors and of itself: truncated or modified files are refused. New tensors are written next to
+the old ones, under a name with their digest, until their config is in place. So a reader always finds the whole old
+Steering or the whole new one, even if the writer was killed at any moment.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,20 +26,21 @@ from dsas.files.json_values import Json, JsonObject
 from dsas.steering.folder import CARD, CONFIG, TENSORS, check_files
 
 SCHEMA = 1
-LARGEST_CONFIG = 2**26  # bytes, of a config or the header of its tensors
+LARGEST_CONFIG = 2**26  # largest config or header of tensors, in bytes
 OWN_NAME = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # floats that torch can compute with
 READINGS = 100  # of a folder that somebody writes into again and again
 
 
 class Artifact(NamedTuple):
-    """What a folder holds: JSON-ready values and named float32 tensors."""
+    """The contents of a folder: JSON-ready values and named float32 tensors."""
 
     config: JsonObject
     tensors: dict[str, Tensor]
 
 
 def write_artifact(folder: str | Path, artifact: Artifact, *, card: str) -> None:
-    """Write an artifact into `folder` (made when missing), replacing what was there only once all is on disk.
+    """Write an artifact into `folder` (made when missing); old files are replaced only once all new ones are on disk.
 
     Raises OSError when it cannot be written; the files that were there are then unchanged.
     """
@@ -51,10 +53,10 @@ def write_artifact(folder: str | Path, artifact: Artifact, *, card: str) -> None
     own = folder / _own_name(config)
     with _only_writer(folder):
         contents = {own: tensors, folder / CARD: card.encode(), folder / CONFIG: json.dumps(config, indent=2).encode()}
-        replace_files(contents)  # the config last: what it names is there by then
+        replace_files(contents)  # the config last, when the tensors that it names exist
         os.replace(own, folder / TENSORS)
         for left in folder.iterdir():
-            if OWN_NAME.fullmatch(left.name):  # of a writer that was cut short
+            if OWN_NAME.fullmatch(left.name):  # left by an interrupted writer
                 left.unlink(missing_ok=True)
 
 
@@ -65,18 +67,18 @@ def read_artifact(folder: str | Path) -> Artifact:
     for _ in range(READINGS):
         before = _which(folder / CONFIG)
         config = _config(folder)
-        for name in (_own_name(config), TENSORS):  # the first one until its writer gives it the second name
+        for name in (_own_name(config), TENSORS):  # the first name until the writer renames the file to the second
             with suppress(FileNotFoundError):
                 data = _tensor_bytes(folder / name)
                 if config["tensors_sha256"] == hashlib.sha256(data).hexdigest():
                     return Artifact(config, _intact(folder, data))
-        if _which(folder / CONFIG) == before:  # not what it says: that may have been written twice meanwhile
+        if _which(folder / CONFIG) == before:  # not its contents, which may have been written twice meanwhile
             break
     raise ArtifactError(f"{folder / TENSORS} does not match its digest: truncated or tampered with")
 
 
 def _which(file: Path) -> tuple[int, ...]:
-    """Return what tells a file from another one that takes its place."""
+    """Return what distinguishes a file from one that replaces it."""
     found = file.stat()
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
@@ -125,7 +127,7 @@ def _tensor_bytes(file: Path) -> bytes:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes into this folder, where the system has such locks."""
+    """Wait until no other process writes into this folder, if the system has such locks."""
     try:
         from fcntl import LOCK_EX, flock
     except ImportError:
@@ -140,7 +142,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def _own_name(config: JsonObject) -> str:
-    """Return the name that the tensors of a config have while they are written."""
+    """Return the name that the tensors of a config have while they are being written."""
     return f"model-{config['tensors_sha256'][:16]}.safetensors"
 
 
@@ -149,7 +151,7 @@ def _intact(folder: Path, data: bytes) -> dict[str, Tensor]:
         tensors = load(data)
     except SafetensorError as error:
         raise ArtifactError(f"{folder / TENSORS} is not a safetensors file: {error}") from error
-    broken = [name for name, value in tensors.items() if not value.is_floating_point() or not value.isfinite().all()]
+    broken = [name for name, value in tensors.items() if value.dtype not in NUMBERS or not value.isfinite().all()]
     if broken:
         raise ArtifactError(f"{folder / TENSORS}: {', '.join(broken)} hold values that are not finite")
     return tensors

@@ -1,24 +1,25 @@
-"""Sweep: several Steerings over the same strengths, prompts, texts and seeds; what a Pareto front is drawn from.
+"""Sweep: several Steerings over the same strengths, prompts, texts and seeds; the data of a Pareto front.
 
-    1. tune      every Steering reads the tuning texts at ever larger strengths, until they cost too much; the largest
-                 strength within the budget is chosen, between two of the grid by halving
-    2. curves    where the report has held-out source texts: what they and its control texts lose, for selectivity
-    3. measure   continuations for every seed, and what the report's texts and questions say, at every strength left
+    1. tune      every Steering reads the tuning texts at increasing strengths, until they cost too much; the largest
+                 strength within the budget is chosen, by halving between two of the grid
+    2. curves    if the report has held-out source texts: losses of these and of its control texts, for selectivity
+    3. measure   continuations for every seed, and the report's texts and questions, at every remaining strength
     4. score     scorers and the judging model read the continuations
 
 Perplexity ratios are exp of the log-loss that all tokens of a kind of text lose together, per token; the mean over
-kinds counts. A strength whose tuning ratio is above `Grid.limit` is not measured: its texts are of no use, and where
-damage falls again with strength, it is the damage that is wrong. Toxicity plays no part in what is chosen.
+kinds counts. A strength whose tuning ratio is above `Grid.limit` is not measured: its texts are useless, and if the
+damage falls again at larger strengths, it no longer means what it should. Toxicity plays no part in the choice.
 
-In the sweep's folder, `jobs/` holds one file per job, written as it ends: whenever a sweep stops, the same call goes on
-and computes nothing twice, in one process or over any number of workers. From these come `samples.jsonl`, one line per
-sample, `curves.json` (see `dsas.sweep.curves`), and `sweep.json`, which says what was chosen and how.
+In the sweep's folder, `jobs/` holds one file per job, written when it ends: whenever a sweep stops, the same call
+resumes and computes nothing twice, in one process or over any number of workers. From these come `samples.jsonl`, one
+line per sample, `curves.json` (see `dsas.sweep.curves`), and `sweep.json`, which says what was chosen and how.
 
 Source: arXiv 2512.03661, section 4 (the same grid with and without the regulator).
 """
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dsas.errors import OptionError
+from dsas.errors import DsasWarning, OptionError
 from dsas.files.atomic import replace_files
 from dsas.files.json_values import JsonObject
 from dsas.model.examples import check_texts
@@ -46,7 +47,7 @@ REFINEMENTS = 3
 
 
 class Series(NamedTuple):
-    """A Steering under the name that tables show, with what makes it and where it is swept.
+    """A Steering under its name in tables, with the names of its methods and its strengths.
 
     transform, regulator: their names. strengths: above 0; the same for Steerings that are to be compared.
     """
@@ -61,10 +62,10 @@ class Series(NamedTuple):
 class Grid(NamedTuple):
     """How every series is swept.
 
-    seeds: a continuation of every prompt each. budget, limit: ratio of tuning perplexities, mean over kinds, up to
-    which a strength may be chosen, and above which none is measured. judged: how many of the seeds the judge reads,
-    which takes as long as sampling does. refinements: how often the step between the largest strength within the budget
-    and the next of the grid is halved; with 0 the chosen strength is one of the grid.
+    seeds: each continues every prompt once. budget, limit: ratio of tuning perplexities, mean over kinds, up to which a
+    strength may be chosen, and above which none is measured. judged: how many of the seeds the judge reads, which takes
+    as long as sampling. refinements: how often the step between the largest strength within the budget and the next one
+    of the grid is halved; with 0 the chosen strength is one of the grid.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -78,7 +79,7 @@ Cell = tuple[str, Steering | None, float]  # series, Steering and strength
 
 
 class Chosen(NamedTuple):
-    """What tuning found for a series: strengths worth measuring, ascending, and the one chosen, None if none is."""
+    """The result of tuning for a series: strengths to measure, ascending, and the one chosen, or None."""
 
     strengths: tuple[float, ...]
     strength: float | None
@@ -94,10 +95,11 @@ def run_sweep(
     command: str = "",
     progress: bool = True,
 ) -> dict[str, Chosen]:
-    """Measure every series, write what was found into `out`, and return what was chosen, by series.
+    """Measure every series, write the results into `out`, and return what was chosen, by series.
 
-    setup: must have the parts "tune" and "report", both with texts for perplexity; selectivity is measured where the
-    latter has `source`, texts that no Steering was fitted on. command: what reproduces the sweep, for the report.
+    setup: must have the parts "tune" and "report", both with texts for perplexity; selectivity is measured if the
+    latter has `source`, texts that no Steering was fitted on. command: the command that reproduces the sweep, for the
+    report.
     Raises OptionError for parts that are missing, names that repeat and values out of range, TextsError for too few
     texts to measure selectivity on, and what workers raise.
     """
@@ -119,7 +121,7 @@ def run_sweep(
 
 
 def _tune(lab: Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
-    """Return what each series may be measured at, and which strength is the largest within the budget."""
+    """Return the strengths at which each series may be measured, and the largest one within the budget."""
     tried = {one.name: sorted(one.strengths) for one in series}
 
     def ratios(asked: Mapping[str, float]) -> dict[str, float]:
@@ -135,6 +137,9 @@ def _tune(lab: Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
     good, bad = dict.fromkeys(names, 0.0), dict.fromkeys(names, math.inf)
     while asked := {name: tried[name].pop(0) for name in names if left[name] and tried[name]}:
         for name, ratio in ratios(asked).items():
+            if not math.isfinite(ratio):
+                said = f"{name}: at strength {asked[name]:g} the steered model's perplexity is not finite"
+                warnings.warn(f"{said}: nothing is measured there", DsasWarning, stacklevel=4)
             left[name] = ratio <= grid.limit
             if left[name]:
                 within[name].append(asked[name])
@@ -154,18 +159,18 @@ def _tune(lab: Lab, series: Sequence[Series], grid: Grid) -> dict[str, Chosen]:
 
 
 def _between(good: float, bad: float) -> float:
-    """Return the strength between two in the geometric sense, with three digits; below the grid, half the smaller."""
+    """Return the geometric mean of two strengths, to three digits; below the grid, half the smaller one."""
     return float(f"{math.sqrt(good * bad) if good else bad / 2:.3g}")
 
 
 def _costs(found: Mapping[str, Any]) -> Float[np.ndarray, " kind"]:
-    """Return the log-loss of each kind of text, in nats per token of all its texts together."""
+    """Return the log-loss of each kind of text, in nats per token over all its texts."""
     kinds = found["kinds"].values()
     return np.array([np.average(kind["nats per token"], weights=kind["tokens"]) for kind in kinds])
 
 
 def _curves(lab: Lab, series: Sequence[Series], chosen: Mapping[str, Chosen]) -> Curves:
-    """Measure the curves; each begins at the chosen strength, which does about the damage that is meant."""
+    """Measure the curves; each begins at the chosen strength, whose damage is about the stated one."""
 
     def read(asked: Sequence[tuple[Steering | None, float]]) -> Sequence[Foreign]:
         jobs = [Job("losses", steering, strength, part=REPORT) for steering, strength in asked]
@@ -206,7 +211,7 @@ def _about(setup: Setup, chosen: Mapping[Series, Chosen], grid: Grid, command: s
 def _write(out: Path, lab: Lab, cells: Sequence[Cell], grid: Grid, beside: Mapping[str, str]) -> None:
     lines = (line for cell in cells for line in _lines(lab, cell, grid))
     samples = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    # The name of a folder, in a series or the command, need not be text: what cannot be written of it becomes ?
+    # The name of a folder, in a series or the command, need not be valid text: unwritable characters become ?
     contents = {name: text.encode("utf-8", errors="replace") for name, text in {SAMPLES: samples, **beside}.items()}
     replace_files({out / name: data for name, data in contents.items()})
 
