@@ -1,11 +1,11 @@
-"""What must hold before a release: the packages build, say what they are, and work where nothing else is installed.
+"""What must hold before a release: the packages build, have correct metadata, and work without anything else installed.
 
     python scripts/release_check.py [--keep]
 
 Builds sdist and wheel, checks their metadata, installs the wheel without any extra into a fresh environment (torch
 first, from the same pin as everywhere), and there: imports, runs `dsas --help` and `dsas methods`, fits, applies,
-stores and loads a Steering on a model made in code, and asks for something of every extra, which must be refused with
-the command that installs it. Exit status 1 with what failed.
+stores and loads a Steering on a model made in code, and tries a feature of every extra, which must fail with the
+command that installs it. Exit status 1 names what failed.
 """
 
 import argparse
@@ -56,7 +56,7 @@ NEEDS = {
     "running=dsas.Running(tensorboard=True, progress=False))",
     "vllm": "from dsas.serving.engine import require_vllm; require_vllm()",
 }
-NEVER_ASKED_FOR = {"bench", "dev", "docs", "inspect"}  # tools of a checkout; Inspect imports dsas, not dsas Inspect
+NEVER_ASKED_FOR = {"dev", "docs", "inspect"}  # tools of a checkout; Inspect imports dsas, not dsas Inspect
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def check_metadata(wheel: Path) -> None:
-    """Compare what the wheel says of itself with pyproject.toml, and ask for what an index shows."""
+    """Compare the wheel's metadata with pyproject.toml, and require the fields that a package index shows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -94,7 +94,7 @@ def check_metadata(wheel: Path) -> None:
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
-    """Ask for the files that must be there, and for none of those that must not."""
+    """Require the files that must be in the packages, and none of those that must not."""
     with zipfile.ZipFile(wheel) as archive:
         packed = archive.namelist()
     require("dsas/py.typed" in packed, "the wheel lacks py.typed")
@@ -108,7 +108,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
 
 
 def try_wheel(work: Path, wheel: Path) -> None:
-    """Install the wheel alone and use it, outside of the checkout."""
+    """Install the wheel alone and use it, outside the checkout."""
     place = work / "fresh"
     venv.create(place, with_pip=True)
     python, pip = place / "bin" / "python", [place / "bin" / "pip", "install", "-q", "--disable-pip-version-check"]
@@ -130,14 +130,14 @@ def try_wheel(work: Path, wheel: Path) -> None:
 
 
 def ran(command: Sequence[str | Path], what: str, where: Path = ROOT) -> str:
-    """Run a command and return what it printed; end with what it said when it fails."""
+    """Run a command and return what it printed; exit with its output when it fails."""
     done = subprocess.run([str(part) for part in command], cwd=where, capture_output=True, text=True, check=False)
     require(done.returncode == 0, f"{what} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return done.stdout
 
 
 def require(holds: bool, problem: str) -> None:
-    """End with a problem, unless it holds."""
+    """Exit with the problem, unless the condition holds."""
     if not holds:
         sys.exit(f"release-check: {problem}")
 

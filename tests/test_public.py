@@ -112,6 +112,7 @@ NAMES = [
     "read_vectors",
     "remove_all",
     "train",
+    "unsteered",
     "write_gguf",
 ]
 

@@ -1,5 +1,6 @@
 """The Steerings in `steerings/` are small, say what they are and on what evidence, and fit the packaged models."""
 
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -13,8 +14,10 @@ ROOT = Path(__file__).parents[1] / "steerings"
 FOLDERS = sorted(folder.name for folder in ROOT.iterdir() if folder.is_dir())
 
 
-def test_there_is_one_for_each_packaged_model_and_one_of_a_behaviour() -> None:
-    assert FOLDERS == ["gemma3-insults", "smollm2-pirate", "smollm2-toxicity"]
+def test_the_table_names_them_all_and_there_is_one_for_each_packaged_model() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\(([\w-]+)/README\.md\)", table)) == FOLDERS
+    assert {name.partition("-")[0] for name in FOLDERS} == {"smollm2", "gemma3"}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -22,8 +25,10 @@ def test_each_is_small_and_calibrated_and_its_card_has_evidence_limits_and_a_lic
     folder = ROOT / name
     assert sum(file.stat().st_size for file in folder.iterdir()) < 10**6
     steering = dsas.Steering.from_pretrained(folder)
-    assert steering.strength is not None
-    assert {type(rule.regulator) for rule in steering.rules} == {dsas.Evidence}
+    assert steering.calibration is not None
+    assert steering.calibration.kept
+    assert steering.strength == steering.calibration.strength
+    assert not any(isinstance(rule.regulator, dsas.Constant) for rule in steering.rules)
     card = (folder / CARD).read_text(encoding="utf-8")
     assert card == steering.card()
     assert huggingface_hub.ModelCard(card).data.license in ("apache-2.0", "gemma")

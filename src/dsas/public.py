@@ -65,6 +65,7 @@ from dsas.regulators.turns import Turns as Turns
 from dsas.runtime.applied import Applied as Applied
 from dsas.runtime.at_work import installed as installed
 from dsas.runtime.at_work import remove_all as remove_all
+from dsas.runtime.at_work import unsteered as unsteered
 from dsas.runtime.guard import Guard as Guard
 from dsas.runtime.rule import Rule as Rule
 from dsas.steering.calibration_record import Calibration as Calibration

@@ -79,6 +79,9 @@ def test_a_chat_is_answered_as_the_steered_model_answers_it_and_unsteered_at_str
     assert steered != plain
     assert answered(opened(arguments)).completion == steered
     assert answered(opened(arguments, 0.0)).completion == plain
+    folder = arguments["steering"]
+    both = arguments | {"steering": [folder, folder]}  # as -M steering=detox,detox is read
+    assert answered(opened(both, ["0", str(STRENGTH)])).completion == steered
 
 
 def test_log_probabilities_and_tools_are_passed_through(stored: Any) -> None:
@@ -107,9 +110,9 @@ def test_closing_takes_the_steering_off(stored: Any) -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"steering": None}, OptionError, "give -M steering=FOLDER"),
+        ({"steering": None}, OptionError, "expected -M steering=FOLDER, a folder or hub id, got None"),
         ({"steering": "gone"}, ArtifactError, "neither a local folder nor a readable hub id"),
-        ({"strength": "much"}, OptionError, "-M strength: expected a number, got 'much'"),
+        ({"strength": "much"}, OptionError, "strength: expected a number, got 'much'"),
     ],
 )
 def test_a_mistake_is_told_before_the_model_is_loaded(stored: Any, changed: Any, error: Any, message: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import dsas
 from dsas.errors import ArtifactError
 from dsas.formats.torch_vectors import read_object
-from dsas.testing import tiny_model
+from dsas.testing import tiny_model, tiny_tokenizer
 
 WIDTH, LAYERS = 32, 3
 IDS = torch.arange(12).reshape(2, 6) + 60
@@ -62,6 +62,11 @@ def test_vectors_by_layer_are_added_to_the_output_of_that_decoder_layer(tmp_path
     same_as(tmp_path / "v.pt", modules, 0.5)
     save_file({f"layer.{layer}": vector for layer, vector in given.items()}, tmp_path / "v.safetensors")
     same_as(tmp_path / "v.safetensors", modules, 0.5)
+    torch.save({f"layers.{layer}.resid": vector for layer, vector in given.items()}, tmp_path / "named.pt")
+    same_as(tmp_path / "named.pt", modules, 0.5)
+    torch.save({"directions": given, "model_type": "llama"}, tmp_path / "fields.pt")
+    same_as(tmp_path / "fields.pt", modules, 0.5)
+    same_as({str(layer - LAYERS): vector for layer, vector in given.items()}, modules, 0.5)
     same_as({layer - LAYERS: vector for layer, vector in given.items()}, modules, 0.5)
 
 
@@ -74,7 +79,10 @@ def test_entry_i_plus_1_of_a_persona_vector_is_layer_i(tmp_path: Path) -> None:
         read_object(given, "it")
 
 
-@pytest.mark.parametrize(("part", "path"), [("decoder_block", ""), ("mlp", ".mlp"), ("self_attn", ".self_attn")])
+@pytest.mark.parametrize(
+    ("part", "path"),
+    [("decoder_block", ""), ("mlp", ".mlp"), ("self_attn", ".self_attn"), ("input_layernorm", ".input_layernorm")],
+)
 def test_a_vector_of_steering_vectors_is_added_to_its_part_of_the_layer(tmp_path: Path, part: str, path: str) -> None:
     class SteeringVector(NamedTuple):
         layer_activations: dict[int, Tensor]
@@ -103,12 +111,26 @@ def test_vectors_of_lm_eval_are_added_or_set_at_their_module(tmp_path: Path) -> 
     same_as(tmp_path / "steer.pt", modules)
 
 
-def test_the_libraries_themselves_do_the_same() -> None:
-    model, given = tiny_model("llama", layers=LAYERS), vectors()
-    theirs = pytest.importorskip("steering_vectors").SteeringVector(given)
+@pytest.mark.parametrize("part", ["decoder_block", "mlp", "self_attn", "input_layernorm", "post_attention_layernorm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_vector_of_steering_vectors_does_what_it_does_there(part: Any, dtype: torch.dtype) -> None:
+    model, given = tiny_model("llama", layers=LAYERS), {n: vector.to(dtype) for n, vector in vectors().items()}
+    given[-2] = given.pop(0)  # which it takes for a place in its list of layers
+    theirs = pytest.importorskip("steering_vectors").SteeringVector(given, part)
     with theirs.apply(model, multiplier=0.5):
         expected = logits_of(model, IDS)
     with dsas.adopt(theirs, model, regulator="constant").apply(model, 0.5):
+        torch.testing.assert_close(logits_of(model, IDS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vector_that_steering_vectors_trained_does_what_it_does_there() -> None:
+    library = pytest.importorskip("steering_vectors")
+    model, pairs = tiny_model("llama", layers=LAYERS), [(f"good {word}", f"bad {word}") for word in ("day", "soup")]
+    theirs = library.train_steering_vector(model, tiny_tokenizer(), pairs, show_progress=False)
+    with theirs.apply(model, multiplier=2.0):
+        expected = logits_of(model, IDS)
+    assert not torch.allclose(expected, logits_of(model, IDS), atol=1e-3)
+    with dsas.adopt(theirs, model, regulator="constant").apply(model, 2.0):
         torch.testing.assert_close(logits_of(model, IDS), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -125,6 +147,22 @@ def test_a_control_vector_of_repeng_does_what_it_does_there(monkeypatch: pytest.
     torch.testing.assert_close(found, logits_of(control, IDS[:1]), rtol=1e-5, atol=1e-5)
 
 
+def test_a_file_that_repeng_wrote_and_one_that_it_reads_mean_the_same_there_and_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(np, "float_", np.float64, raising=False)
+    repeng, _ = pytest.importorskip("repeng"), pytest.importorskip("gguf")
+    given = {layer: vector.numpy() for layer, vector in vectors().items()}
+    repeng.ControlVector("llama", given).export_gguf(str(tmp_path / "theirs.gguf"))
+    model = tiny_model("llama", layers=LAYERS)
+    ours = dsas.adopt(tmp_path / "theirs.gguf", model, regulator="constant")
+    assert ours.settings["adopted"]["for"] == "llama"
+    assert [rule.transform.get_buffer("vector").tolist() for rule in ours.rules] == [v.tolist() for v in given.values()]
+    dsas.write_gguf(dsas.adopt({2: given[2]}, model, regulator="constant"), tmp_path / "ours.gguf", strength=0.5)
+    again = repeng.ControlVector.import_gguf(str(tmp_path / "ours.gguf"))
+    assert again.directions[2].tolist() == (0.5 * given[2]).tolist()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -132,11 +170,13 @@ def test_a_control_vector_of_repeng_does_what_it_does_there(monkeypatch: pytest.
         ({0: torch.ones(4), 1: torch.ones(5)}, r"vectors of one width, got \[4, 5\]"),
         ({0: torch.tensor([1.0, float("nan")])}, "layer 0 holds values that are not finite"),
         ({"x": torch.ones(4)}, "expected the number of a decoder layer, got 'x'"),
+        ({"layers.1.2": torch.ones(4)}, "expected the number of a decoder layer, got 'layers.1.2'"),
+        ({1: torch.ones(4), "layer_1": torch.ones(4)}, "each layer once, and 'layer_1' is another one"),
         ({0: "x"}, "expected a vector of real numbers, got str"),
         ({10**9: torch.ones(4)}, "expected the number of a decoder layer"),
         ({}, "expected vectors by layer, got dict"),
         (3, "expected vectors by layer, got int"),
-        ({"layer_activations": {0: torch.ones(4)}, "layer_type": "input_layernorm"}, "expected vectors for one of"),
+        ({"layer_activations": {0: torch.ones(4)}, "layer_type": "lm_head"}, "expected vectors for one of"),
         ({"a": {"steering_vector": torch.ones(4), "action": "add", "head_index": 1}}, "for one head are not read"),
         ({"a": {"steering_vector": torch.zeros(4), "action": "clamp"}}, "its vector is 0"),
         ({"a": {"steering_vector": torch.ones(4), "action": "push"}}, "expected the action 'add'"),

@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import pytest
 import torch
 from makers import logits_of, random_steering
 
@@ -22,6 +23,28 @@ def test_what_was_installed_is_listed_and_taken_off_though_its_handle_was_lost()
     assert dsas.remove_all(model) == 2
     assert dsas.installed(model) == []
     assert torch.equal(logits_of(model, ids), plain)
+
+
+def test_inside_unsteered_nothing_acts_and_afterwards_each_acts_as_before_unless_it_was_taken_off() -> None:
+    model, ids = tiny_model("llama", layers=2), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    plain, first, second = logits_of(model, ids), random_steering(model, seed=1), random_steering(model, seed=2)
+    kept, gone = first.apply(model, [0.5, 0.0]).install(), second.apply(model, 0.7).install()
+    both = logits_of(model, ids)
+    assert not torch.equal(both, plain)
+    with dsas.unsteered(model):
+        assert torch.equal(logits_of(model, ids), plain)
+    with pytest.raises(IndexError), dsas.unsteered(model):
+        [].pop()
+    assert torch.equal(logits_of(model, ids), both)
+    with dsas.unsteered(model):
+        gone.remove()
+    assert dsas.installed(model) == [kept]
+    alone = logits_of(model, ids)
+    assert torch.equal(alone[1], plain[1])
+    assert not torch.equal(alone[0], plain[0])
+    kept.remove()
+    with dsas.unsteered(model), first.apply(model, [0.5, 0.0]):
+        assert torch.equal(logits_of(model, ids), alone)
 
 
 def test_a_steering_keeps_no_model_alive_after_its_block() -> None:

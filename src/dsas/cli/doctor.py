@@ -5,16 +5,16 @@ Each line is one of
     ok          as it should be
     problem     will fail, with what to do about it; any of them makes the exit status 1
     missing     an extra that is not installed, with the command that installs it; not a problem by itself
-    unknown     nobody has tried
+    unknown     not tried by anybody
 
 What is supported comes from the table of families (docs/reference/families.md), which was made with tiny models of one
-release of transformers; of a model it is said beside that whether it ran on a short text just now.
+release of transformers; for a model, a line also says whether it just ran on a short text.
 """
 
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dsas.model.loading import LoadedModel
 
 State = Literal["ok", "problem", "missing", "unknown"]
-_FOR_DEVELOPERS = ("dev", "bench")
+_FOR_DEVELOPERS = ("dev",)
 _TEXT = "It rains."
 
 
@@ -108,7 +108,7 @@ def _extras() -> Iterator[Line]:
 
 
 def _requirements() -> list[tuple[str, str, str]]:
-    """Return what dsas asks for: name, versions, and of which extra, empty for what it always needs."""
+    """Return what dsas requires: name, versions, and the extra that needs it (empty for what is always needed)."""
     from packaging.requirements import Requirement
 
     asked = [Requirement(one) for one in metadata.requires("dsas") or []]
@@ -116,7 +116,7 @@ def _requirements() -> list[tuple[str, str, str]]:
     found = list[tuple[str, str, str]]()
     for one in asked:
         of = [extra for extra in extras if one.marker is not None and one.marker.evaluate({"extra": extra})]
-        if one.name != "dsas":  # extras that are made of others
+        if one.name != "dsas":  # extras that consist of other extras
             found += [(one.name, str(one.specifier), extra) for extra in (of if one.marker is not None else [""])]
     return found
 
@@ -191,33 +191,55 @@ def _limits(loaded: "LoadedModel") -> Iterator[Line]:
     places = places_of(loaded.model)
     said = getattr(getattr(loaded.model.config, "get_text_config", lambda: None)(), "max_position_embeddings", None)
     if places is not None:
-        yield Line("model", "longest text", "ok", f"{places} tokens, the places that it has vectors for")
+        yield Line("model", "longest text", "ok", f"{places} tokens, the positions that it has embeddings for")
     elif said is not None:
-        yield Line("model", "longest text", "ok", f"{said} tokens, says its configuration")
+        yield Line("model", "longest text", "ok", f"{said} tokens, by its configuration")
     else:
         yield Line("model", "longest text", "unknown", "its configuration does not say")
 
 
 def _runs(loaded: "LoadedModel") -> Line:
-    """Say whether the model reads a short text."""
+    """Say whether the model reads a short text, or a second of silence where its encoder takes sounds."""
     import torch
 
+    from dsas.model.encoded_media import encodes_media
     from dsas.model.evaluation_mode import evaluation_mode
     from dsas.model.running import check_reads_texts, logits_on
     from dsas.model.token_batches import batches
-    from dsas.model.tokenizing import pad_token, tokenize
+    from dsas.model.tokenizing import pad_token
 
     try:
         check_reads_texts(loaded.model)
-        rows = tokenize(loaded.tokenizer, [_TEXT])
+        rows = _with_a_medium(loaded.tokenizer) if encodes_media(loaded.model) else _plain(loaded.tokenizer)
         (batch,) = batches(rows, 1, pad=pad_token(loaded.tokenizer), side="right")
         with torch.no_grad(), evaluation_mode(loaded.model):
             logits = logits_on(loaded.model, batch)
-    except Exception as error:  # whatever the model raises is what there is to say
+    except Exception as error:  # whatever the model raises is the finding
         return Line("model", "reads a text", "problem", f"{type(error).__name__}: {str(error).splitlines()[0]}")
     if not bool(torch.isfinite(logits).all()):
         return Line("model", "reads a text", "problem", "its logits are not finite", "load it with --precision float32")
     return Line("model", "reads a text", "ok", f"{len(rows[0])} tokens, finite logits")
+
+
+def _plain(tokenizer: Any) -> list[list[int]]:
+    from dsas.model.tokenizing import tokenize
+
+    return tokenize(tokenizer, [_TEXT])
+
+
+def _with_a_medium(processor: Any) -> list[list[int]]:
+    """Return a second of silence, or a black picture, with a text."""
+    import numpy as np
+
+    from dsas.model.conversation import Conversation
+    from dsas.model.rendering import rendered
+
+    reader = getattr(processor, "feature_extractor", None)
+    part = {"type": "image", "image": np.zeros((64, 64, 3), np.uint8)}
+    if reader is not None:
+        part = {"type": "audio", "audio": np.zeros(int(reader.sampling_rate), np.float32)}
+    said = [{"role": "user", "content": [part]}, {"role": "assistant", "content": _TEXT}]
+    return [one.ids for one in rendered(processor, [Conversation.of(said)], "all")]
 
 
 def _supported(loaded: "LoadedModel") -> Iterator[Line]:

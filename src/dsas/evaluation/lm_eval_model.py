@@ -2,7 +2,8 @@
 
     dsas lm-eval run --model dsas --model_args pretrained=./model,steering=detox,strength=0.2 --tasks hellaswag
 
-The arguments are those of lm-eval's "hf", and two more. Every request is steered; at strength 0 all is as with "hf".
+The arguments are those of lm-eval's "hf", and two more: `--model_args '{"pretrained": "./model", "steering": ["detox",
+"calm"], "strength": [0.2, 0.5]}'` steers with several. Every request is steered; at strength 0 all is as with "hf".
 
 Source: `lm_eval.api.registry`, lm-eval 0.4.9 or later; needs the extra `lm-eval`.
 """

@@ -1,14 +1,19 @@
 """Adopting: a published vector becomes the transform of a Steering, and a regulator is fitted around it.
 
-Strength 1 is what was published. With a constant regulator it stays as it was; with another one, the same vector is
+Strength 1 is what was published. With a constant regulator it stays unconditional; with another one, the same vector is
 added only where the regulator fires.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dsas.errors import ArtifactError, OptionError, closest
+import numpy as np
+from torch import nn
+
+from dsas.errors import ArtifactError, OptionError, SiteError, closest
+from dsas.evaluation.intervals import Interval, bootstrap_ratio
+from dsas.evaluation.perplexity import perplexity
 from dsas.fitting.closed_form import fit
 from dsas.fitting.selection import Selection
 from dsas.formats.gguf_vectors import read_gguf
@@ -19,10 +24,12 @@ from dsas.formats.torch_vectors import read_object, read_safetensors, read_torch
 from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.reading import Reading
+from dsas.model.sites import Site, SitePatterns, find_sites
 from dsas.model.subject import subject_of
 from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.steering.steering import Steering
+from dsas.transforms.base import Transform
 
 READERS = {
     ".gguf": read_gguf,
@@ -65,23 +72,30 @@ def adopt(
     *,
     source: Sequence[Given] = (),
     control: Sequence[Given] = (),
+    sites: SitePatterns | None = None,
     regulator: str = "auto",
     selection: Selection | str = "threshold",
     reading: Reading | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Steering:
-    """Return a Steering that applies published vectors only where a regulator asks for them.
+    """Return a Steering that applies published vectors only where a regulator fires.
 
     vectors: as `read_vectors` takes them. source, control: as in `dsas.fit`: examples of the behaviour, and examples
-    that must stay as they are. regulator: as in `dsas.fit`; "constant" keeps the vectors as they were, and needs no
-    examples.
+    that must stay as they are. sites: those of the vectors that are adopted, as `dsas.fit` names sites; all unless
+    given. Some formats hold a vector for every layer, of which their users apply one. regulator: as in `dsas.fit`;
+    "constant" keeps the vectors as they were, and needs no examples.
     selection, reading, checkpoint, progress: as in `dsas.fit`.
-    Raises ArtifactError for vectors that cannot be read, OptionError for those of another width, SiteError for layers
-    that the model does not have, TextsError.
+    Raises ArtifactError for vectors that cannot be read, OptionError for those of another width or number of layers,
+    SiteError for layers that the model does not have and sites that have no vector, TextsError.
     """
     published, subject = read_vectors(vectors), subject_of(model, tokenizer)
+    depth = subject.identity.depth
+    if published.layers and depth and published.layers != depth:
+        raise OptionError(f"these vectors are for a model of {published.layers} layers, and this one has {depth}")
     edits = published.at_sites(subject.module)
+    if sites is not None:
+        edits = _among(edits, subject.module, sites)
     told = {"format": published.format, "for": published.of, "sites": len(edits)}
     if isinstance(vectors, str | Path):
         told["file"] = Path(vectors).name
@@ -92,13 +106,13 @@ def adopt(
         rules = [Rule(site, edit, Constant()) for site, edit in edits.items()]
         return Steering(rules, subject.identity, {"adopted": told})
     if reading is not None and getattr(reading, "incremental", False):
-        raise OptionError("adopted vectors are not read incrementally: leave Reading(incremental=True) out")
+        raise OptionError("adopted vectors are not fitted incrementally: remove Reading(incremental=True)")
     fitted = fit(
         model,
         tokenizer,
         source=source,
         control=control,
-        target=control,  # which no transform is fitted to
+        target=control,  # unused: no transform is fitted
         transform=next(iter(edits.values())),
         sites=list(edits),
         regulator=regulator,
@@ -110,3 +124,48 @@ def adopt(
     settings: Mapping[str, Any] = {**fitted.settings, "transform": "adopted", "adopted": told}
     rules = [rule._replace(transform=edits[rule.site]) for rule in fitted.rules]
     return Steering(rules, subject.identity, settings)
+
+
+class Damage(NamedTuple):
+    """Perplexity over that of the unsteered model (1: no damage), with the regulators and without any."""
+
+    strength: float
+    gated: Interval
+    everywhere: Interval
+
+    def line(self) -> str:
+        """Return it in words."""
+        gated, everywhere = ("{:.4g} [{:.4g}, {:.4g}]".format(*one[:3]) for one in (self.gated, self.everywhere))
+        told = f"at strength {self.strength:.4g} their perplexity is {gated} times that of the unsteered model"
+        return f"{told}; {everywhere} times as it was published, without a regulator"
+
+
+def damage_to(model: Model, tokenizer: Tokenizer, steering: Steering, texts: Sequence[Given]) -> Damage:
+    """Return what an adopted Steering does to texts at its own strength, and what its vectors do to every token.
+
+    It is computed over all tokens of the texts together, each cut as in `perplexity`, with 95 % intervals over texts.
+    """
+    published = Steering([Rule(rule.site, rule.transform, Constant()) for rule in steering.rules], steering.model)
+    strength, before = steering.default_strength, perplexity(model, tokenizer, texts)
+    found = []
+    for one in (steering, published):
+        with one.apply(model, strength, record=False):
+            after = perplexity(model, tokenizer, texts)
+        lost = ((after.losses - before.losses) * before.tokens)[:, None]
+        ratio = bootstrap_ratio(lost, before.tokens.astype(float)[:, None])
+        mean, low, high = np.exp(ratio[:3]).tolist()
+        found.append(Interval(mean, low, high, ratio.n))
+    return Damage(strength, *found)
+
+
+def _among(edits: Mapping[Site, Transform], model: nn.Module, sites: SitePatterns) -> dict[Site, Transform]:
+    """Return the edits at sites that are asked for. Raises SiteError for a pattern that finds none of them."""
+    kept = set[Site]()
+    for pattern in [sites] if isinstance(sites, str | int | Site) else sites:
+        found = [site for site in find_sites(model, pattern) if site in edits]
+        if not found:
+            those = [str(site) for site in edits]
+            shown = ", ".join([*those[:2], "...", those[-1]] if len(those) > 3 else those)
+            raise SiteError(f"there is no vector for {pattern!s:.60}: they are for {shown}")
+        kept.update(found)
+    return {site: edit for site, edit in edits.items() if site in kept}

@@ -1,23 +1,24 @@
-"""Vectors in files of torch and safetensors, and the objects of other libraries.
+"""Vectors in files of torch and safetensors, and in objects of other libraries.
 
     steering-vectors   {"layer_activations": {layer: vector}, "layer_type": "decoder_block"}, or its SteeringVector:
-                       added to the output of that part of decoder layer `layer`, from 0
+                       added to the output of that part of decoder layer `layer`, from 0: the layer's own
+                       ("decoder_block"), or its "self_attn", "mlp", "input_layernorm" or "post_attention_layernorm"
                        (`SteeringVector.patch_activations` in steering-vectors 0.12)
-    repeng             a ControlVector: `directions[layer]` is added to the output of decoder layer `layer`, from 0
-                       (`ControlModel` in repeng 0.4)
+    repeng             a ControlVector, or {"directions": {layer: vector}}: `directions[layer]` is added to the output
+                       of decoder layer `layer`, from 0 (`ControlModel` in repeng 0.4)
     persona            {trait}_response_avg_diff.pt and the like, one tensor (layers + 1, dim): entry i + 1 is added to
                        the output of decoder layer i, from 0; entry 0, of the embeddings, is left out
                        (persona vectors, arXiv 2507.21509)
     lm-eval            {module: {"steering_vector", "steering_coefficient", "action", "bias", "head_index"}}: "add" adds
                        coefficient x vector to what the module gives, "clamp" sets what it is along the vector
                        (`SteeredModel` in lm-eval 0.4.12)
-    layers             {layer: vector}, or tensors named by one number each: added to the output of that layer, from 0
+    layers             {layer: vector}, by number or by a name with one number in it: added to the output of that
+                       layer, from 0
 
-Limitations: pickles beyond `torch.load(weights_only=True)`; heads ("head_index").
+Limitations: no pickles beyond `torch.load(weights_only=True)`, no vectors for single heads ("head_index").
 """
 
 import math
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsas.errors import ArtifactError
-from dsas.formats.published import Place, Published, additions, layer_of, part_of, vector_of, whole
+from dsas.formats.published import Place, Published, additions, part_of, vector_of, whole
 from dsas.transforms.ablation import Ablation
 from dsas.transforms.addition import Addition
 from dsas.transforms.base import Transform
@@ -37,12 +38,12 @@ LARGEST_FILE = 2**32  # bytes
 
 
 def read_torch(file: Path) -> Published:
-    """Read a .pt, .pth or .bin file. Raises ArtifactError for anything that is none of the kinds above."""
+    """Read a .pt, .pth or .bin file. Raises ArtifactError for anything that is not of the kinds above."""
     return read_object(load_torch(file), str(file), persona=file.name.endswith("_diff.pt"))
 
 
 def load_torch(file: Path) -> Any:
-    """Return what torch saved in a file, without running any code. Raises ArtifactError, and allocates nothing before.
+    """Return what torch saved in a file, without running code. Raises ArtifactError before anything is allocated.
 
     A file that torch wrote is an archive whose parts are stored as they are: none is larger than the file.
     """
@@ -51,36 +52,31 @@ def load_torch(file: Path) -> Any:
         with zipfile.ZipFile(file) as parts:
             sizes = [(part.file_size, part.compress_type) for part in parts.infolist()]
         if sum(size for size, _ in sizes) > LARGEST_FILE or any(kind != zipfile.ZIP_STORED for _, kind in sizes):
-            raise ArtifactError(f"{file} holds parts that are compressed, which torch writes none of")
+            raise ArtifactError(f"{file} holds compressed parts, which torch never writes")
         return torch.load(file, map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
-    except Exception as error:  # of torch and zipfile, on files that anybody may have made
+    except Exception as error:  # torch and zipfile may raise anything on a file from a stranger
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ArtifactError(
-            f"{file} is not a file of tensors that torch reads without running code: {reason:.120}"
+            f"{file} is not a file of tensors that torch reads without running code: {reason:.120}. If another "
+            "library pickled an object of its own, load it there and give the object itself to dsas.adopt"
         ) from error
 
 
 def read_safetensors(file: Path) -> Published:
-    """Read a .safetensors file with a tensor a layer. Raises ArtifactError for anything else."""
+    """Read a .safetensors file with one tensor per layer. Raises ArtifactError for anything else."""
     _check_size(file)
     try:
         with safe_open(file, framework="pt") as opened:
             named = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{file} is not a safetensors file: {error}") from error
-    layers: dict[int, Tensor] = {}
-    for name, value in named.items():
-        numbers = re.findall(r"\d+", name)
-        if len(numbers) != 1 or len(numbers[0]) > 5 or int(numbers[0]) in layers:
-            raise ArtifactError(f"{file}: expected tensors named by the number of a layer, each once, got {name!r:.60}")
-        layers[int(numbers[0])] = value
-    return additions("layers", layers)
+    return additions("layers", named)
 
 
 def read_object(given: Any, where: str, *, persona: bool = False) -> Published:
-    """Read what was in a file, or an object of repeng or steering-vectors.
+    """Read the contents of a file, or an object of repeng or steering-vectors.
 
     persona: whether a tensor (layers + 1, dim) is one of persona vectors. Raises ArtifactError for anything else.
     """
@@ -95,18 +91,20 @@ def read_object(given: Any, where: str, *, persona: bool = False) -> Published:
     if isinstance(given.get("layer_activations"), Mapping):
         part = part_of(given.get("layer_type", "decoder_block"))
         return additions("steering-vectors", given["layer_activations"], at=part)
+    if isinstance(given.get("directions"), Mapping):
+        return additions("repeng", given["directions"], of=str(given.get("model_type", "")))
     if all(isinstance(value, Mapping) for value in given.values()):
         return whole(Published("lm-eval", {_path(key): action_of(value, key) for key, value in given.items()}))
-    return additions("layers", {layer_of(key): value for key, value in given.items()})
+    return additions("layers", given)
 
 
 def _rows(given: Tensor, where: str, *, persona: bool) -> Published:
     if not persona or given.ndim != 2 or len(given) < 2:
         raise ArtifactError(
             f"{where} holds one tensor {tuple(given.shape)}, which does not say what its rows are: name it "
-            "..._diff.pt where row i + 1 is of layer i, as persona vectors have it, or give {layer: vector}"
+            "..._diff.pt if row i + 1 is for layer i, as in persona vectors, or give {layer: vector}"
         )
-    return additions("persona", dict(enumerate(given[1:])))
+    return additions("persona", dict(enumerate(given[1:])))._replace(layers=len(given) - 1)
 
 
 def _path(key: Any) -> Place:
@@ -116,7 +114,7 @@ def _path(key: Any) -> Place:
 
 
 def action_of(info: Mapping[Any, Any], where: str) -> Transform:
-    """Return what one entry of lm-eval does to an activation. Raises ArtifactError, naming where it stands."""
+    """Return what one entry of lm-eval does to an activation. Raises ArtifactError, naming the place."""
     vector = vector_of(info.get("steering_vector"), where)
     action, bias, given = info.get("action"), info.get("bias"), info.get("steering_coefficient", 1.0)
     coefficient = float(given) if isinstance(given, int | float) else math.nan

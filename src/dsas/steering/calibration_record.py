@@ -1,6 +1,6 @@
-"""Evidence: a strength that was calibrated and what it rests on; a Steering carries it, storage keeps it as JSON.
+"""Calibration record: a calibrated strength and its evidence; a Steering carries it, and storage keeps it as JSON.
 
-`dsas.calibrate` makes it. Limitations: the texts themselves are not kept, only their numbers.
+`dsas.calibrate` makes it. Limitations: the texts themselves are not stored, only their numbers.
 """
 
 import math
@@ -10,17 +10,17 @@ from typing import NamedTuple
 from dsas.errors import OptionError
 from dsas.files.json_values import Json, JsonObject
 
-FORMAT = 2  # of what `as_dict` gives; that of before has no number
+FORMAT = 2  # version of what `as_dict` returns; older records have no number
 
 
 class Spent(NamedTuple):
-    """What one budget allows, and what steering at the calibrated strength spends of it.
+    """What one budget allows, and how much damage steering at the calibrated strength does.
 
     damage: "perplexity" (steered over unsteered), "loss" (nats per token), "mean-perplexity" (steered over unsteered,
-    mean over texts), "kl" (nats per token) or "accuracy" (points lost). most: what is allowed. worst: on the worst kind
-    of text, else the mean over the kinds. tuned: on the tuning texts. held_out: on the others: mean, low and high of
-    the 95 % interval, n. by_kind: the same for each kind of the others. sure: the share of bootstrap draws of the
-    tuning texts that had to keep it, 0 where those texts themselves did.
+    mean over texts), "kl" (nats per token) or "accuracy" (points lost). most: what is allowed. worst: whether it is for
+    the worst kind of text, and not the mean over the kinds. tuned: damage on the tuning texts. held_out: on the
+    held-out texts: mean, low and high of the 95 % interval, n. by_kind: the same for each kind of held-out text. sure:
+    the share of bootstrap draws of the tuning texts that had to keep it, 0 if only the texts themselves had to.
     """
 
     damage: str
@@ -38,14 +38,14 @@ class Spent(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """The largest strength that was found to keep all budgets on the tuning texts, and the check on others.
+    """The largest strength found to keep all budgets on the tuning texts, and the check on held-out texts.
 
-    strength: > 0. budgets: one entry each. curve: (strength, damage by budget) on the tuning texts, or that quantile of
-    it which a budget's `sure` asks for, at every strength that was tried, in ascending order; None for a damage that is
-    not finite. broken: the strength at most 5 % above that breaks a budget; None when all that were tried keep them.
-    tune, held_out: texts by kind. weights: each site's own, None where they are those of the Steering. before: the
-    weights before the sites were first calibrated, from which another calibration of the sites begins; None where they
-    never were. steering: digest of the Steering at these weights. model: fingerprint of the model.
+    strength: > 0. budgets: one entry each. curve: (strength, damage by budget) on the tuning texts, or the quantile of
+    the damage that a budget's `sure` asks for, at every strength tried, in ascending order; None for a damage that is
+    not finite. broken: the strength, at most 5 % above, that breaks a budget; None if all that were tried keep them.
+    tune, held_out: number of texts by kind. weights: weight of each site, None if unchanged. before: the weights before
+    the sites were first calibrated, from which another calibration of the sites begins; None if they never were.
+    steering: digest of the Steering at these weights. model: fingerprint of the model.
     dsas_version: the version that measured it.
     """
 
@@ -72,10 +72,10 @@ class Calibration(NamedTuple):
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Json]) -> "Calibration":
-        """Return what `as_dict` gave. Raises OptionError for a strength that is none, TypeError for other fields."""
+        """Return the record that `as_dict` wrote. Raises OptionError for a bad strength, TypeError for other fields."""
         fields = {name: value for name, value in stored.items() if name != "format"}
         budgets = tuple(Spent(**budget) for budget in stored["budgets"])
-        if "format" not in stored:  # what was called perplexity then was the mean over texts
+        if "format" not in stored:  # in these records, perplexity was the mean over texts
             budgets = tuple(
                 one._replace(damage="mean-perplexity") if one.damage == "perplexity" else one for one in budgets
             )
@@ -84,8 +84,20 @@ class Calibration(NamedTuple):
             raise OptionError(f"a calibrated strength must be finite and > 0, got {found.strength!r:.60}")
         return found
 
+    def rows(self) -> list[JsonObject]:
+        """Return a row for each strength that was tried, kind of text and budget, for a table."""
+        found = [
+            _row("tuning", "all", strength, spent, {"mean": damage, "n": sum(self.tune.values())})
+            for strength, *damages in self.curve
+            for spent, damage in zip(self.budgets, damages, strict=True)
+        ]
+        for spent in self.budgets:
+            kinds = {**spent.by_kind, "all": spent.held_out}
+            found += [_row("held-out", kind, self.strength, spent, values) for kind, values in kinds.items()]
+        return found
+
     def lines(self) -> list[str]:
-        """Return the evidence in words, a line for the strength and one for each budget."""
+        """Return the evidence in words, one line for the strength and one per budget."""
         over = f"; {self.broken:.4g} breaks it" if self.broken is not None else ", the largest that was tried"
         texts = {"tuning": self.tune, "held-out": self.held_out}
         sets = [f"{sum(kinds.values())} {name} texts ({_listed(kinds)})" for name, kinds in texts.items()]
@@ -98,6 +110,11 @@ class Calibration(NamedTuple):
             allowed = f"{spent.damage} at most {spent.most:g} ({kinds}{sure})"
             lines.append(f"{allowed}: tuned {spent.tuned:.4g}, held out {found}, {verdict}")
         return lines
+
+
+def _row(texts: str, kind: str, strength: float | None, spent: Spent, found: Mapping[str, float | None]) -> JsonObject:
+    numbers = {name: found.get(name) for name in ("mean", "low", "high", "n")}
+    return {"texts": texts, "kind": kind, "strength": strength, "damage": spent.damage, "most": spent.most, **numbers}
 
 
 def _listed(kinds: Mapping[str, int]) -> str:
