@@ -57,7 +57,8 @@ def _tokenizer(*specials: str, bos: str | None = None, **named: str) -> Any:
 def _built(kind: Any, tokenizer: Any, **held: Any) -> Any:
     """Return a processor whose class wants packages for videos that nobody needs here."""
     made = kind.__new__(kind)
-    for name, value in {"tokenizer": tokenizer, "video_processor": None, **held}.items():
+    ids = {f"{one}_ids": [held.get(f"{one}_token_id")] for one in ("image", "video", "audio")}  # in older transformers
+    for name, value in {"tokenizer": tokenizer, "video_processor": None, **ids, **held}.items():
         setattr(made, name, value)
     return made
 
@@ -159,7 +160,8 @@ def smolvlm() -> Multimodal:
     return Multimodal(_made(transformers.SmolVLMForConditionalGeneration, config), processor, 2)
 
 
-def qwen_audio() -> Multimodal:
+def qwen_audio(**options: Any) -> Multimodal:
+    """Return it; options: of the config of its decoder."""
     t = _tokenizer("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
     sounds = transformers.WhisperFeatureExtractor(feature_size=16)
     template = _EITHER.replace("MEDIA", "<|audio_bos|><|AUDIO|><|audio_eos|>")
@@ -168,10 +170,32 @@ def qwen_audio() -> Multimodal:
         num_mel_bins=16, d_model=WIDTH, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64
     )
     config = transformers.Qwen2AudioConfig(
-        audio_config=heard, text_config=transformers.Qwen2Config(**SIZES, num_key_value_heads=2, vocab_size=300),
+        audio_config=heard,
+        text_config=transformers.Qwen2Config(**{**SIZES, "num_key_value_heads": 2, "vocab_size": 300, **options}),
         audio_token_index=t.convert_tokens_to_ids("<|AUDIO|>"),
     )  # fmt: skip
     return Multimodal(_made(transformers.Qwen2AudioForConditionalGeneration, config), processor, 2, "audio")
+
+
+def whisper() -> Multimodal:
+    """Return a model whose encoder takes the sound, and whose processor has no template."""
+    from tokenizers.processors import TemplateProcessing
+
+    begins = ("<|startoftranscript|>", "<|notimestamps|>")
+    t = _tokenizer(*begins)
+    named = [(name, t.convert_tokens_to_ids(name)) for name in (*begins, t.eos_token)]
+    t._tokenizer.post_processor = TemplateProcessing(
+        single=f"{begins[0]} {begins[1]} $A {t.eos_token}", special_tokens=named
+    )
+    sounds = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    processor = _built(transformers.WhisperProcessor, t, feature_extractor=sounds, chat_template=None)
+    config = transformers.WhisperConfig(
+        vocab_size=300, num_mel_bins=16, d_model=WIDTH, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_source_positions=100,
+        max_target_positions=64, init_std=0.2, decoder_start_token_id=named[0][1], bos_token_id=t.eos_token_id,
+        eos_token_id=t.eos_token_id, pad_token_id=t.pad_token_id, begin_suppress_tokens=None,
+    )  # fmt: skip
+    return Multimodal(_made(transformers.WhisperForConditionalGeneration, config), processor, 1, "audio")
 
 
 FAMILIES = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from multimodal import whisper
 
 from dsas.testing import tiny_model, tiny_tokenizer
 
@@ -32,9 +33,19 @@ def test_of_a_known_family_it_tells_sites_limits_and_what_is_supported(run: Run,
     assert status == 0
     assert lines["residual"]["found"] == "3, the first transformer.h.0, the last transformer.h.2"
     assert lines["decoder"]["found"] == "GPT2Model at transformer"
-    assert lines["longest text"]["found"] == "256 tokens, the places that it has vectors for"
+    assert lines["longest text"]["found"] == "256 tokens, the positions that it has embeddings for"
     assert {lines[name]["state"] for name in ("fit", "apply", "generate", "explain", "reads a text")} == {"ok"}
     assert lines["serve"]["state"] == "unknown"
+
+
+def test_a_model_that_writes_down_speech_is_tried_with_silence(run: Run, tmp_path: Path) -> None:
+    hearing: Any = whisper()
+    hearing.model.save_pretrained(tmp_path)
+    hearing.processor.save_pretrained(tmp_path)
+    status, lines = told(run, tmp_path)
+    assert status == 0
+    assert lines["kind"]["found"].startswith("WhisperForConditionalGeneration, encoder and decoder")
+    assert lines["reads a text"]["state"] == "ok"
 
 
 def test_what_is_too_old_is_a_problem_with_the_command_that_mends_it(run: Run, monkeypatch: Any) -> None:

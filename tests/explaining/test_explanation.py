@@ -9,6 +9,7 @@ import pytest
 import torch
 from makers import Idle, ids_of, logits_of, random_steering
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import dsas
 from dsas.errors import OptionError, StrengthError, TextsError
@@ -237,3 +238,19 @@ def test_a_decoder_beside_an_encoder_is_explained_by_its_own_tokens(tokenizer: A
     assert [choices[0].probability for choices in said.next_tokens[0].before] == pytest.approx(
         expected.tolist(), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("family", ["cpmant", "xlnet"])
+def test_models_that_read_tokens_again_are_explained_on_finished_texts_alone(tokenizer: Any, family: str) -> None:
+    sizes = {"vocab_size": 257, "hidden_size": WIDTH, "d_model": WIDTH, "num_hidden_layers": 2, "n_layer": 2}
+    heads = {"num_attention_heads": 4, "n_head": 4, "dim_head": 8, "dim_ff": 64, "d_inner": 64, "prompt_length": 3}
+    built: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads)).eval()
+    steering = random_steering(built)
+    trace: Any = dsas.explain(built, tokenizer, steering, TEXT, strength=0.5)
+    assert "".join(trace.tokens[0]) == TEXT
+    assert not trace.strengths.isnan().any()
+    assert trace.strengths.any()
+    with pytest.raises(
+        OptionError, match=r"reads other tokens than those that it generates.*explain the finished text"
+    ):
+        dsas.explain(built, tokenizer, steering, prompt=TEXT, strength=0.5)

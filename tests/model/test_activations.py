@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import hooks_on
+from makers import hooks_on, ids_of, logits_of
 from torch import Tensor, nn
 
 import dsas
 from dsas.errors import ActivationError, SiteError
 from dsas.model.activations import SINK_RATIO, pooled_activations, sinks
 from dsas.model.evaluation_mode import evaluation_mode
-from dsas.testing import tiny_model
+from dsas.testing import tiny_model, tiny_tokenizer
 from dsas.testing.passes import padded
 
 SITE = dsas.Site("layer")
@@ -30,6 +30,38 @@ class Given(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Tensor:
         return self.layer(self.activations)
+
+
+@pytest.mark.parametrize("pattern", ["*.mlp.gate", "*.mlp.experts", "*.mlp.gate@input"])
+def test_routers_and_experts_are_read_text_by_text_and_steered_row_by_row(pattern: str) -> None:
+    model, tokenizer = tiny_model("mixtral"), tiny_tokenizer()
+    texts = {name: [f"{name}{' ' * n}{n}" for n in range(4)] for name in ("source", "control", "target")}
+    steering = dsas.fit(
+        model, tokenizer, **texts, sites=pattern, reading=dsas.Reading(skip_sinks=False, batch_size=3),
+        selection="all", progress=False,
+    )  # fmt: skip
+    module, seen = model.get_submodule(steering.rules[0].site.path), list[Tensor]()
+    if pattern.endswith("input"):
+        handle = module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].mean(0)))
+    else:
+        first = {"*.mlp.gate": lambda output: output[0], "*.mlp.experts": lambda output: output}[pattern]
+        handle = module.register_forward_hook(lambda _module, _args, output: seen.append(first(output).mean(0)))
+    for text in texts["target"] + texts["source"]:
+        logits_of(model, ids_of(tokenizer, text))
+    handle.remove()
+    expected = torch.stack(seen[:4]).mean(0) - torch.stack(seen[4:]).mean(0)
+    torch.testing.assert_close(steering.rules[0].transform.get_buffer("vector"), expected, rtol=1e-4, atol=1e-5)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    with steering.apply(model, torch.tensor([0.0, 3.0])) as applied:
+        steered = logits_of(model, ids)
+        trace = applied.trace()
+    plain = logits_of(model, ids)
+    assert torch.allclose(steered[0], plain[0], atol=1e-5)
+    assert torch.allclose(steered[1], plain[1], atol=1e-5) == (pattern == "*.mlp.gate")  # whose logits nobody reads
+    assert trace.strengths.shape == (3, 2, 4)
+    assert not trace.strengths.isnan().any()
+    assert not trace.strengths[:, 0].any()
+    assert trace.strengths[:, 1].any()
 
 
 def pooled(

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from makers import logits_of, unchecked
-from multimodal import llava
+from multimodal import llava, whisper
 from transformers import T5Config, T5ForConditionalGeneration
 
 from dsas.errors import DsasWarning, MissingExtraError, OptionError
 from dsas.model import loading
-from dsas.model.loading import find_device, load_model
+from dsas.model.loading import find_device, load_model, load_pipeline
 from dsas.testing import tiny_model, tiny_tokenizer
 
 
@@ -43,6 +43,14 @@ def test_a_model_that_sees_is_loaded_whole_with_its_processor_and_without_one_re
         (tmp_path / file).unlink(missing_ok=True)
     with pytest.warns(DsasWarning, match="so only texts are read"):
         assert load_model(str(tmp_path), device="cpu").tokenizer("hello")["input_ids"]
+
+
+def test_a_model_that_writes_down_speech_is_loaded_with_both_sides_and_its_processor(tmp_path: Path) -> None:
+    hearing = whisper()
+    hearing.model.save_pretrained(tmp_path)  # type: ignore
+    hearing.processor.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), device="cpu")
+    assert (type(loaded.model), type(loaded.tokenizer)) == (type(hearing.model), type(hearing.processor))
 
 
 def test_a_model_with_an_encoder_is_loaded_with_both_sides(tmp_path: Path) -> None:
@@ -127,3 +135,21 @@ def test_a_gguf_file_without_its_readers_says_which_extra_brings_them(
         monkeypatch.setitem(__import__("sys").modules, name, None if name == package else torch)
     with pytest.raises(MissingExtraError, match=rf"'{package}' is not installed.*pip install 'dsas\[gguf\]'"):
         load_model("model.gguf", device="cpu")
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+def test_all_parts_of_a_pipeline_have_the_number_format_in_which_it_is_stored_where_the_cpu_is_fast_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype
+) -> None:
+    pytest.importorskip("diffusers")
+    from dsas.testing.pipelines import tiny_pipeline
+
+    tiny_pipeline("sd").to(stored).save_pretrained(tmp_path / "pipeline")
+    for said, expected in (("", torch.float32), ("avx512_fp16 avx512_bf16", stored)):
+        (tmp_path / "cpuinfo").write_text(said)
+        monkeypatch.setattr(loading, "CPU_INFO", tmp_path / "cpuinfo")
+        loaded = load_pipeline(str(tmp_path / "pipeline"), device="cpu")
+        parts = [part for part in loaded.components.values() if isinstance(part, torch.nn.Module)]
+        assert {parameter.dtype for part in parts for parameter in part.parameters()} == {expected}
+        if expected == torch.float32:  # as stored in parts, it would not run
+            loaded(["a dog"], num_inference_steps=1, height=16, width=16, output_type="latent")

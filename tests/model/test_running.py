@@ -1,4 +1,4 @@
-"""Everyday mistakes end in our own errors, before a text runs; models that take other arguments run all the same."""
+"""Everyday mistakes end in our own errors, before a text runs; models that take other arguments still run."""
 
 from typing import Any
 
@@ -35,8 +35,8 @@ class Counting(nn.Module):
     ("model", "sets", "error", "message"),
     [
         (tiny_model("gpt2"), {"source": ["a" * 300] * 2 + ["b", "c"]}, TextsError,
-         "the longest text has 300 tokens, and GPT2LMHeadModel has places for 256: .*max_tokens=256"),
-        (tiny_model("opt"), {"control": ["a" * 257, "b", "c", "d"]}, TextsError, "257 tokens, and .* places for 256"),
+         "the longest text has 300 tokens, and GPT2LMHeadModel 256 positions: .*max_tokens=256"),
+        (tiny_model("opt"), {"control": ["a" * 257, "b", "c", "d"]}, TextsError, "257 tokens, and .* 256 positions"),
         (tiny_model(vocab_size=80, eos_token_id=0), {}, OptionError,
          r"the tokenizer gives token \d+, and LlamaForCausalLM knows 80 tokens, 0 to 79: give the tokenizer of this"),
     ],
@@ -70,7 +70,7 @@ def test_other_verbs_refuse_them_too(verb: str) -> None:
         "kl": lambda: divergence(model, tokenizer, [text], lambda: steering.apply(model, 1.0), max_tokens=300),
         "explain": lambda: dsas.explain(model, tokenizer, steering, text),
     }
-    with pytest.raises(TextsError, match="the longest text has 300 tokens, and GPT2LMHeadModel has places for 256"):
+    with pytest.raises(TextsError, match="the longest text has 300 tokens, and GPT2LMHeadModel 256 positions"):
         verbs[verb]()
 
 
@@ -86,7 +86,8 @@ def test_a_model_that_reads_no_texts_is_refused_by_what_it_takes() -> None:
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = ViTModel(ViTConfig(**sizes, image_size=28, patch_size=14))
-    with pytest.raises(OptionError, match=r"takes input_ids, got a ViTModel, which takes pixel_values, .*record=False"):
+    message = r"takes input_ids or decoder_input_ids, got a ViTModel, which takes pixel_values, .*record=False"
+    with pytest.raises(OptionError, match=message):
         dsas.fit(model, tiny_tokenizer(), sites="layers.*", **SETS)
 
 

@@ -6,6 +6,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 import dsas
 from dsas.errors import ActivationError, SiteError
 from dsas.model.identity import ModelIdentity
-from dsas.model.sites import SHORTHANDS, STREAMS
+from dsas.model.sites import SHORTHANDS, STREAMS, listed
 from dsas.testing import FAMILIES, tiny_model
 from dsas.testing.models import HEADS, LAYERS, WIDTH
 
@@ -210,6 +211,15 @@ def unchecked_site(**options: Any) -> dsas.Site:
     return site
 
 
+def test_numbers_of_other_libraries_are_layers_and_what_is_no_name_of_a_site_is_refused() -> None:
+    for given in (np.array([0, -1]), [torch.tensor(0), np.int64(-1)], (0, -1), range(0, -2, -1)):
+        assert listed(given) == [0, -1]
+    assert listed(torch.tensor(2)) == listed(2) == [2]
+    for wrong in (None, 1.5, True, slice(0, 2), [[0]]):
+        with pytest.raises(SiteError, match="expected a shorthand, the number of a layer"):
+            listed(wrong)
+
+
 def test_flat_tokens_are_one_row_and_are_asked_for_by_name() -> None:
     """As a vision tower has the patches of all pictures one after another."""
     given, site = torch.arange(12.0).view(3, 4), dsas.Site("tower", layout="flat", part=1, parts=2)
@@ -218,8 +228,19 @@ def test_flat_tokens_are_one_row_and_are_asked_for_by_name() -> None:
     assert torch.equal(written[0], torch.cat([given[:, :2], torch.zeros(3, 2)], dim=1))
     with pytest.raises(ActivationError, match=r"\(batch, token, dim\), got shape \(3, 4\); .*layout='flat'"):
         dsas.Site("tower").read(given)
-    with pytest.raises(ActivationError, match=r"expected a tensor \(token, dim\), got shape \(1, 3, 4\)$"):
-        site.read(given[None])
+    with pytest.raises(ActivationError, match=r"expected a tensor \(token, dim\), got shape \(1, 1, 3, 4\)$"):
+        site.read(given[None, None])
+
+
+def test_flat_tokens_of_all_rows_are_divided_into_rows_and_what_has_rows_is_read_as_it_stands() -> None:
+    """As the routers and the experts of mixtures have them."""
+    given, site = torch.arange(24.0).view(6, 4), dsas.Site("router", layout="flat")
+    assert site.rows(given, (2, 3)) == 2
+    assert site.rows(given, (2, 4)) == 1
+    read = site.read(given, 2)
+    assert torch.equal(read, given.view(2, 3, 4))
+    assert torch.equal(site.write((given, None), read + 1)[0], given + 1)
+    assert torch.equal(site.read(read, 2), read)
 
 
 def test_the_layout_follows_from_the_module() -> None:
@@ -261,7 +282,7 @@ def test_a_block_of_two_streams_is_named_with_the_one_that_is_meant() -> None:
     assert str(named["@text"]) == block
     assert model.reads_text(named["@text"])
     assert not model.reads_text(named[""])
-    with pytest.raises(SiteError, match="is no block of two streams, so it has no @text"):
+    with pytest.raises(SiteError, match="is not a block of two streams, so it has no @text"):
         dsas.find_sites(model, "transformer.norm_out@text")
 
 

@@ -39,6 +39,8 @@ def found(wrap: Any) -> dict[str, Any]:
     """Return what a process of two finds on a wrapped model, against the same model as it is."""
     plain, model, tokenizer = tiny_model(), wrap(tiny_model()), tiny_tokenizer()
     fitted, again = dsas.fit(plain, tokenizer, **SETS), dsas.fit(model, tokenizer, **SETS)
+    held_up = dsas.Reading(incremental=True, batch_size=3)
+    in_turn = [dsas.fit(one, tokenizer, reading=held_up, **SETS).digest() for one in (plain, model)]
     steering = random_steering(plain)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", DsasWarning)
@@ -56,6 +58,7 @@ def found(wrap: Any) -> dict[str, Any]:
         "logits": torch.equal(got, wanted),
         "trace": torch.equal(applied.trace().strengths, expected.trace().strengths),
         "fit": fitted.digest() == again.digest(),
+        "fit incrementally": in_turn[0] == in_turn[1],
         "compared": again.model.compare(ModelIdentity.of(plain)),
         "itself": again.model.compare(ModelIdentity.of(model)),
         "differences": again.model.differences(ModelIdentity.of(plain), plain),
@@ -79,7 +82,7 @@ def test_two_processes_that_share_a_model_steer_fit_and_port_as_one(tmp_path: Pa
     for rank in range(2):
         own = json.loads((tmp_path / f"{rank}.json").read_text())
         for one in own.values():
-            assert {one[name] for name in ("logits", "trace", "fit", "continued")} == {True}
+            assert {one[name] for name in ("logits", "trace", "fit", "fit incrementally", "continued")} == {True}
             assert (one["itself"], one["verdict"]) == ("exact", "fits")
         assert (own["ddp"]["compared"], own["ddp"]["warned"]) == ("exact", [])
         part = f"weights were compared in the part of process {rank} of 2 alone"

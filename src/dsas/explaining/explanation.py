@@ -6,12 +6,13 @@ what was applied while the steered continuation was made. On request, the next-t
 
     KL(p || q) = sum over tokens v of p(v) (log p(v) - log q(v))        in nats, >= 0
 
-Continuations are greedy, so that where they first differ it is for the steering and not by chance.
+Continuations are greedy, so their first difference is due to steering and not to chance.
 
 Limitations: no sampling, no beams, one row at a time. The distributions after a continuation come from a second pass
-over the finished text, which a regulator that treats prompt and continuation apart would see as one prompt.
+over the finished text, which a regulator that treats prompt and continuation differently would see as one prompt.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -24,10 +25,12 @@ from dsas.errors import OptionError, StrengthError
 from dsas.files.atomic import replace_files
 from dsas.model.conversation import Completion, Content, Conversation, has_answer
 from dsas.model.device_map import device_of
+from dsas.model.encoded_media import MASK, encodes_media
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import Given, check_texts
 from dsas.model.foreign import Foreign, Model, Tokenizer
 from dsas.model.kl_divergence import kl_divergence
+from dsas.model.layers import decoder_of
 from dsas.model.only_numbers import OnlyNumbers, check_numbers
 from dsas.model.rendering import rendered, turns
 from dsas.model.running import placed_on, run_on
@@ -40,6 +43,8 @@ from dsas.steering.steering import Steering
 from dsas.views.explained import Choice, Comparison, NextTokens, Turn
 
 _TOKENS_AT_ONCE = 256
+# Decoders that read tokens again while they generate, or read tokens of their own after them.
+_READS_AGAIN = ("CpmAntModel", "XLNetModel")
 
 
 def explain(
@@ -57,8 +62,8 @@ def explain(
 ) -> Trace:
     """Return the trace of one or several texts or conversations, each a row; the model is not changed.
 
-    text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered. Of conversations
-    the trace knows the turns, and which tokens count as the answer; as a prompt, one is read up to its answer.
+    text: what to read; or prompt: what to continue by `generate` >= 1 tokens, steered and unsteered. The trace of a
+    conversation has its turns, and the tokens that count as the answer; as a prompt, it is read up to its answer.
     strength: one number other than 0 for all rows, as in `Steering.apply`; when not given, the calibrated strength, or
     1. next_tokens: how many of the likeliest next tokens to keep, before and after steering; 0 does not compare next
     tokens at all. skip_sinks: as in `Steering.apply`. special_tokens: whether the tokenizer adds its own, as for raw
@@ -76,6 +81,12 @@ def explain(
     if not any(rule.weight > 0 for rule in steering.rules):
         raise OptionError("expected a Steering with a site that is steered, got one whose weights are all 0")
     subject = subject_of(model, tokenizer)
+    decoder = type(decoder_of(subject.module)).__name__
+    if prompt is not None and decoder in _READS_AGAIN:
+        raise OptionError(
+            f"{decoder} reads other tokens than those that it generates, so what was applied to each cannot be told: "
+            "generate inside steering.apply(model), and explain the finished text by text="
+        )
     subject.examples().pad_token()  # refuses a subject without tokens
     contents = check_texts("text", _listed(text if prompt is None else prompt), minimum=1)
     new_tokens = 0 if prompt is None else generate
@@ -87,21 +98,21 @@ def explain(
 
 
 def write_explanation(path: str | Path, trace: Trace, *, title: str = "What was steered") -> None:
-    """Write the page of a trace, making its folder; what was there is replaced once all is on disk. Raises OSError."""
+    """Write the page of a trace and its folder; an old page is replaced once the new one is on disk. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_files({path: trace.to_html(title).encode("utf-8", errors="replace")})
 
 
 class _Row(NamedTuple):
-    """What is read: tokens, and of a conversation whose turn they are in and which count as the answer."""
+    """What is read: tokens and, for a conversation, whose turn they are in and which count as the answer."""
 
     ids: list[int]
     turns: list[Turn]
     counted: list[bool]
 
     def placed(self, trace: Trace, ahead: int, tokens: int) -> Trace:
-        """Return the trace of `tokens` tokens with the turns; `ahead`: before the first, and what follows is said."""
+        """Return the trace of `tokens` tokens with the turns; `ahead`: tokens before the first."""
         if not self.turns:
             return trace
         starts = [0, *(turn.start + ahead for turn in self.turns[1:]), tokens]
@@ -132,6 +143,16 @@ def _rows(tokenizer: Tokenizer, contents: Sequence[Content], *, generate: bool, 
     return found
 
 
+class _Seen:
+    """A processor of logits that changes nothing and keeps the tokens that the latest came after."""
+
+    ids: list[int]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.ids = input_ids[0].tolist()
+        return scores
+
+
 class _Run:
     """The model, unsteered and steered, for one row of tokens at a time."""
 
@@ -141,29 +162,33 @@ class _Run:
         self._model, self._tokenizer, self._steering = model, text_tokenizer(tokenizer), steering
         self._strength, self._skip_sinks = strength, skip_sinks
         self._media: dict[str, Tensor] = {}
-        self._encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        self._apart = encodes_media(model)  # its encoder takes a sound or a picture
+        self._encodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and not self._apart
 
     def trace(self, read_row: _Row, new_tokens: int, next_tokens: int) -> Trace:
         row = read_row.ids
         self._media = row.media if isinstance(row, TokenRow) else {}
         ids = torch.tensor([row], device=device_of(self._model))
-        prompt = 1 if self._encodes else len(row)  # a decoder beside an encoder begins with a token of its own
         applied = self._steering.apply(self._model, self._strength, record="doses", skip_sinks=self._skip_sinks)
         with applied:
             if new_tokens:
-                row = [*row, *self._continue(ids, new_tokens + 1)[:-1]]  # the last that comes is never run
+                row = [*row, *self._continue(ids, new_tokens)]
             else:
                 self._read(ids, ids)
         trace = applied.trace()
         read = trace.token_ids
         seen = row if read is None or bool((read < 0).any()) else read[0].tolist()
         ahead = trace.real.shape[1] - len(seen)  # tokens of the model's own, before the text
+        begins = self._begins(read_row.ids, seen)
         shown = [
             trace.media.get(token, piece) for token, piece in zip(seen, pieces(self._tokenizer, seen), strict=True)
         ]
         trace = trace._replace(tokens=((*["#"] * ahead, *shown),))
+        prompt = (
+            1 if self._encodes else begins + len(read_row.ids)
+        )  # a decoder beside an encoder has its own first token
         if not self._encodes:
-            trace = read_row.placed(trace, ahead, len(trace.tokens[0]))
+            trace = read_row.placed(trace, ahead + begins, len(trace.tokens[0]))
         if new_tokens:
             trace = trace._replace(comparisons=(self._compare(ids, seen[prompt:], new_tokens, prompt + ahead),))
         if next_tokens:
@@ -171,17 +196,25 @@ class _Run:
             trace = trace._replace(next_tokens=(self._next_tokens(ids, read, next_tokens),))
         return trace
 
+    def _begins(self, row: list[int], seen: list[int]) -> int:
+        """Return the token at which the row begins: after the start token of a decoder beside an encoder of media."""
+        return int(self._apart and seen[: len(row)] != row)
+
     def _continue(self, ids: Tensor, new_tokens: int) -> list[int]:
-        config = greedy(new_tokens, pad_token(self._tokenizer))
-        media = placed_on(self._model, self._media)
-        output = self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            logits_processor=[OnlyNumbers()],
-            **media,
-        )
-        return output[0, 1 if self._encodes else ids.shape[1] :].tolist()
+        """Return the generated tokens that the model has read: the last one is generated and never read."""
+        seen, row = _Seen(), ids[0].tolist()
+        media = placed_on(self._model, {name: value for name, value in self._media.items() if name != MASK})
+        config = greedy(new_tokens + 1, pad_token(self._tokenizer))
+        given: dict[str, Any] = {"inputs": ids, "attention_mask": torch.ones_like(ids)}
+        if self._apart:  # what such a model suppresses, for instance, is in its own configuration
+            config = copy.deepcopy(self._model.generation_config)
+            config.update(do_sample=False, num_beams=1, max_new_tokens=new_tokens + 1, max_length=None)
+            given = {"decoder_input_ids": ids}
+            if MASK in self._media:
+                given["attention_mask"] = self._media[MASK].to(ids.device)
+        processors = [OnlyNumbers(), seen]
+        self._model.generate(**given, generation_config=config, logits_processor=processors, **media)
+        return seen.ids[1 if self._encodes else self._begins(row, seen.ids) + len(row) :]
 
     def _read(self, ids: Tensor, seen: Tensor) -> Foreign:
         """Run the model on the tokens that its decoder has seen; an encoder reads `ids`."""
@@ -196,7 +229,7 @@ class _Run:
 
     def _compare(self, ids: Tensor, steered: list[int], new_tokens: int, prompt: int) -> Comparison:
         """Continue without steering, and find where both continuations part; the last, unsteered token is left off."""
-        unsteered = self._continue(ids, new_tokens + 1)[:-1]
+        unsteered = self._continue(ids, new_tokens)
         pairs = zip_longest(steered, unsteered)
         first = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
         row = [*ids[0].tolist(), *unsteered]

@@ -1,15 +1,15 @@
-"""Incremental: the forward passes of all batches, held up together at every site until its rule is known.
+"""Incremental: the forward passes of all batches, paused together at every site until its rule is known.
 
-"Causal" fitting wants, at each site, activations that all earlier sites have already steered. Run anew for every site,
-that costs as many forward passes as there are sites. Here every batch runs in a thread of its own and waits at each
-site until the others are there and the rule is made, then goes on with its activations steered: each text runs through
-the model once. The price is memory: what the model holds of all batches between two sites, about (tokens of all texts)
-x width numbers, where fitting at once holds one batch.
+"Causal" fitting needs, at each site, activations that all earlier sites have already steered. Running the
+model anew for every site would cost as many forward passes as there are sites. Here every batch runs in a thread of its
+own and waits at each site until the others are there and the rule is made, then goes on with its activations steered:
+each text runs through the model once. The price is memory: the activations of all batches between two sites, about
+(tokens of all texts) x width numbers, where fitting at once holds one batch.
 
 One thread runs at a time, in the order of the batches, so the result is the same every time.
 
-Source: incremental estimation of AcT (arXiv 2410.23054, section 3.2). Limitations: it cannot
-resume in the middle.
+Source: incremental estimation of AcT (arXiv 2410.23054, section 3.2).
+Limitations: it cannot resume in the middle.
 """
 
 import threading
@@ -34,7 +34,7 @@ from dsas.runtime.rule import Rule
 
 
 class Held(NamedTuple):
-    """Where all passes are held up: the site, and for every batch what was read there (row, dim)."""
+    """Where all passes are paused: the site, and what was read there for every batch (row, dim)."""
 
     site: Site
     vectors: list[Float[Tensor, "row dim"]]
@@ -54,7 +54,7 @@ class PausedPasses(Leaving):
         self._way: General | None = None
 
     def steer(self, rule: Rule) -> None:
-        """Steer all batches by `rule` at the site where they are held up, at strength 1; weight 0 changes nothing."""
+        """Steer all batches by `rule` at the site where they are paused, at strength 1; weight 0 changes nothing."""
         weight = torch.tensor(rule.weight)
         self._way = General(rule.transform, rule.regulator, weight, False) if rule.weight > 0 else None
 
@@ -90,7 +90,9 @@ class PausedPasses(Leaving):
             sites = {place[0] for place in places if place is not None}
             if len(sites) != 1 or None in places:
                 missing = [str(site) for site in self._sites][done:]
-                raise SiteError(f"not every text reaches the same sites in the same order; left: {', '.join(missing)}")
+                raise SiteError(
+                    f"not all texts reach the same sites in the same order; not reached: {', '.join(missing)}"
+                )
             (site,) = sites
             self._way = None
             yield Held(site, [finite(site, place[1]) for place in places if place is not None])
@@ -100,7 +102,7 @@ class PausedPasses(Leaving):
             one = threading.current_thread()
             if not isinstance(one, _Pass):
                 return None
-            t = site.read(given)
+            t = site.read(given, self._reader.rows_at(site, given))
             one.pause(site, self._examples.pool(t, one.batch))
             if self._way is None:
                 return None
@@ -133,7 +135,7 @@ class _Pass(threading.Thread):
         return self._place
 
     def pause(self, site: Site, read: Tensor) -> None:
-        """Say where the pass is and wait. Raises StopForward when nobody wants it to go on."""
+        """Report where the pass is, and wait. Raises StopForward when the pass is no longer needed."""
         self._place = (site, read)
         self._wait.release()
         self._go.acquire()
@@ -154,7 +156,7 @@ class _Pass(threading.Thread):
                     self._examples.run(self.batch)
         except StopForward:
             pass
-        except BaseException as error:  # handed to the thread that waits for this one
+        except BaseException as error:  # passed to the thread that waits for this one
             self._error = error
         finally:
             self._wait.release()

@@ -1,9 +1,9 @@
-"""Conversation: messages with roles, as transformers, TRL and the OpenAI format have them; and what else an example is.
+"""Conversation: messages with roles, as in transformers, TRL and the OpenAI format, and the other kinds of example.
 
 | given as | becomes | its answer |
 |---|---|---|
 | a text | the text itself | - |
-| {"prompt": text, "completion": text} | `Completion`: raw text, no template, as TRL has it | the completion |
+| {"prompt": text, "completion": text} | `Completion`: raw text without a template, as in TRL | the completion |
 | [{"role": ..., "content": ...}, ...] | `Conversation` | the last message of the assistant |
 | {"messages": [...]} | `Conversation` | the same |
 | {"prompt": messages, "completion": messages} | `Conversation` | the same |
@@ -24,7 +24,11 @@ from dsas.model.chat import AS_IT_IS, Chat
 from dsas.model.media import Medium, medium_of
 
 Half = Literal["chosen", "rejected"]
-_SAID_OTHERWISE = ("tool_calls", "reasoning_content", "thinking")  # keys of a message that may be without a content
+_SAID_OTHERWISE = (
+    "tool_calls",
+    "reasoning_content",
+    "thinking",
+)  # with these keys, content may be missing
 ASSISTANT, SYSTEM, TOOL, USER = "assistant", "system", "tool", "user"
 
 
@@ -33,8 +37,8 @@ ASSISTANT, SYSTEM, TOOL, USER = "assistant", "system", "tool", "user"
 class Message:
     """One message.
 
-    content: its text; of several parts, all their texts, one after another. more: its other keys, such as tool_calls or
-    reasoning_content, as a JSON object. parts: texts and media in their order; empty where there is nothing but text.
+    content: its text, or the texts of all its parts, one after another. more: its other keys, such as tool_calls or
+    reasoning_content, as a JSON object. parts: texts and media in their order; empty if there is only text.
     """
 
     role: str
@@ -61,9 +65,9 @@ class Message:
 @final
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in their order, at least one, and the options that their template gets.
+    """Messages in their order, at least one, and the options for their template.
 
-    `Conversation.of` makes one of dictionaries. Options of `Reading(chat=...)` are for those that have none.
+    `Conversation.of` makes one from dictionaries. Options of `Reading(chat=...)` apply to those without options.
     """
 
     messages: tuple[Message, ...]
@@ -79,12 +83,12 @@ class Conversation:
         return replace(self, chat=chat) if self.chat == AS_IT_IS else self
 
     def answered(self, answer: str) -> "Conversation":
-        """Return this conversation with an answer of the assistant behind it."""
+        """Return this conversation followed by an answer of the assistant."""
         return replace(self, messages=(*self.messages, Message(ASSISTANT, answer)))
 
     @property
     def asked(self) -> tuple[Message, ...]:
-        """The messages with the system message of the options in front, where there is none yet."""
+        """The messages, beginning with the system message of the options if they have none."""
         if self.chat.system is None or self.messages[0].role == SYSTEM:
             return self.messages
         return (Message(SYSTEM, self.chat.system), *self.messages)
@@ -107,22 +111,36 @@ class Completion:
         return {"prompt": self.prompt, "completion": self.completion}
 
 
-Content = str | Completion | Conversation  # what an example holds
+Content = str | Completion | Conversation  # the content of an example
 
 
 def kind_of(content: Content) -> str:
-    """Return what a content is called."""
+    """Return the name of a content's kind."""
     if isinstance(content, str):
         return "text"
     return "prompt with completion" if isinstance(content, Completion) else "conversation"
 
 
 def has_answer(content: Content) -> bool:
-    """Return whether a content ends with an answer, but for a tool's results."""
+    """Return whether a content ends with an answer, not counting results of tools after it."""
     if not isinstance(content, Conversation):
         return isinstance(content, Completion)
     roles = [one.role for one in content.messages if one.role != TOOL]
     return bool(roles) and roles[-1] == ASSISTANT
+
+
+def up_to_answer(content: Conversation, *, instruction: bool) -> tuple[Message, ...]:
+    """Return the messages up to the answer, which is the last; instruction: those before it. Raises TextsError."""
+    messages = content.asked
+    if instruction and not has_answer(content):
+        return messages
+    if not has_answer(content):
+        raise TextsError(
+            f"the conversation {as_text(content)!r:.80} ends with a message of {messages[-1].role}, so it has no "
+            "answer: add the assistant's, or read dsas.Reading(tokens='last-instruction')"
+        )
+    last = max(number for number, one in enumerate(messages) if one.role != TOOL)
+    return messages[:last] if instruction else messages[: last + 1]
 
 
 def media_of(content: Content) -> list[Medium]:
@@ -131,7 +149,7 @@ def media_of(content: Content) -> list[Medium]:
 
 
 def before_answer(content: Content) -> Content:
-    """Return what stands before an answer; all where there is none."""
+    """Return what comes before an answer; everything where there is none."""
     if isinstance(content, Completion):
         return content.prompt
     if isinstance(content, str) or not has_answer(content):
@@ -141,12 +159,12 @@ def before_answer(content: Content) -> Content:
 
 
 def as_json(content: Content | Json) -> Json:
-    """Return a content as JSON-ready values; what is JSON-ready already, as it is."""
+    """Return a content as JSON-ready values; values that are JSON-ready are returned unchanged."""
     return content.as_dict() if isinstance(content, Completion | Conversation) else content
 
 
 def as_text(content: Content) -> str:
-    """Return everything a content says as one text, roles included, for people and for comparisons."""
+    """Return a whole content as one text, with roles, to show or to compare."""
     if isinstance(content, str):
         return content
     if isinstance(content, Completion):
@@ -155,7 +173,7 @@ def as_text(content: Content) -> str:
 
 
 def answer_text(content: Content) -> str:
-    """Return what counts of a content unless told otherwise: the answer, or all of a text."""
+    """Return the part of a content that counts by default: the answer, or all of a text."""
     if isinstance(content, str):
         return content
     if isinstance(content, Completion):
@@ -165,7 +183,7 @@ def answer_text(content: Content) -> str:
 
 
 def instruction_text(content: Content) -> str:
-    """Return what an answer is asked for by: the prompt, or the last message that is no answer; all of a text."""
+    """Return what asks for the answer: the prompt, or the last message that is no answer; all of a text."""
     if isinstance(content, str):
         return content
     if isinstance(content, Completion):
@@ -177,7 +195,7 @@ def instruction_text(content: Content) -> str:
 def content_of(given: Any, where: str, half: Half | None = None) -> Content:
     """Return what the user gave as a text, a prompt with its completion, or a conversation.
 
-    where: how messages call it. half: which half of {"chosen": ..., "rejected": ...} is meant. Raises TextsError.
+    where: its name in error messages. half: which half of {"chosen": ..., "rejected": ...} to take. Raises TextsError.
     """
     if isinstance(given, Conversation | Completion):
         return given
@@ -194,6 +212,7 @@ def content_of(given: Any, where: str, half: Half | None = None) -> Content:
 
 
 def _of_mapping(given: Mapping[str, Any], where: str, half: Half | None) -> Content:
+    given = {key: value for key, value in given.items() if value is not None}  # columns that other rows have
     if "messages" in given:
         return Conversation(_messages(given["messages"], where))
     if "chosen" in given or "rejected" in given:
@@ -202,7 +221,7 @@ def _of_mapping(given: Mapping[str, Any], where: str, half: Half | None) -> Cont
         if half not in given:
             raise TextsError(f"{where}: expected both 'chosen' and 'rejected', got no {half!r}")
         return _joined(given.get("prompt"), given[half], where)
-    if "completion" in given and given.get("prompt") is not None:
+    if "completion" in given and "prompt" in given:
         return _joined(given["prompt"], given["completion"], where)
     raise TextsError(
         f"{where}: expected 'messages', 'prompt' with 'completion', or 'chosen' with 'rejected', got the keys "

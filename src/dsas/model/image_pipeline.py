@@ -32,7 +32,7 @@ from dsas.parallel.workers import Spread
 class ImagePipeline:
     """A pipeline of text encoders and a denoiser."""
 
-    measured_by = "pictures over strengths show them, as `dsas images` draws them"
+    measured_by = "look at pictures over strengths, as `dsas images` draws them"
 
     def __init__(self, module: PipelineModules) -> None:
         self.module = module
@@ -61,7 +61,7 @@ class ImagePipeline:
         return PictureRecorder(sites)
 
     def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
-        """Raise OptionError unless both branches are asked for, or where a site is a part of what its module gives."""
+        """Raise OptionError unless both branches are steered, and for a site that is a part of its module's output."""
         kind = type(self.module.pipeline).__name__
         if branch != "both":
             raise OptionError(
@@ -71,11 +71,11 @@ class ImagePipeline:
         joint = [str(site) for site in sites if self.module.is_joint(site)]
         if joint:
             raise OptionError(
-                f"{joint[0]} is one of two streams in one sequence, which a fused module does not know: use apply()"
+                f"{joint[0]} is one of two streams in one sequence, which a fused module cannot tell apart: use apply()"
             )
 
     def examples(self, reading: Any = None, *, training: bool = False) -> "PictureExamples":
-        """Return how prompts are read. Raises OptionError for a reading of another kind, or what training cannot do."""
+        """Return how prompts are read. Raises OptionError for a reading of another kind, or unsupported in training."""
         drawing = reading or (Drawing(steps=1) if training else Drawing())
         if not isinstance(drawing, Drawing):
             raise OptionError(f"a pipeline is read by a dsas.Drawing, got a {type(drawing).__name__}")
@@ -92,7 +92,7 @@ class ImagePipeline:
 
 @final
 class PictureExamples:
-    """Prompts as a pipeline reads them: pictures that are drawn, and what the sites did meanwhile."""
+    """Prompts as a pipeline reads them: pictures are drawn, and the activations of the sites are read meanwhile."""
 
     def __init__(self, module: PipelineModules, reading: Drawing) -> None:
         self.module, self.reading, self.batch_size = module, reading, reading.batch_size
@@ -120,7 +120,7 @@ class PictureExamples:
     def vectors(
         self, batches: Sequence[Prompts], sites: Sequence[Site]
     ) -> Iterator[dict[Site, Float[Tensor, "row step sample dim"]]]:
-        """Yield what every site did while each batch was drawn, float32 on the CPU."""
+        """Yield the activations of every site while each batch was drawn, float32 on the CPU."""
         return drawn_activations(self.module, batches, sites, self.reading)
 
     def labelled_tokens(
@@ -135,7 +135,7 @@ class PictureExamples:
         directions: Mapping[Site, Float[Tensor, "dim direction"]],
         advance: Callable[[], None],
     ) -> None:
-        """Return None: the positions of a picture are no row of tokens that follow each other."""
+        """Return None: the positions of a picture are not a sequence of tokens."""
 
     def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> NoReturn:
         """Raise OptionError: a pipeline generates no text."""
@@ -147,7 +147,7 @@ class PictureExamples:
 
     def run(self, batch: Prompts) -> Foreign:
         """Draw a batch to the latents, with gradients where the caller records them."""
-        call = inspect.unwrap(type(self.module.pipeline).__call__)  # torch.no_grad() is wrapped around it
+        call = inspect.unwrap(type(self.module.pipeline).__call__)  # the pipeline's call is wrapped in torch.no_grad()
         return draw(self.module.pipeline, batch, self.reading, call=call)
 
     def real(self, batch: Prompts) -> Bool[Tensor, "row 1"]:
@@ -156,19 +156,23 @@ class PictureExamples:
 
     counted = real
 
+    def counted_at(self, batch: Prompts, site: Site, count: int) -> Bool[Tensor, "row place"]:
+        """Return that every position counts."""
+        return torch.ones(len(batch.prompts), count, dtype=torch.bool)
+
     def pool(self, t: Float[Tensor, "row token dim"], batch: Prompts) -> Float[Tensor, "row dim"]:
-        """Return the mean over the positions of each picture; gradients pass."""
+        """Return the mean over the positions of each picture; gradients flow through."""
         return t.to(torch.promote_types(t.dtype, torch.float32)).mean(1)
 
     def follow(self, hooks: Hooks, sites: Sequence[Site]) -> Callable[[Site, Tensor, Any], ForwardPass]:
-        """Let the passes of a run be seen, and return what says which rows of a site's activation are read."""
+        """Watch the passes of a run, and return the function that chooses the rows of a site's activation to read."""
         reader = PicturePasses(self.module, self.reading.branch)
         watch(hooks, reader, self.module, sites)
         return reader.at
 
 
 def _sizes(denoiser: nn.Module) -> tuple[int, int]:
-    """Return width and depth of a denoiser by its config; a U-Net has those of its narrow end and its levels."""
+    """Return width and depth of a denoiser by its config; for a U-Net, the width of its bottleneck and its levels."""
     config: Any = getattr(denoiser, "config", {})
     levels = config.get("block_out_channels")
     if levels:

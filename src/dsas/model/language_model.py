@@ -12,11 +12,13 @@ from dsas.files.json_values import JsonObject
 from dsas.model.activations import TokenProjections, pooled, pooled_activations, token_projections
 from dsas.model.chat import AS_IT_IS
 from dsas.model.conversation import Content, Conversation, as_json, before_answer, media_of
+from dsas.model.encoded_media import Frames, encodes_media
 from dsas.model.examples import ExampleSets, Spans
 from dsas.model.foreign import Foreign, Tokenizer
 from dsas.model.hooks import Hooks
 from dsas.model.identity import ModelIdentity
 from dsas.model.labelled_tokens import LabelledTokens, labelled_tokens
+from dsas.model.layers import tokens_ahead
 from dsas.model.pipeline_modules import Branch
 from dsas.model.reading import Reading, Tokens
 from dsas.model.rendering import Rendered, covered, rendered
@@ -40,7 +42,7 @@ class LanguageModel:
         self.module = module
         self.tokenizer = tokenizer
         if tokenizer is not None:
-            text_tokenizer(tokenizer)  # refuses what is none, and has none
+            text_tokenizer(tokenizer)  # raises for anything but a tokenizer; a model alone has none
 
     @property
     def identity(self) -> ModelIdentity:
@@ -54,15 +56,16 @@ class LanguageModel:
     def passes(
         self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool, by: object = None
     ) -> TokenPasses:
-        """Return the reader of the model's passes; `branch` is that of `generate(guidance_scale=...)`."""
+        """Return the reader of the model's passes; `branch` refers to `generate(guidance_scale=...)`."""
         return TokenPasses(self.module, read_prompt_tokens(prompt_tokens), branch, by)
 
     def recorder(self, sites: Sequence[str]) -> TokenRecorder:
         """Return what records applied strengths by token."""
-        return TokenRecorder(sites, placeholders(getattr(self.module, "config", None)))
+        media = placeholders(getattr(self.module, "config", None))
+        return TokenRecorder(sites, media, ahead=tokens_ahead(self.module))
 
     def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
-        """Accept everything: a language model has branches in `generate(guidance_scale=...)` alone."""
+        """Accept everything: a language model has branches only in `generate(guidance_scale=...)`."""
 
     def examples(self, reading: Any = None, *, training: bool = False) -> "TextExamples":
         """Return how texts are read.
@@ -77,6 +80,11 @@ class LanguageModel:
         if training and reading.incremental:
             raise OptionError("training reads all sites at once: use a Reading without incremental=True")
         check_reads_texts(self.module)
+        if encodes_media(self.module) and (training or reading.incremental):
+            raise OptionError(
+                f"{type(self.module).__name__} reads sounds or pictures with its encoder, which are read at once: no "
+                "training, and no incremental=True"
+            )
         return TextExamples(self.module, self.tokenizer, reading)
 
 
@@ -88,7 +96,9 @@ class TextExamples:
         self.module, self.reading, self.tokenizer = module, reading, tokenizer
         self.batch_size, self.incremental, self.spread = reading.batch_size, reading.incremental, reading.spread
         self.by_position = self.per_step = False
-        self.regulator = "logistic" if reading.tokens in ("last", "last-instruction") else "evidence"
+        self._frames = Frames(module)
+        pooled_alone = reading.tokens in ("last", "last-instruction") or encodes_media(module)
+        self.regulator = "logistic" if pooled_alone else "evidence"
 
     def as_dict(self) -> JsonObject:
         """Return how examples are read, JSON-ready."""
@@ -97,7 +107,7 @@ class TextExamples:
         return found if self.reading.chat == AS_IT_IS else {**found, "chat": self.reading.chat.as_dict()}
 
     def check(self, sets: ExampleSets) -> None:
-        """Raise TextsError for sets whose conversations are the same up to the answer, where no more is read."""
+        """Raise TextsError for sets whose conversations are the same up to the answer, if no more is read."""
         if self.reading.tokens != "last-instruction":
             return
         asked = {name: set(map(before_answer, members)) for name, members in sets.as_dict().items()}
@@ -118,7 +128,9 @@ class TextExamples:
         """Return the examples in batches of at most `size`, sorted by length, padded on the right."""
         rows = self._rows(texts, self.reading.tokens)
         counted = [row.counted for row in rows]
-        found = list(batches([row.ids for row in rows], size, pad=self.pad_token(), side="right", counted=counted))
+        found = list(
+            batches([row.ids for row in rows], size, pad=self.pad_token(), side="right", counted=counted, oblong=True)
+        )
         for batch in found:
             check_tokens(self.module, batch.tokens.shape[1], int(batch.tokens.max()))
         return found
@@ -137,6 +149,8 @@ class TextExamples:
         """Return single tokens, labelled by spans of characters. Raises OptionError when read incrementally."""
         if self.incremental:
             raise OptionError("spans need activations of the unsteered model: use a Reading without incremental=True")
+        if self._frames.any(sites):
+            raise OptionError("spans are of the text that the decoder reads: choose sites of the decoder")
         marks = covered(self.tokenizer, self._under(texts), spans, self.reading.tokens)
         found = self.batches(texts, range(len(texts)), self.batch_size)
         return labelled_tokens(self.module, found, marks, sites, skip_sinks=self.reading.skip_sinks, advance=advance)
@@ -146,8 +160,13 @@ class TextExamples:
         texts: Sequence[Content],
         directions: Mapping[Site, Float[Tensor, "dim direction"]],
         advance: Callable[[], None],
-    ) -> TokenProjections:
-        """Return what each row's tokens but the first are along the directions of each site, and which count."""
+    ) -> TokenProjections | None:
+        """Return what each row's tokens but the first are along the directions of each site, and which count.
+
+        None where one of the sites is in an encoder of sounds or pictures, which has no tokens.
+        """
+        if self._frames.any(list(directions)):
+            return None
         batches = self.batches(texts, range(len(texts)), self.batch_size)
         values: dict[int, Tensor] = {}
         counted: dict[int, Tensor] = {}
@@ -162,8 +181,8 @@ class TextExamples:
     def rows(self, texts: Sequence[Content], tokens: Tokens = "auto") -> list[Rendered]:
         """Return the tokens of each example, cut to `reading.max_tokens` with a warning, and which of them count.
 
-        Raises TextsError for one of which no token that counts is left, and for pictures, videos and sounds, which
-        tokens alone do not tell.
+        Raises TextsError for an example with no token left that counts, and for pictures, videos and sounds, which
+        tokens alone do not hold.
         """
         if any(media_of(one) for one in texts):
             raise TextsError(
@@ -202,13 +221,18 @@ class TextExamples:
         """Return which tokens of a batch count."""
         return batch.counted
 
+    def counted_at(self, batch: Batch, site: Site, count: int) -> Bool[Tensor, "row place"]:
+        """Return which of a site's `count` places count: those of tokens, or of what its encoder takes."""
+        own = self._frames.of(site, inputs_of(batch), count)
+        return batch.counted if own is None else own
+
     def pool(self, t: Float[Tensor, "row token dim"], batch: Batch) -> Float[Tensor, "row dim"]:
-        """Return one vector per row; gradients pass."""
+        """Return one vector per row; gradients flow through."""
         own = own_tokens(t, batch.mask, "a site")
         return pooled(own, batch.mask, batch.counted, skip_sinks=self.reading.skip_sinks)
 
     def _under(self, texts: Sequence[Content]) -> list[Content]:
-        """Return the examples, conversations with the options of the reading."""
+        """Return the examples; conversations get the options of the reading."""
         return [one.under(self.reading.chat) if isinstance(one, Conversation) else one for one in texts]
 
     def follow(self, hooks: Hooks, sites: Sequence[Site]) -> None:

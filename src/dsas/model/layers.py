@@ -1,14 +1,14 @@
 """Layers: where language models keep their decoder, its layers, and the parts of a layer that shorthands name.
 
 Families name the same parts differently. A shorthand takes, in every layer, the first of the names below that the layer
-has; layers that have none are left out, and a shorthand that no layer has is not known. What is found so for the causal
-families of transformers is in docs/howto/models.md; `benchmarks/families.py` builds each of them and checks it.
+has; layers without one are skipped, and a shorthand that no layer has is unknown. docs/howto/models.md lists the result
+for the causal families of transformers; `benchmarks/families.py` builds each of them and checks it.
 
 | shorthand | what it names |
 |---|---|
 | residual | a layer: the residual stream after it |
 | norm | the norm added to the stream after the feed-forward, or else the one before it, or the layer's only one |
-| attention | the attention, or what stands in its place: a state space, a convolution, a recurrence |
+| attention | the attention, or what takes its place: a state space, a convolution, a recurrence |
 | mlp | the feed-forward, mixtures of experts included |
 | heads | the input of the attention's output projection: its heads side by side |
 """
@@ -38,21 +38,27 @@ _PARTS: dict[str, Sequence[str]] = {
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo", "o", "out_lin", "output.dense")
 # Models that keep each part of their layers in a list of its own, by the decoder's class.
 _BESIDE = {"XLMModel": {"residual": "layer_norm2", "norm": "layer_norm1", "attention": "attentions", "mlp": "ffns"}}
-_MIXES = re.compile("AltUp|HyperConnection")  # parts of layers that mix several residual streams
-_FLAT = ("OPTDecoderLayer",)  # whose norm and feed-forward give (batch * token, dim)
+_MIXES = re.compile("AltUp|HyperConnection")  # modules of layers that mix several residual streams
+_FLAT = ("OPTDecoderLayer",)  # layers whose norm and feed-forward return (batch * token, dim)
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the module that runs the decoder layers: what every language-model head calls exactly once a pass."""
+    """Return the module that runs the decoder layers, which every language-model head calls exactly once per pass."""
     find, find_head = (getattr(model, f"get_{part}", None) for part in ("decoder", "output_embeddings"))
     decoder = find() if callable(find) else None
-    if decoder is not None and callable(find_head) and decoder is find_head():  # as ModernBERT calls its head
+    if decoder is not None and callable(find_head) and decoder is find_head():  # the head of ModernBERT
         decoder = getattr(model, "base_model", None)
     return decoder if isinstance(decoder, nn.Module) else model
 
 
+def tokens_ahead(model: nn.Module) -> int:
+    """Return how many tokens of its own a decoder puts before a text, inside itself (CPM-Ant)."""
+    found = getattr(decoder_of(model), "prompt_length", 0)
+    return found if isinstance(found, int) else 0
+
+
 def encoder_of(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
-    """Return the encoder of a model that has one beside its decoder."""
+    """Return the encoder of a model that has one as well as a decoder."""
     config, find = getattr(model, "config", None), getattr(model, "get_encoder", None)
     if not getattr(config, "is_encoder_decoder", False) or not callable(find):
         return None
@@ -61,7 +67,7 @@ def encoder_of(model: nn.Module, decoder: nn.Module) -> nn.Module | None:
 
 
 def layer_paths(model: nn.Module) -> list[str]:
-    """Return the paths of the decoder's layers, in order; none where it keeps them under no known name."""
+    """Return the paths of the decoder's layers, in order; none if they have no known name."""
     decoder, found = decoder_of(model), list[str]()
     prefix = next((path for path, module in model.named_modules() if module is decoder), "")
     for path, module in decoder.named_modules():
@@ -72,7 +78,7 @@ def layer_paths(model: nn.Module) -> list[str]:
 
 
 def part_paths(model: nn.Module, shorthand: str) -> list[str]:
-    """Return the paths of the modules that a shorthand names. Raises SiteError where it is not known for a model."""
+    """Return the paths of the modules that a shorthand names. Raises SiteError where it is unknown for a model."""
     layers = layer_paths(model)
     beside = [] if layers else _lists_beside(model, shorthand)
     if beside:
@@ -96,7 +102,7 @@ def part_paths(model: nn.Module, shorthand: str) -> list[str]:
 
 
 def _lists_beside(model: nn.Module, shorthand: str) -> list[str]:
-    """Return the modules that a shorthand names where a decoder has lists of parts in place of a list of layers."""
+    """Return the modules that a shorthand names in a decoder with lists of parts instead of a list of layers."""
     decoder = decoder_of(model)
     own = _BESIDE.get(type(decoder).__name__, {}).get("attention" if shorthand == "heads" else shorthand)
     if own is None:
@@ -107,18 +113,18 @@ def _lists_beside(model: nn.Module, shorthand: str) -> list[str]:
 
 
 def check_one_stream(model: nn.Module, path: str) -> None:
-    """Raise SiteError for a layer whose residual has several streams, which no activation is."""
+    """Raise SiteError for a layer whose residual has several streams, so that it is no single activation."""
     layer = model.get_submodule(path)
     mixed = next((type(part).__name__ for part in layer.children() if _MIXES.search(type(part).__name__)), None)
     if mixed:
         raise SiteError(
-            f"{path!r} ({type(layer).__name__}) keeps a residual of several streams ({mixed}), which no one activation "
-            "is: steer what is added to it, with sites='mlp' or sites='attention'"
+            f"{path!r} ({type(layer).__name__}) keeps a residual of several streams ({mixed}), which is no single "
+            "activation: steer what is added to it, with sites='mlp' or sites='attention'"
         )
 
 
 def head_count(model: nn.Module, path: str) -> int:
-    """Return how many heads stand side by side in what the output projection at `path` takes. Raises SiteError."""
+    """Return the number of heads in the input of the output projection at `path`. Raises SiteError."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     attention, projection = (model.get_submodule(one) for one in (path.rpartition(".")[0], path))
@@ -133,6 +139,6 @@ def head_count(model: nn.Module, path: str) -> int:
 
 
 def _first(model: nn.Module, path: str, names: Sequence[str]) -> list[str]:
-    """Return the path of the first of these that a module has, if it has any."""
+    """Return the path of the first of these names that a module has, if any."""
     own = dict(model.get_submodule(path).named_modules())
     return next(([f"{path}.{name}"] for name in names if name in own), [])

@@ -1,11 +1,11 @@
 """Loading: a language model and its tokenizer from a local folder, a hub id or a GGUF file; a pipeline.
 
 A model that continues texts is loaded as such, one with an encoder with both sides, and one of texts with pictures or
-sounds whole, with its processor, which then stands for the tokenizer.
+sounds whole, with its processor, which then stands for the tokenizer; so is one that writes down speech (Whisper).
 
-`precision="auto"` keeps the dtype of the checkpoint where the processor is fast in it, and else takes float32, which
-holds every value of the checkpoint: on a GPU it always keeps it; on a CPU it keeps bfloat16 and float16 only where
-/proc/cpuinfo lists instructions for them. Tokens per second of processor time on one core, SmolLM2-135M, float32 = 1
+`precision="auto"` keeps the dtype of the checkpoint if the processor is fast in it, and otherwise takes float32, which
+holds every value of the checkpoint. A GPU always keeps it; a CPU keeps bfloat16 and float16 only if /proc/cpuinfo lists
+instructions for them. Tokens per second of processor time on one core, SmolLM2-135M, float32 = 1
 (`benchmarks/precision.py`):
 
 | CPU | bfloat16, generating | reading | float16, generating | reading |
@@ -19,6 +19,7 @@ Limitations: on systems without /proc/cpuinfo a CPU counts as one without such i
 import json
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,17 +32,18 @@ from dsas.model.foreign import Foreign
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}  # by the names of safetensors
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-SPREADS = ("balanced", "sequential")  # what transformers takes as `device_map` and `device` means here, too
+SPREADS = ("balanced", "sequential")  # values of transformers' `device_map` that `device` accepts here, too
 CPU_INFO = Path("/proc/cpuinfo")
-_INSTRUCTIONS = {  # of the names that Linux gives them, those that make products in a precision fast
+_INSTRUCTIONS = {  # Linux's names of the instructions that make products in a precision fast
     torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16", "svebf16"},
     torch.float16: {"avx512_fp16", "amx_fp16", "fphp", "asimdhp"},
 }
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode and the tokenizer that belongs to it, or the processor of one that sees or hears."""
+    """A model in evaluation mode and its tokenizer, or the processor of a multimodal model."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -51,10 +53,10 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     """Load a language model by folder, hub id, or path of a .gguf file, in evaluation mode.
 
     device: "auto" takes a GPU when there is one, else anything torch.device takes; or one of `SPREADS`, which spreads
-    the layers over all GPUs, and what they cannot hold over main memory and disk (needs accelerate).
+    the layers over all GPUs, and the rest over main memory and disk (needs accelerate).
     precision: one of `PRECISIONS`; "auto" is the dtype of the checkpoint, or float32 on a CPU that is slow in it.
-    Raises OptionError when nothing can be loaded from `name` or the device is not there, MissingExtraError for a GGUF
-    file or a spread without what they need.
+    Raises OptionError when nothing can be loaded from `name` or the device does not exist, MissingExtraError for a GGUF
+    file or a spread without the packages they need.
     """
     place = _checked(device, precision)
     path = Path(name)
@@ -78,14 +80,15 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
 
 
 def _reader(source: str, gguf: str | None) -> tuple[Foreign, Foreign]:
-    """Return the tokenizer, or the processor of a model that sees or hears, and the class that loads the model."""
-    import transformers  # which `import dsas` must not load
+    """Return the tokenizer, or the processor of a multimodal model, and the class that loads the model."""
+    import transformers  # `import dsas` must not load it
 
     auto: Foreign = transformers
     if gguf is not None:
         return auto.AutoTokenizer.from_pretrained(source, gguf_file=gguf), auto.AutoModelForCausalLM
     config = auto.AutoConfig.from_pretrained(source)
-    sees = type(config) in auto.AutoModelForMultimodalLM._model_mapping
+    hears = config.is_encoder_decoder and type(config) in auto.AutoModelForSpeechSeq2Seq._model_mapping
+    sees = hears or type(config) in auto.AutoModelForMultimodalLM._model_mapping
     both = config.is_encoder_decoder and type(config) in auto.AutoModelForSeq2SeqLM._model_mapping
     if not sees or both:
         kind = auto.AutoModelForSeq2SeqLM if both else auto.AutoModelForCausalLM
@@ -97,11 +100,11 @@ def _reader(source: str, gguf: str | None) -> tuple[Foreign, Foreign]:
     if not hasattr(found, "tokenizer"):
         said = f"no processor of {source!r} could be loaded, so only texts are read: {reason}"
         warnings.warn(said, DsasWarning, stacklevel=4)
-    return found, auto.AutoModelForMultimodalLM
+    return found, auto.AutoModelForSpeechSeq2Seq if hears else auto.AutoModelForMultimodalLM
 
 
 def fast_on_this_cpu(dtype: torch.dtype) -> bool:
-    """Return whether this machine's CPU has instructions for a dtype, as all have for float32."""
+    """Return whether this machine's CPU has instructions for a dtype; every CPU has them for float32."""
     if dtype not in _INSTRUCTIONS:
         return True
     said = CPU_INFO.read_text(encoding="utf-8") if CPU_INFO.is_file() else ""
@@ -109,7 +112,7 @@ def fast_on_this_cpu(dtype: torch.dtype) -> bool:
 
 
 def find_device(device: str) -> torch.device:
-    """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError when it is not there.
+    """Return the device of that name; "auto" is a GPU when there is one. Raises OptionError for a missing device.
 
     Each process of torchrun has a GPU of its own while there are enough. "balanced" and "sequential" give the device
     of "auto", for a model that is not spread and runs beside one that is.
@@ -125,7 +128,7 @@ def find_device(device: str) -> torch.device:
 
 
 def _gguf_options(file: str) -> JsonObject:
-    """Return what makes transformers read a GGUF file into ordinary dense weights."""
+    """Return the options with which transformers reads a GGUF file into ordinary dense weights."""
     for package in ("gguf", "accelerate"):
         _need(package, "gguf")
     try:
@@ -155,11 +158,14 @@ def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -
         from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusion") from error
-    options = {} if precision == "auto" else {"torch_dtype": getattr(torch, precision)}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(name, **options)
+        folder = name if Path(name).is_dir() else DiffusionPipeline.download(name)
+        dtype = _stored_dtype(Path(folder)) if precision == "auto" else getattr(torch, precision)
+        if precision == "auto" and place.type == "cpu" and not fast_on_this_cpu(dtype):
+            dtype = torch.float32
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        newer = isinstance(error, (AttributeError, ImportError))  # a class that the folder names is not there
+        newer = isinstance(error, (AttributeError, ImportError))  # a class that the folder names does not exist
         hint = "; it may need a newer diffusers or transformers, or a package beside them" if newer else ""
         hint = _made_by(Path(name)) or hint
         raise OptionError(f"no pipeline could be loaded from {name!r} (a folder or hub id): {error}{hint}") from error
@@ -167,8 +173,23 @@ def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -
     return pipeline.to(place)
 
 
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the number format of a pipeline's denoiser in its folder, for all parts; float32 where none is stored.
+
+    Left to themselves, diffusers reads its parts in float32 and transformers reads text encoders as they are stored.
+    """
+    for file in sorted([*folder.glob("unet/*.safetensors"), *folder.glob("transformer/*.safetensors")]):
+        if "." in file.stem:  # a variant, which is not what is loaded
+            continue
+        with file.open("rb") as stored:
+            header = json.loads(stored.read(int.from_bytes(stored.read(8), "little")))
+        kinds = Counter(tensor["dtype"] for name, tensor in header.items() if name != "__metadata__")
+        return _STORED.get(kinds.most_common(1)[0][0], torch.float32)
+    return torch.float32
+
+
 def _made_by(folder: Path) -> str:
-    """Return which release of diffusers wrote a folder, where that is not this one, and what to do."""
+    """Return which other release of diffusers wrote a folder, and what to do; empty if it was this one."""
     from diffusers import __version__
 
     try:

@@ -1,13 +1,16 @@
 """Media: the pictures, videos and sounds of a conversation's messages.
 
-A message holds them as parts of its content, as transformers has it:
+A message holds them as parts of its content, as in transformers:
 
     {"role": "user", "content": [{"type": "image", "image": PIL image or path}, {"type": "text", "text": "What?"}]}
 
-Two media are the same when their numbers are, or, of two files, their bytes.
+Two media are the same when their numbers are the same or, for two files, their bytes.
 
-Limitations: nothing is fetched from a network, so addresses are refused. A sound that is given as numbers has the
-sampling rate of the model's processor.
+A sound that is given as numbers has the sampling rate of the model's processor; with a rate of its own,
+{"array": ..., "sampling_rate": ...}, as `datasets` has it, another one is refused.
+
+Limitations: nothing is fetched from a network, so addresses are refused. Files of sounds are read by transformers,
+which needs torchcodec or soundfile and soxr.
 """
 
 import base64
@@ -25,7 +28,7 @@ from dsas.model.foreign import Foreign
 
 Kind = Literal["image", "video", "audio"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_HOLDERS = ("url", "path", "base64", "image_url", "audio_url", "video_url")  # where other formats have it
+_HOLDERS = ("url", "path", "base64", "image_url", "audio_url", "video_url")  # the key in other formats
 
 
 @final
@@ -52,7 +55,7 @@ class Medium:
 def medium_of(part: Mapping[str, Any], where: str) -> Medium | None:
     """Return the medium of a message's part, None for a part of another type.
 
-    where: how messages call it. Raises TextsError for a part without a value, and for one that cannot be read.
+    where: its name in error messages. Raises TextsError for a part without a value, or one that cannot be read.
     """
     kind = str(part.get("type", "")).removesuffix("_url")
     if kind not in KINDS:
@@ -71,9 +74,28 @@ def medium_of(part: Mapping[str, Any], where: str) -> Medium | None:
     return Medium(cast(Kind, kind), digest.hexdigest()[:16], value)
 
 
+def sound_of(medium: Medium, rate: int) -> Foreign:
+    """Return a sound as numbers at a sampling rate in Hz. Raises TextsError for one that has another, or no reader."""
+    value = medium.value
+    if isinstance(value, Mapping):
+        if value["sampling_rate"] != rate:
+            raise TextsError(
+                f"a sound has {value['sampling_rate']} values per second, the model takes {rate}: resample it"
+            )
+        return value["array"]
+    if not isinstance(value, str | PathLike):
+        return value
+    from transformers.audio_utils import load_audio
+
+    try:
+        return load_audio(str(value), sampling_rate=rate)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise TextsError(f"the sound {str(value)!r:.80} cannot be read; give it as numbers: {error}") from error
+
+
 def _decoded(address: str, where: str) -> Foreign:
     """Return the picture of a data: address."""
-    from PIL import Image  # only where there are pictures
+    from PIL import Image  # imported only if there are pictures
 
     try:
         return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2], validate=True)))
@@ -91,11 +113,14 @@ def _digest(value: Foreign, digest: "hashlib._Hash", where: str, kind: str) -> N
             raise TextsError(f"{where}: the {kind} cannot be read: {error}") from error
     elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL image
         digest.update(f"{value.mode}{value.size}".encode() + value.tobytes())
+    elif isinstance(value, Mapping) and {"array", "sampling_rate"} <= value.keys():
+        digest.update(f"{value['sampling_rate']}".encode())
+        _digest(value["array"], digest, where, kind)
     elif isinstance(value, Sequence) and value and not isinstance(value[0], float | int):
         for one in value:
             _digest(one, digest, where, kind)
     else:
-        import numpy as np  # only where there are arrays: commands begin without it
+        import numpy as np  # imported only if there are arrays: commands start without it
 
         numbers = np.asarray(value)
         if numbers.dtype.kind not in "biuf" or not numbers.size:

@@ -1,9 +1,9 @@
 """Picture passes: which rows of a pipeline's pass are steered, and which denoising step it is.
 
-Neither is told by the model's arguments alone: `dsas.model.guidance` tells rows from how many pictures the run has and
-the order of its branches, `dsas.model.denoising` the step from the scheduler. Both are known inside of a run of the
-pipeline alone, from its beginning on (`dsas.model.pipeline_runs`). What is not known is refused at a site that is
-steered by branch; `branch="both"` steers all rows.
+The model's arguments alone say neither. `dsas.model.guidance` finds the rows from the number of pictures in the run and
+the order of its branches, `dsas.model.denoising` finds the step from the scheduler. Both are known only inside a run of
+the pipeline that was watched from its beginning (`dsas.model.pipeline_runs`). Anything unknown is an error at a site
+that is steered by branch; `branch="both"` steers all rows.
 
 Source: classifier-free guidance, arXiv 2207.12598. Limitations: no more than two branches (perturbed attention and
 editing by instruction have three), and only families whose order of branches was checked.
@@ -31,10 +31,10 @@ _WAY_OUT = "apply with branch='both', which steers all rows"
 
 
 class _Pass(NamedTuple):
-    """A call of one part: the rows of its batch, which are steered or why that is not known, and its denoising step.
+    """A call of one part: the rows of its batch, which are steered (or why this is unknown), and its denoising step.
 
     frames: those of a video, each of which may be a row inside. size: size of the latents, (height, width), or (frame,
-    height, width). text: tokens of the prompt in a sequence of both streams.
+    height, width). text: tokens of the prompt in a sequence of both streams. branch: that of the prompts that are read.
     """
 
     batch: int
@@ -43,6 +43,7 @@ class _Pass(NamedTuple):
     frames: int = 1
     size: tuple[int, ...] | None = None
     text: int | None = None
+    branch: str = ""
 
 
 class _State(threading.local):
@@ -57,11 +58,11 @@ class PicturePasses:
     """Keeps the current pass of each part of a pipeline, for the calling thread."""
 
     always = True
-    unseen = "which rows of a batch are conditional, and which denoising step it is"  # by a compiled graph
+    unseen = "which rows of a batch are conditional, and which denoising step it is"  # in a compiled graph
     active = exact = False
 
     def __init__(self, parts: PipelineModules, branch: Branch = "conditional") -> None:
-        """Read the parts; `calls` are the modules to hook and how. Raises OptionError when branches cannot be told."""
+        """Read the parts; `calls` are the modules to hook and how. Raises OptionError for unknown branches."""
         if branch not in get_args(Branch):
             raise OptionError(f"branch must be one of {get_args(Branch)}, got {branch!r}")
         self._parts, self._branch, self.pipeline = parts, branch, parts.pipeline
@@ -82,15 +83,19 @@ class PicturePasses:
 
     unsteered = ()  # rows are chosen at each site instead
 
+    def rows_at(self, site: Site, given: Given) -> int:
+        """Return 1: activations of pipelines have an axis of rows."""
+        return 1
+
     def end(self, module: nn.Module, output: Given) -> bool:
-        """Return True: a run is told by its beginning."""
+        """Return True: a run is recognised by its beginning."""
         return True
 
     def running(self) -> None:
-        """Return None: which pass runs is asked at each site."""
+        """Return None: the pass is looked up at each site."""
 
     def acts(self) -> bool:
-        """Whether a pass is steered: every one, at the rows that are chosen at each site."""
+        """Whether a pass is steered: every pass is, at the rows that are chosen at each site."""
         return True
 
     def records(self, site: Site) -> bool:
@@ -98,7 +103,7 @@ class PicturePasses:
         return True
 
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
-        """Let runs be seen from now on, and call `restarted` when one begins; nothing is known of earlier ones."""
+        """Watch runs from now on, and call `restarted` when one begins; nothing is known of earlier ones."""
         self._state, self._run = _State(self._make), PipelineRun(self.pipeline)
 
         def begun() -> None:
@@ -109,7 +114,7 @@ class PicturePasses:
         self._run.watch(hooks, [self._parts.get_submodule(name) for name in self._parts.denoisers], begun)
 
     def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
-        """Return the step at a site that reads `t` in what its module gave: which rows to steer there, and when.
+        """Return the pass at a site that reads `t` from its module's output: which rows to steer, and at which step.
 
         Raises StateError when the rows or the step are not known, unless both branches are steered.
         """
@@ -128,31 +133,31 @@ class PicturePasses:
         tokens = t.shape[1] if span is None else len(range(*span.indices(t.shape[1])))
         step = ForwardPass(rows.stop - rows.start, tokens, device=t.device)
         step.rows, step.copies, step.denoising = rows, copies if each else UNKNOWN, made.denoising
-        step.span, step.grid = span, site.grid(given)
+        step.span, step.grid, step.branch = span, site.grid(given), made.branch
         if step.grid is None and self._parts.has_picture(site):
             step.grid = _grid(tokens, made.size)
         return step
 
     def _rows_of_each(self, site: Site, made: _Pass, rows: int) -> int:
-        """Return how many rows a site has for each one of its part: frames of a video; 0 where that is not known."""
+        """Return how many rows a site has per row of its part (the frames of a video), or 0 if unknown."""
         if rows == made.batch:
             return 1
         per_frame = made.frames > 1 and rows == made.batch * made.frames and not self._parts.is_temporal(site)
         return made.frames if per_frame else 0
 
     def _encode(self, name: str, args: Arguments, kwargs: Options) -> None:
-        """Read a call of a text encoder, for the prompts or the negative ones, by the call that it is part of."""
+        """Read a call of a text encoder; the call around it says whether it reads prompts or negative prompts."""
         tokens = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
         self._state.passes.pop(name, None)
         if not isinstance(tokens, Tensor):
             return
         encoding, rows = self._run.encoding, len(tokens)
         branch = None if encoding is None else encoding.branch(name, rows)
-        where = "outside of the pipeline's encode_prompt" if encoding is None else "otherwise than once a prompt"
-        refusal = f"the {name} was called {where}, so whether it reads prompts or negative ones is not known"
+        where = "outside of the pipeline's encode_prompt" if encoding is None else "other than once per prompt"
+        refusal = f"the {name} was called {where}, so whether it reads prompts or negative ones is unknown"
         wanted = self._branch == "both" or branch in (None, self._branch)
         chosen = Chosen(slice(0, rows if wanted else 0), 1 if branch else UNKNOWN, "" if branch else refusal)
-        self._state.passes[name] = _Pass(rows, chosen)
+        self._state.passes[name] = _Pass(rows, chosen, branch=branch or "")
 
     def _denoise(self, name: str, args: Arguments, kwargs: Options) -> ForwardPass:
         """Read a call of a denoiser, or of a ControlNet beside it."""
@@ -160,7 +165,7 @@ class PicturePasses:
         sample: Foreign = next(iter(given.values()), None)
         one = sample[0] if isinstance(sample, (list, tuple)) and sample else sample
         if not isinstance(one, Tensor):
-            raise OptionError(f"the {name} ran without pictures (got {sorted(given)}), which steering reads")
+            raise OptionError(f"the {name} ran without pictures (got {sorted(given)}), which steering needs")
         place, beside = self._run.now(), name in self._parts.companions
         denoising = denoising_of(
             self.pipeline.scheduler, given.get("timestep", given.get("t")), running=place is not None
@@ -186,28 +191,34 @@ class PicturePasses:
         """Return why nothing is known of the pictures of a pass."""
         kind = type(self.pipeline).__name__
         if running:
-            return f"this run of the {kind} had begun before it was steered, so its rows are not known"
+            return (
+                f"this run of the {kind} had begun before it was steered, or did not prepare its latents by "
+                "prepare_latents, or another run came between, so its rows are not known"
+            )
         return (
-            f"the {name} was called outside of a run of this {kind}, as by a loop of one's own or by another pipeline "
-            "of the same parts (steer that one), so its rows are not known"
+            f"the {name} was called outside a run of this {kind}, such as by a loop of your own or by another "
+            "pipeline of the same parts (steer that one), so its rows are not known"
         )
 
 
 def _by_name(module: nn.Module, args: Arguments, kwargs: Options) -> dict[str, Any]:
-    """Return the arguments of a call by name, the first one of the signature first."""
+    """Return the arguments of a call by name, the first of the signature first."""
     names = tuple(inspect.signature(module.forward).parameters)
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     return {name: given[name] for name in names if name in given}
 
 
 def _size(sample: Foreign, given: dict[str, Any]) -> tuple[int, ...] | None:
-    """Return height and width of what the denoiser gets, after the frames if any; packed ones say where tokens are."""
+    """Return height and width of the denoiser's input, after frames if any; packed inputs say where tokens are."""
     if isinstance(sample, (list, tuple)):
         return tuple(sample[0].shape[-2:])
     if sample.ndim > 3:
         return tuple(sample.shape[2:])
     ids, shapes = given.get("img_ids"), given.get("img_shapes")
-    if isinstance(ids, Tensor) and ids.shape[-1] in (3, 4):  # of FLUX.2 with which picture first, and which token last
+    if isinstance(ids, Tensor) and ids.shape[-1] in (
+        3,
+        4,
+    ):  # FLUX.2: picture first, token last, too
         height, width = (ids.reshape(-1, ids.shape[-1]).amax(0)[1:3] + 1).tolist()
         return int(height), int(width)
     while isinstance(shapes, list) and shapes:
@@ -216,7 +227,7 @@ def _size(sample: Foreign, given: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _grid(tokens: int, size: tuple[int, ...] | None) -> tuple[int, int] | None:
-    """Return height and width of so many positions: those of the latents over a power of two, frame under frame."""
+    """Return height and width of this many positions: the latents' size over a power of two, frame below frame."""
     if size is None:
         return None
     for scale in (1, 2, 4, 8, 16, 32, 64):

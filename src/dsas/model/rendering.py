@@ -2,18 +2,19 @@
 
 | tokens | of a text | of a prompt with its completion | of a conversation |
 |---|---|---|---|
-| "all" | all | all | all of the rendering, the template's tokens among them |
+| "all" | all | all | all of the rendering, including the template's tokens |
 | "answer" | - | the completion | the assistant's last message |
 | "last" | the last | the last of the completion | the last of the answer |
 | "last-instruction" | - | the last of the prompt | the last before the answer, of the generation prompt |
 | "auto" | all | the completion | the answer |
 
-In an answer, those tokens count that the model reads while it writes it: neither the end-of-turn token, which ends
-generation before it is read, nor the line break behind it. For probabilities the end-of-turn token is judged as well,
-as in TRL. A pair of thinking markers with nothing between them never counts; a token that shares a character does.
+In an answer, the tokens count that the model reads while it writes the answer: neither the end-of-turn token, which
+ends generation before it is read, nor the line break after it. For probabilities the end-of-turn token is judged as
+well, as in TRL. An empty pair of thinking markers never counts; a token that only shares a character with it does.
 
-What follows the answer, such as a tool's result, is not read with "auto", "answer" and "last". Pictures, videos and
-sounds are read by the model's processor (`dsas.model.processing`); tokens that stand for them are of their message.
+What follows the answer, such as a tool's result, is not read with "auto", "answer" and "last". Pictures and sounds are
+read by the model's processor (`dsas.model.processing`); tokens that stand for them are of their message. What an
+encoder beside the decoder takes has no tokens here (`dsas.model.encoded_media`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,16 +25,15 @@ from dsas.model.chat import PARTS
 from dsas.model.chat_template import ChatTemplate, Range
 from dsas.model.conversation import (
     ASSISTANT,
-    TOOL,
     Completion,
     Content,
     Conversation,
-    Message,
     as_text,
     content_of,
-    has_answer,
     kind_of,
+    up_to_answer,
 )  # fmt: skip
+from dsas.model.encoded_media import encoded_apart, medium_and_text, reads_apart
 from dsas.model.examples import Given, Spans
 from dsas.model.foreign import Tokenizer
 from dsas.model.processing import processed
@@ -46,7 +46,7 @@ from dsas.views.explained import Turn
 class Rendered(NamedTuple):
     """One example as tokens.
 
-    counted: which count. end: place of the end-of-turn token, None without one. answers: whether an answer counts.
+    counted: which tokens count. end: place of the end-of-turn token, or None. answers: whether an answer counts.
     """
 
     ids: list[int]
@@ -56,12 +56,12 @@ class Rendered(NamedTuple):
 
     @property
     def judged(self) -> list[bool]:
-        """Which tokens' probabilities count: all that do but the first of the row, and the end-of-turn token."""
+        """Which tokens' probabilities count: those of `counted` but the row's first, and the end-of-turn token."""
         return [place > 0 and (counts or place == self.end) for place, counts in enumerate(self.counted)]
 
     @property
     def asked(self) -> list[bool]:
-        """After which tokens the next one matters: all of a text, and of an answer those before a judged one."""
+        """The tokens after which the next token matters: all of a text, and in an answer those before a judged one."""
         return [*self.judged[1:], False] if self.answers else list(self.counted)
 
     @property
@@ -88,7 +88,7 @@ class Rendered(NamedTuple):
 def rendered(tokenizer: Tokenizer, contents: Sequence[Content], tokens: Tokens = "auto") -> list[Rendered]:
     """Return every example as tokens, with those that count.
 
-    Raises OptionError for a value of `tokens` that texts do not have, TextsError for an example of which no token
+    Raises OptionError for a value of `tokens` that texts do not have, TextsError for an example in which no token
     counts, or that the template refuses.
     """
     if tokens not in get_args(Tokens):
@@ -96,7 +96,7 @@ def rendered(tokenizer: Tokenizer, contents: Sequence[Content], tokens: Tokens =
     texts = [one for one in contents if isinstance(one, str)]
     if texts and tokens in ("answer", "last-instruction"):
         raise OptionError(
-            f"tokens={tokens!r} reads conversations, or prompts with their completions; of texts it is 'all' or 'last'"
+            f"tokens={tokens!r} reads conversations, or prompts with their completions; for texts use 'all' or 'last'"
         )
     rows = iter(tokenize(tokenizer, texts) if texts else [])
     return [
@@ -106,7 +106,7 @@ def rendered(tokenizer: Tokenizer, contents: Sequence[Content], tokens: Tokens =
 
 
 def read_through(tokenizer: Tokenizer, texts: Sequence[Given], max_tokens: int) -> list[Rendered]:
-    """Return examples as likelihoods need them: texts of at most `max_tokens` tokens, answers of as many after prompts.
+    """Return examples as likelihoods need them: texts, and answers after prompts, of at most `max_tokens` tokens.
 
     Raises TextsError for no examples, or one that cannot be read.
     """
@@ -123,10 +123,10 @@ def covered(
 ) -> list[list[bool | None]]:
     """Return for each token of each example whether a span covers a character of it.
 
-    None for special tokens. Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
+    None for special tokens. Raises OptionError for a tokenizer that does not say where its tokens are in the text.
     """
     if not getattr(text_tokenizer(tokenizer), "is_fast", False):
-        raise OptionError("spans need a fast tokenizer, which tells where in the text each token stands")
+        raise OptionError("spans need a fast tokenizer, which says where in the text each token is")
     found = []
     texts = iter(encode(tokenizer, [one for one in contents if isinstance(one, str)] or [""], offsets=True))
     for content, own in zip(contents, spans, strict=True):
@@ -147,9 +147,10 @@ def covered(
 
 
 def turns(tokenizer: Tokenizer, content: Content, *, generate: bool = False) -> list[Turn]:
-    """Return whose turn each token is in, as "all" reads an example; none in a text.
+    """Return whose turn each token belongs to, as "all" reads an example; none in a text.
 
-    generate: as "last-instruction" reads it, and the last turn is what the answer begins with, which may be nothing.
+    generate: read the example as "last-instruction" does; the last turn is then the beginning of the answer, which may
+    be empty.
     """
     if isinstance(content, str):
         return []
@@ -173,14 +174,20 @@ def _shares(one: Range, ranges: Iterable[Range]) -> bool:
 
 
 class _Row:
-    """A conversation, or a prompt with its completion, on its way to tokens."""
+    """A conversation, or a prompt with its completion, that is turned into tokens."""
 
     def __init__(self, tokenizer: Tokenizer, content: Completion | Conversation, tokens: Tokens) -> None:
         self.tokenizer, self.content, self.tokens = text_tokenizer(tokenizer), content, tokens
-        self._given, self._template, self._messages = tokenizer, None, ()
-        if isinstance(content, Conversation):
+        self._given, self._template, self._messages, self._encoded = tokenizer, None, (), None
+        if isinstance(content, Conversation) and reads_apart(tokenizer):
+            self._encoded, said = medium_and_text(content)
+            self.content = Completion("", said)
+            self.tokens = tokens if said or tokens == "last-instruction" else "all"
+        elif isinstance(content, Conversation):
             self._template = ChatTemplate(tokenizer, content.chat)
-            self._messages = content.asked if tokens == "all" else _up_to_answer(content, tokens)
+            self._messages = (
+                content.asked if tokens == "all" else up_to_answer(content, instruction=tokens == "last-instruction")
+            )
 
     @property
     def whole(self) -> str:
@@ -217,14 +224,15 @@ class _Row:
         return Rendered(ids, counted, end if end == last + 1 else None, answers=True)
 
     def encoded(self, text: str) -> tuple[list[int], Offsets]:
-        """Return the tokens of what is read, and where they stand; a template's text gets no special tokens more."""
+        """Return the tokens of the text and their places; a template's text gets no more special tokens."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise OptionError(
-                "conversations and prompts with completions need a fast tokenizer, which tells where in the text each "
-                "token stands"
+                "conversations and prompts with completions need a fast tokenizer, which says where tokens are in it"
             )
         media = [one for message in self._messages for one in message.media]
-        if media:
+        if self._encoded is not None:
+            found = encoded_apart(self._given, self._encoded, text)
+        elif media:
             found = processed(self._given, text, media)
         else:
             special = self._template is None or adds_special_tokens(self._given, text)
@@ -233,7 +241,7 @@ class _Row:
         return found.ids, found.offsets
 
     def spans(self, given: Spans) -> list[Range]:
-        """Return spans (message, start, stop) as characters of what is read. Raises TextsError where they are not."""
+        """Return spans (message, start, stop) as characters of the rendering. Raises TextsError if one is missing."""
         if isinstance(self.content, Completion):
             ahead = len(self.content.prompt)
             return [(start + number * ahead, stop + number * ahead) for number, start, stop in given]
@@ -254,6 +262,8 @@ class _Row:
 
     def starts(self) -> list[tuple[str, int]]:
         """Return the role of each message and the character it begins at, and of the answer that is generated."""
+        if self._encoded is not None:
+            return [(ASSISTANT, 0)]
         if isinstance(self.content, Completion):
             return [("prompt", 0), ("completion", len(self.content.prompt))]
         assert self._template is not None
@@ -262,7 +272,7 @@ class _Row:
         return [*found, *ready]
 
     def _answer(self) -> tuple[list[Range], list[Range], list[Range] | None]:
-        """Return where the answer stands, what in it does not count, and what alone does; None where all does."""
+        """Return where the answer is, what in it does not count, and what alone counts (None if all does)."""
         if isinstance(self.content, Completion):
             return [(len(self.content.prompt), len(self.whole))], [], None
         assert self._template is not None
@@ -274,6 +284,8 @@ class _Row:
 
     def _end(self, ids: Sequence[int], offsets: Offsets, inside: Sequence[bool]) -> int | None:
         """Return the place of the special token that ends the answer; only spaces and special ones follow it."""
+        if self._encoded is not None:
+            return len(ids) - 1 if ids[-1] == self.tokenizer.eos_token_id else None
         if self._template is None:
             return None
         special, whole, end = special_ids(self.tokenizer), self.whole, None
@@ -283,17 +295,3 @@ class _Row:
             elif whole[slice(*offsets[place])].strip():
                 break
         return end
-
-
-def _up_to_answer(content: Conversation, tokens: Tokens) -> tuple[Message, ...]:
-    """Return the messages up to the answer, which is the last; or those before it, for the last instruction."""
-    messages = content.asked
-    if tokens == "last-instruction" and not has_answer(content):
-        return messages
-    if not has_answer(content):
-        raise TextsError(
-            f"the conversation {as_text(content)!r:.80} ends with a message of {messages[-1].role}, so it has no "
-            "answer: add the assistant's, or read dsas.Reading(tokens='last-instruction')"
-        )
-    last = max(number for number, one in enumerate(messages) if one.role != TOOL)
-    return messages[:last] if tokens == "last-instruction" else messages[: last + 1]

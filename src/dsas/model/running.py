@@ -1,10 +1,11 @@
-"""Running: how a model of tokens is called on a batch of texts, and what is refused before any text runs.
+"""Running: how a language model is called on a batch of texts, and what is refused before any text runs.
 
 A model gets what its forward takes: `use_cache=False` only where it knows that name. Hidden states and the like, which
-a configuration may ask for, are not collected: nobody here reads them, and transformers 4.56 left every layer wrapped,
-and what it kept alive, when a pass that collects them was ended early. The decoder of a model that has an
-encoder beside it reads the same texts as the encoder, token for token, so that sites of both sides have the tokens of
-the text. Tokens that a model puts before the text itself (prompt tuning, CPM-Ant) are not of the text.
+a configuration may ask for, are not collected: dsas does not read them, and transformers 4.56 left every layer wrapped,
+with all that the wrappers held in memory, when a pass that collects them was ended early. The decoder of a model that
+has an encoder of texts beside it reads the same texts as the encoder, token for token, so that sites of both sides have
+the tokens of the text. Tokens that a model puts before the text itself (prompt tuning, CPM-Ant) do not count as the
+text's.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from dsas.errors import ActivationError, OptionError, TextsError
 from dsas.model.device_map import stored
+from dsas.model.encoded_media import apart, encodes_media
 from dsas.model.evaluation_mode import on_device
 from dsas.model.foreign import Foreign, Model
 from dsas.model.layers import decoder_of, encoder_of
@@ -27,20 +29,23 @@ _TOKENS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attentio
 
 
 def run_on(model: Model, batch: Mapping[str, Tensor], **options: Foreign) -> Foreign:
-    """Return what a model gives on `input_ids` and `attention_mask` (batch, token), without a cache.
+    """Return a model's output on `input_ids` and `attention_mask` (batch, token), without a cache.
 
-    Raises OptionError for tokens or padding that the model cannot read, TextsError for more tokens than it has places.
+    Raises OptionError for tokens or padding that the model cannot read, TextsError for more tokens than it has
+    positions.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     check_tokens(unwrapped(model), ids.shape[1], int(ids.max()))
     given, own = dict(batch), unwrapped(model)
-    if getattr(getattr(own, "config", None), "is_encoder_decoder", False):
+    if encodes_media(own):
+        given = apart(own, given)
+    elif getattr(getattr(own, "config", None), "is_encoder_decoder", False):
         given = {"decoder_input_ids": ids, "decoder_attention_mask": mask, **given}
     if not _takes(own, "attention_mask"):
-        del given["attention_mask"]
-        if not mask.all():
+        given.pop("attention_mask", None)
+        if not mask.all() and "decoder_attention_mask" not in given:
             raise OptionError(
-                f"{type(own).__name__} takes no attention_mask, so that shorter rows of a batch cannot be filled up: "
+                f"{type(own).__name__} takes no attention_mask, so shorter rows of a batch cannot be padded: "
                 "read with dsas.Reading(batch_size=1)"
             )
     if _takes(own, "use_cache"):
@@ -50,7 +55,7 @@ def run_on(model: Model, batch: Mapping[str, Tensor], **options: Foreign) -> For
 
 
 def placed_on(model: Model, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a model takes, as far as it does, where and in the precision in which it computes."""
+    """Return the inputs that a model accepts, on its device and in its precision."""
     own = unwrapped(model)
     kind = getattr(own, "dtype", None)
     known = {name: value for name, value in given.items() if name in _TOKENS or _takes(own, name)}
@@ -65,7 +70,8 @@ def logits_on(
 ) -> Float[Tensor, "batch token vocabulary"]:
     """Return the logits after every token of a batch; options: further options of the model's call. Raises as `run_on`.
 
-    prompts: by text, not by row of this batch, how many tokens come before the answer; None where all are the prompt.
+    prompts: number of tokens before the answer, per text and not per row of this batch; None if all tokens are the
+    prompt.
     """
     told = [None if prompts is None else prompts[row] for row in batch.rows]
     given: AbstractContextManager[None] = nullcontext()
@@ -80,7 +86,7 @@ def logits_on(
 def own_tokens(t: Float[Tensor, "row column dim"], mask: Tensor, where: object) -> Float[Tensor, "row token dim"]:
     """Return the activations of the text's own tokens; mask: (row, token) of the batch.
 
-    Raises ActivationError, naming `where`, for what has other rows, or fewer tokens, than the batch.
+    Raises ActivationError, naming `where`, for activations with other rows, or fewer tokens, than the batch.
     """
     rows, tokens = mask.shape
     if t.shape[0] != rows or t.shape[1] < tokens:
@@ -93,14 +99,14 @@ def own_tokens(t: Float[Tensor, "row column dim"], mask: Tensor, where: object) 
 
 
 def check_reads_texts(model: Model) -> None:
-    """Raise OptionError for a model that cannot run on texts, being of another kind or without weights."""
+    """Raise OptionError for a model that cannot run on texts, because it is of another kind or has no weights."""
     parameters = inspect.signature(model.forward).parameters
     names = [name for name, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    if (names and "input_ids" not in names) or not parameters:
+    if ((names and "input_ids" not in names) or not parameters) and not encodes_media(model):
         raise OptionError(
-            f"expected a model of texts, whose forward takes input_ids, got a {type(model).__name__}, which takes "
-            f"{', '.join(names[:4]) or 'nothing'}; steer its modules by a dsas.Steering of your own rules, with "
-            "apply(record=False)"
+            "expected a model of texts, whose forward takes input_ids or decoder_input_ids, got a "
+            f"{type(model).__name__}, which takes {', '.join(names[:4]) or 'nothing'}; steer its modules by a "
+            "dsas.Steering of your own rules, with apply(record=False)"
         )
     empty = [name for name, own in model.named_parameters() if own.is_meta and stored(model, name, own).is_meta]
     if empty:
@@ -111,17 +117,17 @@ def check_reads_texts(model: Model) -> None:
 
 
 def check_tokens(model: Model, longest: int, largest: int) -> None:
-    """Raise TextsError for more tokens in a row than a model has places, OptionError for one that it does not know."""
+    """Raise TextsError for more tokens in a row than a model has positions, OptionError for an unknown token."""
     places = places_of(model)
     if places is not None and longest > places:
         raise TextsError(
-            f"the longest text has {longest} tokens, and {type(model).__name__} has places for {places}: shorten it, "
+            f"the longest text has {longest} tokens, and {type(model).__name__} {places} positions: shorten it,   "
             f"or cut texts with dsas.Reading(max_tokens={places})"
         )
     find: Foreign = getattr(model, "get_input_embeddings", None)
     try:
         embedding = find() if callable(find) else None
-    except (AttributeError, NotImplementedError):  # of models that have none or do not say which it is
+    except (AttributeError, NotImplementedError):  # models without an embedding, or that do not say which it is
         return
     known = getattr(embedding, "num_embeddings", None)
     if isinstance(known, int) and largest >= known:
@@ -132,7 +138,7 @@ def check_tokens(model: Model, longest: int, largest: int) -> None:
 
 
 def places_of(model: nn.Module) -> int | None:
-    """Return how many positions a model has vectors for, None where positions are not looked up."""
+    """Return how many positions a model has embeddings for, None if it does not look positions up."""
     config = getattr(model, "config", None)
     get_text: Foreign = getattr(config, "get_text_config", None)
     said = getattr(get_text() if callable(get_text) else config, "max_position_embeddings", None)
@@ -150,7 +156,7 @@ def places_of(model: nn.Module) -> int | None:
 
 
 def _collected(model: nn.Module) -> list[str]:
-    """Return the options of a model's call by which its configuration asks for more than its output."""
+    """Return the options of a model's call with which its configuration asks for more than its output."""
     config: Foreign = getattr(model, "config", None)
     get_text: Foreign = getattr(config, "get_text_config", None)
     asked = [config, get_text() if callable(get_text) else None]

@@ -1,4 +1,4 @@
-"""Subject: what is steered. One small protocol, one final class for each kind, and the function that makes it.
+"""Subject: what is steered. One small protocol, one final class per kind, and the function that makes it.
 
 | kind | class | made from |
 |---|---|---|
@@ -39,7 +39,7 @@ from dsas.model.token_recorder import TokenRecorder
 from dsas.model.wrappers import unwrapped
 from dsas.parallel.workers import Spread
 
-Passes = TokenPasses | PicturePasses  # reads what each forward pass is from the calls that the model makes
+Passes = TokenPasses | PicturePasses  # reads each forward pass from the calls that the model makes
 Recorder = TokenRecorder | PictureRecorder  # keeps what was applied at numbered sites
 
 
@@ -49,8 +49,8 @@ class Examples(Protocol):
 
     reading: the options it was made with. batch_size: examples per batch. incremental: whether each site is read with
     the earlier ones already steered. spread: over which workers. by_position: whether samples are single positions to
-    learn from, per_step: whether each denoising step gets a regulator of its own. regulator: the name of the one that
-    `dsas.fit` fits when none is named.
+    learn from. per_step: whether each denoising step gets a regulator of its own. regulator: name of the default
+    regulator of `dsas.fit`.
     """
 
     reading: Any
@@ -71,7 +71,7 @@ class Examples(Protocol):
         ...
 
     def check(self, sets: ExampleSets) -> None:
-        """Raise TextsError for sets that are the same as far as they are read, or of a kind that is not read."""
+        """Raise TextsError for sets whose read parts are the same, or of a kind that is not read."""
         ...
 
     def depends(self, texts: Sequence[Content], places: Sequence[int]) -> list[Foreign]:
@@ -81,7 +81,7 @@ class Examples(Protocol):
     def batches(self, texts: Sequence[Content], places: Sequence[int], size: int) -> list[Foreign]:
         """Return batches of at most `size`; `batch.rows` says which example each row is.
 
-        places: where each example stands in its set, from which a pipeline takes its noise.
+        places: place of each example in its set, from which a pipeline takes its noise.
         """
         ...
 
@@ -109,9 +109,9 @@ class Examples(Protocol):
         directions: Mapping[Site, Float[Tensor, "dim direction"]],
         advance: Callable[[], None],
     ) -> TokenProjections | None:
-        """Return what each row's tokens but the first are along the directions of each site, and which count.
+        """Return the projections of each row's tokens but the first on the directions of each site, and which count.
 
-        None where examples are no rows of tokens. advance: called after every batch.
+        None where examples are not rows of tokens. advance: called after every batch.
         """
         ...
 
@@ -138,12 +138,16 @@ class Examples(Protocol):
         """Return which tokens of a batch count; see `dsas.model.rendering`."""
         ...
 
+    def counted_at(self, batch: Foreign, site: Site, count: int) -> Bool[Tensor, "row place"]:
+        """Return which of the `count` places of a site count."""
+        ...
+
     def pool(self, t: Float[Tensor, "row token dim"], batch: Foreign) -> Float[Tensor, "row dim"]:
-        """Return one vector per row, of its tokens that count, float32 or better; gradients pass."""
+        """Return one vector per row, from its tokens that count, float32 or better; gradients flow through."""
         ...
 
     def follow(self, hooks: Hooks, sites: Sequence[Site]) -> Callable[[Site, Tensor, Any], ForwardPass] | None:
-        """Let the passes of a run be seen, and return what says which rows of a site's activation are read.
+        """Watch the passes of a run, and return the function that chooses the rows of a site's activation to read.
 
         None where every site fires once per batch and all its rows are read.
         """
@@ -154,7 +158,7 @@ class Examples(Protocol):
 class Subject(Protocol):
     """What is steered.
 
-    measured_by: what to do, to learn how a Steering works on another subject than its own.
+    measured_by: how to find out whether a Steering works on a subject other than its own.
     """
 
     measured_by: str
@@ -166,7 +170,7 @@ class Subject(Protocol):
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model this is, to compare a Steering's with."""
+        """Which model this is, for comparison with a Steering's."""
         ...
 
     def sites(self, patterns: SitePatterns) -> list[Site]:
@@ -174,7 +178,7 @@ class Subject(Protocol):
         ...
 
     def passes(self, *, branch: Branch, prompt_tokens: PromptTokens, skip_sinks: bool, by: object = None) -> Passes:
-        """Return the reader of its passes; by: compared by ==, which tells one Steering's work from another's.
+        """Return the reader of its passes. by: identifies a Steering's work, compared with ==.
 
         Raises OptionError for options that this kind does not have.
         """
@@ -185,7 +189,7 @@ class Subject(Protocol):
         ...
 
     def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
-        """Raise OptionError where modules that steer all their rows would do otherwise than was asked for."""
+        """Raise OptionError where modules that steer all their rows would not do what was asked for."""
         ...
 
     def examples(self, reading: Any = None, *, training: bool = False) -> Examples:
@@ -194,16 +198,16 @@ class Subject(Protocol):
 
 
 def subject_of(model: Model, tokenizer: Tokenizer = None) -> Subject:
-    """Return what a user means by a model: a torch module with its tokenizer, or a diffusers pipeline.
+    """Return the subject for what a user gives as model: a torch module with its tokenizer, or a diffusers pipeline.
 
-    The wrappers of torch.compile and of data parallelism are taken off.
+    The wrappers of torch.compile and of data parallelism are removed.
     Raises OptionError for anything else, or a tokenizer beside a pipeline.
     """
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "components", None), dict) and callable(model):
         model = PipelineModules(model)
     if isinstance(model, PipelineModules):
         if tokenizer is not None:
-            raise OptionError("a pipeline has its own tokenizers: leave tokenizer out")
+            raise OptionError("a pipeline has its own tokenizers: remove tokenizer=")
         return ImagePipeline(model)
     if isinstance(model, nn.Module):
         return LanguageModel(unwrapped(model), tokenizer)

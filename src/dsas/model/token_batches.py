@@ -1,8 +1,8 @@
-"""Token batches: rows of tokens in batches that are padded here, on the side asked for, with masks.
+"""Token batches: rows of tokens in padded batches with masks.
 
-A tokenizer without a padding token is as good as any, and none is changed. Rows are sorted by length, so that little is
-padded, and carry the number of their text. What a row holds besides tokens, such as the values of its pictures, goes
-into the batch with it, one row's after another's; what has other sizes is filled with zeros, as processors fill it.
+Padding is done here, on the given side, so a tokenizer needs no padding token, and none is changed. Rows are sorted by
+length to keep padding small, and carry the number of their text. Other contents of a row, such as the values of its
+pictures, join the batch, one row after another; different sizes are padded with zeros, as by processors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +21,8 @@ from dsas.model.foreign import Foreign
 class TokenRow(list[int]):
     """The tokens of a row with pictures, videos or sounds.
 
-    media: what a model takes besides, by name, as the processor gives it for one row; what has one value per token is
-    (1, token). end: how many tokens there are up to the last that stands for a medium.
+    media: further inputs of the model, by name, as the processor returns them for one row; those with one value per
+    token are (1, token). end: number of tokens up to the last one of a medium.
     """
 
     def __init__(self, ids: Sequence[int], media: Mapping[str, Tensor], end: int) -> None:
@@ -43,8 +43,8 @@ class TokenRow(list[int]):
 class Batch(NamedTuple):
     """Padded rows.
 
-    rows: which row each one was. mask: True on real tokens. counted: True on those that count, all real ones unless
-    something else is asked for; see `dsas.model.rendering`. media: what the model takes besides, by name.
+    rows: number of each row. mask: True on real tokens. counted: True on tokens that count, by default all real ones;
+    see `dsas.model.rendering`. media: further inputs of the model, by name.
     """
 
     rows: list[int]
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 def greedy(new_tokens: int, pad: int) -> Foreign:
-    """Return what makes a model's `generate` take the likeliest token each time, `new_tokens` times at most."""
+    """Return the options with which `generate` takes the likeliest token each time, at most `new_tokens` times."""
     from transformers import GenerationConfig
 
     # top_k=50 is what transformers takes for unset; any other value would make it warn.
@@ -70,10 +70,13 @@ def batches(
     pad: int,
     side: Literal["left", "right"],
     counted: Sequence[Sequence[bool]] | None = None,
+    oblong: bool = False,
 ) -> Iterator[Batch]:
-    """Give `rows` in batches of at most `size`, the longest rows first, filled with the token `pad` on one side.
+    """Give `rows` in batches of at most `size`, the longest rows first, padded with the token `pad` on one side.
 
-    counted: which tokens of each row count; all when not given. Raises OptionError for a size below 1.
+    counted: which tokens of each row count; all when not given. oblong: pad by one token more where there would be
+    as many rows as tokens, so that a layout with tokens first can be told from one with rows first. Raises OptionError
+    for a size below 1.
     """
     if size < 1:
         raise OptionError(f"expected a batch size of at least 1, got {size}")
@@ -81,6 +84,7 @@ def batches(
     for start in range(0, len(order), size):
         index = order[start : start + size]
         width = len(rows[index[0]])
+        width += oblong and len(index) == width > 1
         tokens = torch.full((len(index), width), pad, dtype=torch.long)
         mask, those = (torch.zeros(len(index), width, dtype=torch.bool) for _ in range(2))
         for place, row in enumerate(index):
@@ -99,12 +103,12 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def per_token(name: str) -> bool:
-    """Whether what a processor gives under this name has one value per token."""
+    """Whether a processor's output of this name has one value per token."""
     return name.endswith("token_type_ids")
 
 
 def filled(name: str, value: Tensor, tokens: int, side: Literal["left", "right"] = "right") -> Tensor:
-    """Return what one row holds for as many tokens, filled with zeros where it has one value per token."""
+    """Return a row's values for this many tokens, padded with zeros if there is one value per token."""
     if not per_token(name):
         return value
     missing = tokens - value.shape[1]
@@ -114,7 +118,7 @@ def filled(name: str, value: Tensor, tokens: int, side: Literal["left", "right"]
 def _together(
     rows: Sequence[Sequence[int]], width: int, side: Literal["left", "right"]
 ) -> tuple[tuple[str, Tensor], ...]:
-    """Return what the rows hold besides tokens, by name; rows without media have zeros per token, and nothing else."""
+    """Return the rows' further inputs by name; rows without media have only zeros per token."""
     media = [row.media if isinstance(row, TokenRow) else {} for row in rows]
     found: list[tuple[str, Tensor]] = []
     for name in dict.fromkeys(name for one in media for name in one):
@@ -127,7 +131,7 @@ def _together(
 
 
 def _alike(values: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors of one size but for the first dimension, filled with zeros behind."""
+    """Return tensors padded with zeros at their ends to equal sizes in all but the first dimension."""
     sizes = [max(value.shape[place] for value in values) for place in range(1, values[0].ndim)]
     found = []
     for value in values:

@@ -1,8 +1,7 @@
 """Token passes: the current forward pass of a language model, read from the arguments of its decoder's call.
 
-What continues from pass to pass belongs to the cache that the decoder takes and gives (`dsas.model.caches`), and
-without one to nothing: such a pass begins anew. Only the pass that runs is kept by thread, so that two threads never
-share one.
+State from earlier passes belongs to the cache that the decoder takes and returns (`dsas.model.caches`); a pass without
+a cache has none and begins anew. Only the running pass is kept by thread, so that two threads never share one.
 
 Padding is read by `dsas.model.padding`, several texts in a row by `dsas.model.packed_rows`.
 """
@@ -34,20 +33,20 @@ from dsas.model.told_prompts import prompts_told
 
 
 class _Here:
-    """What is known of the pass that runs in this thread."""
+    """What is known of the pass that is running in this thread."""
 
     def __init__(self) -> None:
         self.step: ForwardPass | None = None
-        self.shape: tuple[int, ...] = ()  # rows and columns that the decoder was given
+        self.shape: tuple[int, ...] = ()  # rows and columns given to the decoder
         self.steered = True
-        self.carrier: weakref.ref[Foreign] | None = None  # of the cache that the decoder was given
+        self.carrier: weakref.ref[Foreign] | None = None  # sequences of the cache given to the decoder
         self.encoded: ForwardPass | None = None
-        self.ids: Tensor | None = None  # that the model was given, where it gives its decoder embeddings
+        self.ids: Tensor | None = None  # tokens given to the model, if it passes embeddings to its decoder
         self.problem = ""  # why the pass cannot be read
 
 
 class TokenPasses:
-    """Reads every pass of a language model: `calls` are the modules to hook, and with what."""
+    """Reads every pass of a language model: `calls` are the modules to hook, with the hooks."""
 
     always = False
     unseen = "where tokens stand"  # by a compiled graph
@@ -59,11 +58,11 @@ class TokenPasses:
         branch: Branch = "conditional",
         by: object = None,
     ) -> None:
-        """Read the decoder; prompt_tokens: as in `Sequences`; by: tells Steerings apart. Raises OptionError."""
+        """Read the decoder. prompt_tokens: as in `Sequences`. by: identifies the Steering. Raises OptionError."""
         if branch not in get_args(Branch):
             raise OptionError(f"branch must be one of {get_args(Branch)}, got {branch!r}")
-        self.active = False  # whether the Steering is at work, and so nobody else may take its sequences over
-        self.exact = True  # whether somebody may ask where tokens stand
+        self.active = False  # whether the Steering is applied, so that no other reader may take over its sequences
+        self.exact = True  # whether anything needs the places of tokens
         self._prompt_tokens, self._branch, self._by = prompt_tokens, branch, by
         self._model, self.module = model, decoder_of(model)
         self._generations, self._batching = Generations(model, both=branch == "both"), ContinuousBatching(model)
@@ -71,7 +70,7 @@ class TokenPasses:
         self._names = tuple(inspect.signature(self.module.forward).parameters)
         self.calls: list[tuple[nn.Module, Callable[[Arguments, Options], object]]] = [(self.module, self.read)]
         config = getattr(model, "config", None)
-        if getattr(config, "get_text_config", lambda: config)() is not config:  # of texts and pictures
+        if getattr(config, "get_text_config", lambda: config)() is not config:  # a model of texts and pictures
             self.calls.append((model, self._remember))
         encoder = encoder_of(model, self.module)
         if encoder is not None:
@@ -92,29 +91,29 @@ class TokenPasses:
 
     @property
     def unsteered(self) -> Sized:
-        """What holds something while passes may run, in any thread, of another branch than the one that is steered."""
+        """Not empty while passes of an unsteered branch may run in any thread."""
         return self._generations.guided
 
     def running(self) -> ForwardPass | None:
-        """Return the pass that runs in this thread, None where none can be read."""
+        """Return the pass that is running in this thread, or None if none can be read."""
         return self._here.step
 
     def acts(self) -> bool:
-        """Whether the pass that runs in this thread is of the branch that is steered."""
+        """Whether the pass that is running in this thread belongs to the steered branch."""
         return not self._generations.guided or self._here.steered
 
     def watch_runs(self, hooks: Hooks, restarted: Callable[[], None]) -> None:
-        """Let every call of `generate` be seen, and every manager of requests."""
+        """Watch every call of `generate`, and every manager of requests."""
         self._generations.watch(hooks, restarted)
         self._batching.watch(hooks)
 
     def records(self, site: Site) -> bool:
-        """Whether what happens at a site is about the tokens that the decoder was given, and not another part's."""
+        """Whether a site's tokens are those given to the decoder, and not another part's."""
         inside = not self._inside or f"{site.path}.".startswith(f"{self._inside}.")
         return inside or site.path == self._head
 
     def read(self, args: Arguments, kwargs: Options) -> ForwardPass | None:
-        """Read the pass from the arguments of a decoder call, and remember it for this thread.
+        """Read the pass from the arguments of a decoder call, and keep it for this thread.
 
         None where nothing can be recorded: a pass of the other branch, or of packed rows that cannot be read.
         Raises OptionError when it was given no tokens.
@@ -128,7 +127,7 @@ class TokenPasses:
             return None
         if not isinstance(tokens, Tensor):
             raise OptionError(
-                f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering reads"
+                f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering needs"
             )
         here.shape = rows, columns = tuple(tokens.shape[:2])
         ids, here.ids = (here.ids if ids is None else ids), None
@@ -141,10 +140,9 @@ class TokenPasses:
         generation = self._generations.current
         prompt, mask = None, None
         if generation is not None:
-            cached = cache is not None
-            main = generation.takes(sequences, cached=cached)
+            main = generation.takes(sequences, cached=cache is not None)
             here.steered = self._branch == "both" or main == (self._branch == "conditional")
-            prompt = generation.prompt(columns, cached=cached, main=main)
+            prompt = generation.prompt(columns, cached=cache is not None, main=main)
             mask = generation.mask if main else None
         sequences.begin(start, columns, ids, generation=generation, prompt=prompt)
         if self.exact:
@@ -162,25 +160,28 @@ class TokenPasses:
     def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
         """Return this thread's pass at a site whose activation is `t`.
 
-        Where the decoder was not called: all tokens real, no past. Raises StateError where the pass cannot be read.
+        If the decoder was not called, all tokens are real and there is no past. Raises StateError if the pass cannot be
+        read.
         """
-        here = self._here
+        here, step, shape = self._here, None, None
         if self._encoder is not None and f"{site.path}.".startswith(f"{self._encoder}."):
             step, shape = here.encoded, None if here.encoded is None else (here.encoded.batch, here.encoded.tokens)
         elif self.records(site):
             if here.problem:
                 raise StateError(f"site {site}: {here.problem}")
             step, shape = here.step, here.shape
-        else:
-            step, shape = None, None
         if step is None or shape != t.shape[:2]:
             return ForwardPass(*t.shape[:2], device=t.device)
         return step.on(t.device)
 
-    def end(self, module: nn.Module, output: Given) -> bool:
-        """Take note that a call that was read has ended, and keep its sequences on the cache that came out.
+    def rows_at(self, site: Site, given: Given) -> int:
+        """Return how many rows stand one after another in a site's activation; 1 where it has an axis of rows."""
+        return site.rows(given, self._here.shape) if site.layout == "flat" and self.records(site) else 1
 
-        Returns whether it was the decoder's, and not its encoder's alone.
+    def end(self, module: nn.Module, output: Given) -> bool:
+        """Note that a call has ended, and keep its sequences on the returned cache.
+
+        Returns whether it was the decoder's call, and not only its encoder's.
         """
         here = self._here
         if module is not self.module:
@@ -202,14 +203,14 @@ class TokenPasses:
         return True
 
     def _sequences(self, cache: Given, rows: int, columns: int, given: Options) -> tuple[Sequences, int]:
-        """Return the sequences that a cache holds, and how many columns it has; new ones where nothing is known."""
+        """Return the sequences of a cache and its number of columns; new sequences for an unknown cache."""
         carrier = carrier_of(cache)
         if carrier is None:
             return Sequences(rows, prompt_tokens=prompts_told(self._prompt_tokens)), 0
         self._here.carrier = weakref.ref(carrier)
         watch = watch_on(carrier)
         known, length = watch.of(self, self._by), length_of(cache)
-        if length is None:  # recurrent states do not count
+        if length is None:  # recurrent states do not count columns
             length = known.length if known is not None else counted(given, columns)
         if length is None:
             self._tell("an unknown number of")
@@ -225,19 +226,19 @@ class TokenPasses:
         return new, length
 
     def _tell(self, count: object) -> None:
-        """Say once that a cache was not filled under this steering."""
+        """Warn once that a cache was not filled under this Steering."""
         if not self._told:
             self._told = True
             warnings.warn(
-                f"the cache already holds {count} tokens for each row that were not filled under this steering alone, "
-                "at this strength: what comes after them is steered, but they stay as they were filled, and regulators "
-                "that read whole prompts do not know them; fill the cache while the same Steering is applied",
+                f"the cache already holds {count} tokens for each row that were not filled under this Steering alone, "
+                "at this strength: later tokens are steered, but these stay as they are, and regulators that read "
+                "whole prompts have not seen them; fill the cache while the same Steering is applied",
                 DsasWarning,
                 stacklevel=7,
             )
 
     def _packed(self, given: Options, sequences: Sequences, ids: Tensor | None, start: int) -> ForwardPass | None:
-        """Return the pass of rows that hold several texts, or None where they do not or it cannot be read."""
+        """Return the pass of rows that hold several texts, or None if they do not or it cannot be read."""
         here, (rows, columns) = self._here, self._here.shape
         real = None if sequences.real is None else sequences.real[:, start:]
         try:
@@ -248,7 +249,7 @@ class TokenPasses:
         if spans is None:
             return None
         if start > 0:
-            here.problem = "packed rows continue from a cache: which text of it each continues from cannot be told"
+            here.problem = "packed rows continue from a cache: which text each continues is unknown"
             return None
         each = [Sequences(1) for _ in spans]
         return self._pass_of(Packing(spans, columns), each, ids, prompts=[None] * len(each))
@@ -287,11 +288,11 @@ class TokenPasses:
         return made
 
     def _remember(self, args: Arguments, kwargs: Options) -> None:
-        """Remember the tokens of a model that makes embeddings of them, and of pictures, for its decoder."""
+        """Keep the tokens of a model that turns them, and pictures, into embeddings for its decoder."""
         self._here.ids = args[0] if args else kwargs.get("input_ids")
 
     def _encode(self, args: Arguments, kwargs: Options) -> None:
-        """Read a call of the encoder, all of whose tokens are there at once."""
+        """Read a call of the encoder, which has all its tokens at once."""
         tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         mask = kwargs.get("attention_mask")
         if isinstance(tokens, Tensor) and tokens.ndim >= 2:

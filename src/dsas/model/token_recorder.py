@@ -1,7 +1,7 @@
 """Token recorder: keeps what was applied, pass by pass, with the sequences that ran.
 
 The record lives as long as its sequences' cache, and the last sequences of each thread live until that thread runs
-others. Only small tensors (row, token) are kept, and nothing is moved off the device before somebody asks.
+others. Only small tensors (row, token) are kept, and nothing is moved off the device before the trace is asked for.
 """
 
 import threading
@@ -28,9 +28,11 @@ ONE = torch.ones(1, 1, 1)
 class TokenRecorder:
     """Collects applied strengths pass by pass."""
 
-    def __init__(self, sites: Sequence[str], media: Mapping[int, str] = MappingProxyType({})) -> None:
-        """Record what these sites do; media: as in `Trace`."""
-        self._sites, self._media = tuple(sites), media
+    def __init__(
+        self, sites: Sequence[str], media: Mapping[int, str] = MappingProxyType({}), *, ahead: int = 0
+    ) -> None:
+        """Record what these sites do; media: as in `Trace`. ahead: tokens that the decoder puts before a text."""
+        self._sites, self._media, self._ahead = tuple(sites), media, ahead
         # What was found in the pass that runs in a thread, inside of the decoder and outside, and of which shape it is.
         self._local = threading.local()
         self._ran: ByThread[Sequences | PackedSequences] = ByThread()
@@ -41,7 +43,7 @@ class TokenRecorder:
         return sequences is not None and any(one.passes() for one in sequences.each)
 
     def begin(self, step: ForwardPass | None) -> None:
-        """Open the record of one pass; None closes the last one, and what comes is recorded nowhere."""
+        """Open the record of one pass; None closes the last one, and nothing is recorded after it."""
         here = self._local
         if step is None:
             here.found = None
@@ -60,7 +62,7 @@ class TokenRecorder:
         self._ran.put(step.history)
 
     def restart(self) -> None:
-        """Count what comes from outside the decoder to its next pass, for the model or `generate` was called anew."""
+        """Assign records from outside the decoder to its next pass, because the model or `generate` was called anew."""
         here = self._local
         if getattr(here, "is_taken", True):
             here.outside, here.is_taken = {}, False
@@ -68,9 +70,8 @@ class TokenRecorder:
     def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
         """Record what site number `site` did in the open pass: what it applied, and then, if kept, details.
 
-        Those are the regulator, the dose and, of a regulator that adds evidence up, what each token says by itself.
-
-        Nothing is kept without an open pass, or of values of another shape than its tokens have.
+        The details are the regulator, the dose and, for a regulator that accumulates evidence, that of each token by
+        itself. Nothing is kept without an open pass, or if the shape is not that of its tokens.
         """
         here = self._local
         found: list[Found] | None = getattr(here, "found", None)
@@ -78,14 +79,17 @@ class TokenRecorder:
             return
         if step is None and here.packing is not None:
             values = tuple([here.packing.take(value) for value in values])
+        if self._ahead:
+            columns = self._ahead + here.shape[1]
+            values = tuple([one[:, self._ahead :] if one.shape[1] == columns else one for one in values])
         if all(tuple(value.shape[:2]) == here.shape for value in values):
             _keep(found, site, 1.0, tuple([value.detach() if value.requires_grad else value for value in values]))
 
     def add_outside(self, site: int, values: Float[Tensor, "batch token _"], real: Bool[Tensor, "batch token"]) -> None:
         """Record what site number `site`, which is outside the decoder, applied in one call of its module.
 
-        It counts to the decoder's pass that runs, or ran last; or, where the model, its encoder or `generate` was
-        called since that began, to the next.
+        It belongs to the decoder's running or last pass or, if the model, its encoder or `generate` was called since
+        that pass began, to the next one.
         """
         if not hasattr(self._local, "outside"):
             self.restart()
@@ -93,7 +97,7 @@ class TokenRecorder:
         self._local.outside.setdefault(site, []).append(found)
 
     def add_gain(self, site: int, factor: float, gain: Float[Tensor, "batch token 1"] | None) -> None:
-        """Record, as `add` would, that site number `site` applied factor x gain, where None is 1 for every token."""
+        """Record, like `add`, that site number `site` applied factor x gain, where None is 1 for every token."""
         here = self._local
         found: list[Found] | None = getattr(here, "found", None)
         if found is None:
@@ -101,7 +105,7 @@ class TokenRecorder:
         value = ONE if gain is None else gain if here.packing is None else here.packing.take(gain)
         if value.requires_grad:
             value = value.detach()
-        if found[site] is NOTHING:  # the short way of nearly every call
+        if found[site] is NOTHING:  # the fast path of nearly every call
             found[site] = Found(factor, (value,))
         else:
             _keep(found, site, factor, (value,))
@@ -109,17 +113,17 @@ class TokenRecorder:
     def trace(
         self, strength: Float[Tensor, " row"], *, start: int = 0, thread: threading.Thread | None = None
     ) -> Trace:
-        """Return what was recorded of the last sequences, from the pass that begins at cache position `start` on.
+        """Return the record of the last sequences, beginning with the pass at cache position `start`.
 
-        strength: as asked for, one or one per row. Raises StateError when nothing was recorded.
+        strength: as given to apply(), one or one per row. Raises StateError when nothing was recorded.
         """
         sequences = self._ran.of(thread)
         each = [] if sequences is None else [one for one in sequences.each if _passes(one, start)]
         each.sort(key=lambda one: one.number or 0)  # requests come in any order
         if not each:
             raise StateError(
-                "nothing was recorded: run the model once while steering is applied with record=True, and ask the "
-                "thread that ran it, or for it by trace(thread=...) (compiled code records nothing)"
+                "nothing was recorded: run the model once while steering is applied with record=True, and ask in "
+                "the thread that ran it, or pass trace(thread=...) (compiled code records nothing)"
             )
         numbers = [one.number for one in each if one.number is not None]
         asked = per_request(strength, numbers) if numbers else per_row(strength, sum(one.rows for one in each))
@@ -127,7 +131,7 @@ class TokenRecorder:
         return stacked([self._trace(one, own, start) for one, own in zip(each, rows, strict=True)])
 
     def prompt_end(self) -> int:
-        """Return at which column the prompt of the last sequences ends. Raises StateError when nothing was recorded."""
+        """Return the column where the prompt of the last sequences ends. Raises StateError when none was recorded."""
         sequences = self._ran.of(None)
         if sequences is None:
             raise StateError("nothing was recorded: run the model once while steering is applied with record=True")
@@ -135,7 +139,7 @@ class TokenRecorder:
         return max(ends)
 
     def maps(self, strength: Float[Tensor, " row"], *, thread: threading.Thread | None = None) -> Maps:
-        """Raise StateError: there are no pictures here."""
+        """Raise StateError: a language model draws no pictures."""
         raise StateError("a model of texts draws no pictures: use trace() instead of maps()")
 
     def summaries(
@@ -194,14 +198,14 @@ class TokenRecorder:
 
 
 def _passes(one: Sequences, start: int) -> list[tuple[Passed, Tensor | None]]:
-    """Return the passes kept with what was recorded, from cache position `start` on."""
+    """Return the recorded passes, from cache position `start` on."""
     return [(entry, moved) for entry, moved in one.passes() if entry.found and entry.start >= start]
 
 
 def _summary(calls: Sequence[Outside], least: Float[Tensor, " row"]) -> SiteSummary:
-    """Return the mean of what was applied, and how often it was more than `least`, which is one number or one per row.
+    """Return the mean of what was applied, and how often it exceeded `least`, one number or one per row.
 
-    Where rows have numbers of their own and calls have other rows, nobody can tell how often.
+    The count is None if `least` is per row and the calls have other rows.
     """
     values = torch.cat([call.strengths[call.real] for call in calls])
     if not len(values):
@@ -217,7 +221,7 @@ def _summary(calls: Sequence[Outside], least: Float[Tensor, " row"]) -> SiteSumm
 
 
 def _keep(found: list[Found], site: int, factor: float, values: tuple[Tensor, ...]) -> None:
-    """Keep the values of a site; of a module that runs several times in a pass, their mean."""
+    """Keep the values of a site; for a module that runs several times in a pass, their mean."""
     before = found[site]
     if before is NOTHING:
         found[site] = Found(factor, values)

@@ -1,4 +1,4 @@
-"""Module places: the modules of the sites as they were when a Steering went to work, to notice other ones there."""
+"""Module places: the modules at the sites when a Steering was applied, to notice if they are replaced."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from torch import nn
 
 from dsas.errors import DsasWarning, StateError
 from dsas.model.compiled_code import uncompiled
+from dsas.model.hooks import Hooks
 from dsas.runtime.rule import Rule
 
 
@@ -14,13 +15,24 @@ class Places:
     """The modules of a model that is steered."""
 
     def __init__(self, model: nn.Module, rules: Sequence[Rule]) -> None:
-        """Take note of them."""
-        self._model = model
-        self._sites = [(rule.site.path, uncompiled(model.get_submodule(rule.site.path))) for rule in rules]
+        """Begin without a note."""
+        self._model, self._rules = model, rules
+        self._sites: list[tuple[str, nn.Module]] = []
+        self._paths: tuple[str, ...] = ()
+
+    def note(self) -> None:
+        """Take note of what is there now."""
+        paths = [rule.site.path for rule in self._rules]
+        self._sites = [(path, uncompiled(self._model.get_submodule(path))) for path in paths]
         self._paths = self._now()
 
-    def check(self) -> None:
-        """Raise StateError where a steered module is another one now; warn, once, of other changes to the model."""
+    def check(self, hooks: Hooks) -> None:
+        """Raise StateError where a module was replaced since it was noted; warn, once, of other changes to the model.
+
+        hooks: those of the Steering; where they are off, there is no warning.
+        """
+        if not hooks.active:
+            return
         modules = dict(self._model.named_modules())
         moved = [path for path, module in self._sites if uncompiled(modules.get(path, self._model)) is not module]
         if moved:
@@ -32,8 +44,8 @@ class Places:
         if paths != self._paths:
             self._paths = paths
             warnings.warn(
-                "modules were added to the model or taken out of it after the Steering was applied, as adapters are: "
-                "what it was fitted on is not what runs; apply it again to see how they differ",
+                "modules were added to the model or removed from it after the Steering was applied, such as adapters: "
+                "the model that runs is not the one it was fitted on; apply it again to see how they differ",
                 DsasWarning,
                 stacklevel=2,
             )

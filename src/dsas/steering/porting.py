@@ -1,15 +1,16 @@
 """Porting: whether the regulators of a Steering still tell source from control on a relative of its model.
 
-    score(text) = mean over its tokens, but the first, of h_site(t),     t as the unsteered model has it
+    score(text) = mean over its tokens, but the first, of h_site(t),     with t from the unsteered model
     AUROC       = how often a source text scores higher than a control text (ties count half)
 
-A site holds where the AUROC reaches `least`; where it does not, its weight becomes 0. The verdict is
+A site holds if the AUROC reaches `least`; otherwise its weight becomes 0. The verdict is
 
     fits                              every site that is steered holds
     fits with weights as shown        at least half of them do
     refit these sites                 fewer do
 
-A regulator that scores all texts alike has nothing to tell, and its site holds. Texts should be others than those the
+A regulator that scores all texts alike distinguishes nothing, and its site holds; so does one in a tower of pictures or
+sounds, whose patches belong to no text. Use texts other than those the
 Steering was fitted on, some 20 of each. Intervals are 95 % score intervals of the AUROC (Newcombe, Statistics in
 Medicine 25:559, 2006, method 5).
 
@@ -42,7 +43,7 @@ VERDICTS = ("fits", "fits with weights as shown", "refit these sites")
 
 
 class PortedSite(NamedTuple):
-    """What was found at one steered site.
+    """The result for one steered site.
 
     auroc, low, high: in [0, 1], with its 95 % interval; None where the regulator scores all texts alike. on_source,
     on_control: mean score. weight: the site's weight on this model.
@@ -58,10 +59,10 @@ class PortedSite(NamedTuple):
 
 
 class Ported(NamedTuple):
-    """A Steering on another model: what holds there, and the Steering with the weights and sites that it has there.
+    """A Steering on another model: which sites hold there, and the Steering with its weights and sites there.
 
     verdict: one of `VERDICTS`. differences: how the model differs from the one it was fitted on, empty when it is that
-    one. steering: is not calibrated, since its strength was not measured here.
+    one. steering: not calibrated, because its strength was not measured on this model.
     """
 
     verdict: str
@@ -75,7 +76,7 @@ class Ported(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What is asked of a relative; see `Steering.port`."""
+    """The options of `Steering.port`."""
 
     source: Sequence[Given]
     control: Sequence[Given]
@@ -86,16 +87,16 @@ class Asked(NamedTuple):
 def port(
     rules: Sequence[Rule], fitted: ModelIdentity, subject: Subject, asked: Asked
 ) -> tuple[list[Rule], tuple[PortedSite, ...], tuple[str, ...]]:
-    """Return the rules as they are on a relative, what was found at those that steer, and how the relative differs.
+    """Return the rules on a relative, the results for those that steer, and how the relative differs.
 
-    Raises as `Steering.port`.
+    Raises as `Steering.port` does.
     """
     if not 0 <= asked.least <= 1:
         raise OptionError(f"least is an AUROC from 0 to 1, got {asked.least}")
     texts = {name: check_texts(name, getattr(asked, name)) for name in ("source", "control")}
     check_kinds(texts)
     examples, identity = subject.examples(asked.reading), subject.identity
-    examples.pad_token()  # refuses a subject without tokens
+    examples.pad_token()  # raises for a subject without tokens
     check_unsteered(subject.module, "porting")
     there, differences = _there(rules, fitted, subject, identity)
     steered = [rule for rule in there if rule.weight > 0]
@@ -111,7 +112,7 @@ def port(
 
 
 def placed(rules: Sequence[Rule], fitted: ModelIdentity, subject: Subject) -> list[Rule]:
-    """Return the rules at their sites' paths in a relative, and warn of one whose weights are others.
+    """Return the rules at their sites' paths in a relative, and warn if its weights differ.
 
     Raises ModelMismatchError.
     """
@@ -137,7 +138,7 @@ def verdict_of(sites: Sequence[PortedSite]) -> str:
 def _there(
     rules: Sequence[Rule], fitted: ModelIdentity, subject: Subject, identity: ModelIdentity
 ) -> tuple[list[Rule], list[str]]:
-    """Return the rules at their paths in a relative, and how it differs, which of the same model is in nothing."""
+    """Return the rules at their paths in a relative, and how it differs (nothing for the same model)."""
     relation = fitted.compare(identity)
     there = fitted.sites_in(subject.module, [rule.site for rule in rules])
     known = fitted.differences(identity, subject.module) if relation == "relative" else []
@@ -151,7 +152,7 @@ def _scored(
     """Return, for each rule that steers, the score of every text of each set."""
     asked = only_asked(rules)
     everything = [text for own in texts.values() for text in own]
-    scores = np.zeros((len(asked), len(everything)))
+    names, scores = labels([rule.site for rule in asked]), np.zeros((len(asked), len(everything)))
     applied = Applied(asked, subject, 1.0, ApplyOptions())
     with torch.no_grad(), evaluation_mode(subject.module), applied:
         for batch in examples.batches(everything, range(len(everything)), examples.batch_size):
@@ -161,15 +162,22 @@ def _scored(
                 values = trace.strengths[:, place, trace.real[place]]
                 counts = examples.counted(batch)[place][examples.real(batch)[place]]
                 scores[:, row] = _mean(values[:, -len(counts) :], counts).double().numpy()
+            for number, rule in enumerate(asked):
+                for call in trace.outside.get(names[number], ())[-1:]:  # in an encoder, whose tokens are others
+                    counts = examples.counted_at(batch, rule.site, call.real.shape[1])
+                    if counts.shape == call.real.shape:  # a tower's rows are pictures, not texts
+                        pairs = zip(batch.rows, call.strengths, counts & call.real, strict=True)
+                        for row, values, own in pairs:
+                            scores[number, row] = float(_mean(values[None], own))
     ends = np.cumsum([len(own) for own in texts.values()])[:-1]
     return [dict(zip(texts, np.split(row, ends), strict=True)) for row in scores]
 
 
 def _ported(name: str, weight: float, scores: dict[str, np.ndarray], least: float) -> PortedSite:
-    """Return what the scores say of a site that was steered with `weight`."""
+    """Return the result for a site that was steered with `weight`, from its scores."""
     source, control = scores["source"], scores["control"]
     on_source, on_control = float(source.mean()), float(control.mean())
-    if np.ptp(np.concatenate([source, control])) == 0:
+    if not np.ptp(np.concatenate([source, control])) > 0:  # or not a number
         return PortedSite(name, None, None, None, on_source, on_control, weight)
     higher = np.sign(source[:, None] - control[None]) / 2 + 0.5
     auroc = float(higher.mean())
@@ -178,13 +186,13 @@ def _ported(name: str, weight: float, scores: dict[str, np.ndarray], least: floa
 
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:
-    """Return the mean over tokens that count but the row's first, an attention sink, where there are others."""
+    """Return the mean over tokens that count, without the row's first, an attention sink, if there are others."""
     later = counts & (torch.arange(len(counts)) > 0)
     return values[:, later if later.any() else counts].mean(1)
 
 
 def _interval(auroc: float, source: int, control: int) -> tuple[float, float]:
-    """Return the values that differ from an AUROC by 1.96 of their own standard errors, by Hanley and McNeil's."""
+    """Return the values that differ from an AUROC by 1.96 of their own standard errors (Hanley and McNeil's)."""
 
     def far(value: float) -> bool:
         pairs = (source + control) / 2 - 1

@@ -1,7 +1,7 @@
-"""The laws as far as a Steering on a language model can keep or break them: `check_steering`, `check_compiled` apart.
+"""The laws as far as a Steering on a language model can keep or break them: `check_steering` and `check_compiled`.
 
-Each is asked of every way in which a Steering comes to act (`dsas.testing.ways`). Meant for small models: a few dozen
-forward passes, and copies of the model in other dtypes.
+Each is checked for every way in which a Steering can act (`dsas.testing.ways`). They are meant for small models: they
+take a few dozen forward passes, and copies of the model in other dtypes.
 """
 
 import copy
@@ -43,7 +43,7 @@ def check_steering(
 ) -> None:
     """Raise AssertionError, naming the law, if a Steering breaks one of laws 1 to 7 or 9 on a causal language model.
 
-    prompts: two or more, of different lengths in tokens. way: how it comes to act; "fuse" is not for a composition.
+    prompts: two or more, of different lengths in tokens. way: how it acts; "fuse" is not possible for a composition.
     """
     ids, acting = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts], Way(steering, way)
     check_identity(acting, model, ids[0])
@@ -87,7 +87,7 @@ def check_rows(way: Way, model: nn.Module, ids: list[Tensor], alone: list[Pass],
 
 
 def check_threads(way: Way, model: nn.Module, ids: list[Tensor], alone: list[Pass], padding: int) -> None:
-    """Law 2: in another thread each row is as if alone, and leaves what this thread has recorded."""
+    """Law 2: in another thread each row is as if alone, and does not change this thread's records."""
     found: list[Pass] = []
     with way.on(model) as acting:
         read_rows(acting, model, padded(ids[:1], "left", padding))
@@ -145,8 +145,8 @@ def check_exits(
 ) -> None:
     """Law 4: exceptions and interrupts, inside the block or inside the model, leave no hook behind.
 
-    target: what is steered, a model or a pipeline; module: the one in it that has the sites. state: what must be as it
-    was. run: runs the target once.
+    target: the steered model or pipeline. module: its module with the sites. state: returns what must not change. run:
+    runs the target once.
     """
     before = state()
 
@@ -203,7 +203,7 @@ def check_effect(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
 
 
 def require_reported(way: Way, acting: Any) -> None:
-    """Law 6: each member reports all of its rules, and what acted has a record, or a word, of each that steers."""
+    """Law 6: each member reports all of its rules, and each rule that steers has a record or a stated reason."""
     reports = [member.report() for member in way.members] + [one.report() for one in applied_of(acting)]
     names = [labels([rule.site for rule in member.rules]) for member in way.members]
     for report, sites in zip(reports, names * 2, strict=False):
@@ -221,7 +221,7 @@ def require_reported(way: Way, acting: Any) -> None:
 
 
 def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
-    """Law 7: the logits have a gradient by the strength and by the methods' tensors; parameters are left alone."""
+    """Law 7: the logits have gradients by the strength and the methods' tensors; parameters are not touched."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     if way.is_fused:
         fused, applied = (_gradient_by_tokens(each, model, ids) for each in (way, Way(way.steering)))
@@ -229,7 +229,9 @@ def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:
     elif way.rules:
         copied = way.with_steering(copy.deepcopy(way.steering))
         batch = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
-        read = read_sites(model, batch, [rule.site for rule in copied.rules], lambda _, t: t[0].clone().float())
+        read = read_sites(
+            model, batch, [rule.site for rule in copied.rules], lambda _, t, _frames: t[0].clone().float()
+        )
         tensors = [tensor for rule in copied.rules for tensor in _sloped(rule, read[rule.site][None])]
         strength = torch.tensor(1.0, requires_grad=True)
         with copied.on(model, strength):
@@ -251,7 +253,7 @@ def _gradient_by_tokens(way: Way, model: Model, ids: Tensor) -> Tensor:
 
 
 def _sloped(rule: Rule, t: Tensor) -> list[Tensor]:
-    """Return the tensors of a rule that can have a gradient, made to ask for one: not those of thresholds."""
+    """Return the tensors of a rule that can have a gradient, with requires_grad set; thresholds have none."""
     methods = [part for part in (rule.transform, *rule.regulator.modules()) if isinstance(part, Fitted)]
     found = []
     for method in methods:

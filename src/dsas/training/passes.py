@@ -1,14 +1,13 @@
 """Passes: forward passes through a model in which every site is steered by rules that are being learned.
 
-The model is anything that `Work.run` can run: the trainer knows batches only as things to hand to it. Its weights are
+The model is anything that `Work.run` can run: the trainer only passes batches to it. Its weights are
 frozen while a pass is open, so gradients reach activations and the rules' vectors and nothing else; no copy is made.
 
 For a pipeline a pass is a whole run, in which a site may fire at every denoising step; their mean is pooled.
 
-A pass ends at the last site, unless what the model gives is asked for; a run at its end, or before it denoises when all
-sites are in text encoders. With checkpointing a pass goes on to the model's vocabulary projection, because a layer
-whose activations will be computed again cannot be left in the middle. Dropout stays off: only the layers' own flag is
-set.
+A pass ends at the last site, unless the model's output is needed; a run ends at its end, or before denoising if all
+sites are in text encoders. With checkpointing a pass continues to the model's vocabulary projection, because a layer
+whose activations will be recomputed cannot be left in the middle. Dropout stays off: only the layers' own flag is set.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,11 +39,11 @@ class Work(NamedTuple):
     """A model and how to run it.
 
     run: runs the model on one batch. real: which tokens of a batch are real, Bool (batch, token). counted: which of
-    them count, the same shape. pool: makes of activations (batch, token, dim) and the batch one vector per row
-    (batch, dim), each from its own row alone; must pass gradients. checkpointing: compute
-    activations again in the backward pass instead of keeping them; for models that offer it, as those of transformers
-    do. follow: as `Examples.follow`; where it says which rows are read, all tokens of a site are real and a site may
-    fire several times per batch.
+    them count, the same shape. pool: turns activations (batch, token, dim) and the batch into one vector per row
+    (batch, dim), each from its own row alone; gradients must flow through. checkpointing: whether to recompute
+    activations in the backward pass instead of keeping them, in models that offer it, as those of transformers do.
+    follow: as in `Examples.follow`; if it chooses rows, all tokens of a site are real and a site may fire several times
+    per batch.
     """
 
     model: nn.Module
@@ -69,7 +68,7 @@ class Seen(NamedTuple):
 
 
 def plain(seen: Seen, *, on_cpu: bool) -> Seen:
-    """Return what a site saw without its graph, and on the CPU if asked for."""
+    """Return what a site saw without its graph, and on the CPU if requested."""
     value = seen.value.detach()
     return Seen(value.cpu(), seen.strength.cpu(), seen.alive) if on_cpu else seen._replace(value=value)
 
@@ -83,7 +82,7 @@ class Passes(Leaving):
     """Steered passes over one model; open it as a context manager."""
 
     def __init__(self, work: Work, rules: Sequence[Rule]) -> None:
-        """Take the rules as they are: their vectors are read anew in every pass."""
+        """Use these rules; their vectors are read anew in every pass."""
         self._work, self._rules = work, list(rules)
         self._hooks, self._left = Hooks(), ExitStack()
         self._read: Callable[[Tensor], Tensor] | None = None
@@ -97,11 +96,11 @@ class Passes(Leaving):
         return self._run(batch, lambda t: self._work.pool(t, batch), _mean)[1]
 
     def tokens(self, batch: Foreign, *, steered: bool = True) -> list[Seen]:
-        """Run a batch and return for each rule its site's tokens that count (token, dim), steered or as they are."""
+        """Run a batch and return for each rule its site's tokens that count (token, dim), steered or unsteered."""
         return self._run(batch, lambda t: t[self._those(t)], torch.cat, steered=steered)[1]
 
     def outputs(self, batch: Foreign, *, steered: bool = True) -> tuple[Any, list[Seen]]:
-        """Run a batch to the model's end and return what it gave, and for each rule its strengths; no value is read."""
+        """Run a batch to the model's end and return its output, and for each rule its strengths; no value is read."""
         return self._run(batch, lambda t: t[:0], _mean, steered=steered, to_the_end=True)
 
     def __enter__(self) -> "Passes":
@@ -155,7 +154,7 @@ class Passes(Leaving):
     def _those(self, t: Tensor) -> Tensor:
         """Return which tokens of `t` count."""
         if self._at is None:
-            ahead = t.shape[1] - self._counted.shape[1]  # tokens that the model puts before the text
+            ahead = t.shape[1] - self._counted.shape[1]  # tokens that the model itself puts before the text
             return torch.nn.functional.pad(self._counted, (ahead, 0)).to(t.device)
         return torch.ones(t.shape[:2], dtype=torch.bool, device=t.device)
 
@@ -165,14 +164,14 @@ class Passes(Leaving):
 
     def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
         def edit(given: Given) -> Foreign:
-            whole = rule.site.read(given)
+            whole = rule.site.read(given, rule.site.rows(given, self._counted.shape))
             step = ForwardPass(*whole.shape[:2], mask=self._of_rows(whole), device=whole.device)
             if self._at is not None:
                 step = self._at(rule.site, whole, given)
             t = step.take(whole)
             if len(t) == 0:  # another branch of guidance
                 return None
-            # Twice in a checkpointed layer: what is done the second time must be the same, and nobody looks at it.
+            # It runs twice in a checkpointed layer: the second run must do the same, and its result is not used.
             gain, steered = cheaply(_steered, rule, t, step) if self._steering else (t.new_zeros(*t.shape[:2], 1), t)
             value = self._read(steered) if self._read is not None else steered
             if self._looking and (self._at is not None or number not in self._seen):
@@ -190,9 +189,10 @@ class Passes(Leaving):
 
 
 def cheaply(function: Callable[..., Foreign], *arguments: Given) -> Foreign:
-    """Return what a function of tensors gives, and compute it again in the backward pass instead of keeping its steps.
+    """Return a function of tensors, recomputed in the backward pass instead of keeping its intermediate results.
 
-    For work by the element, whose float32 steps would take more memory than the layers' own bfloat16, and little time.
+    For elementwise work, whose float32 intermediates would take more memory than the layers' own bfloat16 ones, and
+    which is fast.
     """
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
@@ -225,7 +225,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def learn(*, on: bool) -> None:
-        for name in learning:  # by name: weights that are kept on disk are another parameter after every pass
+        for name in learning:  # by name: weights on disk are a new parameter after every pass
             model.get_parameter(name).requires_grad_(on)
 
     try:
@@ -247,7 +247,7 @@ def _projection(model: nn.Module) -> nn.Module:
 def _checkpointing(work: Work) -> Iterator[None]:
     """Turn the layers' checkpointing on inside the block, if it is wanted and gradients are recorded.
 
-    By the flags that the layers of transformers read: the model's own method also hooks the embeddings, for good.
+    It sets the flags that transformers' layers read: the model's own method would also hook the embeddings permanently.
     """
     if not work.checkpointing or not torch.is_grad_enabled():
         yield
@@ -265,7 +265,7 @@ def _checkpointing(work: Work) -> Iterator[None]:
 
     try:
         for layer in layers:
-            layer.__dict__.update(wanted)  # "training" of the layer alone, not of what is in it
+            layer.__dict__.update(wanted)  # "training" of the layer alone, not of its submodules
         yield
     finally:
         to_the_end(restore)
