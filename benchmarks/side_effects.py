@@ -5,14 +5,14 @@ preference learned from the default, each at the strength at which tuning texts 
 Greedy answers of 32 tokens to HarmBench requests, the same in our jailbreak wrappers, everyday questions and alarming
 ones; conversations of 8 everyday questions, answered greedily by 40 tokens each with all turns before in view;
 moral_exceptQA, SocialIQA and QuaRTz by likelihood. All but the unsteered row are differences from it, paired by
-request, question or conversation, with 95 % intervals. One greedy answer each, so no seeds.
+request, question or conversation, with 95 % intervals. Each answer is greedy, so there are no seeds.
 
     python benchmarks/side_effects.py [--only NAME ...] [--n 50] [--questions 300] [--conversations 12]
         [--out out/side_effects] [--fitted out/equal_damage]
 
-Interrupted, it resumes.
+If interrupted, it resumes.
 
-Not run to its end yet (issue 31): no number of it is in the docs.
+What a small run found is in docs/lab/side_effects.md.
 """
 
 import argparse

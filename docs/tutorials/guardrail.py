@@ -66,8 +66,8 @@ control = [talk(question, answer) for question, answer in zip(everyday[:36], own
 # ## How and when are fitted on different tokens
 #
 # *How* to steer is what tells a complying answer from a referring one, so it is fitted on the answers. *When* must be
-# known before the answer begins, so it is fitted on the questions alone, through the same template. Two fits of the
-# same model; each rule of the guard takes its transform from the one and its regulator from the other.
+# known before the answer begins, so it is fitted on the questions alone, through the same template. So the model is
+# fitted twice, and each rule of the guard takes its transform from one fit and its regulator from the other.
 
 
 # %%
@@ -130,8 +130,8 @@ for name, guard in guards.items():
         )
 
 # %% [markdown]
-# More strength is not better: beyond 0.1 this small model loses its language, and says nothing at all any more. A count
-# of phrases does not show that, so read some answers.
+# More strength is not better: beyond 0.1 this small model stops writing sensible text, and then writes nothing at all.
+# A count of phrases does not show that, so read some answers.
 
 # %%
 with guards["evidence"].apply(model, 0.04, record=False):
@@ -145,6 +145,7 @@ print(
 # ## Before you rely on it
 #
 # This guard was fitted on 36 questions of four forms and tried on 12 of the same forms. Real users ask in other ways.
-# In the measured case, harmful requests of other collections, the best setting refused 72 % of HarmBench and no
-# everyday question, at a cost to benign answers that was too high: [A guardrail, measured](../lab/guardrail.md). Use a
-# guardrail beside others, choose its strength with `dsas.calibrate`, and hold releases to limits with `dsas check`.
+# In the measured case, harmful requests of other collections, the best setting (learned vectors that act on the request
+# alone) refused 69 % of HarmBench by a list of phrases and no everyday question, and cost benign answers nothing;
+# vectors such as those above cost too much there: [A guardrail, measured](../lab/guardrail.md). Use a guardrail beside
+# others, choose its strength with `dsas.calibrate`, and hold releases to limits with `dsas check`.

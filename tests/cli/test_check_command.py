@@ -65,5 +65,6 @@ def test_list_says_what_there_is_without_a_model_and_what_it_costs_with_one(run:
     assert status == 0, err
     minutes = {row["name"]: row["minutes"] for row in json.loads(out)}
     assert {name for name, cost in minutes.items() if cost is not None and cost > 0} == {"kl", "json"}
+    assert "together about" in run(*checked(folder, {"json": 1}, "--list"))[1]
     assert "release check" not in dsas.Steering.from_pretrained(folder / "detox").settings
     assert "give a Steering and --model" in run("check", "--list")[1]

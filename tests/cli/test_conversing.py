@@ -71,3 +71,13 @@ def test_the_answers_are_those_of_the_same_prompt_alone(converse: Callable[..., 
 @pytest.mark.parametrize("options", [("--json",), ("--compare", "--steering", "x")])
 def test_options_of_lists_are_refused(converse: Callable[..., Any], options: tuple[str, ...]) -> None:
     assert "a conversation goes without --compare and --json" in converse([], *options).err
+
+
+def test_ctrl_c_while_a_steering_is_loaded_keeps_the_conversation(
+    converse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsas.cli.conversing.steering_folder", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    done = converse(["Hello", "/steering {}/calm", "/help"])
+    assert done.status == 0, done.err
+    assert done.out.count("stopped\n") == 1
+    assert done.out.count("/restart         forget the conversation") == 2

@@ -32,6 +32,15 @@ def test_a_line_is_a_text_a_conversation_a_completion_or_a_pair(tmp_path: Path) 
     assert chosen_of(tmp_path / "a.jsonl", "talk") is None
 
 
+def test_columns_that_are_empty_in_a_row_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("text", "prompt", "completion", "chosen", "rejected"))
+    assert read(tmp_path, {**nothing, "messages": TALK}) == [Conversation.of(TALK)]
+    assert read(tmp_path, {**nothing, "chosen": TALK, "rejected": [TALK[0]]}, half="chosen") == [Conversation.of(TALK)]
+    assert chosen_of(tmp_path / "a.jsonl", "text") == [Conversation.of(TALK)]
+    with pytest.raises(TextsError, match=r"a\.jsonl:1: expected a text or a conversation, got NoneType"):
+        read(tmp_path, nothing)
+
+
 def test_tables_have_prompts_with_completions_too(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,completion\nIt is, so.\n")
     assert read_examples(tmp_path / "a.csv", "text") == [Completion("It is", " so.")]

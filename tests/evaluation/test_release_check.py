@@ -8,7 +8,7 @@ from makers import random_steering
 
 import dsas
 from dsas.errors import OptionError, TextsError
-from dsas.evaluation import release_check
+from dsas.evaluation import release_check, release_cost
 from dsas.evaluation.divergence import divergence
 from dsas.evaluation.release_check import Checked, ReleaseCheck, Requests, with_check
 from dsas.evaluation.release_limits import RELEASE_LIMITS, release_limits
@@ -118,10 +118,19 @@ def test_answers_are_drawn_once_and_found_again_in_the_folder(tmp_path: Path, mo
     assert drawn == [False, True, True]
 
 
-def test_minutes_grow_with_the_requests_and_are_known_for_each_limit() -> None:
-    minutes = checking(n=4).minutes({"json": 0.1, "lost-refusals": 0.1})
-    assert minutes["json"] * 3 == pytest.approx(minutes["lost-refusals"] * 4)  # four requests, and three
-    assert minutes["json"] > 0
+def test_the_minutes_said_are_those_taken_where_a_draw_costs_by_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, check = [0.0], checking(n=4)
+
+    def sample(_: ReleaseCheck, requests: list[str], steered: bool, new: int = 6) -> list[str]:
+        clock[0] += (0.01 * sum(map(len, requests)) + 0.3 * (new - 1)) * (2 if steered else 1)
+        return ["{}"] * len(requests)
+
+    monkeypatch.setattr(ReleaseCheck, "_sample", sample)
+    monkeypatch.setattr(release_cost.time, "perf_counter", lambda: clock[0])
+    said = check.minutes({"json": 0.1})
+    begun = clock[0]
+    check.run({"json": 0.1})
+    assert said.alone["json"] * 60 == pytest.approx(clock[0] - begun)  # a token of the tiny tokenizer is a letter
 
 
 def test_harmful_requests_that_are_missing_and_numbers_out_of_range_are_told() -> None:

@@ -9,6 +9,7 @@ from makers import random_steering, templated
 import dsas
 from dsas.errors import OptionError
 from dsas.explaining.dialogue import Dialogue, Drawn, _Heard
+from dsas.model.chat_template import ChatTemplate
 from dsas.model.tokenizing import encode
 from dsas.testing import tiny_model
 from dsas.testing.models import WIDTH
@@ -104,6 +105,21 @@ def test_the_system_message_is_said_first_and_mistakes_leave_the_conversation_as
     assert len(dialogue.messages) == 2
     with pytest.raises(OptionError, match="temperature >= 0"):
         Dialogue(model, tokenizer, drawn=Drawn(temperature=-1))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OptionError])
+def test_what_fails_before_the_answer_begins_leaves_no_message_behind(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    model, tokenizer, _ = parts
+    dialogue = Dialogue(model, tokenizer, drawn=DRAWN)
+    dialogue.say("Hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatTemplate, "whole", lambda *_, **__: (_ for _ in ()).throw(error("stopped")))
+        with pytest.raises(error):
+            dialogue.say("And?")
+    dialogue.say("And?")
+    assert [message.role for message in dialogue.messages] == ["user", "assistant"] * 2
 
 
 def test_the_end_of_turn_is_kept_and_not_shown(parts: Any) -> None:

@@ -250,7 +250,7 @@ def test_a_template_that_drops_the_system_message_of_the_options_without_a_word_
 
 
 def test_a_template_that_moves_the_system_message_once_an_answer_follows_is_refused_with_the_reason() -> None:
-    """Of an older Mistral: the system message stands in the last message, if that is the user's."""
+    """An older Mistral writes the system message into the last message, if that is the user's."""
     old = templated(MISTRAL.replace("WHERE", "loop.last"), specials=("<s>", "</s>"), bos="<s>")
     assert read(old, [USER, SAID])[1] == " So it is."
     with pytest.raises(TextsError, match=r"differently once the answer follows \(at 'Be brief\..*cannot be told"):
@@ -321,6 +321,8 @@ def test_tool_calls_can_be_left_out_or_read_alone_and_their_results_are_not_read
 def test_a_conversation_without_an_answer_is_refused_and_told_what_can_be_read() -> None:
     with pytest.raises(TextsError, match=r"ends with a message of user, so it has no answer.*'last-instruction'"):
         read(tokenizer_of(REAL["qwen 2.5"]), [USER, SAID, USER])
+    with pytest.raises(TextsError, match="no message stands before the answer: add the user's"):
+        rendered(tokenizer_of(REAL["qwen 2.5"]), [Conversation.of([SAID])], "last-instruction")
 
 
 def test_a_tokenizer_without_a_template_reads_no_conversations_unless_it_is_given_one() -> None:

@@ -19,6 +19,8 @@ TALK = Conversation.of([USER, SAID])
         [USER, SAID],
         (USER, SAID),
         {"messages": [USER, SAID], "source": "somewhere"},
+        {"messages": [USER, SAID], "prompt": None, "chosen": None},
+        {"messages": None, "prompt": [USER], "completion": [SAID], "rejected": None},
         {"prompt": [USER], "completion": [SAID]},
         {"prompt": [USER], "chosen": [SAID], "rejected": [USER]},
         {"chosen": [USER, SAID], "rejected": [USER]},

@@ -19,7 +19,7 @@ Ctrl-C stops an answer, Ctrl-D ends the conversation."""
 
 
 class Conversing:
-    """What a conversation on the terminal goes by: the dialogue, and which Steering acts at which strength."""
+    """The state of a conversation on the terminal: the dialogue, and which Steering acts at which strength."""
 
     def __init__(self, dialogue: "Dialogue", steering: "dsas.Steering | None", strength: float | None) -> None:
         self._dialogue, self._steering, self._strength = dialogue, steering, strength
@@ -42,6 +42,8 @@ class Conversing:
                     self._command(said)
                 elif said:
                     self._answer(said)
+            except KeyboardInterrupt:  # before or after the answer itself, such as while a Steering is loaded
+                self._say("stopped")
             except DsasError as error:
                 self._say(f"error: {error}")
 

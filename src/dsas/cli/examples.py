@@ -17,8 +17,8 @@ _KEYS = ("messages", "chosen", "rejected", "completion")
 def read_examples(path: str | Path, field: str, *, chat: Chat = AS_IT_IS, half: Half | None = None) -> list[Content]:
     """Return the examples of a file, or of a data set that is named hub:OWNER/NAME:SPLIT:COLUMN.
 
-    A row is a text; a field of it, where it has that field; or what `dsas.fit` takes: "messages", "prompt" with
-    "completion", "chosen" with "rejected", of which `half` says which is meant. chat: options that conversations get.
+    A row is a text, or has the named field, or is what `dsas.fit` takes: "messages", "prompt" with "completion", or
+    "chosen" with "rejected", where `half` says which of the two is meant. chat: options that conversations get.
     Raises TextsError with file and line.
     """
     records = _records(path)
@@ -30,9 +30,9 @@ def read_examples(path: str | Path, field: str, *, chat: Chat = AS_IT_IS, half: 
 
 
 def chosen_of(path: Path, field: str) -> list[Content] | None:
-    """Return the chosen halves of a file of pairs, None when it holds something else."""
+    """Return the chosen halves of a file of pairs, or None when it holds something else."""
     first = _records(path)[0][1]
-    paired = isinstance(first, dict) and field not in first and "chosen" in first
+    paired = isinstance(first, dict) and first.get(field) is None and first.get("chosen") is not None
     return read_examples(path, field, half="chosen") if paired else None
 
 
@@ -48,9 +48,9 @@ def kinds_of_examples(given: Iterable[str], field: str, chat: Chat) -> dict[str,
 
 
 def asked_of(text: str | None, file: Path | None, field: str, *, chat: Chat, as_chat: bool) -> list[Content]:
-    """Return the text that was given, or the examples of the file; as_chat: texts as the user's turn of a conversation.
+    """Return the given text, or the examples of the file; as_chat: make each text the user's turn of a conversation.
 
-    Raises OptionError unless exactly one of both is given.
+    Raises OptionError unless exactly one of the two is given.
     """
     if (text is None) == (file is None):
         raise OptionError("give either one prompt or --file with prompts")
@@ -77,7 +77,8 @@ def _records(path: str | Path) -> list[tuple[str, Json]]:
 
 def _example(value: Json, field: str, place: str) -> Json:
     """Return what a row holds as an example."""
-    if isinstance(value, dict) and field == DEFAULT_FIELD and field not in value and any(key in value for key in _KEYS):
+    row = value if isinstance(value, dict) and field == DEFAULT_FIELD and value.get(field) is None else {}
+    if any(row.get(key) is not None for key in _KEYS):
         return value
     found = field_of(value, field, place)
     if not isinstance(found, str | list | dict):

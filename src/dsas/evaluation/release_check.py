@@ -4,10 +4,11 @@ Every request is answered greedily, with and without steering, through the model
 unsteered model's answers to everyday questions are read again, steered, for KL divergence and perplexity. What each
 measure is, and its limit, is in `dsas.evaluation.release_limits`.
 
-Limitations: refusals are told by the phrase list alone; requests and judges are English; one greedy answer per request.
+Limitations: refusals are recognised by the phrase list alone; requests and judges are English; one greedy answer per
+request.
 """
 
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,6 +28,7 @@ from dsas.evaluation.judged import judged
 from dsas.evaluation.perplexity import perplexity
 from dsas.evaluation.question_list import everyday_questions
 from dsas.evaluation.refusal import refuses
+from dsas.evaluation.release_cost import Asked, ReleaseMinutes, batch_times, release_minutes
 from dsas.evaluation.release_limits import RELEASE_LIMITS
 from dsas.evaluation.valid_json import is_json, json_requests
 from dsas.files.json_values import JsonObject
@@ -35,14 +37,14 @@ from dsas.model.chat_template import chat_prompts
 from dsas.model.conversation import Completion, Conversation, Message
 from dsas.model.foreign import Model, Tokenizer
 from dsas.model.identity import fingerprint
+from dsas.model.tokenizing import tokenize
 from dsas.steering.steering import Steering
 
 BATCH = 25
-TIMED = 8  # answers, to say what a measure will cost
 
 
 class Checked(NamedTuple):
-    """One measure against its limit. found: with its 95 % interval over requests; the verdict goes by the mean."""
+    """One measure against its limit. found: mean and 95 % interval over requests; the mean decides."""
 
     name: str
     limit: float
@@ -50,7 +52,7 @@ class Checked(NamedTuple):
 
     @property
     def kept(self) -> bool:
-        """Whether the limit is kept; a value that is no number keeps none."""
+        """Whether the limit is kept; NaN keeps no limit."""
         mean = self.found.mean
         return bool(mean >= self.limit if RELEASE_LIMITS[self.name].least else mean <= self.limit)
 
@@ -59,13 +61,13 @@ class Checked(NamedTuple):
         return {"name": self.name, "limit": self.limit, **self.found._asdict(), "kept": self.kept}
 
     def row(self, strength: float) -> JsonObject:
-        """Return it as a row of a table, measured at a strength; side: whether the limit is a least or a most."""
+        """Return it as a row of a table, measured at a strength; side: whether the limit is a minimum or a maximum."""
         side = "at least" if RELEASE_LIMITS[self.name].least else "at most"
         said = {"strength": strength, "measure": self.name, "side": side, "limit": self.limit}
         return {**said, **self.found._asdict(), "kept": self.kept}
 
     def line(self) -> str:
-        """Return it as a line for people."""
+        """Return it as a readable line."""
         most = "at least" if RELEASE_LIMITS[self.name].least else "at most"
         verdict = "kept" if self.kept else "BROKEN"
         mean, low, high, n = self.found
@@ -73,7 +75,7 @@ class Checked(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """What is asked, `n` of each kind at most; the harmful ones are given, since dsas holds none."""
+    """The requests, at most `n` of each kind; harmful ones must be given, because dsas contains none."""
 
     harmful: Sequence[str]
     n: int = 50
@@ -107,7 +109,7 @@ class ReleaseCheck:
         new_tokens: int = 32,
         checkpoint: str | Path | None = None,
     ) -> None:
-        """Keep what is given. strength: the calibrated one, or 1, when not given. Raises OptionError out of range."""
+        """Keep the arguments. strength: the calibrated one, or 1, when not given. Raises OptionError out of range."""
         if new_tokens < 1 or requests.n < 2:
             raise OptionError(f"expected new_tokens >= 1 and n >= 2, got {new_tokens} and {requests.n}")
         self.strength = steering.default_strength if strength is None else strength
@@ -118,20 +120,30 @@ class ReleaseCheck:
         self._drawn: dict[tuple[str, bool], list[str]] = {}
 
     def run(self, limits: Mapping[str, float], progress: Callable[[str], None] = lambda _: None) -> list[Checked]:
-        """Return what each limit is on, measured. progress: told the name of each measure before it is taken."""
+        """Return the measure for each limit. progress: called with the name of each measure before it is taken."""
         found = []
         for name, limit in limits.items():
             progress(name)
             found.append(Checked(name, limit, self._measure(name)))
         return found
 
-    def minutes(self, limits: Mapping[str, float]) -> dict[str, float]:
-        """Return about how many minutes each measure takes alone, by the time that a few answers take here."""
-        few = self._requests.of("everyday")[:TIMED]
-        begun = time.monotonic()
-        self._sample(few, steered=True)
-        each = (time.monotonic() - begun) / len(few)
-        return {name: 2 * len(self._requests.of(RELEASE_LIMITS[name].asks)) * each / 60 for name in limits}
+    def minutes(self, limits: Mapping[str, float]) -> ReleaseMinutes:
+        """Return about how many minutes the measures take here, each alone and all together, by a few tokens drawn."""
+        timed = self._requests.of("everyday")[:BATCH]
+        few = self._rendered(timed)
+        times = {
+            steered: batch_times(lambda new, steered=steered: self._sample(timed, steered, new), self._tokens(few))
+            for steered in (False, True)
+        }
+        asked = {}
+        for kind in {RELEASE_LIMITS[name].asks for name in limits}:
+            prompts = self._rendered(self._requests.of(kind))
+            longest = len(prompts) * self._sampling.new_tokens
+            asked[kind] = Asked(math.ceil(len(prompts) / BATCH), self._tokens(prompts), longest)
+        return release_minutes(limits, asked, times, self._sampling.new_tokens)
+
+    def _tokens(self, prompts: Sequence[str]) -> int:
+        return sum(map(len, tokenize(self._tokenizer, prompts, special_tokens=self._sampling.special_tokens)))
 
     def _measure(self, name: str) -> Interval:
         kind = RELEASE_LIMITS[name].asks
@@ -144,7 +156,7 @@ class ReleaseCheck:
         return bootstrap(worse[:, None])
 
     def _values(self, name: str, kind: str, steered: bool) -> np.ndarray:
-        """Return for each request what is counted of its answer."""
+        """Return, for each request, the value counted for its answer."""
         answers = self.answers(kind, steered)
         if name == "json":
             asked = json_requests()[: len(answers)]
@@ -188,10 +200,11 @@ class ReleaseCheck:
             self._drawn[kind, steered] = self._results.remember("answers", marks, sample) if self._results else sample()
         return self._drawn[kind, steered]
 
-    def _sample(self, requests: Sequence[str], steered: bool) -> list[str]:
-        prompts = self._rendered(requests)
+    def _sample(self, requests: Sequence[str], steered: bool, new_tokens: int | None = None) -> list[str]:
+        prompts, sampling = self._rendered(requests), self._sampling
+        sampling = sampling if new_tokens is None else sampling._replace(new_tokens=new_tokens)
         with self._steering.apply(self._model, self.strength, record=False) if steered else nullcontext():
-            return sample_continuations(self._model, self._tokenizer, prompts, seeds=(0,), sampling=self._sampling)[0]
+            return sample_continuations(self._model, self._tokenizer, prompts, seeds=(0,), sampling=sampling)[0]
 
     def _rendered(self, requests: Sequence[str]) -> list[str]:
         return chat_prompts(self._tokenizer, requests) if _has_template(self._tokenizer) else list(requests)

@@ -3,9 +3,9 @@
     dialogue = Dialogue(model, tokenizer, chat=dsas.Chat(system="Answer briefly."))
     dialogue.say("Hello!", steering, 0.5).text
 
-What is said is what the whole conversation would give if it were run anew: the conversation is rendered as a whole each
-time, and the cache continues from where the tokens are the same. With another Steering or strength it begins anew,
-since what it holds was read under the old ones; and so it does after an answer that was interrupted.
+Answers are what the whole conversation would give if it were run from its beginning: it is rendered as a whole each
+time, and the cache is reused up to where the tokens differ. With another Steering or strength the cache begins anew,
+because its contents were computed under the old ones; it also does so after an interrupted answer.
 
 Limitations: one conversation at a time; recurrent models, whose cache cannot be cut, read everything again.
 """
@@ -37,7 +37,7 @@ from dsas.views.explained import Turn
 
 
 class Drawn(NamedTuple):
-    """Sampling. temperature: >= 0, 0 is greedy. top_p: in (0, 1]. new_tokens: >= 1. seed: the first one's."""
+    """Sampling. temperature: >= 0, 0 is greedy. top_p: in (0, 1]. new_tokens: >= 1. seed: draws the first answer."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -49,9 +49,9 @@ GREEDY = Drawn()
 
 
 class Answer(NamedTuple):
-    """An answer: its text; what was applied to every token of the conversation so far, None when nothing was steered.
+    """An answer: its text, and the trace of the conversation so far (None when nothing was steered).
 
-    prompt: how many tokens came before it. reused: how many of them were taken from the cache. ended: False when it was
+    prompt: number of tokens before it. reused: how many of them were taken from the cache. ended: False when it was
     interrupted.
     """
 
@@ -76,7 +76,7 @@ class Dialogue:
         self._given, self._chat, self._template = tokenizer, chat, ChatTemplate(tokenizer, chat)
         self.messages: list[Message] = []
         self._cache: Foreign = None
-        self._read: list[int] = []  # the tokens that the cache holds
+        self._read: list[int] = []  # the tokens in the cache
         self._under: tuple[str, float] | None = None
 
     def say(
@@ -88,24 +88,24 @@ class Dialogue:
         show: Callable[[str, float | None], object] | None = None,
         new_tokens: int | None = None,
     ) -> Answer:
-        """Say something as the user, and return the model's answer, which is a message from then on.
+        """Say something as the user, and return the model's answer, which becomes a message of the conversation.
 
-        strength: the Steering's own unless given. new_tokens: at most so many, those of the dialogue unless given.
+        strength: the Steering's own unless given. new_tokens: most tokens of the answer; the dialogue's when not given.
         show: called with the text of every token of the answer as it comes (but special ones), and the mean over sites
-        of what was applied to it (None where nothing was). An answer that is interrupted by Ctrl-C is kept as far as it
-        came. Raises StrengthError, ModelMismatchError, as `Steering.apply`.
+        of what was applied to it (None where nothing was). An answer that Ctrl-C interrupts is kept as far as it came.
+        Raises StrengthError and ModelMismatchError as `Steering.apply` does.
         """
         strength = steering.default_strength if steering is not None and strength is None else strength or 0.0
         applied = steering.apply(self._model, strength) if steering is not None else None
         self._begin_anew_under(None if steering is None else (steering.digest(), strength))
-        self.messages.append(Message(USER, text))
-        asked = Conversation(tuple(self.messages), self._chat)
-        text = self._template.whole(asked.asked, generate=True)
-        (rendered,) = encode(self._tokenizer, [text], special_tokens=adds_special_tokens(self._given, text))
+        asked = Conversation((*self.messages, Message(USER, text)), self._chat)
+        whole = self._template.whole(asked.asked, generate=True)
+        (rendered,) = encode(self._tokenizer, [whole], special_tokens=adds_special_tokens(self._given, whole))
         reused = self._reuse(rendered.ids)
         said: list[int] = []
         stream = _Heard(self._tokenizer, applied, show, len(rendered.ids), said)
         ended = True
+        self.messages.append(asked.messages[-1])
         try:
             with applied or nullcontext(), torch.no_grad(), evaluation_mode(self._model), torch.random.fork_rng():
                 torch.manual_seed(self._drawn.seed + len(self.messages))
@@ -125,7 +125,7 @@ class Dialogue:
         return Answer(answer, trace, len(rendered.ids), reused, ended)
 
     def forget(self) -> None:
-        """Let the cache go; the messages stay."""
+        """Free the cache; the messages stay."""
         self._cache, self._read = None, []
 
     def restart(self) -> None:
@@ -134,7 +134,7 @@ class Dialogue:
         self.forget()
 
     def _named(self, trace: Trace, ids: list[int], found: list[Turn]) -> Trace:
-        """Return a trace with the text of its tokens, and whose turn each is in."""
+        """Return a trace with the text of its tokens, and whose turn each belongs to."""
         size = int(trace.real.sum())
         named = (*found[:-1], found[-1]._replace(stop=size))
         return trace._replace(tokens=(tuple(pieces(self._tokenizer, ids[:size])),), turns=(named,))
@@ -145,7 +145,7 @@ class Dialogue:
         self._under = under
 
     def _reuse(self, ids: list[int]) -> int:
-        """Cut the cache to what it has in common with these tokens, of which one at least is to be read."""
+        """Cut the cache to what it shares with these tokens, at least one of which is left to be read."""
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._read, ids[:-1], strict=False)))
         if self._cache is not None and same < len(self._read):
             if not callable(getattr(self._cache, "crop", None)):
@@ -186,7 +186,7 @@ class Dialogue:
 
 
 class _Heard:
-    """What `generate` tells of its tokens: those of the answer are kept, and shown as `TokenStream` shows them."""
+    """Receives tokens from `generate`: those of the answer are kept, and shown as by `TokenStream`."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class _Heard:
             self._stream.put(value)
 
     def end(self) -> None:
-        """Pass on what is left."""
+        """Pass on the rest."""
         if self._stream is not None:
             self._stream.end()
 

@@ -1,15 +1,15 @@
-"""Chat template: what a tokenizer's template makes of messages, and where in it the answer and its parts stand.
+"""Chat template: messages rendered by a tokenizer's template, and where the answer and its parts are in the result.
 
-The answer is the last message of the assistant, as far as the model itself would say it:
+The answer is the part of the assistant's last message that the model itself would generate. It is found as follows:
 
-1. Where the template marks what is generated ({% generation %}), the marks of the last such message. 2. Else the
-difference of two renderings, one of the messages before it with the generation prompt and one of all. What the
-generation prompt holds already, such as <think>, is no part of the answer. 3. Where the rendering with the generation
-prompt does not begin that of all (templates that drop thinking from answers but open it in the prompt) and the
-rendering without it does: from where the template puts the message's content.
+1. Where the template marks what is generated ({% generation %}), by the marks of the last such message. 2. Else as the
+   difference of two renderings: the messages before the answer with the generation prompt, and all messages. What the
+   generation prompt already holds, such as <think>, is no part of the answer. 3. Where the full rendering does not
+   begin with the first one (templates that drop thinking from answers but open it in the prompt) but does begin with
+   that without generation prompt: from where the template puts the message's content.
 
-A template for which none of these works changes what it said before when an answer follows, so that no token could be
-said to be an answer to that prompt: it is refused, with the reason.
+A template for which none of these works renders earlier messages differently once an answer follows, so that no token
+is an answer to that prompt: it is refused, with the reason.
 """
 
 import re
@@ -59,7 +59,7 @@ class ChatTemplate:
             )
         self._tokenizer, self._arguments = text_tokenizer(tokenizer), dict(chat.arguments)
         self._system = chat.system
-        self._lists = False  # whether contents are lists of parts, as some templates of multimodal models want them
+        self._lists = False  # whether contents are lists of parts, as some templates of multimodal models need
         if processor_of(tokenizer) is not None:
             self._arguments = {"chat_template": own, **self._arguments}
             turn: list[JsonObject] = [{"role": USER, "content": PLACEHOLDER}]
@@ -69,16 +69,18 @@ class ChatTemplate:
                 self._lists = True
 
     def text(self, messages: Sequence[Message], *, generate: bool = False) -> str:
-        """Return the messages as the template renders them. generate: and ready for the answer.
+        """Return the messages as the template renders them. generate: whether to add the generation prompt.
 
-        Raises TextsError with the template's own reason when it refuses them.
+        Raises TextsError with the template's own reason when it refuses them, and for no messages.
         """
+        if not messages:
+            raise TextsError("no message stands before the answer: add the user's, or read tokens='answer'")
         return self._apply([one.as_dict() for one in messages], generate=generate)
 
     def whole(self, messages: Sequence[Message], *, generate: bool = False) -> str:
-        """Return what `text` does, of a whole conversation.
+        """Return the rendering of a whole conversation.
 
-        Raises TextsError for options whose system message the template drops without a word.
+        Raises TextsError when the template silently drops the system message of the options.
         """
         found = self.text(messages, generate=generate)
         if any(one.content == self._system and one.content.strip() not in found for one in messages[:1]):
@@ -89,10 +91,10 @@ class ChatTemplate:
         return found
 
     def answer(self, messages: Sequence[Message]) -> list[Range]:
-        """Return where the last message, which is the assistant's, stands in the rendering of all.
+        """Return where the last message, which is the assistant's, is in the full rendering.
 
         One range, or several where the template marks several. What closes it, such as an end-of-turn token, is in the
-        last. Raises TextsError where the template does not tell.
+        last. Raises TextsError where the template does not allow it.
         """
         whole, before = self.text(messages), messages[:-1]
         if _GENERATION.search(self.source()):
@@ -118,7 +120,7 @@ class ChatTemplate:
         )
 
     def content(self, messages: Sequence[Message], number: int) -> Range:
-        """Return where the content of a message stands in the rendering of all; (start, start) where it is not.
+        """Return where the content of a message is in the full rendering; (start, start) where it is missing.
 
         Spaces that the template strips at its ends are not in the range.
         """
@@ -133,24 +135,24 @@ class ChatTemplate:
         return (start, start + len(said.strip())) if whole.startswith(said.strip(), start) else (start, start)
 
     def starts(self, messages: Sequence[Message]) -> list[int]:
-        """Return where each message begins in the rendering of all, with what the template puts before it."""
+        """Return where each message begins in the full rendering, including what the template puts before it."""
         whole, found = self.text(messages), [0]
         for number in range(1, len(messages)):
             try:
                 before = self.text(messages[:number])
-            except TextsError:  # a template may want a user's message after a system message
+            except TextsError:  # a template may require a user's message after a system message
                 before = None
             there = before is not None and whole.startswith(before)
             found.append(max(found[-1], len(before or "") if there else self.content(messages, number)[0]))
         return found
 
     def parts(self, messages: Sequence[Message], answer: Sequence[Range]) -> dict[str, list[Range]]:
-        """Return where thinking and tool calls stand in the rendering of all, the last message being the answer.
+        """Return where thinking and tool calls are in the full rendering; the last message is the answer.
 
-        Thinking that the template wrote and nobody thought (an empty pair of markers) is under "empty".
+        An empty pair of thinking markers that the template wrote is under "empty".
         """
         whole, before = self.text(messages), self.text(messages[:-1]) if messages[1:] else ""
-        begins = len(before) if whole.startswith(before) else answer[0][0]  # markers may stand before the answer
+        begins = len(before) if whole.startswith(before) else answer[0][0]  # markers may come before the answer
         found = {name: list(_within(whole, begins, brackets)) for name, brackets in BRACKETS.items()}
         last = messages[-1].as_dict()
         if last.get("tool_calls") and not found["tool-calls"]:
@@ -163,7 +165,7 @@ class ChatTemplate:
         return {**found, "empty": blank}
 
     def _generated(self, messages: Sequence[Message]) -> list[Range]:
-        """Return what the template marks as generated, run by run."""
+        """Return the ranges that the template marks as generated."""
         found = self._tokenizer.apply_chat_template(
             [one.as_dict() for one in messages], tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
             tokenizer_kwargs={"return_offsets_mapping": True}, **self._arguments,
@@ -184,13 +186,13 @@ class ChatTemplate:
             return self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generate, **self._arguments
             )
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # a template may raise anything
             roles = ", ".join(one["role"] for one in messages)
             raise TextsError(f"the chat template refuses messages of {roles}: {error}") from error
 
 
 def chat_prompts(tokenizer: Tokenizer, prompts: Sequence[str | Conversation], chat: Chat = AS_IT_IS) -> list[str]:
-    """Return each prompt as the user's turn of the model's chat template, ready for the answer; special tokens are in.
+    """Return each prompt as the user's turn of the chat template, ready for the answer, with its special tokens.
 
     prompts: texts, or conversations that do not end with an answer. chat: options for the texts.
     Raises OptionError when the tokenizer has no chat template, TextsError for a conversation that ends with an answer.
@@ -199,7 +201,7 @@ def chat_prompts(tokenizer: Tokenizer, prompts: Sequence[str | Conversation], ch
     ended = [one for one in turns if one.messages[-1].role == ASSISTANT]
     if ended:
         raise TextsError(
-            f"expected conversations that are to be answered, got one that ends with the assistant: "
+            f"expected conversations that wait for an answer, got one that ends with the assistant: "
             f"{ended[0].messages[-1].content!r:.60}"
         )
     return [ChatTemplate(tokenizer, one.chat).whole(one.asked, generate=True) for one in turns]
@@ -211,7 +213,7 @@ def _listed(content: Json) -> Json:
 
 
 def _hidden(content: Json) -> Json:
-    """Return a content with a placeholder in place of its text, which stands where the first of it does."""
+    """Return a content with a placeholder in place of its text, at the place of its first text."""
     if not isinstance(content, list):
         return PLACEHOLDER
     texts = [place for place, part in enumerate(content) if part["type"] == "text"]
@@ -220,15 +222,15 @@ def _hidden(content: Json) -> Json:
 
 
 def _alike(one: str, other: str) -> str:
-    """Return what both texts begin with."""
+    """Return the common beginning of two texts."""
     differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return one[: next(differ, min(len(one), len(other)))]
 
 
 def _within(text: str, begins: int, brackets: Iterable[tuple[str, str]]) -> Iterable[Range]:
-    """Yield what stands between brackets, with them and the spaces behind them; to the end where one is not closed.
+    """Yield the ranges in brackets, with the brackets and the spaces after them; an open one runs to the end.
 
-    begins: the first character that is looked at.
+    begins: the first character to look at.
     """
     for opened, closed in brackets:
         pattern = rf"{re.escape(opened)}(?s:.*?)(?:{re.escape(closed)}\s*|\Z)"
@@ -236,7 +238,7 @@ def _within(text: str, begins: int, brackets: Iterable[tuple[str, str]]) -> Iter
 
 
 def _inside(text: str) -> str:
-    """Return what brackets hold, without spaces."""
+    """Return the text inside brackets, without spaces."""
     for opened, closed in BRACKETS["thinking"]:
         text = text.strip().removeprefix(opened).removesuffix(closed)
     return text.strip()
