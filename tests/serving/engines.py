@@ -287,9 +287,15 @@ def running(root: Path, *, names: Sequence[str] = NAMES, **options: Any) -> Iter
 
 
 def generate(
-    llm: Any, work: Sequence[tuple[str, Ask]], *, new_tokens: int = NEW_TOKENS, logprobs: int = 5, report: bool = False
+    llm: Any,
+    work: Sequence[tuple[Any, Ask]],
+    *,
+    new_tokens: int = NEW_TOKENS,
+    logprobs: int = 5,
+    report: bool = False,
+    lora_request: Any = None,
 ) -> Any:
-    """Return the outputs of requests that run at once, greedily."""
+    """Return the outputs of requests that run at once, greedily; lora_request: the adapter of each."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
     more = {"dsas_report": True} if report else {}
@@ -303,7 +309,8 @@ def generate(
         )
         for _, ask in work
     ]
-    return llm.generate([prompt for prompt, _ in work], parameters, use_tqdm=False)
+    prompts = [prompt for prompt, _ in work]
+    return llm.generate(prompts, parameters, lora_request=lora_request, use_tqdm=False)
 
 
 def worst_difference(output: Any, wanted: Wanted) -> float:

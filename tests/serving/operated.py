@@ -73,12 +73,12 @@ class Operated:
         self.app, operator = FastAPI(), Operator()
         operator.attach_router(self.app)
         asyncio.run(operator.init_state(self, None, None))
-        self.vllm_config = self.config
+        self.vllm_config, self.engine_core = self.config, self
         self.output_processor = SimpleNamespace(request_states={}, dsas_digests={})
 
-    async def collective_rpc(self, method: str, args: Sequence[Any] = ()) -> list[Any]:
-        """Call all workers, of which there is one."""
-        return [getattr(self.worker, method)(*args)]
+    async def call_utility_all_async(self, _call: str, method: str, _timeout: Any, args: Sequence[Any], _: Any) -> Any:
+        """Call all workers of all engines, of which there is one."""
+        return [[getattr(self.worker, method)(*args)]]
 
     @property
     def names(self) -> list[str]:

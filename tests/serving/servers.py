@@ -68,6 +68,16 @@ def answers(url: str) -> bool:
         return False
 
 
+def asked(server: Server, path: str, body: Any, key: str = "clients") -> tuple[int, Any]:
+    """Return status and answer of a request to any address."""
+    request = urllib.request.Request(
+        f"{server.url}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    return _answered(request)
+
+
 def operate(server: Server, method: str, path: str = "", body: Any = None, key: str = KEY) -> tuple[int, Any]:
     """Return status and answer of a request to the operator's endpoint."""
     request = urllib.request.Request(
@@ -76,8 +86,12 @@ def operate(server: Server, method: str, path: str = "", body: Any = None, key: 
         data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
+    return _answered(request)
+
+
+def _answered(request: urllib.request.Request) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

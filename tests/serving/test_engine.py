@@ -1,4 +1,4 @@
-"""What vLLM is told, what is refused before it starts, and how requests are let in, without vLLM."""
+"""What vLLM is told, what is refused before it starts, and how requests are admitted, without vLLM."""
 
 import asyncio
 import sys
@@ -61,7 +61,7 @@ class InputProcessor:
 
 
 class AsyncLLM:
-    """The engine of a server: two outputs, the second is the last, and two workers, of which one has reports."""
+    """A server's client of two engines: two outputs, the second is the last, and the second engine has the reports."""
 
     def __init__(self, config: ServingConfig, *, stop_reason: str | None = None) -> None:
         self.asked: list[Any] = []
@@ -74,10 +74,17 @@ class AsyncLLM:
             given = {"theirs": 1} if finished else None
             yield SimpleNamespace(finished=finished, kv_transfer_params=given, outputs=[one])
 
-    async def collective_rpc(self, method: str, args: Any) -> Any:
+    @property
+    def engine_core(self) -> Any:
+        return self
+
+    async def call_utility_all_async(self, call: str, method: str, timeout: Any, args: Any, kwargs: Any) -> Any:
+        assert (call, timeout, kwargs) == ("collective_rpc", None, None)
         self.asked.append((method, args))
         report = {"tokens": 5, "mean_strength": {"detox": 0.25}, "above_half": {"detox": 2}}
-        return [report, None] if method == "dsas_report" else [[report for _ in args[0]], None]
+        return (
+            [[None], [report]] if method == "dsas_report" else [[[None for _ in args[0]]], [[report for _ in args[0]]]]
+        )
 
 
 class OutputProcessor:
@@ -218,7 +225,7 @@ def test_offline_the_report_of_all_stages_of_a_pipeline_is_their_sum() -> None:
     llm = SimpleNamespace(collective_rpc=lambda method, args: told.pop(0))
     output = SimpleNamespace(request_id="7")
     assert engine.report(llm, output) == {"tokens": 5, "mean_strength": {"detox": 0.75}}
-    with pytest.raises(StateError, match="nothing is known of request 7: it was not steered, or long ago"):
+    with pytest.raises(StateError, match="nothing is known of request 7: it was not steered, or ended long ago"):
         engine.report(llm, output)
 
 
@@ -240,6 +247,16 @@ def test_a_request_that_names_nothing_is_steered_by_the_default_and_turns_it_off
     for asked in ({"dsas_off": True}, {"dsas_steering": "detox", "dsas_strength": 0.0}):
         with pytest.raises(ValidationError, match=r"every request by 'detox' at 0\.8, and its operator does not allow"):
             resolved(DEFAULT, asked)
+    raised = {"dsas_raise_above": 0.0, "dsas_raise_to": 0.7}
+    reporting = DEFAULT._replace(reports=True)
+    for asked in (raised, {**raised, "dsas_raise_to": -5.0}, {**raised, "dsas_steering": "detox"}):
+        with pytest.raises(ValidationError, match=r"'dsas_raise_to' must be 0\.8 or stronger.* got (0\.7|-5\.0)"):
+            resolved(reporting, asked)
+    assert resolved(reporting, {**raised, "dsas_raise_to": 1.5})[0] == [("d1", 0.8)]
+    assert resolved(stronger._replace(reports=True), raised)[0] == [("d1", 2.0)]
+    for strange in ([{"a": 1}], {"a": 1}, [["detox"]], None):
+        with pytest.raises(ValidationError):
+            resolved(DEFAULT, {"dsas_steering": strange})
     with pytest.raises(ValidationError, match="'dsas_off' and 'dsas_steering' contradict each other"):
         resolved(stronger, {"dsas_off": True, "dsas_steering": "detox"})
     with pytest.raises(OptionError, match="'detox' is the default of this server"):
@@ -302,7 +319,7 @@ def test_what_http_would_leave_unsteered_without_a_word_is_refused() -> None:
         made = getattr(sys.modules[f"vllm.entrypoints.openai.{module}"], kind)
         assert made(vllm_xargs={"dsas_steering": "detox"}).to_sampling_params() == "sampled"
         assert made(vllm_xargs={"other": 1}).to_beam_search_params() == "beams"
-        with pytest.raises(ValidationError, match="'dsas_steering' stands beside vllm_xargs"):
+        with pytest.raises(ValidationError, match="'dsas_steering' is next to vllm_xargs"):
             made(model_extra={"dsas_steering": "detox"}).to_sampling_params()
         with pytest.raises(ValidationError, match="beam search cannot be steered"):
             made(vllm_xargs={"dsas_steering": "detox"}).to_beam_search_params()
@@ -453,7 +470,12 @@ def test_names_are_published_when_all_workers_took_them_and_withdrawn_at_once() 
 @pytest.fixture
 def parsed() -> Any:
     return SimpleNamespace(
-        worker_cls="auto", additional_config={"mine": 1}, api_server_count=None, data_parallel_size=1
+        worker_cls="auto",
+        additional_config={"mine": 1},
+        middleware=["their.Layer"],
+        api_server_count=None,
+        data_parallel_size=1,
+        headless=False,
     )
 
 
@@ -464,6 +486,7 @@ def test_the_options_of_vllm_are_kept_and_ours_added(parsed: Any) -> None:
     server._add(parsed, WANTED)
     assert parsed.worker_cls == engine.WORKER
     assert parsed.additional_config == {"mine": 1, **CONFIG.as_json()}
+    assert parsed.middleware == ["their.Layer", "dsas.serving.carrying.Carrying"]
 
 
 def test_options_that_would_leave_steering_out_are_refused(parsed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +508,10 @@ def test_the_operators_endpoint_is_named_beside_the_plugins_that_are_there(
     server._add(parsed, WANTED)
     assert server.os.environ["VLLM_PLUGINS"].endswith("dsas,dsas-operator")
     parsed.data_parallel_size = 2
-    with pytest.raises(OptionError, match="one front end and one engine only"):
+    server._add(parsed, WANTED)
+    assert parsed.api_server_count == 1  # of which vLLM would start two
+    parsed.api_server_count = 2
+    with pytest.raises(OptionError, match="of one front end only, since others would not know"):
         server._add(parsed, WANTED)
 
 

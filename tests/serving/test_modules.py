@@ -1,5 +1,7 @@
 """A served module keeps its kind and gives what it gave, with the edit of each token's own row added."""
 
+from types import MethodType
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def rule(seed: int = 0) -> dsas.Rule:
 
 def steered(path: str, *rules: dsas.Rule, together: int = 1) -> tuple[Served, TokenBuffers]:
     model, tokens = Served(), TokenBuffers(together, TOKENS)
-    assert steer_module(model, path, SiteTable(len(rules), WIDTH, Parts(gate=1)), tokens)
+    assert steer_module(model, path, SiteTable(len(rules), WIDTH, Parts(projections=1)), tokens)
     table = table_of(model, path)
     assert isinstance(table, SiteTable)
     for slot, one in enumerate(rules, 1):
@@ -95,6 +97,37 @@ def test_unsteered_tokens_change_no_bit_beside_steered_ones(dtype: torch.dtype) 
     assert [bool(torch.equal(hidden[i], h[i])) for i in range(TOKENS)] == [True, True, False, True, True, True]
 
 
+def test_a_forward_that_a_module_was_given_on_its_own_is_steered_and_no_other_is_called() -> None:
+    one, t, model, tokens = rule(), torch.randn(TOKENS, WIDTH), Served(), TokenBuffers(1, TOKENS)
+    model.mlp.forward = MethodType(lambda _module, x: 2 * x, model.mlp)  # as vLLM fuses layers of transformers' classes
+    table = SiteTable(1, WIDTH, Parts(projections=1))
+    table.put(1, row_of(one))
+    assert steer_module(model, "mlp", table, tokens)
+    tokens.fill([RequestRow((1,), (0.7,))], torch.tensor([TOKENS]).numpy())
+    torch.testing.assert_close(model.mlp(t), 2 * t + expected(one, 2 * t, 0.7), rtol=0, atol=1e-5)
+
+
+def test_a_forward_that_belongs_to_something_else_is_refused_since_steering_would_be_left_out() -> None:
+    model = Served()
+    model.mlp.forward = nn.Identity().forward
+    with pytest.raises(OptionError, match="site mlp cannot be served: the forward of its module was replaced"):
+        steer_module(model, "mlp", SiteTable(1, WIDTH, Parts(projections=1)), TokenBuffers(1, TOKENS))
+
+
+def test_a_batch_of_one_that_a_model_keeps_is_steered_and_told_of_like_tokens_alone() -> None:
+    t, found = torch.randn(TOKENS, WIDTH), []
+    for given in (t, t[None]):
+        model, tokens = Served(), TokenBuffers(1, TOKENS, reports=True)
+        table = SiteTable(1, WIDTH, Parts(projections=1))
+        table.put(1, row_of(rule()))
+        steer_module(model, "mlp", table, tokens)
+        tokens.fill([RequestRow((1,), (0.7,))], torch.tensor([TOKENS]).numpy())
+        found.append((model.mlp(given).reshape(TOKENS, WIDTH), tokens.values.clone()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1].abs().min() > 0
+
+
 def test_several_steerings_act_one_after_another() -> None:
     rules, t = [rule(1), rule(2)], torch.randn(TOKENS, WIDTH)
     model, tokens = steered("mlp", *rules, together=2)
@@ -124,10 +157,10 @@ def test_a_path_that_is_not_there_is_refused_with_the_closest() -> None:
 def test_evidence_is_refused_at_a_module_that_the_model_has_at_two_places() -> None:
     model, tokens = Served(), TokenBuffers(1, TOKENS, adding=1)
     model.again = model.mlp
-    for name, parts in (("evidence", Parts(gate=1, evidence=1)), ("cast", Parts(prompt=1))):
+    for name, parts in (("evidence", Parts(projections=1, evidence=1)), ("cast", Parts(prompt=1))):
         with pytest.raises(OptionError, match=rf"'{name}' at mlp cannot be served: .* more than once .*\(mlp, again\)"):
             steer_module(model, "mlp", SiteTable(1, WIDTH, parts), tokens)
-    assert steer_module(model, "mlp", SiteTable(1, WIDTH, Parts(gate=1)), tokens)
+    assert steer_module(model, "mlp", SiteTable(1, WIDTH, Parts(projections=1)), tokens)
 
 
 def test_a_layer_that_gives_three_values_is_refused() -> None:
@@ -150,7 +183,7 @@ def test_what_later_steps_write_leaves_shorter_steps_alone() -> None:
 def test_compiled_code_adds_up_evidence_over_steps_of_any_length_though_it_is_traced_at_the_longest() -> None:
     """With the compiler that serves, which has its own idea of elementary functions near 0."""
     memories, model, tokens, zero = (1.0, 0.999, 0.5, 0.0), Served(), TokenBuffers(1, 12, adding=1), torch.tensor(0.0)
-    parts = Parts(gate=1, evidence=1)
+    parts = Parts(projections=1, evidence=1)
     steer_module(model, "mlp", SiteTable(len(memories), WIDTH, parts), tokens)
     table = table_of(model, "mlp")
     assert isinstance(table, SiteTable)

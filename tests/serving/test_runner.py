@@ -302,10 +302,3 @@ def test_of_a_pipeline_stage_only_its_own_layers_are_steered(tmp_path: Path) -> 
     SteeredRunner(First(model), vllm_config(tmp_path, "detox"))
     steered = [path for path, module in model.named_modules() if type(module).__name__ == "SteeredLayer"]
     assert steered == ["model.layers.1", "model.layers.2"]
-
-
-def test_a_model_that_vllm_serves_by_classes_of_transformers_is_refused(tmp_path: Path) -> None:
-    store(tmp_path, "detox")
-    kind = type("TransformersForCausalLM", (Served,), {})
-    with pytest.raises(OptionError, match=r"transformers' own classes \(TransformersForCausalLM\)"):
-        SteeredRunner(First(kind()), vllm_config(tmp_path, "detox"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from engines import PROMPTS, Ask, Reference, adding, generate, running, worst_difference
 from makers import random_steering
+from served_relatives import qwen3_moe
 
 import dsas
 from dsas.testing import tiny_model, tiny_tokenizer
@@ -19,7 +20,13 @@ FAMILIES: dict[str, dict[str, Any]] = {  # with heads that vLLM's attention for 
     "mistral": {"head_dim": 32},
     "phi3": {"num_attention_heads": 1, "num_key_value_heads": 1},
     "mixtral": {"num_attention_heads": 1, "num_key_value_heads": 1},
+    "qwen3_moe": {},
+    "olmo2": {"num_attention_heads": 1, "num_key_value_heads": 1},  # by transformers' own classes
 }
+SITES = {
+    "mixtral": ["residual"],
+    "olmo2": ["residual", "mlp", "attention"],
+}  # Mixtral's experts are elsewhere in vLLM's
 ASKS = (
     Ask(),
     Ask(("detox",), (0.5,)),
@@ -31,11 +38,10 @@ ASKS = (
 
 def write(root: Path, family: str, **options: Any) -> Any:
     """Write a model and two Steerings, of a logistic regulator and of evidence, and return the model."""
-    model: Any = tiny_model(family, **options)
+    model: Any = qwen3_moe() if family == "qwen3_moe" else tiny_model(family, **options)
     model.save_pretrained(root / "model")
     tiny_tokenizer().save_pretrained(root / "model")
-    sites = ["residual"] if family == "mixtral" else ["residual", "mlp"]  # whose experts are elsewhere in vLLM's
-    random_steering(model, sites, seed=1).save_pretrained(root / "detox")
+    random_steering(model, SITES.get(family, ["residual", "mlp"]), seed=1).save_pretrained(root / "detox")
     generator, plain = torch.Generator().manual_seed(7), random_steering(model, "residual", seed=6)
     rules = [rule._replace(regulator=adding(generator, 1.0, 0.9)) for rule in plain.rules]
     dsas.Steering(rules, plain.model).save_pretrained(root / "tone")
@@ -46,15 +52,31 @@ def write(root: Path, family: str, **options: Any) -> Any:
 def test_requests_to_a_model_of_any_family_agree_with_the_reference(
     family: str, tmp_path: Path, record_property: Any
 ) -> None:
-    model = write(tmp_path, family, **FAMILIES[family])
-    reference = Reference(tmp_path, ("detox", "tone"), model)
+    agrees(family, tmp_path, record_property, enforce_eager=True)
+
+
+def test_compiled_code_of_transformers_own_classes_is_steered_too(tmp_path: Path, record_property: Any) -> None:
+    agrees("olmo2", tmp_path, record_property, enforce_eager=False)
+
+
+def agrees(family: str, root: Path, record: Any, **options: Any) -> None:
+    """Compare tokens, log-probabilities and what requests are told with the reference."""
+    from dsas.serving import engine
+
+    model = write(root, family, **FAMILIES[family])
+    reference = Reference(root, ("detox", "tone"), model)
     work = [(prompt, ask) for ask in ASKS for prompt in PROMPTS]
     wanted = [reference.generate(prompt, ask) for prompt, ask in work]  # first: vLLM changes classes of transformers
-    with running(tmp_path, names=("detox", "tone"), max_num_batched_tokens=64) as llm:
+    short = [(prompt, ask) for prompt, ask in work if ask.names and prompt not in PROMPTS[:2]]  # fits in no block
+    means = [reference.applied(prompt, ask) for prompt, ask in short]
+    with running(root, names=("detox", "tone"), reports=True, max_num_batched_tokens=64, **options) as llm:
         outputs = generate(llm, work)
+        told = [engine.report(llm, output) for output in generate(llm, short, report=True)]
     worst = max(worst_difference(*pair) for pair in zip(outputs, wanted, strict=True))
-    record_property("worst log-probability difference", worst)
+    record("worst log-probability difference", worst)
     assert worst < 1e-4
+    for report, mean in zip(told, means, strict=True):
+        assert report["mean_strength"] == pytest.approx(mean, abs=1e-5)
     distinct = {tuple(reference.generate(PROMPTS[0], ask).log_probabilities[0, :9].tolist()) for ask in ASKS}
     assert len(distinct) == len(ASKS)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from engines import ASKS, NEW_TOKENS, PROMPTS, SETTINGS, Ask, Reference, write_folders
 from makers import random_steering
-from servers import KEY, OPTIONS, Server, answers, operate, serving
+from servers import KEY, OPTIONS, Server, answers, asked, operate, serving
 
 from dsas.testing import tiny_model
 
@@ -34,7 +34,9 @@ def reference(root: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def server(root: Path) -> Iterator[Server]:
-    with serving(root, ("detox", "topic", "line"), "--together", "2", "--spare", "1", "--reports") as one:
+    with serving(
+        root, ("detox", "topic", "line"), "--together", "2", "--spare", "1", "--reports", "--enable-scale-out"
+    ) as one:
         yield one
 
 
@@ -226,7 +228,7 @@ def test_what_would_be_unsteered_without_a_word_gets_400(server: Server) -> None
     with client_of(server) as client:
         for extra, said in (
             ({"use_beam_search": True, "n": 2, **body_of(ASKS[2])}, "beam search cannot be steered"),
-            ({"dsas_steering": "detox"}, "stands beside vllm_xargs"),
+            ({"dsas_steering": "detox"}, "is next to vllm_xargs"),
         ):
             for create in (
                 lambda extra: client.completions.create(prompt="Hi", extra_body=extra, **COMMON),
@@ -234,8 +236,66 @@ def test_what_would_be_unsteered_without_a_word_gets_400(server: Server) -> None
             ):
                 with pytest.raises(BadRequestError, match=said):
                     create(extra)
-        with pytest.raises(BadRequestError, match="stands beside vllm_xargs"):
+        with pytest.raises(BadRequestError, match="is next to vllm_xargs"):
             client.responses.create(model="tiny", input="Hi", extra_body={"dsas_steering": "detox"})
+
+
+def test_every_other_address_steers_as_asked_or_says_that_it_does_not(server: Server, reference: Reference) -> None:
+    messages, extra = [{"role": "user", "content": PROMPTS[2]}], ASKS[2].extra_args()
+    wanted, common = reference.generate(PROMPTS[2], ASKS[2]).tokens, {"model": "tiny", "max_tokens": NEW_TOKENS}
+    greedy = {**common, "temperature": 0}
+    ids = reference.tokenizer(PROMPTS[2])["input_ids"]
+    sampling = {"max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+    for path, body in (
+        ("/v1/chat/completions/batch", {**greedy, **TOKENS, "messages": [messages, messages], "vllm_xargs": extra}),
+        (
+            "/inference/v1/generate",
+            {"model": "tiny", "token_ids": ids, "sampling_params": {**sampling, "extra_args": extra}},
+        ),
+    ):
+        status, answer = asked(server, path, body)
+        assert status == 200, answer
+        assert all(choice["token_ids"] == wanted for choice in answer["choices"])
+    status, answer = asked(server, "/v1/messages", {**greedy, "messages": messages, "vllm_xargs": extra})
+    text, right = answer["content"][0]["text"], reference.tokenizer.decode(wanted)
+    assert text.strip("\ufffd \n") == right.strip("\ufffd \n")
+    given = {"sampling_params": sampling, "vllm_xargs": extra}
+    for path, body in (
+        ("/v1/messages", {**greedy, "messages": messages, **extra}),
+        ("/inference/v1/generate", {"model": "tiny", "token_ids": ids, **given}),
+        ("/v1/completions", {**greedy, "prompt": "Hi", "extra_body": {"vllm_xargs": extra}}),
+        (
+            "/generative_scoring",
+            {"model": "tiny", "query": "a", "items": ["b"], "label_token_ids": [1, 2], "vllm_xargs": extra},
+        ),
+    ):
+        status, answer = asked(server, path, body)
+        assert status == 400, (path, answer)
+        assert "'dsas_steering' stands" in answer["error"]["message"]
+    assert asked(server, "/v1/completions", {**greedy, "prompt": "Hi", **extra}, key="wrong")[0] == 401
+
+
+def test_a_chat_with_tools_is_steered_as_the_same_text_is(server: Server, reference: Reference) -> None:
+    """The template shows no tools, so the prompt is that of the chat alone."""
+    tool = {"type": "function", "function": {"name": "dsas_look", "parameters": {"type": "object", "properties": {}}}}
+    with client_of(server) as client:
+        for ask in (ASKS[0], ASKS[2]):
+            answer = client.chat.completions.create(
+                messages=[{"role": "user", "content": PROMPTS[2]}], tools=[tool], tool_choice="none",
+                extra_body=body_of(ask), **COMMON,
+            )  # fmt: skip
+            assert answer.choices[0].token_ids == reference.generate(PROMPTS[2], ask).tokens
+
+
+def test_prompts_that_are_echoed_are_scored_as_they_were_steered(server: Server, reference: Reference) -> None:
+    with client_of(server) as client:
+        answer = client.completions.create(
+            prompt=[PROMPTS[2], PROMPTS[3]], echo=True, logprobs=0, extra_body=body_of(ASKS[2]), **COMMON
+        )
+    for choice, prompt in zip(answer.choices, (PROMPTS[2], PROMPTS[3]), strict=True):
+        scores = reference.scores(prompt, ASKS[2])
+        assert choice.logprobs.token_logprobs[1 : 1 + len(scores)] == pytest.approx(scores, abs=1e-4)
+        assert choice.token_ids[-NEW_TOKENS:] == reference.generate(prompt, ASKS[2]).tokens
 
 
 def replayed(reference: Reference, prompt: str, ask: Ask, tokens: int) -> list[float]:
@@ -373,6 +433,6 @@ def test_a_check_lets_what_fits_answer_and_says_what_is_refused(root: Path) -> N
     assert done.returncode == 1, done.stderr[-2000:]
     assert list(told["refused"]) == ["other"]
     assert told["answered"] == ["detox", "plane", "role", "cast"]
-    assert told["sites"]["model.layers.1"] == {"reads": 2, "gate": 2, "places": 1, "prompt": 1}
+    assert told["sites"]["model.layers.1"] == {"reads": 2, "projections": 2, "places": 1, "prompt": 1}
     assert set(told["sites"]) == {f"model.layers.{number}" for number in range(3)} | {"model.layers.1.mlp"}
     assert told["table_bytes"] > 0

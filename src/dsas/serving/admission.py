@@ -1,16 +1,16 @@
-"""Admission: every request is checked where it enters vLLM, in the process of the front end, before any engine sees it.
+"""Admission: every request is checked where it enters vLLM, in the front end's process, before any engine sees it.
 
-`activate` wraps `InputProcessor.process_inputs`, which every way in goes through: the HTTP server, `LLM`, n > 1. A
-request that names what is not there is refused as vLLM refuses its own bad parameters, with HTTP 400, and the server
-lives on; what passes is resolved to digests and its prefix cache is salted, and counted on vLLM's Prometheus endpoint
-(`dsas_requests_total`). vLLM loads general plugins (the entry point `dsas`) in all its processes, so nobody has to call
-this. What comes back is in `answers`.
+`activate` wraps `InputProcessor.process_inputs`, through which all requests pass: from the HTTP server, `LLM`, n > 1. A
+request for an unknown Steering is refused like bad parameters of vLLM itself, with HTTP 400, and the server continues.
+Names in an accepted request are resolved to digests, its prefix cache is salted, and it is counted on vLLM's Prometheus
+endpoint (`dsas_requests_total`). vLLM loads general plugins (the entry point `dsas`) in all its processes, so nothing
+else has to call this. Replies are handled in `answers`.
 
-Two ways in would leave steering out without a word, and are refused where they begin: keys of ours beside `vllm_xargs`
-instead of in it, and beam search, which makes requests of its own that do not carry them.
+Two kinds of request would silently not be steered, and are refused at once: dsas keys next to `vllm_xargs` instead of
+inside it, and beam search, which makes requests of its own without these keys.
 
-vLLM offers a hook for the check alone, `LogitsProcessor.validate_params`; it is a class method that is told nothing of
-the configuration, and it cannot salt, so one place does both.
+vLLM's own hook for checks, `LogitsProcessor.validate_params`, is a class method that does not get the configuration and
+cannot salt, so this module does both.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from dsas.serving.verdicts import STOP_TOKEN, VERDICT, Verdict, verdict_of
 
 
 def activate() -> None:
-    """Check the requests of this process from now on; doing so twice is harmless."""
+    """Check the requests of this process from now on; calling it twice is harmless."""
     from prometheus_client import Counter  # pyright: ignore[reportMissingImports]
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
@@ -33,7 +33,7 @@ def activate() -> None:
     original = InputProcessor.process_inputs
     if original.__module__ == __name__:
         return
-    counter = Counter("dsas_requests", "Requests that were let in, by the Steering that they name", ["steering"])
+    counter = Counter("dsas_requests", "Accepted requests, by the Steering that they name", ["steering"])
 
     def process_inputs(
         self: Any, request_id: str, prompt: Any, params: Foreign, *args: Given, **kwargs: Given
@@ -50,9 +50,9 @@ def activate() -> None:
                 refuse_undecidable(verdict, params, self.vllm_config)
         except DsasError as error:
             raise VLLMValidationError(str(error)) from error
+        request = original(self, request_id, prompt, params, *args, **kwargs)
         for name in named(given):
             counter.labels(name).inc()
-        request = original(self, request_id, prompt, params, *args, **kwargs)
         if given:
             own = request.sampling_params
             own.extra_args = {**(own.extra_args or {}), RESOLVED: [tuple(one) for one in asked]}
@@ -76,19 +76,21 @@ def activate() -> None:
 
 
 def refuse_undecidable(verdict: Verdict, params: Foreign, vllm_config: Foreign) -> None:
-    """Raise OptionError for what cannot be judged, or not be stopped, as a request asks."""
+    """Raise OptionError for a request that cannot be judged or stopped as it asks."""
     if getattr(vllm_config.parallel_config, "pipeline_parallel_size", 1) > 1:
-        raise OptionError("a pipeline stage sees its own sites alone: stop or raise without --pipeline-parallel-size")
+        raise OptionError("a pipeline stage sees only its own sites: stop or raise without --pipeline-parallel-size")
     if verdict.stop_above is None:
         return
     if params.min_tokens:
         raise OptionError("'dsas_stop_above' and min_tokens contradict each other: give one of them")
     if params.structured_outputs is not None:
-        raise OptionError("'dsas_stop_above' would cut an answer that has to follow a grammar or schema: leave one out")
+        raise OptionError(
+            "'dsas_stop_above' would cut an answer that must follow a grammar or schema: remove one of them"
+        )
 
 
 def _refuse_unsteered(error: type[Exception]) -> None:
-    """Refuse requests over HTTP whose steering would be left out without a word."""
+    """Refuse requests over HTTP that would silently not be steered."""
     from vllm.entrypoints.openai.chat_completion.protocol import (  # pyright: ignore[reportMissingImports]
         ChatCompletionRequest,
     )
@@ -116,16 +118,16 @@ def _check_before(kind: Any, name: str, check: Any, error: type[Exception]) -> N
 
 
 def misplaced(request: Foreign) -> None:
-    """Raise OptionError for keys of ours beside `vllm_xargs`, which vLLM would pass over."""
+    """Raise OptionError for dsas keys next to `vllm_xargs`, which vLLM would ignore."""
     found = [key for key in (request.model_extra or {}) if key.startswith(PREFIX)]
     if found:
-        raise OptionError(f"{shown(found[0])} stands beside vllm_xargs: write it inside, {{'vllm_xargs': {{...}}}}")
+        raise OptionError(f"{shown(found[0])} is next to vllm_xargs: write it inside, {{'vllm_xargs': {{...}}}}")
 
 
 def refuse_beams(request: Foreign) -> None:
-    """Raise OptionError for a beam search that asks to be steered."""
+    """Raise OptionError for a beam search that asks for steering."""
     if any(key.startswith(PREFIX) for key in request.vllm_xargs or {}):
         raise OptionError(
-            "beam search cannot be steered as asked: vLLM makes requests of its own for the beams; sample, or take n "
-            "greedy answers at different strengths"
+            "beam search cannot be steered: vLLM makes requests of its own for the beams; sample, or take n greedy "
+            "answers at different strengths"
         )

@@ -1,13 +1,13 @@
-"""Answers: what comes back of requests, in the process of the front end: reports, why they stopped, and metrics.
+"""Answers: what the front end's process adds to replies: reports, why requests stopped, and metrics.
 
-A report is with the last of an answer, in the one field of vLLM's answers that is free for other systems' words:
-`kv_transfer_params`. A server that keeps reports counts what they say on vLLM's Prometheus endpoint, too:
+A report comes with the end of an answer, in the one field of vLLM's replies that other systems may use:
+`kv_transfer_params`. A server that keeps reports also counts their contents on vLLM's Prometheus endpoint:
 
     dsas_mean_strength{steering}        histogram over requests of the mean applied strength
-    dsas_tokens_above_half{steering}    histogram over requests of the tokens with a regulator above 1/2
+    dsas_tokens_above_half{steering}    histogram over requests of the number of tokens with a regulator above 1/2
     dsas_stopped_total{steering}        answers that a verdict has stopped
 
-Requests that did not ask are read in batches, by one call to the workers at a time.
+The reports of requests that did not ask for one are read in batches, with one call to the workers at a time.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 from dsas.errors import DsasError
-from dsas.files.json_values import JsonObject
+from dsas.files.json_values import Json, JsonObject
 from dsas.model.foreign import Foreign, Given
 from dsas.serving.config import ServingConfig
 from dsas.serving.reports import combined
@@ -28,7 +28,7 @@ TOKENS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Meters(NamedTuple):
-    """What vLLM's Prometheus endpoint shows of Steerings."""
+    """The metrics of Steerings on vLLM's Prometheus endpoint."""
 
     strengths: Any
     tokens: Any
@@ -36,18 +36,18 @@ class Meters(NamedTuple):
 
     @classmethod
     def new(cls) -> "Meters":
-        """Make them, once a process."""
+        """Make them, once per process."""
         from prometheus_client import Counter, Histogram  # pyright: ignore[reportMissingImports]
 
         labels = ["steering"]
         return cls(
             Histogram("dsas_mean_strength", "Mean applied strength of a request", labels, buckets=STRENGTHS),
             Histogram("dsas_tokens_above_half", "Tokens with a regulator above 1/2", labels, buckets=TOKENS),
-            Counter("dsas_stopped", "Answers that were stopped by what the regulator said", labels),
+            Counter("dsas_stopped", "Answers that were stopped because of the regulator's values", labels),
         )
 
     def observe(self, report: JsonObject) -> None:
-        """Count what a report says."""
+        """Count the contents of a report."""
         for name, strength in report["mean_strength"].items():
             self.strengths.labels(name).observe(abs(strength))
         for name, tokens in report.get("above_half", {}).items():
@@ -55,7 +55,7 @@ class Meters(NamedTuple):
 
 
 class Waiting:
-    """Requests that have ended and whose reports nobody asked for: read in batches."""
+    """Ended requests that did not ask for their reports, which are read in batches."""
 
     def __init__(self, meters: Meters) -> None:
         self.meters = meters
@@ -63,7 +63,7 @@ class Waiting:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, client: Foreign, request: str, names: list[str]) -> None:
-        """Take note of a request that has ended; its report is read as soon as the one before was."""
+        """Add a request that has ended; its report is read after those before it."""
         self._ended.append((request, names))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._read(client))
@@ -71,7 +71,7 @@ class Waiting:
     async def _read(self, client: Any) -> None:
         while self._ended:
             ended, self._ended = self._ended, []
-            workers = await client.collective_rpc("dsas_reports", args=([request for request, _ in ended],))
+            workers = await every_worker(client, "dsas_reports", [request for request, _ in ended])
             for number, (_, names) in enumerate(ended):
                 found = [reports[number] for reports in workers if reports is not None]
                 if any(report is not None for report in found):
@@ -87,7 +87,7 @@ class _Asked(NamedTuple):
 
 
 def follow_answers() -> None:
-    """Tell in the answers of this process what is known of them."""
+    """Add what is known of requests to the replies of this process."""
     from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
     from vllm.v1.engine.output_processor import OutputProcessor  # pyright: ignore[reportMissingImports]
 
@@ -104,10 +104,10 @@ def follow_answers() -> None:
         try:
             given = with_default(sampling_params.extra_args, config.default, config.entries())
         except DsasError:
-            return outputs  # which admission refuses, where it is refused as vLLM refuses its own
+            return outputs  # admission refuses it, in the way of vLLM's own errors
         if not wants_report(given) and not named(given):
             return outputs
-        return _told(self, outputs, _Asked(request_id, named(given), wants_report(given)), waiting)
+        return _reported(self, outputs, _Asked(request_id, named(given), wants_report(given)), waiting)
 
     def process_outputs(self: Any, outputs: Any, *args: Given, **kwargs: Given) -> Foreign:
         for output in outputs:
@@ -126,7 +126,7 @@ def follow_answers() -> None:
     OutputProcessor.process_outputs, OutputProcessor.add_request = process_outputs, add_request
 
 
-async def _told(client: Foreign, outputs: Any, asked: _Asked, waiting: Waiting) -> AsyncIterator[Foreign]:
+async def _reported(client: Foreign, outputs: Any, asked: _Asked, waiting: Waiting) -> AsyncIterator[Foreign]:
     meters = waiting.meters
     async with aclosing(outputs):
         async for output in outputs:
@@ -137,7 +137,7 @@ async def _told(client: Foreign, outputs: Any, asked: _Asked, waiting: Waiting) 
             if output.finished and not asked.report:
                 waiting.add(client, asked.request, asked.names)
             elif output.finished:
-                reports = await client.collective_rpc("dsas_report", args=(asked.request,))
+                reports = await every_worker(client, "dsas_report", asked.request)
                 report = combined(reports, asked.names)
                 if report["tokens"]:
                     meters.observe(report)
@@ -145,8 +145,14 @@ async def _told(client: Foreign, outputs: Any, asked: _Asked, waiting: Waiting) 
             yield output
 
 
+async def every_worker(client: Any, method: str, *args: Json) -> list[Any]:
+    """Return what every worker of every engine of a server answers; vLLM's own call asks the first engine alone."""
+    answers = await client.engine_core.call_utility_all_async("collective_rpc", method, None, args, None)
+    return [answer for workers in answers for answer in workers]
+
+
 def digests_in_use(output_processor: Foreign) -> list[str]:
-    """Return which Steerings, by digest, the requests of this process that have not ended may still be steered by."""
+    """Return the digests of the Steerings that unfinished requests of this process may still use."""
     known: dict[str, list[str]] = getattr(output_processor, "dsas_digests", {})
     for request in [request for request in known if request not in output_processor.request_states]:
         del known[request]

@@ -1,15 +1,18 @@
-"""Modules: where a site of a transformers model is in the served one, and how its module comes to add the step.
+"""Modules: where a site of a transformers model is in the served one, and how its module adds the edit.
 
-A server's decoder layers give (hidden, residual), whose sum is the residual stream that a site of the layer means; it
-is read in float32 and the edit goes to hidden. Its fused norms give (normed, residual), and a site of a norm means the
-first. Every other module gives one tensor.
+A server's decoder layers return (hidden, residual); their sum is the residual stream at the layer's site. It is read in
+float32, and the edit is added to hidden. Fused norms return (normed, residual), and the site of a norm is the first.
+Every other module returns one tensor.
 
-The module's class is replaced by a subclass, made once a class, whose forward runs the original one and then the
+The module's class is replaced by a subclass, made once per class, whose forward runs the original one and then the
 `SiteStep` that the module carries. So torch.compile traces it like any other forward, and no hook is needed, which
-compiled code would not see.
+compiled code would not see. A module that vLLM has given a forward of its own, as it does where it serves by
+transformers' classes, keeps that one as the original, because vLLM would never call the forward of the class.
 """
 
+from collections.abc import Callable
 from functools import cache
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ ELSEWHERE = "PPMissingLayer"
 
 
 class SiteStep(nn.Module):
-    """The step at one site: the table, and the buffers that say which row each token takes."""
+    """The edit at one site: the table, and the buffers that say which row each token takes."""
 
     added: Tensor
     read: Tensor
@@ -32,22 +35,22 @@ class SiteStep(nn.Module):
     def __init__(
         self, path: str, table: SiteTable, tokens: TokenBuffers, *, sums: bool, place: int = 0, prompt: int = 0
     ) -> None:
-        """Steer what the module at `path` gives; sums: its activation is the sum of the two tensors it gives.
+        """Steer the output of the module at `path`. sums: whether its activation is the sum of its two outputs.
 
-        place: where the sums of this site are among those of all sites that add up evidence. prompt: the same among
-        those that decide by the prompt.
+        place: index of this site's sums among all sites that accumulate evidence. prompt: the same among sites that
+        decide by the prompt.
         """
         super().__init__()
         self.path, self.sums = path, sums
         self.table, self.tokens = table, tokens
         self.together = len(tokens.slots)
-        if table.parts.evidence:  # a buffer of its own, if only a view: compiled code copies whole what it writes into
+        if table.parts.evidence:  # a view of its own: compiled code copies a whole buffer to write to it
             self.register_buffer("added", tokens.sums[place], persistent=False)
         if table.parts.prompt:
             self.register_buffer("read", tokens.prompt_sums[prompt], persistent=False)
 
     def forward(self, output: Given) -> Foreign:
-        """Return the output with the edits of all tokens added, several of one token in their order."""
+        """Return the output with the edits of all tokens added, several edits of one token in order."""
         whole = isinstance(output, Tensor)
         hidden = output if whole else output[0]
         t = hidden.float()
@@ -69,7 +72,7 @@ class SiteStep(nn.Module):
             tokens = self.tokens
             so_far = SoFar(tokens.ancestors[:count], tokens.positions[:count], self.added[number, :count])
         places = None
-        if self.table.parts.places:  # one by one: compiled code would take the length of a slice for a constant
+        if self.table.parts.places:  # one by one: compiled code would treat the length of a slice as a constant
             buffer = self.tokens.places
             places = [buffer[number, place, :count] for place in range(buffer.shape[1])]
         prompts = None
@@ -79,7 +82,7 @@ class SiteStep(nn.Module):
             prompts = ReadPrompts(rows, counted, counts, known.prompt_last, self.read[number])
         change, value = self.table(t, slots, strengths, so_far, places, prompts)
         if self.tokens.reports:
-            self.tokens.values[number, :count] += value
+            self.tokens.values[number, :count] += value.reshape(-1)  # some models keep a batch of one
         return change
 
 
@@ -103,8 +106,8 @@ def served_module(model: nn.Module, path: str) -> nn.Module | None:
 def served_path(model: nn.Module, path: str, decoder: str, depth: int) -> str:
     """Return where a site of a transformers model is in the served one, which may keep the decoder elsewhere.
 
-    decoder: its path in the model on which the Steering was fitted. A path that is there as it is stays, and so does
-    one that is not found either way: `served_module` says so.
+    decoder: its path in the model on which the Steering was fitted. A path that exists unchanged is kept, and so is one
+    that is not found at all: `served_module` raises for it.
     """
     try:
         served_module(model, path)
@@ -124,10 +127,10 @@ def _has_layers(module: nn.Module, depth: int) -> bool:
 def steer_module(
     model: nn.Module, path: str, table: SiteTable, tokens: TokenBuffers, *, place: int = 0, prompt: int = 0
 ) -> bool:
-    """Give the module at a path its table and a forward that adds the step; False when it is on another stage.
+    """Give the module at a path its table and a forward that adds the edit; False when it is on another stage.
 
     place, prompt: as `SiteStep` has them. Raises OptionError for what adds up at a module that is in the model more
-    than once, whose sums would be those of all its runs together.
+    than once, whose sums would be those of all its runs together, and for a module whose forward is not its own.
     """
     module = served_module(model, path)
     if module is None:
@@ -143,8 +146,10 @@ def steer_module(
     parent, _, name = path.rpartition(".")
     sums = name.isdigit() and isinstance(served_module(model, parent), nn.ModuleList)
     step = SiteStep(path, table.to(tokens.slots.device), tokens, sums=sums, place=place, prompt=prompt)
+    forward = _forward_of(module, path)
     module.add_module(CHILD, step)
-    module.__class__ = _steered(type(module))
+    vars(module).pop("forward", None)
+    module.__class__ = _steered(type(module), forward)
     return True
 
 
@@ -154,10 +159,23 @@ def table_of(model: nn.Module, path: str) -> SiteTable | None:
     return step.table if isinstance(step, SiteStep) else None
 
 
+def _forward_of(module: nn.Module, path: str) -> Callable[..., Foreign]:
+    """Return what a module runs, as a function of itself: its class's forward, or one that it was given on its own."""
+    own = vars(module).get("forward")
+    if own is None:
+        return type(module).forward
+    if isinstance(own, MethodType) and own.__self__ is module:
+        return own.__func__
+    raise OptionError(
+        f"site {path} cannot be served: the forward of its module was replaced by {own!r}, and steering would be left "
+        "out; fit at another site of this layer"
+    )
+
+
 @cache
-def _steered(kind: type[nn.Module]) -> type[nn.Module]:
+def _steered(kind: type[nn.Module], original: Callable[..., Foreign]) -> type[nn.Module]:
 
     def forward(self: Any, *args: Given, **kwargs: Given) -> Foreign:
-        return getattr(self, CHILD)(kind.forward(self, *args, **kwargs))
+        return getattr(self, CHILD)(original(self, *args, **kwargs))
 
     return type(f"Steered{kind.__name__}", (kind,), {"forward": forward, "__module__": kind.__module__})

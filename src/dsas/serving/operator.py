@@ -1,15 +1,15 @@
-"""Operator: load, replace and unload Steerings while the server runs, over HTTP, for who knows the operator's key.
+"""Operator: load, replace and unload Steerings over HTTP while the server runs, with the operator's key.
 
-    GET    /dsas/steerings                                      what requests may name
+    GET    /dsas/steerings                                      the Steerings that requests may name
     POST   /dsas/steerings  {"name": "detox", "folder": "..."}  load, or replace: the folder is one of the server's
     DELETE /dsas/steerings/detox                                no further request may name it
     GET    /dsas/reports/cmpl-...                               how strongly a request was steered (`reports`)
 
-All want `Authorization: Bearer` with the value of the environment variable DSAS_OPERATOR_KEY, without which vLLM has no
-such endpoint; nothing else of a request is read before. It is no key of clients: those of vLLM (`--api-key`) open no
-door here. With DSAS_OPERATOR_ROOT only folders below that one are loaded, wherever links lead; hub ids never are. What
-does not fit is refused with HTTP 400 and the server goes on as before. Requests that run, or wait, keep the version
-they named; its slot is free for another one when the last of them has ended.
+All need `Authorization: Bearer` with the value of the environment variable DSAS_OPERATOR_KEY, without which the
+endpoint does not exist; it is checked before anything else of a request is read. The keys of clients (`--api-key` of
+vLLM) are not accepted here. With DSAS_OPERATOR_ROOT only folders below that one are loaded, after links are resolved;
+hub ids never are. Invalid requests are refused with HTTP 400, and the server continues unchanged. Running or waiting
+requests keep the version that they named; its slot is freed when the last of them has ended.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from starlette.requests import ClientDisconnect  # pyright: ignore[reportMissing
 
 from dsas.errors import ArtifactError, DsasError, OptionError, StateError, shown
 from dsas.files.json_values import JsonObject
-from dsas.serving.answers import digests_in_use
+from dsas.serving.answers import digests_in_use, every_worker
 from dsas.serving.config import KEY
 from dsas.serving.engine import checked, publish, withdraw
 from dsas.serving.reports import combined
 from dsas.serving.server import OPERATOR_KEY, OPERATOR_PLUGIN, OPERATOR_ROOT
 from dsas.steering.folder import CONFIG, TENSORS
 
-LARGEST_BODY = 2**16  # bytes, of a name and a folder
+LARGEST_BODY = 2**16  # bytes: enough for a name and a folder
 LONGEST_MESSAGE = 1000  # characters
 
 
@@ -55,15 +55,15 @@ class Operator:
         app.include_router(router)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Take the engine that the routes speak to."""
+        """Set the engine that the routes use."""
         self._client = engine_client
 
     async def listed(self, request: Request) -> Response:
-        """Answer what requests may name."""
+        """Answer which Steerings requests may name."""
         return _answer(200, self._config[KEY]["steerings"]) if _allowed(request) else _forbidden()
 
     async def loaded(self, request: Request) -> Response:
-        """Load a Steering under a name, which may be taken: requests to come then mean the new one."""
+        """Load a Steering under a name; if the name is in use, later requests get the new one."""
         if not _allowed(request):
             return _forbidden()
         try:
@@ -73,7 +73,7 @@ class Operator:
                 folder = await asyncio.to_thread(_folder, given, os.environ.get(OPERATOR_ROOT))
                 source = await asyncio.to_thread(checked, name, folder, model)
                 await self._give_back()
-                problems = await self._client.collective_rpc("dsas_load", args=(name, source._asdict()))
+                problems = await every_worker(self._client, "dsas_load", name, source._asdict())
                 publish(self._config, name, source, problems)
         except DsasError as error:
             return _refused(error)
@@ -92,10 +92,10 @@ class Operator:
         return _answer(200, {})
 
     async def reported(self, request_id: str, request: Request) -> Response:
-        """Answer how strongly a request was steered, as its client knows it by id; streams have no other way."""
+        """Answer how strongly a request was steered, by its client's id; streams have no other way to ask."""
         if not _allowed(request):
             return _forbidden()
-        workers: list[dict[str, JsonObject]] = await self._client.collective_rpc("dsas_find", args=(request_id,))
+        workers: list[dict[str, JsonObject]] = await every_worker(self._client, "dsas_find", request_id)
         ids = list(dict.fromkeys(one for reports in workers for one in reports))
         if not ids:
             missing = f"nothing is known of request {shown(request_id, 200)}: it was not steered, or ended long ago"
@@ -107,10 +107,10 @@ class Operator:
         return _answer(200, told)
 
     async def _give_back(self) -> None:
-        """Free the slots of versions that no request may name, and none that runs has named."""
+        """Free the slots of versions that no request may name and no running request has named."""
         kept = [one["digest"] for one in self._config[KEY]["steerings"].values()]
         used = digests_in_use(self._client.output_processor)
-        await self._client.collective_rpc("dsas_keep", args=([*kept, *used],))
+        await every_worker(self._client, "dsas_keep", [*kept, *used])
 
     @property
     def _config(self) -> JsonObject:
@@ -118,7 +118,7 @@ class Operator:
 
 
 async def _body(request: Request) -> bytes:
-    """Return the body of a request, of which no more is read than one may have."""
+    """Return the body of a request; no more than the largest allowed size is read."""
     data = bytearray()
     try:
         async for piece in request.stream():
@@ -131,7 +131,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _fields(body: bytes) -> tuple[str, str]:
-    """Return the name and the folder that a body asks for."""
+    """Return the name and the folder in a body."""
     wanted = 'expected a JSON object {"name": "...", "folder": "..."}'
     try:
         given = json.loads(body)
@@ -144,30 +144,30 @@ def _fields(body: bytes) -> tuple[str, str]:
 
 
 def _folder(given: str, root: str | None) -> str:
-    """Return the folder of this machine that a request means, links followed, which is below `root` if there is one."""
+    """Return the folder on this machine that a request names, with links resolved; it must be below `root`, if any."""
     try:
         folder = Path(root or "", given).resolve()
         files = [folder, *(folder / name for name in (CONFIG, TENSORS)), *folder.glob("model-*.safetensors")]
         if root and not all(file.resolve().is_relative_to(Path(root).resolve()) for file in files):
             raise OptionError(f"{shown(given, 200)} is not below the folder from which this server loads Steerings")
         there = folder.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, links that lead to themselves
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, or links that lead to themselves
         if isinstance(error, DsasError):
             raise
         raise ArtifactError(f"{shown(given, 200)} cannot be read: {error}") from error
     if not there:
-        raise ArtifactError(f"expected a folder of the server's machine, got {shown(given, 200)}, which is none")
+        raise ArtifactError(f"expected a folder on the server's machine, got {shown(given, 200)}, which is not one")
     return str(folder)
 
 
 def _allowed(request: Request) -> bool:
-    """Whether a request carries the operator's key, compared byte by byte, whatever they encode."""
+    """Whether a request carries the operator's key, compared as bytes, whatever they encode."""
     key, said = os.fsencode(os.environ.get(OPERATOR_KEY, "")), request.headers.get("authorization", "")
     return bool(key) and secrets.compare_digest(said.encode("latin-1"), b"Bearer " + key)
 
 
 def _answer(status: int, content: JsonObject) -> Response:
-    return Response(json.dumps(content), status_code=status, media_type="application/json")  # ASCII, whatever it holds
+    return Response(json.dumps(content), status_code=status, media_type="application/json")  # ASCII in any case
 
 
 def _refused(error: DsasError) -> Response:

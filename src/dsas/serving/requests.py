@@ -4,14 +4,14 @@
     vllm_xargs = {"dsas_steering": "detox", "dsas_strength": 0.5}
     vllm_xargs = {"dsas_steering": ["detox", "topic"], "dsas_strength": [0.5, 1.0]}     acting in this order
 
-    vllm_xargs = {"dsas_steering": "detox", "dsas_report": True}       and say how strongly (`reports`)
+    vllm_xargs = {"dsas_steering": "detox", "dsas_report": True}       and report how strongly (`reports`)
     vllm_xargs = {"dsas_steering": "detox", "dsas_stop_above": 0.8}    and stop where it fires (`verdicts`)
-    vllm_xargs = {"dsas_off": True}                                    not even as the operator's default has it
+    vllm_xargs = {"dsas_off": True}                                    not even by the operator's default
 
 A name alone means the Steering's own strength, and neither key means the unsteered model, or the operator's default. A
 request names what the operator has loaded: it carries no tensors, no paths and no code.
 
-Names are resolved once, where a request enters, to digests: a request that waits while a Steering is replaced is still
+Names are resolved to digests once, when a request enters: a request that waits while a Steering is replaced is still
 steered by the one it named, and blocks of the prefix cache are shared only between requests of the same salt.
 """
 
@@ -24,16 +24,16 @@ from dsas.model.foreign import Foreign
 from dsas.serving.verdicts import RAISE_ABOVE, RAISE_TO, STOP_ABOVE, STOP_WINDOW, verdict_of
 
 STEERING, STRENGTH, REPORT, RESOLVED = "dsas_steering", "dsas_strength", "dsas_report", "dsas_resolved"
-REPORTED = "dsas_reported"  # what the worker is told of a request that wants a report: its id, and the names that act
+REPORTED = "dsas_reported"  # passed to the worker for a request with a report: its id, and the names that act
 OFF = "dsas_off"
-PREFIX = "dsas"  # which all keys of ours begin with
+PREFIX = "dsas"  # prefix of all keys of dsas
 _KEYS = (STEERING, STRENGTH, REPORT, OFF, STOP_ABOVE, STOP_WINDOW, RAISE_ABOVE, RAISE_TO)
 LARGEST = 1e6
 LONGEST_NAME = 100
 
 
 class Default(NamedTuple):
-    """The Steering of requests that name none, None for its own strength; may_be_off: a request may do without."""
+    """The Steering of requests that name none; strength None is its own. may_be_off: whether it can be turned off."""
 
     name: str
     strength: float | None = None
@@ -41,7 +41,7 @@ class Default(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One Steering, and the strength that a request asks for, or that holds where it asks for none."""
+    """One Steering, and the strength that a request asks for, or its default."""
 
     digest: str
     strength: float
@@ -50,10 +50,10 @@ class Entry(NamedTuple):
 def resolve(
     extra_args: Mapping[str, Json] | None, entries: Mapping[str, Entry], together: int, *, reports: bool = False
 ) -> list[Entry]:
-    """Return what a request asks for, in the order in which it acts; those of strength 0 only where they are to watch.
+    """Return the requested Steerings in the order in which they act; those of strength 0 only if they watch.
 
-    together: how many Steerings one request may combine. reports: whether the server keeps any. Raises OptionError for
-    an unknown name or key and for what the server does not keep, StrengthError for a strength that is none.
+    together: how many Steerings one request may combine. reports: whether the server keeps reports. Raises OptionError
+    for an unknown name or key and for a report that is not kept, StrengthError for an invalid strength.
     """
     asked = {key: value for key, value in (extra_args or {}).items() if key.startswith(PREFIX)}
     unknown = [key for key in asked if key not in _KEYS]
@@ -65,7 +65,7 @@ def resolve(
         raise OptionError(f"{REPORT!r} needs a server that was started with --reports")
     watches = verdict_of(asked) is not None
     if watches and not reports:
-        raise OptionError("to stop or raise by what regulators say needs a server that was started with --reports")
+        raise OptionError("to stop or raise by the regulators' values needs a server that was started with --reports")
     if STEERING not in asked:
         if STRENGTH in asked:
             raise OptionError(f"{STRENGTH!r} is given without {STEERING!r}, the name of a Steering")
@@ -94,7 +94,7 @@ def with_default(
 ) -> dict[str, Json]:
     """Return the arguments of a request, with the operator's default where it names nothing.
 
-    Raises OptionError for a request that turns the default off, or down, where the operator does not allow it.
+    Raises OptionError for a request that turns the default off, or down, if the operator does not allow it.
     """
     given = dict(extra_args or {})
     off = given.get(OFF, False)
@@ -105,21 +105,23 @@ def with_default(
     if default is None:
         return given
     own = entries[default.name].strength if default.strength is None else default.strength
+    if not default.may_be_off:
+        _check_raise(given.get(RAISE_TO), own, default.name)
     if STEERING not in given and not off:
         return {**given, STEERING: default.name, STRENGTH: own} if STRENGTH not in given else given
     if not default.may_be_off:
-        names = _listed(given.get(STEERING, []))
+        names = [name for name in _listed(given.get(STEERING, [])) if isinstance(name, str)]
         strengths = _listed(given.get(STRENGTH, [entries[name].strength for name in names if name in entries]))
         if (default.name, own) not in zip(names, strengths, strict=False):
             raise OptionError(
-                f"this server steers every request by {default.name!r} at {own:g}, and its operator does not allow to "
-                "turn it off: name nothing, or name it at that strength beside others"
+                f"this server steers every request by {default.name!r} at {own:g}, and its operator does not "
+                "allow turning it off: name nothing, or name it at that strength together with others"
             )
     return given
 
 
 def check_name(name: str) -> None:
-    """Raise OptionError for a name that no address could unload or no line of a log could show as it is."""
+    """Raise OptionError for a name that cannot be part of a URL or of a line in a log."""
     plain = name.isprintable() and name == name.strip() and not {"/", "\\"} & set(name)
     if not (plain and 1 <= len(name) <= LONGEST_NAME and name not in (".", "..")):
         raise OptionError(
@@ -129,12 +131,12 @@ def check_name(name: str) -> None:
 
 
 def named(extra_args: Mapping[str, Json] | None) -> list[str]:
-    """Return the names in a request that `resolve` has taken."""
+    """Return the names in a request that `resolve` has accepted."""
     return _listed((extra_args or {}).get(STEERING, []))
 
 
 def acting(extra_args: Mapping[str, Json], entries: Mapping[str, Entry]) -> list[str]:
-    """Return the names in a request that `resolve` has taken and returned something for."""
+    """Return the names in a request that `resolve` has accepted and returned."""
     names = named(extra_args)
     given = _listed(extra_args[STRENGTH]) if STRENGTH in extra_args else [entries[name].strength for name in names]
     watches = verdict_of(extra_args) is not None
@@ -147,18 +149,26 @@ def wants_report(extra_args: Mapping[str, Json] | None) -> bool:
 
 
 def salt(asked: Sequence[Entry], own: str | None = None, *, alone: str = "") -> str | None:
-    """Return the salt of the prefix cache for a request; `own` is the one that the client gave.
+    """Return the salt of the prefix cache for a request; `own` is the client's own salt.
 
-    alone: the id of a request that shares its blocks with no other, since its strength changes while it runs.
-
-    An unsteered request keeps what it came with, so it shares blocks as on a server that does not steer; a client's own
-    salt that looks like one of these is changed to one that no steered request has.
+    alone: the id of a request that shares its blocks with no other, because its strength changes while it runs. An
+    unsteered request keeps its own salt, so it shares blocks as on a server that does not steer; a client's own salt
+    that looks like one of these is changed to one that no steered request has.
     """
     asked = [one for one in asked if one.strength]
     if not asked and not alone:
         return f"dsas::{own}" if own is not None and own.startswith("dsas:") else own
     steered = ";".join(f"{one.digest}*{one.strength!r}" for one in asked)
     return f"dsas:{steered}:{own or ''}:{alone}" if alone else f"dsas:{steered}:{own or ''}"
+
+
+def _check_raise(to: Foreign, own: float, name: str) -> None:
+    """Raise OptionError for a strength to raise to that would turn the operator's default down."""
+    if isinstance(to, (int, float)) and not to * own >= own * own:
+        raise OptionError(
+            f"{RAISE_TO!r} must be {own:g} or stronger, at which this server steers every request by {name!r}, got "
+            f"{shown(to)}: its operator does not allow to turn it down"
+        )
 
 
 def _listed(value: Foreign) -> list[Foreign]:

@@ -1,11 +1,11 @@
-"""Runner: Steerings in a model that vLLM has loaded, and the rows of its requests brought to the model's tokens.
+"""Runner: Steerings in a model that vLLM has loaded, with the rows of its requests assigned to the tokens.
 
-After the weights are there, every site's module gets its table; then the runner's own preparation of a step is followed
-by filling the token buffers. In the first generation of vLLM's runners that is right after `_prepare_inputs`, where the
-order of the batch is settled; in the second the model state is told of every request and of every step. Where evidence
-adds up, the runner is followed to its KV cache as well (`cache_blocks`).
+After the weights are loaded, every site's module gets its table; then the token buffers are filled after the runner's
+own preparation of each step. In the first generation of vLLM's runners that is right after `_prepare_inputs`, where the
+order of the batch is final; in the second, the model state is called for every request and every step. If evidence
+accumulates, the runner's KV cache is watched as well (`cache_blocks`).
 
-Nothing here imports vLLM: what is used of its objects is named in `SteeredRunner` and in the two followers.
+Nothing here imports vLLM: `SteeredRunner` and the two followers name the parts of its objects that are used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from dsas.files.json_values import Json, JsonObject
 from dsas.model.foreign import Foreign, Given
 from dsas.serving.carried import Carried
 from dsas.serving.config import ServingConfig, Source, load
-from dsas.serving.features import ids_hidden, most_tokens, refuse_backend, refuse_moved_blocks, refuse_untried
+from dsas.serving.features import ids_hidden, most_tokens, refuse_moved_blocks, refuse_untried
 from dsas.serving.modules import served_path, steer_module, table_of
 from dsas.serving.places import Ids, Lists, Past, Placed, Places, refuse_unknown_ids
 from dsas.serving.reports import Reports, Wanted
@@ -34,12 +34,12 @@ from dsas.steering.steering import Steering
 
 
 class SteeredRunner:
-    """The Steerings of one worker: which slot each has, by digest, and the rows of the requests it runs."""
+    """The Steerings of one worker: their slots, by digest, and the rows of its requests."""
 
     def __init__(self, runner: Foreign, vllm_config: Foreign) -> None:
         """Steer the model of a vLLM model runner as vLLM's configuration says.
 
-        Raises StateError without a configuration, OptionError for features that were never tried with steering,
+        Raises StateError without a configuration, OptionError for features that were not tested with steering,
         ModelMismatchError and OptionError for a Steering that does not fit or cannot be served.
         """
         config = ServingConfig.of(vllm_config.additional_config)
@@ -48,7 +48,6 @@ class SteeredRunner:
         refuse_untried(vllm_config)
         self.together = config.together
         self._model, text = runner.get_model(), vllm_config.model_config.hf_text_config
-        refuse_backend(self._model)
         self._width: int = text.hidden_size
         model_class: str = vllm_config.model_config.hf_config.architectures[0]
         self._fitting = partial(served_rows, model_class=model_class, width=self._width, depth=text.num_hidden_layers)
@@ -90,10 +89,10 @@ class SteeredRunner:
             _follow_passes(self, runner)
 
     def load(self, name: str, source: Source) -> None:
-        """Take another Steering into a free slot; one that is there already, by digest, takes none.
+        """Load another Steering into a free slot; one that is already loaded, by digest, takes none.
 
-        Whatever is raised, no slot is taken and no row left. Raises OptionError when none is free or the Steering acts
-        where no other did when the server started, and what the constructor raises.
+        On an error, no slot is taken and no row is left. Raises OptionError when no slot is free or the Steering acts
+        at sites where none did when the server started, and what the constructor raises.
         """
         if source.digest in self._slots:
             return
@@ -109,7 +108,7 @@ class SteeredRunner:
                 f"{name!r} acts at {known[0]}, where no Steering acted when the server started ({len(known)} such "
                 "sites): start the server with this Steering"
             )
-        for path, row in rows.items():  # at sites of other pipeline stages too, so that all workers say the same
+        for path, row in rows.items():  # at sites of other pipeline stages, too, so that all workers agree
             self._sites[path].check(row)
         refuse_unknown_ids(name, places_of(rows), self._ids_hidden)
         if len(places_of(rows)) > self._most_places:
@@ -120,7 +119,7 @@ class SteeredRunner:
         self._put(source.digest, rows)
 
     def keep(self, digests: Sequence[str]) -> None:
-        """Give back the slots of all Steerings but these, which requests may name or have named."""
+        """Free the slots of all Steerings but these, which requests may name or have named."""
         for digest in [digest for digest in self._slots if digest not in digests]:
             slot = self._slots.pop(digest)
             for known in (self._sites_of, self._lists, self._decides):
@@ -142,7 +141,7 @@ class SteeredRunner:
         return RequestRow((*slots, *[0] * idle), (*(strength for _, strength in given[RESOLVED]), *[0.0] * idle))
 
     def served(self, request: str, params: Foreign, prompt: int) -> "Served":
-        """Return what a request of this id, with so many tokens of prompt, asks for. Raises as `row_of`."""
+        """Return what a request with this id and this many prompt tokens asks for. Raises as `row_of` does."""
         extra_args = getattr(params, "extra_args", None) or {}
         row, asked = self.row_of(extra_args), extra_args.get(RESOLVED, ())
         wanted, lists = extra_args.get(REPORTED), tuple(self._lists[digest] for digest, _ in asked)
@@ -155,7 +154,7 @@ class SteeredRunner:
         return Served(row, report, placed, watched, PromptOf(request, prompt) if decides else None)
 
     def served_by_id(self, request: str, params: Foreign, prompt: int) -> "Served":
-        """Return the same by the request's id, remembered as long as its parameters are the same object."""
+        """Return the same by the request's id, cached as long as its parameters are the same object."""
         known = self._seen.get(request)
         if known is None or known[0] is not params:
             known = params, self.served(request, params, prompt)
@@ -163,7 +162,7 @@ class SteeredRunner:
         return known[1]
 
     def begin(self, requests: Sequence["Served"], step: Step) -> None:
-        """Bring the requests of a step to their tokens."""
+        """Assign the requests of a step to their tokens."""
         self.verdicts.settle()
         self.tokens.fill([one.row for one in requests], step.counts)
         self.verdicts.begin([one.watched for one in requests], step.counts, step.computed)
@@ -176,7 +175,7 @@ class SteeredRunner:
             self.carried.begin(step.counts, step.computed, step.numbers)
 
     def end(self) -> None:
-        """Keep what the step that ran has left."""
+        """Store the results of the last step."""
         self.reports.end()
         if self.prompts is not None:
             self.prompts.end()
@@ -184,7 +183,7 @@ class SteeredRunner:
             self.carried.end()
 
     def forget(self, alive: Mapping[str, Json]) -> None:
-        """Forget requests that are over, once they are many."""
+        """Forget finished requests, once there are many."""
         if len(self._seen) > 2 * len(alive) + 64:
             self._seen = {request: known for request, known in self._seen.items() if request in alive}
 
@@ -254,7 +253,7 @@ def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:
 
 
 def _follow_states(steered: SteeredRunner, runner: Foreign) -> None:
-    """Fill the buffers when a model state of the second generation prepares a step; it knows requests by number."""
+    """Fill the buffers when a model state of the second generation, which numbers requests, prepares a step."""
     state = runner.model_state
     add, prepare = state.add_request, state.prepare_inputs
     served = [Served(identity_row(steered.together))] * state.max_num_reqs
@@ -271,8 +270,8 @@ def _follow_states(steered: SteeredRunner, runner: Foreign) -> None:
         return prepare(batch, states)
 
     def ids_of(_number: int) -> Ids:
-        def hidden(_start: int, _end: int) -> np.ndarray:  # `ids_hidden` refuses who asks for them
-            raise StateError("the numbers of tokens are on the device")
+        def hidden(_start: int, _end: int) -> np.ndarray:  # `ids_hidden` refuses regulators that need them
+            raise StateError("the token ids are on the device")
 
         return hidden
 
@@ -280,7 +279,7 @@ def _follow_states(steered: SteeredRunner, runner: Foreign) -> None:
 
 
 def _follow_passes(steered: SteeredRunner, runner: Foreign) -> None:
-    """Keep what every pass of a runner, of either generation, has left, as soon as it is on its way."""
+    """Store the results of every pass of a runner, of either generation, as soon as it is launched."""
     execute: Callable[..., Foreign] = runner.execute_model
 
     def execute_model(*args: Given, **kwargs: Given) -> Foreign:
