@@ -1,4 +1,4 @@
-"""The lab of `pictures.py` and `picture_fronts.py`: their tasks on the scene model, its steering, what was painted.
+"""The lab of `pictures.py` and `picture_fronts.py`: their tasks on the scene model, its Steerings and its pictures.
 
 Everything that is painted, fitted or learned is kept in a folder, under a hash of all that it depends on.
 """
@@ -36,7 +36,7 @@ from dsas.reports.pictures import everywhere
 CONCEPTS = {"red": "blue", "square": "triangle", "night": "sand"}
 TRANSFORMS = ("caa", "linear-act", "lineas")
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
-LEFT = 0.1  # of tuning pictures: the concept that is to go, or the induced one that does not come
+LEFT = 0.1  # share of tuning pictures that still have the concept, or that lack the induced one
 FIT, TUNE = 100, 40
 SITES = "unet.**.attn2"
 DRAWING = dsas.Drawing(steps=10, options={"guidance_scale": 3.0}, batch_size=50)
@@ -83,24 +83,26 @@ def task_of(concept: str, word: str, *, n: int, induce: bool = False) -> Task:
 
 
 class Lab:
-    """The pipeline, the sites at which it is steered, and a folder with everything that it painted."""
+    """The pipeline, the sites at which it is steered, how it draws, and a folder with everything that it painted."""
 
-    def __init__(self, out: Path, sites: str = SITES) -> None:
+    def __init__(self, out: Path, sites: str = SITES, *, guidance: float = 3.0) -> None:
         self.pipeline, self.out, self.sites = scene_pipeline(), out, sites
+        self.drawing = DRAWING._replace(options={"guidance_scale": guidance})
         self.identity = subject_of(self.pipeline).identity.fingerprint
         (out / "painted").mkdir(parents=True, exist_ok=True)
 
     def painted(
         self, scenes: list[Scene], seed: int, steering: dsas.Steering | None = None, strength: float = 0.0
     ) -> np.ndarray:
-        """Return a picture a scene, painted or read back."""
+        """Return a picture of each scene, painted now or read back."""
         captions = [caption(one) for one in scenes]
-        what = [self.identity, steering.digest() if steering else "", strength, captions, seed, DRAWING.as_dict()]
+        what = [self.identity, steering.digest() if steering else "", strength, captions, seed, self.drawing.as_dict()]
         file = self.out / "painted" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.png"
         if not file.is_file():
             applied = steering.apply(self.pipeline, strength, record=False) if steering else nullcontext()
             with applied:
-                images = paint(self.pipeline, captions, seed=seed, steps=DRAWING.steps)
+                guidance = float(self.drawing.options["guidance_scale"])  # type: ignore
+                images = paint(self.pipeline, captions, seed=seed, steps=self.drawing.steps, guidance=guidance)
             stream = BytesIO()
             Image.fromarray(images.reshape(-1, *images.shape[2:])).save(stream, format="png")
             replace_files({file: stream.getvalue()})
@@ -140,7 +142,7 @@ class Lab:
         return dsas.Steering.from_pretrained(folder)
 
     def chosen(self, steering: dsas.Steering, sets: Sets, rate: Callable[[np.ndarray], float]) -> float:
-        """Return the smallest strength at which `rate` of tuning pictures is at most `LEFT`, or that of the least."""
+        """Return the smallest strength whose `rate` in tuning pictures is at most `LEFT`, else that of the least."""
         rates = {}
         for strength in STRENGTHS:
             rates[strength] = rate(self.painted(sets.source, TUNING, steering, strength))

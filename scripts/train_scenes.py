@@ -2,12 +2,13 @@
 
     python scripts/train_scenes.py --minutes 60 --out out/scenes      # one core; writes out/scenes/pipeline
     python scripts/train_scenes.py --smoke                            # a check of about a minute, not a model
+    python scripts/train_scenes.py --start models/scenes --minutes 45 --out out/longer   # its denoiser, trained on
 
 First the autoencoder, then denoiser and text encoder together on its latents (v-prediction, uniform times, 10 % of the
 captions empty, for guidance), last the decoder alone; each ends with the exponential mean of its weights. A checkpoint
-is written every minute and on Ctrl-C; the same command goes on from it, and more --minutes train the denoiser on. The
-end is the pipeline in float16, its card with a table of accuracy, and pictures to look at. Step i sees the same batch
-in every run; how many steps the minutes allow depends on the machine.
+is written every minute and on Ctrl-C; the same command resumes from it, and more --minutes train the denoiser further.
+The result is the pipeline in float16, its card with a table of accuracy, and pictures to look at. Step i sees the same
+batch in every run; how many steps the minutes allow depends on the machine.
 
 Limitations: one core, and no data but the drawn scenes.
 """
@@ -30,7 +31,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scenes.detector import read
 from scenes.painting import accuracy, as_markdown, paint, save_grid
-from scenes.pipeline import WORDS, blank_pipeline
+from scenes.pipeline import WORDS, blank_pipeline, scene_pipeline
 from scenes.rendering import arrange, draw
 from scenes.world import Scene, caption, omit, sample
 
@@ -52,7 +53,7 @@ position) on one of four backgrounds. It knows no other word. Load it with `scen
 
 Trained on one CPU core by
 
-    python scripts/train_scenes.py --minutes {minutes:g} --autoencoder-minutes {first:g} --pictures {pictures}
+    python scripts/train_scenes.py --minutes {minutes:g} --autoencoder-minutes {first:g} --pictures {pictures}{start}
 
 in {steps}, on pictures drawn by
 code and nothing else.
@@ -101,7 +102,7 @@ class Phase:
         self.modules.load_state_dict(self.mean.state_dict())
 
     def save(self) -> None:
-        """Write the checkpoint in one step: whoever is killed here keeps the one before."""
+        """Write the checkpoint in one step: a process killed here keeps the previous one."""
         state = {part: getattr(self, part).state_dict() for part in ("modules", "mean", "optimiser")}
         partly = self.file.with_suffix(".partial")
         torch.save(state | {"clock": (self.spent, self.step, self.loss)}, partly)
@@ -216,10 +217,13 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--autoencoder-minutes", type=float, default=15.0, help="a third of them for its decoder alone")
     parser.add_argument("--pictures", type=int, default=60_000, help="drawn before training")
     parser.add_argument("--n", type=int, default=200, help="captions of each kind in the table of accuracy")
+    parser.add_argument("--start", type=Path, help="a pipeline whose denoiser is trained on; its autoencoder stays")
     parser.add_argument("--smoke", action="store_true", help="a check of about a minute, not a model")
     args = parser.parse_args(arguments)
     if args.smoke:
         args.minutes, args.autoencoder_minutes, args.pictures, args.n = 0.3, 0.2, 500, 4
+    if args.start:
+        args.autoencoder_minutes = 0.0
     return args
 
 
@@ -229,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    pipeline = blank_pipeline()
+    pipeline = scene_pipeline(args.start) if args.start else blank_pipeline()
     write(pipeline, train(pipeline, scenes_to_draw(args.pictures), args), args)
 
 
@@ -248,6 +252,7 @@ def write(pipeline: StableDiffusionPipeline, phases: list[Phase], args: argparse
         millions=sum(part.num_parameters() for part in parts) / 1e6,
         minutes=args.minutes,
         first=args.autoencoder_minutes,
+        start=f" --start {args.start}" if args.start else "",
         pictures=args.pictures,
         steps=", ".join(f"{phase.step:,} steps of the {phase.name}" for phase in phases),
         floor=float(np.mean([found.distance for found in read(((rebuilt + 1) / 2).permute(0, 2, 3, 1).numpy())])),

@@ -68,7 +68,11 @@ def test_a_video_is_steered_per_frame_and_position_and_each_with_its_own_strengt
         torch.testing.assert_close(mixed[1], whole[1], rtol=1e-4, atol=1e-5)
         (line,) = applied.report()
         assert line.mean_strength == pytest.approx(0.5 if family == "animatediff" else 0.25)  # one of two denoisers
-        assert applied.maps().strengths[0].shape == shape
+        maps = applied.maps()
+        assert maps.strengths[0].shape == shape
+        frames = 3 if family == "animatediff" else 1  # in rows of their own
+        assert maps.images[0].tolist() == [0] * frames + [1] * frames
+        assert maps.heat(16, 16).mean((1, 2)).gt(0).tolist() == [False] * frames + [True] * frames
 
 
 @pytest.mark.parametrize("family", ["z-image", "lumina2"])

@@ -358,6 +358,22 @@ def test_report_tells_what_the_latest_run_did() -> None:
     assert text.hits == 16
 
 
+def test_with_both_branches_steered_a_site_of_the_prompts_counts_prompts_and_negative_ones() -> None:
+    pipeline = tiny_pipeline("sd")
+    steering = steered_at(pipeline, "sd", ["unet.mid_block.attentions.0", "text"], regulator=dsas.Constant(0.75))
+    with steering.apply(pipeline, [1.0, -1e-6], branch="both") as applied:
+        drawn(pipeline, "sd", num_images_per_prompt=2)
+        maps = applied.maps()
+        guided = {line.site: line for line in applied.report()}
+        drawn(pipeline, "sd", guidance_scale=1.0)  # has no negative prompts, so those of the run before are forgotten
+        alone = {line.site: line for line in applied.report()}
+    text = "text_encoder.encoder.layers.0"
+    assert maps.images[maps.sites.index(text)].tolist() == [0, 2, 0, 2]
+    assert maps.of(text).amax((1, 2, 3)).tolist() == pytest.approx([0.75, 0, 0.75, 0], abs=1e-5)
+    assert (guided[text].hits, alone[text].hits) == (4 * 16, 2 * 16)  # each of 16 tokens, at any strength but 0
+    assert guided["unet.mid_block.attentions.0"].hits == 2 * 4 * 2 * 16  # branches, images, steps, positions
+
+
 class ByHand(diffusers.StableDiffusionPipeline):
     """A pipeline whose run is what a test says."""
 
@@ -386,7 +402,7 @@ def test_rows_that_cannot_be_told_apart_are_refused(rows: int) -> None:
             pipeline(run)
             assert applied.maps().strength.tolist() == [1.0, 0.5] * 3
         else:
-            with pytest.raises(StrengthError, match="whose each of the 3 rows is cannot be told here"):
+            with pytest.raises(StrengthError, match="which belongs to which of the 3 rows is unknown here"):
                 pipeline(run)
 
 
@@ -507,7 +523,7 @@ def test_a_warning_and_a_card_speak_of_pipelines() -> None:
     pipeline = tiny_pipeline("sd")
     steering = steered_at(pipeline, "sd", "text")
     assert 'with steering.apply(pipeline):\n    pipeline("...").images' in steering.card()
-    with pytest.warns(DsasWarning, match="pictures over strengths show them"):
+    with pytest.warns(DsasWarning, match="look at pictures over strengths"):
         steering.apply(tiny_pipeline("sd", seed=1))
 
 

@@ -74,6 +74,24 @@ def test_a_step_that_runs_the_denoiser_twice_is_their_mean() -> None:
     torch.testing.assert_close(found[:, 1].flatten(1), passes[2].mean(-1))
 
 
+def test_where_guidance_ends_during_a_run_a_map_is_the_mean_of_the_branches_of_each_picture() -> None:
+    pipeline = tiny_pipeline("sd")
+    steering = steered_at(pipeline, "sd", ["unet.mid_block.attentions.0"], regulator=dsas.Constant(0.5))
+
+    def end(pipeline: Any, step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            pipeline._guidance_scale = 0.0
+            given["prompt_embeds"] = given["prompt_embeds"].chunk(2)[1]
+        return given
+
+    ended = {"callback_on_step_end": end, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    with steering.apply(pipeline, [1.0, 3.0], branch="both") as applied:
+        drawn(pipeline, "sd", num_inference_steps=3, **ended)
+    (found,) = applied.maps().strengths
+    assert found.mean((2, 3)).tolist() == [[0.5] * 3, [1.5] * 3]
+    assert applied.maps().strength.tolist() == [1.0, 3.0]
+
+
 def test_a_new_run_replaces_the_one_before_it() -> None:
     pipeline = tiny_pipeline("sd")
     with steered_at(pipeline, "sd", ["text", "unet.conv_in"]).apply(pipeline) as applied:

@@ -55,12 +55,12 @@ def test_a_pass_outside_of_a_run_of_the_steered_pipeline_is_refused_but_in_both_
         if before == "a run that failed":
             with pytest.raises(ZeroDivisionError):
                 drawn(pipeline, "sd", callback_on_step_end=lambda *_: {}[1 // 0])
-        with pytest.raises(StateError, match=r"called outside of a run of this StableDiffusionPipeline.*branch='both'"):
+        with pytest.raises(StateError, match=r"called outside a run of this StableDiffusionPipeline.*branch='both'"):
             run(pipeline)
         drawn(pipeline, "sd")
     with steering.apply(pipeline, branch="both"):
         run(pipeline)
-    with steering.apply(pipeline, [0.0, 1.0], branch="both"), pytest.raises(StrengthError, match="cannot be told here"):
+    with steering.apply(pipeline, [0.0, 1.0], branch="both"), pytest.raises(StrengthError, match="is unknown here"):
         run(pipeline)
 
 
@@ -80,6 +80,19 @@ def test_a_run_that_had_begun_before_it_was_steered_is_refused_and_the_next_one_
         drawn(pipeline, "sd", callback_on_step_end=install)
     assert torch.equal(drawn(pipeline, "sd"), wanted)
     late.remove()
+
+
+class Unprepared(diffusers.StableDiffusionPipeline):
+    """A pipeline that makes its noise itself."""
+
+    def __call__(self) -> None:  # type: ignore
+        by_hand(self)
+
+
+def test_a_run_that_prepares_no_latents_is_refused_and_says_so() -> None:
+    pipeline = Unprepared(**tiny_pipeline("sd").components, requires_safety_checker=False)
+    with constant(pipeline, MIDDLE).apply(pipeline), pytest.raises(StateError, match="did not prepare its latents"):
+        pipeline()
 
 
 def test_prompts_that_are_encoded_one_by_one_are_each_steered_and_an_encoder_that_is_called_itself_is_refused() -> None:

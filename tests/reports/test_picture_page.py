@@ -94,6 +94,17 @@ def test_with_both_branches_steered_a_prompt_has_the_maps_of_its_own_rows(pipeli
     assert len(together.maps[0].strength) == len(alone.maps[0].strength) == 1
 
 
+def test_with_both_branches_steered_the_tokens_are_those_of_the_prompt_and_not_of_the_negative_one() -> None:
+    pipeline = tiny_pipeline("sd")
+    steering = steered_at(pipeline, "sd", "text")
+    drawing = DRAWING._replace(options={**DRAWING.options, "negative_prompt": "blurry"})
+    found = [
+        compare_pictures(pipeline, steering, ["red dog", "sky"], [1.0], drawing._replace(branch=branch)).words
+        for branch in ("conditional", "both")
+    ]
+    assert found[0] == found[1]
+
+
 def test_all_maps_have_one_scale_from_zero_to_the_strength_asked_for(pipeline: Any) -> None:
     picture = np.full((4, 4, 3), 0.5, np.float32)
     faint, full = (
@@ -145,9 +156,22 @@ def test_what_is_no_picture_is_refused(given: Any, message: str) -> None:
         as_picture(given)
 
 
-def test_at_the_text_encoders_sites_the_page_shows_which_tokens_were_steered(pipeline: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["animatediff", "wan"])
+def test_a_pipeline_that_draws_videos_is_refused_before_anything_runs(family: str) -> None:
+    pipeline = tiny_pipeline(family)
+    rule = dsas.Rule(subject_of(pipeline).sites("text")[0], dsas.Addition(torch.ones(16)), dsas.Constant(1.0))
+    steering = dsas.Steering([rule], subject_of(pipeline).identity)
+    pipeline.encode_prompt = None  # whatever runs would fail here
+    with pytest.raises(OptionError, match=r"Pipeline draws videos, and this page compares single pictures"):
+        compare_pictures(pipeline, steering, ["a"], [1.0], dsas.Drawing(steps=2))
+
+
+@pytest.mark.parametrize("branch", ["conditional", "both"])
+def test_at_the_text_encoders_sites_the_page_shows_which_tokens_were_steered(
+    pipeline: Any, tmp_path: Path, branch: Any
+) -> None:
     steering = steered_at(pipeline, "sd", "text", regulator=dsas.Constant(0.5))
-    compared = compare_pictures(pipeline, steering, ["red dog", "sky"], [2.0], DRAWING)
+    compared = compare_pictures(pipeline, steering, ["red dog", "sky"], [2.0], DRAWING._replace(branch=branch))
     first = compared.words[0][0]
     assert first.label == str(steering.rules[0].site)
     assert "".join(first.tokens).replace(" ", "").startswith("reddog")

@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 import torch
-from scenes import Sizes, blank_pipeline
+from scenes import Sizes, blank_pipeline, scene_pipeline
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_scenes.py"
 TINY = Sizes(autoencoder=(8, 8, 8), denoiser=(16, 16), text=16)
@@ -97,6 +97,23 @@ def test_the_script_writes_a_pipeline_a_card_and_pictures(script, clock, tmp_pat
     assert "two things, held-out pairs" in card
     assert (tmp_path / "painted.png").is_file()
     assert (tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_pipeline_that_is_given_has_its_denoiser_trained_on_and_keeps_its_autoencoder(
+    script, clock, tmp_path, monkeypatch
+):
+    first, before = blank_pipeline(TINY), tmp_path / "before"
+    first.save_pretrained(before)
+    monkeypatch.setattr(script, "BATCH", {"autoencoder": 2, "denoiser": 2})
+    given = ["--start", str(before), "--out", str(tmp_path), "--minutes", "0.1", "--pictures", "20", "--n", "1"]
+    script.main(given)
+    after = scene_pipeline(tmp_path / "pipeline")
+    for part in ("vae", "unet"):
+        pairs = zip(getattr(first, part).parameters(), getattr(after, part).parameters(), strict=True)
+        assert all(torch.equal(one.half(), two.half()) for one, two in pairs) == (part == "vae")
+    card = (tmp_path / "pipeline" / "README.md").read_text()
+    assert f"--autoencoder-minutes 0 --pictures 20 --start {before}" in card
+    assert "0 steps of the autoencoder, 6 steps of the denoiser, 0 steps of the decoder" in card
 
 
 def test_a_smoke_run_takes_half_a_minute_of_training(script):

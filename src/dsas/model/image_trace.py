@@ -1,7 +1,7 @@
-"""Maps: what was applied where in a picture, per site, denoising step and position, as recorded while it was drawn.
+"""Maps: the strength applied in a picture, per site, denoising step and position, as recorded while it was drawn.
 
 The numbers are those of `dsas.model.token_trace`: applied strength, and on request the regulator alone and the relative
-dose. Only what concerns the steered branch is kept, and nothing leaves the device before `maps` is asked for. Where a
+dose. Only the steered branch is kept, and nothing leaves the device before `maps` is called. Where a
 scheduler runs the denoiser twice in a step, the mean of both is kept.
 
 How a map is drawn is in `dsas.views`.
@@ -37,7 +37,10 @@ class Maps(NamedTuple):
     width counts tokens; the same holds at each step where text and image are one stream. The frames of a video are
     images, or stand below each other. steps: which denoising steps ran. strength: Float (image), what was asked for.
     regulators, doses: as strengths, or empty when recorded without record="doses". With both branches steered, the rows
-    of the pipeline's batch are the images.
+    of the pipeline's batch are the images (where guidance ends during the run: each picture, with the mean of its
+    branches), and a site that reads the prompts has the negative ones after them, filled
+    up with zeros where these are shorter. images: for each site Int (row), which image each row of its map is of; of a
+    prompt the first one.
     """
 
     sites: tuple[str, ...]
@@ -46,55 +49,69 @@ class Maps(NamedTuple):
     strength: Float[Tensor, " image"]
     regulators: tuple[Grid, ...] = ()
     doses: tuple[Grid, ...] = ()
+    images: tuple[Int[Tensor, " row"], ...] = ()
 
     def mean(self) -> Float[Tensor, " site"]:
         """Return the mean applied strength of every site."""
         return torch.stack([grid.mean() if grid.numel() else grid.new_zeros(()) for grid in self.strengths])
 
     def hits(self, threshold: float | Float[Tensor, " image"]) -> Int[Tensor, " site"]:
-        """Return at how many positions, over all steps, each site got more than `threshold`, one or one per image."""
+        """Return at how many positions, over all steps, each site got more than `threshold`, one or one per image.
+
+        Raises OptionError for another number of thresholds.
+        """
         least = torch.as_tensor(threshold, dtype=torch.float32).reshape(-1)
-        counts = []
-        for grid in self.strengths:
-            counts.append((grid.abs() > _each(least, len(grid)).abs()).sum() if grid.numel() else torch.tensor(0))
+        if len(least) not in (1, len(self.strength)):
+            raise OptionError(f"expected one threshold, or {len(self.strength)}, got {len(least)}")
+        counts = list[Tensor]()
+        for number, grid in enumerate(self.strengths):
+            images = self.images[number] if self.images else _spread(len(self.strength), len(grid))
+            each = least.expand(len(self.strength))[images].abs().view(-1, 1, 1, 1)
+            counts.append((grid.abs() > each).sum() if grid.numel() else torch.tensor(0))
         return torch.stack(counts)
 
     def heat(self, height: int, width: int, *, step: int | None = None) -> Float[Tensor, "image height width"]:
-        """Return the mean size over the sites in the picture, and over steps (or of one), enlarged to a picture's size.
+        """Return the mean absolute value over the picture's sites and steps (or at one step), enlarged to its size.
 
-        Raises OptionError for a step that did not run, StateError when no site of the picture was recorded.
+        Each frame of a video whose frames are rows of their own is an image. Raises OptionError for a step that did
+        not run, StateError when no site was recorded whose tokens are the positions of the picture.
         """
         if step is not None and step not in self.steps:
             raise OptionError(f"step {step} did not run; those that did: {', '.join(map(str, self.steps))}")
-        images = len(self.strength)
-        grids = [grid for grid in self.strengths if len(grid) == images and grid.shape[1] == len(self.steps)]
+        grids = [grid for grid in self.strengths if grid.numel() and grid.shape[1] == len(self.steps)]
         grids = [grid for grid in grids if grid.shape[2] > 1]
         if not grids:
-            raise StateError("no site of the picture was recorded, only sites of the prompt")
+            raise StateError(
+                "no site was recorded whose tokens are the positions of the picture, only sites of the prompt, or of "
+                "the picture together with a prompt or another picture"
+            )
         chosen = slice(None) if step is None else slice(self.steps.index(step), self.steps.index(step) + 1)
+        rows = max(map(len, grids))
         enlarged = [
             torch.nn.functional.interpolate(
                 grid[:, chosen].abs().mean(1, keepdim=True), (height, width), mode="nearest"
-            )
+            ).repeat_interleave(rows // len(grid), dim=0)
             for grid in grids
         ]
         return torch.cat(enlarged, dim=1).mean(1)
 
     def plot(self, picture: Foreign, image: int = 0) -> "Figure":
-        """Return a matplotlib figure: a picture, and where it was steered at each step, from 0 to the strength asked.
+        """Return a matplotlib figure: a picture, and where it was steered at each step, from 0 to the given strength.
 
-        picture: as the pipeline gave it, by any output type ("pil", "np", "pt", "latent").
+        picture: as the pipeline gave it, by any output type ("pil", "np", "pt", "latent"). image: which one; of a video
+        whose frames are rows of their own, which frame.
         Raises OptionError when there is no such image, or what is given is no picture, MissingExtraError without
         matplotlib.
         """
         from dsas.views.pictures import as_picture, heat_figure
 
-        if not 0 <= image < len(self.strength):
-            raise OptionError(f"expected an image from 0 to {len(self.strength) - 1}, got {image}")
         shown = as_picture(picture)
         height, width = shown.shape[:2]
+        rows = len(self.heat(height, width))
+        if not 0 <= image < rows:
+            raise OptionError(f"expected an image from 0 to {rows - 1}, got {image}")
         heats = [self.heat(height, width, step=step)[image].numpy() for step in self.steps]
-        peak = float(self.strength[image].abs()) or 1.0
+        peak = float(self.strength[_spread(len(self.strength), rows)[image]].abs()) or 1.0
         return heat_figure(shown, heats, titles=[f"step {step + 1}" for step in self.steps], peak=peak)
 
     def of(self, site: str) -> Grid:
@@ -104,29 +121,28 @@ class Maps(NamedTuple):
         return self.strengths[self.sites.index(site)]
 
 
-def _each(values: Tensor, rows: int) -> Float[Tensor, "row 1 1 1"]:
-    """Return values of images for the rows of a site: a prompt's may be fewer, and those of videos one per frame."""
-    if len(values) > 1 and len(values) % rows == 0:
-        values = values[:: len(values) // rows]
-    elif rows % len(values) == 0:
-        values = values.repeat_interleave(rows // len(values))
-    else:
-        raise StateError(
-            f"a site has {rows} rows, and it is not known which of the {len(values)} images each belongs to"
-        )
-    return values.view(-1, 1, 1, 1)
+def _spread(images: int, rows: int) -> Int[Tensor, " row"]:
+    """Return the image of each row: frames are side by side, and a prompt belongs to the first image that has it."""
+    return torch.arange(rows) * images // max(1, rows)
 
 
 class _Run:
-    """What was recorded of one run: maps by site and step, and for each step how many rows and copies there were."""
+    """What was recorded of one run.
+
+    found: maps by site and step, of each pass, with how many copies of the pictures it had. steps: for each step how
+    many rows and copies there were. prompts: maps of sites that read prompts, by site and branch; `drawn` says whether
+    pictures were drawn of these.
+    """
 
     def __init__(self) -> None:
-        self.found: dict[tuple[int, int | None], list[list[Tensor]]] = {}
+        self.found: dict[tuple[int, int], list[tuple[list[Tensor], int]]] = {}
         self.steps: dict[int, tuple[int, int]] = {}
+        self.prompts: dict[int, dict[str, list[Tensor]]] = {}
+        self.drawn = False
 
 
 class PictureRecorder:
-    """Collects what is applied in a run of a pipeline, apart for each thread."""
+    """Collects what is applied in a run of a pipeline, separately per thread."""
 
     def __init__(self, sites: Sequence[str]) -> None:
         self._sites = tuple(sites)
@@ -135,7 +151,7 @@ class PictureRecorder:
     def has_passes(self, thread: Thread | None = None) -> bool:
         """Whether anything was recorded that `maps` would return."""
         run = self._runs.of(thread)
-        return run is not None and bool(run.found)
+        return run is not None and bool(run.found or run.prompts)
 
     def begin(self, step: ForwardPass | None) -> None:
         """Open a pass of the denoiser; going back in the schedule begins a new run."""
@@ -147,26 +163,29 @@ class PictureRecorder:
             run = self._runs.own() or run
         if step.denoising is not None and step.rows is not None and step.rows.stop > step.rows.start:
             run.steps[step.denoising.number] = (step.rows.stop - step.rows.start, step.copies)
+            run.drawn = True
 
     def restart(self) -> None:
-        """Forget what was recorded of the denoiser, for a new run begins; sites of the prompt have run already."""
+        """Forget what was recorded, since a new run begins, except prompts of which no picture was drawn yet."""
         before, run = self._runs.own(), _Run()
-        if before is not None:
-            run.found = {key: values for key, values in before.found.items() if key[1] is None}
+        if before is not None and not before.drawn:
+            run.prompts = before.prompts
         self._runs.put(run)
 
     def add(self, site: int, step: ForwardPass | None, *values: Float[Tensor, "batch token _"]) -> None:
-        """Record what site number `site` did: what it applied, and then, if kept, regulator and dose, and no more."""
-        assert step is not None  # in a pipeline every site is asked for its step
+        """Record what site number `site` did: what it applied, and then, if kept, regulator and dose."""
+        assert step is not None  # in a pipeline every site has a step
         run = self._runs.own() or self._runs.put(_Run())
         height, width = step.grid or (1, step.tokens)
         maps = [value.detach().float().mean(-1).expand(-1, step.tokens) for value in values[:3]]
         maps = [value.unflatten(1, (height, width)) for value in maps]
-        number = None if step.denoising is None else step.denoising.number
-        if number is None:  # once a run, before it begins
-            run.found[site, number] = [maps]
-        else:
-            run.found.setdefault((site, number), []).append(maps)
+        if step.denoising is not None:
+            run.found.setdefault((site, step.denoising.number), []).append((maps, step.copies))
+            run.prompts.pop(site, None)  # these passes had no known step
+            return
+        if run.drawn:  # the prompts of another run
+            run.prompts, run.drawn = {}, False
+        run.prompts.setdefault(site, {})[step.branch] = maps
 
     def add_gain(self, site: int, factor: float, gain: Tensor | None) -> NoReturn:
         """Raise StateError: in a pipeline a gain says nothing without its pass, so `add` is called."""
@@ -181,18 +200,26 @@ class PictureRecorder:
         raise StateError("a pipeline that draws pictures reads no prompt that ends")
 
     def maps(self, strength: Float[Tensor, " row"], *, thread: Thread | None = None) -> Maps:
-        """Return what was recorded of the last run; `strength` as asked for. Raises StateError when that is nothing."""
+        """Return the record of the last run; `strength` as given. Raises StateError when there is none."""
         run = self._runs.of(thread)
-        if run is None or not run.found:
+        if run is None or not (run.found or run.prompts):
             raise StateError(
-                "nothing was recorded: run the pipeline once while steering is applied with record=True, and ask the "
-                "thread that ran it, or for it by maps(thread=...) (compiled code records nothing)"
+                "nothing was recorded: run the pipeline once while steering is applied with record=True, and ask in "
+                "the thread that ran it, or pass maps(thread=...) (compiled code records nothing)"
             )
         rows, copies = next(iter(run.steps.values()), (len(strength), 1))
-        kinds = max(len(maps) for values in run.found.values() for maps in values)
+        pictures = rows // (copies or 1)
+        if _is_uneven(run):
+            rows, copies = pictures, 1
+        passes = [maps for values in run.found.values() for maps, _ in values]
+        kinds = max(map(len, [*passes, *(maps for read in run.prompts.values() for maps in read.values())]))
         grids = [tuple(_grid(run, site, kind) for site in range(len(self._sites))) for kind in range(kinds)]
+        images = tuple(
+            _of_prompts(run.prompts[site], pictures) if site in run.prompts else _spread(rows, len(grid))
+            for site, grid in enumerate(grids[0])
+        )
         asked = per_row(strength, rows, copies=copies)
-        return Maps(self._sites, grids[0], tuple(run.steps), asked, *grids[1:])
+        return Maps(self._sites, grids[0], tuple(run.steps), asked, *grids[1:], images=images)
 
     def trace(self, strength: Float[Tensor, " row"], *, start: int = 0, thread: Thread | None = None) -> NoReturn:
         """Raise StateError: there are no tokens here."""
@@ -213,9 +240,36 @@ class PictureRecorder:
 
 def _grid(run: _Run, site: int, kind: int) -> Grid:
     """Return one site's map over the steps that ran; the mean where it fired more than once in a step."""
-    keys = [(site, None)] if (site, None) in run.found else [(site, number) for number in run.steps]
-    each = {key: torch.stack([maps[kind] for maps in run.found[key]]).mean(0).cpu() for key in keys if key in run.found}
-    if not each:
+    if site in run.prompts:
+        return _stacked([maps[kind] for _, maps in sorted(run.prompts[site].items())])
+    uneven = _is_uneven(run)
+    kept = dict[int, list[Tensor]]()
+    for number in run.steps:
+        for maps, copies in run.found.get((site, number), ()):
+            one = maps[kind].unflatten(0, (copies or 1, -1)).mean(0) if uneven else maps[kind]
+            kept.setdefault(number, []).append(one)
+    if not kept:
         return torch.zeros(0, 0, 0, 0)
+    if len({len(one) for passes in kept.values() for one in passes}) > 1:
+        raise StateError("passes of one run had different numbers of rows, and whose each row is is not known")
+    each = {number: torch.stack(passes).mean(0).cpu() for number, passes in kept.items()}
     idle = torch.zeros_like(next(iter(each.values())))  # where the denoiser of another step ran
-    return torch.stack([each.get(key, idle) for key in keys], dim=1)
+    return torch.stack([each.get(number, idle) for number in run.steps], dim=1)
+
+
+def _is_uneven(run: _Run) -> bool:
+    """Whether some passes had more branches of guidance than others."""
+    copies = {copies for passes in run.found.values() for _, copies in passes}
+    return len(copies | {copies for _, copies in run.steps.values()}) > 1
+
+
+def _of_prompts(branches: dict[str, list[Tensor]], images: int) -> Int[Tensor, " row"]:
+    """Return which image each prompt, and then each negative prompt, belongs to."""
+    return torch.cat([_spread(images, len(maps[0])) for _, maps in sorted(branches.items())])
+
+
+def _stacked(maps: list[Float[Tensor, "prompt 1 token"]]) -> Grid:
+    """Return maps of prompts below each other, in one step, filled up to the longest."""
+    tokens = max(one.shape[-1] for one in maps)
+    filled = [torch.nn.functional.pad(one.cpu(), (0, tokens - one.shape[-1])) for one in maps]
+    return torch.cat(filled).unsqueeze(1)

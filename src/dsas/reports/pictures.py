@@ -1,12 +1,13 @@
 """Pictures: what a Steering does to the pictures of some prompts, over strengths, with and without its regulators.
 
-Every picture of a prompt starts from the same noise. Without regulators means a constant 1 in their place: the same
-transforms, everywhere. Maps are those of one strength, all on one scale, from 0 to that strength. What the page says of
+Every picture of a prompt starts from the same noise. "Without regulators" means a constant 1 in their place: the same
+transforms, everywhere. Maps are for one strength, all on one scale, from 0 to that strength. What the page says about
 concept, control and region is measured on pixels (`dsas.evaluation.picture_verdict`).
 
-Limitations: what is in the pictures is not looked at.
+Limitations: the contents of the pictures are not recognised.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import ActivationError, OptionError, StateError
-from dsas.evaluation.picture_verdict import PictureVerdict, Region, picture_verdict, told
+from dsas.evaluation.picture_verdict import PictureVerdict, Region, picture_verdict, shown
 from dsas.files.atomic import replace_files
 from dsas.model.drawing import Drawing, Prompts, draw, prompt_batches
 from dsas.model.foreign import Pipeline
@@ -37,10 +38,15 @@ Pictures = Float[np.ndarray, "prompt height width 3"]
 WITH, WITHOUT = "with regulators", "without"
 SHOWN_STEPS = 5
 OTHER_SEED = 1_000_003  # added to the seed for the pictures from other noise
+COLUMNS = (
+    "Near target: share of pictures nearer to the target's than to the unsteered one. Changes are means over pixels, "
+    "of 255, between pictures from the same noise: everywhere, inside and outside the region, of control prompts; and "
+    "by another seed."
+)
 
 
 class Beside(NamedTuple):
-    """Prompts to compare with: control, whose pictures are to stay; target, what each prompt is to become, in order."""
+    """Prompts to compare with: control, whose pictures should stay; target, what each prompt should become."""
 
     control: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
@@ -50,13 +56,12 @@ ALONE = Beside()
 
 
 class Comparison(NamedTuple):
-    """What was drawn, and what was measured on it.
+    """The pictures drawn, and what was measured on them.
 
-    prompts: those asked for, then the control prompts; `asked` is how many of the first kind. pictures: those of each
-    prompt, by row (`WITH`, `WITHOUT`) and by strength. target: unsteered pictures of the target prompts, None without
-    any.
-    mapped: the strength of the maps, of which there is one per prompt, and of the words: for each prompt the tokens at
-    each site of a text encoder. verdicts: by row and strength, 0 left out.
+    prompts: the given prompts, then the control prompts; `asked` is the number of the former. pictures: those of each
+    prompt, by row (`WITH`, `WITHOUT`) and by strength. target: unsteered pictures of the target prompts, or None.
+    mapped: the strength for the maps, one per prompt, and for the words: each prompt's tokens at each site of a text
+    encoder. verdicts: by row and strength, 0 left out.
     """
 
     prompts: tuple[str, ...]
@@ -96,8 +101,8 @@ def compare_pictures(
 
     beside: control and target prompts, for the verdict. mapped: which of the strengths is mapped; when not given, the
     one that is nearest to the Steering's own. Raises OptionError for a drawing that cannot be drawn, without a prompt
-    or a strength above 0, for more than one image per prompt, and for targets that are not one per prompt;
-    ActivationError where the pipeline overflows, as at too large a strength.
+    or a strength above 0, for more than one image per prompt, for targets that are not one per prompt, and for a
+    pipeline that draws videos; ActivationError where the pipeline overflows, as at too large a strength.
     """
     drawing.check()
     shown = mapped_strength(strengths, steering.default_strength, mapped)
@@ -105,6 +110,7 @@ def compare_pictures(
         raise OptionError("expected at least one prompt, a strength above 0, and a drawing of one image per prompt")
     if beside.target and len(beside.target) != len(prompts):
         raise OptionError(f"expected a target prompt for each of {len(prompts)} prompts, got {len(beside.target)}")
+    _check_draws_pictures(pipeline)
     every = (*prompts, *beside.control)
     plain = _unsteered(pipeline, every, drawing)
     target = _unsteered(pipeline, beside.target, drawing) if beside.target else None
@@ -130,9 +136,9 @@ def compare_pictures(
 
 
 def mapped_strength(strengths: Sequence[float], own: float, mapped: float | None) -> float:
-    """Return the strength whose maps are shown: the one asked for, or that above 0 nearest to a Steering's own.
+    """Return the strength whose maps are shown: the given one, or the one above 0 nearest to the Steering's own.
 
-    Raises OptionError when none is above 0, one is negative or not finite, or the one asked for is not among them.
+    Raises OptionError when none is above 0, one is negative or not finite, or the given one is not among them.
     """
     if not strengths or max(strengths) <= 0:
         raise OptionError("expected at least one prompt, a strength above 0, and a drawing of one image per prompt")
@@ -150,17 +156,22 @@ def mapped_strength(strengths: Sequence[float], own: float, mapped: float | None
 def one_of(maps: Maps, image: int, images: int | None = None) -> Maps:
     """Return the maps of one image.
 
-    images: how many were drawn, where both branches of guidance were steered: an image's is then the mean of both.
+    images: how many were drawn, where both branches of guidance were steered: its map is then the mean of both, except
+    at a site of a text encoder, where it is that of the prompt. Frames that are rows of their own count as one image.
     """
     each = images or len(maps.strength)
 
+    def row_of(grid: Tensor, site: int) -> Tensor:
+        own = maps.images[site] % each == image if maps.images else torch.arange(len(grid)) % each == image
+        reads_prompts = maps.sites[site].startswith("text_encoder")
+        return grid[own][:1] if reads_prompts else grid[own].mean(0, keepdim=True)
+
     def of(grids: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(grid[image::each].mean(0, keepdim=True) if grid.numel() else grid for grid in grids)
+        return tuple(row_of(grid, number) if grid.numel() else grid for number, grid in enumerate(grids))
 
     strength = maps.strength[image::each][:1]
-    return maps._replace(
-        strengths=of(maps.strengths), regulators=of(maps.regulators), doses=of(maps.doses), strength=strength
-    )
+    parts = {"strengths": of(maps.strengths), "regulators": of(maps.regulators), "doses": of(maps.doses)}
+    return maps._replace(**parts, strength=strength, images=())
 
 
 def write_pictures(folder: str | Path, title: str, compared: Comparison) -> Path:
@@ -171,7 +182,7 @@ def write_pictures(folder: str | Path, title: str, compared: Comparison) -> Path
     page.heading(f"Verdict at strength {compared.mapped:g}")
     for line in compared.verdicts[WITH][compared.mapped].lines():
         page.paragraph(line)
-    page.table(list(_rows(compared)), "Changes are means over pixels, of 255; pictures start from the same noise.")
+    page.table(list(_rows(compared)), COLUMNS)
     columns = [f"strength {strength:g}" for strength in compared.strengths]
     for number, prompt in enumerate(compared.prompts):
         rows = [[pictures[number] for pictures in of_row] for of_row in compared.pictures.values()]
@@ -184,7 +195,7 @@ def write_pictures(folder: str | Path, title: str, compared: Comparison) -> Path
         if (heat := _heat(compared, number)) is not None:
             figures[f"heat-{number + 1}.png"] = png_of(heat)
             caption = (
-                f"Mean applied strength over sites, by denoising step, at {compared.mapped:g}: 0 to what was asked."
+                f"Mean applied strength over sites, by denoising step, at {compared.mapped:g}: from 0 to that strength."
             )
             page.picture(figures[f"heat-{number + 1}.png"], caption)
         if compared.words[number]:
@@ -193,6 +204,16 @@ def write_pictures(folder: str | Path, title: str, compared: Comparison) -> Path
         replace_files({folder / name: data for name, data in figures.items()})
     write_page(folder / "pictures.html", page)
     return folder / "pictures.html"
+
+
+def _check_draws_pictures(pipeline: Pipeline) -> None:
+    """Raise OptionError for a pipeline of videos."""
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    if "num_frames" in taken or "num_videos_per_prompt" in taken:
+        raise OptionError(
+            f"a {type(pipeline).__name__} draws videos, and this page compares single pictures: draw them with "
+            "steering.apply(pipeline), and maps() says where each frame was steered"
+        )
 
 
 def _unsteered(pipeline: Pipeline, prompts: Sequence[str], drawing: Drawing) -> Pictures:
@@ -226,7 +247,7 @@ def _steered(
 
 
 def _acted(maps: Sequence[Maps], pictures: Pictures, strength: float) -> Region | None:
-    """Return where at least half of the strength was applied, over sites and steps; None where no picture's site is."""
+    """Return where at least half of the strength was applied, over sites and steps, or None without such sites."""
     height, width = pictures.shape[1:3]
     try:
         heats = torch.cat([one.heat(height, width) for one in maps])
@@ -239,19 +260,24 @@ def _rows(compared: Comparison) -> Iterator[dict[str, str | float | int]]:
     for row, verdicts in compared.verdicts.items():
         for strength, found in verdicts.items():
             some = {
-                "nearer to target": found.gone,
+                "near target": found.gone,
                 "change": found.change,
                 "inside": found.inside,
                 "outside": found.outside,
-                "control change": found.control,
-                "another seed": found.noise,
+                "control": found.control,
+                "other seed": found.noise,
             }
-            cells = {name: "-" if value is None else told(value) for name, value in some.items()}
-            yield {"regulators": row, "strength": f"{strength:g}", **cells}
+            cells = {name: "-" if value is None else _cell(shown(value)) for name, value in some.items()}
+            yield {"regulators": row, "strength": float(strength), **cells}
+
+
+def _cell(said: str) -> str | float:
+    """Return a value of the table, as a number where it has no interval beside it: columns of numbers are narrow."""
+    return said if "[" in said else float(said)
 
 
 def _heat(compared: Comparison, number: int) -> "Figure | None":
-    """Return a prompt's maps over its picture; None where no site of the picture was steered."""
+    """Return a prompt's maps over its picture, or None if no site of the picture was steered."""
     picture = compared.pictures[WITH][compared.strengths.index(compared.mapped)][number]
     maps = compared.maps[number]
     height, width = picture.shape[:2]

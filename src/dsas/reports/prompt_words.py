@@ -1,9 +1,9 @@
-"""Prompt words: the tokens that the text encoders of a pipeline read in a run, beside what was applied to each.
+"""Prompt words: the tokens that the text encoders of a pipeline read in a run, with what was applied to each.
 
-The tokens are those that an encoder was called with, never those that its tokenizer might make of the prompt. Of the
-padding at the end, one entry with the mean is left.
+The tokens are those that an encoder was called with, never those that its tokenizer might make of the prompt. The
+padding at the end is shown as one entry with the mean.
 
-Limitations: sites of a denoiser that read the prompt (`...@text`) are left out.
+Limitations: sites of a denoiser that read the prompt (`...@text`) are not shown.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ class PromptWords:
     """What each text encoder was called with since the last `begin`."""
 
     def __init__(self, pipeline: Pipeline, branch: Branch) -> None:
-        """Look at the encoders of a pipeline; branch: which call of a run was steered."""
+        """Watch the encoders of a pipeline; branch: which call of a run was steered."""
         self._parts, self._branch = PipelineModules(pipeline), branch
         self._calls: dict[str, list[Tensor]] = {}
 
@@ -32,7 +32,7 @@ class PromptWords:
             hooks.on_call(self._parts.get_submodule(name), partial(self._note, name))
 
     def begin(self) -> None:
-        """Forget the calls of the run before."""
+        """Forget the calls of the previous run."""
         self._calls = {}
 
     def heats(self, maps: Maps, row: int) -> list[TokenHeat]:
@@ -56,9 +56,9 @@ class PromptWords:
             self._calls.setdefault(name, []).append(given.detach().cpu())
 
     def _words(self, name: str, row: int, width: int) -> tuple[list[str], int]:
-        """Return the tokens of a row as text, and where its padding begins; numbers where they are not known."""
+        """Return the tokens of a row as text (unknown ones as numbers), and where its padding begins."""
         calls = self._calls.get(name, [])
-        which = {"conditional": 0, "unconditional": 1, "both": -1}[self._branch]
+        which = 1 if self._branch == "unconditional" else 0
         call = calls[which] if calls and which < len(calls) else None
         tokenizer = self._parts.pipeline.components.get(name.replace("text_encoder", "tokenizer"))
         if call is None or tokenizer is None or call.shape[1] != width or row >= len(call):
