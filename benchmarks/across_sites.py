@@ -1,10 +1,10 @@
 """Across sites: a prototype of evidence that adds up over the sites read so far, not only over tokens.
 
-    e_l   = evidence at site l, as `dsas.Evidence` has it
+    e_l   = evidence at site l, as in `dsas.Evidence`
     h_l   = sigmoid(scale_l * mean_{k <= l} e_k + shift_l)
 
-Each site's scale and shift are tuned as `fit` tunes them: by what held-out control tokens have, after the average.
-It is not in the library, since a regulator there knows its own site alone (docs/lab/findings.md says what it is worth).
+Each site's scale and shift are tuned as in `fit`, on held-out control tokens, after the average. It is not in the
+library, because a regulator there knows only its own site (docs/lab/findings.md has the results).
 """
 
 from typing import ClassVar, final

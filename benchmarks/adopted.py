@@ -1,4 +1,4 @@
-"""Claim: a vector of repeng, which is added to every token, does its work at less cost with a regulator around it.
+"""Claim: a vector of repeng, which is added to every token, costs less for the same effect with a regulator around it.
 
 SmolLM2-135M-Instruct, asked to talk like a pirate (`drafted.py`). The vector is made by repeng 0.4 itself
 (`ControlVector.train`, PCA of differences) from the drafted answers, wanted ones as positive and unwanted ones as
@@ -8,7 +8,7 @@ at which, on 30 other questions, neither neutral answers nor wanted ones after t
 
 Then 100 more questions are asked in two wordings and as many seeds as `drafted.py` has: the share of answers that show
 the behaviour, their nats per token to the unsteered model after the plain question, and what neutral answers lose.
-95 % intervals by question. Interrupted, it resumes.
+95 % intervals by question. If interrupted, it resumes.
 
     pip install repeng==0.4.0
     python benchmarks/adopted.py [--damage 0.02 0.1] [--out out/drafted]

@@ -1,6 +1,6 @@
-"""Question: on which tokens of a conversation should a regulator be fitted that is to tell answers apart?
+"""Question: on which tokens of a conversation should a regulator be fitted that has to tell answers apart?
 
-Texts that somebody labelled (`behaviours.py`) as answers to one and the same request, in the chat template of SmolLM2:
+Labelled texts (`behaviours.py`) are answers to one and the same request, in the chat template of SmolLM2:
 insulting comments against others, satirical headlines against others. CAA with the logistic regulator at all sites of
 the residual stream, fitted on 130 of each with `Reading(tokens=...)`, or on the bare texts, and read on 100 others of
 each in conversations: the AUROC of the regulator's mean value over the tokens of the answer (`Steering.port`). Two ways

@@ -1,6 +1,6 @@
-"""Behaviours that somebody, or a rule, has labelled: texts that show one, and texts of the same kind that do not.
+"""Behaviours labelled by people or by a rule: texts that show one, and texts of the same kind that do not.
 
-| behaviour | source | control | who says so |
+| behaviour | source | control | labelled by |
 |---|---|---|---|
 | insults | insulting comments | other comments | people (Kaggle 2012, see `comments.py`) |
 | sarcasm | satirical headlines | other headlines | people (28,614 headlines of `evals`, MIT) |
@@ -8,7 +8,7 @@
 | first-person | web sentences with I, me, my, mine, myself | those without | a rule |
 | he-or-she | Wikipedia sentences that begin with He or She | those that do not | a rule |
 
-The first three chose what is the default; he-or-she did not, and was read once it was chosen.
+The first three were used to choose the default; he-or-she was not, and was read only after the choice.
 """
 
 import json

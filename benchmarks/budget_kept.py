@@ -1,4 +1,4 @@
-"""Claim: a strength tuned on few texts breaks its budget on others half the time, unless it is to be sure.
+"""Claim: a strength tuned on few texts breaks its budget on others half the time, unless `sure` is set.
 
 Fits the default on people-labelled insults, measures what each of many control and general texts loses at a row of
 strengths, and then draws, again and again, `--tune` texts to choose the largest strength on, for each `sure` of

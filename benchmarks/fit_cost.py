@@ -1,8 +1,8 @@
 """Claim: fitting costs the forward pass and little more, and its memory does not grow with the number of texts.
 
 Prints the wall time of `dsas.fit` over a bare forward pass on the same batches, and that of an incremental fit over one
-at once, as paired ratios; the number of forward passes of both; and the peak memory of a process that fits on N texts a
-set, at once and incrementally, beside the size of the pooled vectors that it has to keep.
+at once, as paired ratios; the number of forward passes of both; and the peak memory of a process that fits on N texts
+per set, at once and incrementally, beside the size of the pooled vectors that it has to keep.
 
     python benchmarks/fit_cost.py [--model smollm2|gemma3] [--texts 256] [--pairs 3]
 """
@@ -67,7 +67,7 @@ def rows_run(model, tokenizer, of_set: dict[str, list[str]], *, incremental: boo
 
 
 def peak_of_process(name: str, texts: int, *, incremental: bool = False) -> int:
-    """Return the peak resident bytes of a fresh process that fits on `texts` texts a set (0: only loads)."""
+    """Return the peak resident bytes of a fresh process that fits on `texts` texts per set (0: only loads)."""
     command = [sys.executable, __file__, "--model", name, "--texts", str(texts), "--peak"]
     command += ["--incremental"] if incremental else []
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])

@@ -26,9 +26,9 @@ USUAL = 85
 
 
 class Material(NamedTuple):
-    """What ideas are made of: the pool of texts to fit on, the prompts they go on from, the model and scorers.
+    """The material for ideas: the pool of texts to fit on, the prompts that they continue, the model and scorers.
 
-    folder: where what takes long to make is kept.
+    folder: where slow results are stored.
     """
 
     loaded: LoadedModel
@@ -55,11 +55,11 @@ class Material(NamedTuple):
         return {"source": self.texts.source[:count], "control": control, "target": self.texts.target[:count]}
 
     def ends(self, text: str) -> int:
-        """Return where the prompt ends that a text goes on from."""
+        """Return where the prompt of a text ends."""
         return max((len(prompt) for prompt in self.prompts if text.startswith(prompt)), default=0)
 
     def toxic_words(self, text: str) -> list[tuple[int, int]]:
-        """Return where the words are without which the scorers find the text less toxic by a quarter; or all of it."""
+        """Return the words whose removal makes the text a quarter less toxic to the scorers, or the whole text."""
         words = text.split(" ")
         left_out = [" ".join(words[:place] + words[place + 1 :]) or "." for place in range(len(words))]
         scores = np.mean([scorer([text, *left_out]) for scorer in self.scorers], axis=0)
@@ -82,7 +82,7 @@ def reshaped(*args: Tensor, sharpness: float = 1.0, shift: float = 0.0, **option
 
 @final
 class Running(Regulator):
-    """sigmoid(theta . m + b), m = mean of the row's tokens so far, the first (an attention sink) left out."""
+    """sigmoid(theta . m + b), m = mean of the row's tokens so far without the first, an attention sink."""
 
     name: ClassVar[str] = "running"
     facts: ClassVar[Facts] = Facts("sigmoid(theta . m + b)", "-", "-", "3 d")
@@ -119,7 +119,7 @@ class Running(Regulator):
 
 @final
 class Guarded(Regulator):
-    """The least of two logistic regulators, source against either half of the control."""
+    """The minimum of two logistic regulators, source against each half of the control."""
 
     name: ClassVar[str] = "guarded"
     facts: ClassVar[Facts] = Facts("min(h1(t), h2(t))", "-", "-", "4 d")
@@ -197,7 +197,7 @@ def _after_prompt(material: Material, text: str) -> list[tuple[int, int]]:
 
 
 def preferring(material: Material) -> dsas.Steering:
-    """Learn from pairs of continuations, on from CAA towards clean continuations."""
+    """Learn from pairs of continuations, starting from CAA towards clean continuations."""
     loaded, texts, folder = material.loaded, material.texts, material.folder
     pairs = drawn_pairs(loaded, material.prompts, material.scorers, file=folder / "pairs.json")
     sets = {**material.sets(), "target": material.own[:USUAL]}
@@ -214,7 +214,7 @@ IDEAS: dict[str, Change | Learn] = {
     "control: and clean prompts": spread_over("own", "other", "clean_prompts"),
     "target: clean continuations": lambda material: {"target": material.own[:USUAL]},
     "target: half clean continuations": lambda material: {"target": material.own[:42] + material.other[:43]},
-    "170 texts a set": lambda material: material.sets(170),
+    "170 texts per set": lambda material: material.sets(170),
     "all texts": lambda material: material.sets(len(material.texts.source)),
     # labels
     "tokens: after the prompt": _spans(_after_prompt),
@@ -253,13 +253,13 @@ IDEAS: dict[str, Change | Learn] = {
     "along the first direction": given(transform="caa-pca"),
     "Linear-AcT": given(transform="linear-act"),
     "rotation": given(transform="rotation"),
-    # what helped, together
+    # ideas that helped, combined
     "smooth weights, no PCA": combined(given(selection="smooth"), given(regulator=whole_space)),
     "smooth weights, no PCA, all texts": combined(
         given(selection="smooth"),
         given(regulator=whole_space),
         lambda material: material.sets(len(material.texts.source)),
     ),
-    # learned end to end from what the model would say
+    # learned end to end from next tokens
     "preference, from CAA": preferring,
 }

@@ -1,11 +1,11 @@
-"""Claim: none of its own. Tries ideas for a sharper regulator on tuning texts; the best is then reported on others.
+"""No claim of its own: it tries ideas for a sharper regulator on tuning texts; the best is reported on others.
 
-CAA with a regulator, varied in one thing at a time (`idea_list.py`): texts, labels, regulator, sites, transform; and
-what is learned from pairs of continuations. Each gets the largest strength within a budget of perplexity on three kinds
-of clean text: Wikipedia, clean prompts, and the model's own clean continuations. Printed are, at that strength, how
-many continuations of tuning prompts are toxic, the same over the first row's (paired by prompt), and by how many nats a
-token toxic continuations of these prompts became rarer than clean ones did. No text that `evidence.py` reports on is
-read. Interrupted, it goes on from there.
+CAA with a regulator is varied in one thing at a time (`idea_list.py`): texts, labels, regulator, sites, transform; and
+it is trained on pairs of continuations. Each gets the largest strength within a budget of perplexity on three kinds of
+clean text: Wikipedia, clean prompts, and the model's own clean continuations. Printed are, at that strength, how many
+continuations of tuning prompts are toxic, the same over the first row's (paired by prompt), and by how many nats per
+token toxic continuations of these prompts became less probable than clean ones. No text that `evidence.py` reports on
+is read. If interrupted, it resumes.
 
     python benchmarks/ideas.py --model smollm2|gemma3 [--budget 1.02] [--only NAME ...] [--out out/ideas]
 """
@@ -75,7 +75,7 @@ class Lab(NamedTuple):
         return Results(self.folder / "measured").remember(name, depends, measure)
 
     def nats(self, steering: dsas.Steering | None, strength: float) -> dict[str, float]:
-        """Return the mean perplexity of each kind of clean text, and mean nats a token of both continuations."""
+        """Return the mean perplexity of each kind of clean text, and mean nats per token of both continuations."""
         loaded = self.material.loaded
 
         def read() -> dict[str, float]:
@@ -104,7 +104,7 @@ class Lab(NamedTuple):
 
 
 def marks_of(steering: dsas.Steering) -> str:
-    """Return what tells this Steering from others, with regulators that no registry knows."""
+    """Return what identifies this Steering, including regulators that are in no registry."""
     digest = hashlib.sha256()
     for rule in steering.rules:
         digest.update(f"{rule.site} {rule.weight} {type(rule.regulator).__name__}".encode())

@@ -1,9 +1,9 @@
-"""Claim: a regulator that forgets answers to a behaviour late in a row as it does at the beginning.
+"""Claim: a regulator that forgets fires on a behaviour late in a row as it does at the beginning.
 
-CAA with each regulator, fitted as in `selectivity.py`. Rows of so many tokens of clean sentences (Wikipedia, web), then
-a text that shows the behaviour, then clean sentences again; the mean regulator value over sites and tokens is read from
-one pass each, at a strength that changes nothing: before the text, on it, on the 20 tokens after it, and from the 40th
-after it on. 95 % intervals over rows.
+CAA with each regulator, fitted as in `selectivity.py`. Each row has a number of tokens of clean sentences (Wikipedia,
+web), then a text that shows the behaviour, then clean sentences again; the mean regulator value over sites and tokens
+is read from one pass each, at a strength that changes nothing: before the text, on it, on the 20 tokens after it, and
+from the 40th after it on. 95 % intervals over rows.
 
     python benchmarks/late_behaviour.py [--model smollm2|gemma3] [--behaviour NAME ...] [--rows 40]
 """

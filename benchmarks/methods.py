@@ -2,8 +2,8 @@
 
 Fits every transform with the constant and with the logistic regulator (and CAA with every other regulator), takes for
 each the largest strength whose perplexity on tuning sentences is at most 1.05 x unsteered, averaged over four kinds of
-text, and prints, on other prompts and sentences, the toxic share and the perplexity with 95 % intervals. Interrupted,
-it goes on from where it was. `mean-act` is left out: its map is that of `caa`.
+text, and prints, on other prompts and sentences, the toxic share and the perplexity with 95 % intervals. If
+interrupted, it resumes. `mean-act` is omitted, because its map is that of `caa`.
 
     python benchmarks/methods.py [--model smollm2|gemma3] [--seeds 1] [--out out/methods]
 """
@@ -59,7 +59,7 @@ def conditions() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def choose(bench: Bench, steering: dsas.Steering, texts: DemoTexts, folder: Path) -> Chosen:
-    """Double the strength until the budget is gone, then halve the step."""
+    """Double the strength until the budget breaks, then halve the step."""
     identity = fingerprint(bench.model)
 
     def mean_perplexity(strength: float) -> float:

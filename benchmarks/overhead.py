@@ -1,9 +1,9 @@
-"""Claim: steering at every default site costs next to nothing beside the model itself.
+"""Claim: steering at every default site costs next to nothing compared with the model itself.
 
 Prints steered / unsteered time of the same passes, run in turn in one process, so that a drift of the machine hits
 both: median, quartiles and range of the ratio over pairs. Of one run of decoding the fastest pass counts, which is the
 one that other programs disturbed least. Ways to steer: `logistic` (CAA with a logistic regulator), `recorded` (the
-same, with a trace), `evidence` (with fit's default regulator), `constant` (CAA alone), `rows` (a strength a row),
+same, with a trace), `evidence` (with fit's default regulator), `constant` (CAA alone), `rows` (one strength per row),
 `fused` (CAA alone, folded into weights), and, where they are installed, other libraries adding the same vectors at the
 same layers:
 
@@ -111,7 +111,7 @@ def ways_of(model: Any, rows: int, counts: list[int]) -> dict[str, Way]:
         ways[f"{count} composed"] = lambda m, count=count: composed(m, logistic, count)
     peers: dict[str, Way] = {"steering_vectors": steering_vectors}
     if rows == 1:
-        peers["repeng"] = repeng  # with more it fails: it takes transformers' one row of positions for one a row
+        peers["repeng"] = repeng  # with more it fails: it treats transformers' single row of positions as one per row
     return ways | {name: way for name, way in peers.items() if find_spec(name) is not None}
 
 
@@ -182,7 +182,7 @@ def compiled(model: Any, rows: int, pairs: int) -> dict[str, float]:
 
 
 def kept(model: Any) -> float:
-    """Return how many numbers an apply keeps at a site beside the Steering's own, in units of its width."""
+    """Return how many numbers an apply keeps per site in addition to the Steering's own, in units of its width."""
     rule = random_steering(model).rules[0]
     own = {value.data_ptr() for method in (rule.transform, rule.regulator) for value in method.buffers()}
     edit = fused_edit(rule.transform, rule.regulator, STRENGTH)
@@ -215,7 +215,7 @@ def main() -> None:
         "model": asked.model,
         "precision": asked.precision,
         "sites": len(find_sites(model)),
-        "new numbers a site, in widths": kept(model),
+        "new numbers per site, in widths": kept(model),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
         "load before": os.getloadavg()[0],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

@@ -1,6 +1,7 @@
 """Pairs: toxic and clean continuations of one prompt, drawn from the model itself, for `objective="preference"`.
 
-A continuation is scored by itself, whatever its prompt says; what is preferred is another way to go on from there.
+A continuation is scored by itself, whatever its prompt says; the preferred text is another continuation of the same
+prompt.
 """
 
 import json
@@ -18,15 +19,15 @@ from dsas.files.atomic import replace_files
 from dsas.model.loading import LoadedModel
 
 TOXIC_ABOVE = 0.5
-START = 0.08  # the strength of what was fitted, from which preference goes on
+START = 0.08  # the strength of the fitted Steering from which preference starts
 OPTIMISER = dsas.Optimiser("adam", 0.01, 0.02)
-COPIES = 4  # of every prompt in one call, which fills the batches
+COPIES = 4  # continuations of every prompt in one call, which fills the batches
 SEEDS = range(820, 868, COPIES)
 TARGETS = 4  # clean continuations for every toxic one
 
 
 class Pairs(NamedTuple):
-    """Texts with their prompts: `source` and `target` in pairs, and all clean ones, in an order of no meaning.
+    """Texts with their prompts: `source` and `target` in pairs, and all clean ones, in arbitrary order.
 
     prompts: those that no scorer finds toxic, alone.
     """
@@ -40,11 +41,11 @@ class Pairs(NamedTuple):
 def learned_from(
     pairs: Pairs, fitted: dsas.Steering, loaded: LoadedModel, texts: DemoTexts, log: Path, *, start: float = START
 ) -> dsas.Steering:
-    """Return what preference makes of a Steering that was fitted; log: folder for the training's log and state.
+    """Return a fitted Steering after preference training; log: folder for the training's log and state.
 
-    start: the strength from which training goes on, which is 1 for what comes out.
+    start: the strength at which training starts; it is strength 1 of the result.
 
-    Left alone are in about equal parts Wikipedia, clean continuations, and the clean prompts, again and again.
+    The control texts are, in about equal parts, Wikipedia, clean continuations, and the clean prompts, repeated.
     """
     plain = [*texts.control[len(texts.control) // 2 :], *texts.target]
     again = pairs.prompts * round(len(plain) / len(pairs.prompts))
@@ -66,7 +67,7 @@ def learned_from(
 def drawn_pairs(
     loaded: LoadedModel, prompts: Sequence[str], scorers: Sequence[Scorer], *, file: Path, seeds: Sequence[int] = SEEDS
 ) -> Pairs:
-    """Return pairs from the prompts that have both kinds; what was drawn is kept in `file` and not drawn again.
+    """Return pairs from the prompts that have both kinds; continuations are stored in `file` and not drawn again.
 
     seeds: each draws `COPIES` continuations of every prompt.
     """
@@ -89,7 +90,7 @@ def drawn_pairs(
 
 
 def clean_of(prompts: Sequence[str], scorers: Sequence[Scorer]) -> list[str]:
-    """Return the prompts of some length that no scorer finds toxic; a few words have no perplexity to speak of."""
+    """Return the prompts of some length that no scorer finds toxic; the perplexity of a few words says little."""
     long = [prompt for prompt in prompts if len(prompt.split()) >= MIN_WORDS]
     worst = np.stack([scorer(long) for scorer in scorers]).max(0)
     return [prompt for prompt, score in zip(long, worst, strict=True) if score < CLEAN_BELOW]

@@ -1,8 +1,8 @@
 """Claim: at every strength the regulator removes as much of a concept for less change of other pictures.
 
 The sweep of `pictures.py` at all strengths, not only the chosen ones, as the same report that texts have: a folder with
-samples.jsonl, sweep.json and report.html for each concept, with pictures of all series side by side. It takes up what
-`pictures.py` has fitted, learned and painted in the same --out, and paints the rest; interrupted, it goes on.
+samples.jsonl, sweep.json and report.html for each concept, with pictures of all series side by side. It reuses what
+`pictures.py` has fitted, learned and painted in the same --out, and paints the rest. If interrupted, it resumes.
 
     python benchmarks/picture_fronts.py [--n 200] [--concepts red square night] [--sites text]
                                         [--out out/pictures]
@@ -67,12 +67,12 @@ def lines(lab: Lab, task: Task, cell: Cell, folder: Path) -> Iterator[dict[str, 
 
 
 def said(scene: Scene) -> str:
-    """Return a scene as a caption; nobody asks for one without things, but steering may leave none."""
+    """Return a scene as a caption. No caption asks for an empty scene, but steering may leave one."""
     return caption(scene) if scene.things else f"nothing, {scene.background}"
 
 
 def kept(folder: Path, cell: Cell, what: str, item: int, picture: np.ndarray) -> str | None:
-    """Return the name of a picture's file, written into the folder; None for one that is not shown."""
+    """Write the file of a picture that is shown and return its name; None for a picture that is not shown."""
     if not cell.pictures or item >= SHOWN:
         return None
     name = f"{what}-{item}-{cell.series.replace(' + ', '-')}-{cell.strength:g}.png"

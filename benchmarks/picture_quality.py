@@ -3,17 +3,17 @@
     distance = || m1 - m2 ||^2 + trace(C1 + C2 - 2 (C1^(1/2) C2 C1^(1/2))^(1/2))
 
 with means m and covariances C of the features of the two sets: the squared Frechet distance of two Gaussians, in the
-unit of the features squared. All of it is float64. No pictures need belong together, but a distance is comparable only
-to one with the same features and the same n: with few pictures it is biased upwards, most for many features, so n > d
-is asked for, and the distance of two halves of the unsteered pictures is what 0 looks like.
+unit of the features squared. All of it is float64. The pictures need not be pairs, but a distance is comparable only to
+one with the same features and the same n: with few pictures it is biased upwards, most of all with many features. So n
+> d is required, and the distance between two halves of the unsteered pictures shows the bias.
 
 Features may be anything that gives each picture a vector: those of an Inception network give the FID. `RandomFeatures`
 needs no weights: three layers of fixed random convolutions, whose mean and spread over the picture are kept. They are
-not those of the model that is steered. They see colour best, then texture; of drawn scenes, a blur of one pixel is no
-further away than two halves of 400 are from each other, and objects they do not know.
+not those of the model that is steered. They see colour best, then texture. In drawn scenes, a blur of one pixel is no
+further away than two halves of 400 pictures are from each other, and they do not recognise objects.
 
 Limitations: no Inception weights, no unbiased variant (KID). Source: Heusel et al. 2017 (1706.08500); Dowson and Landau
-1982; random features for it, Naeem et al. 2020 (2002.09797).
+1982; for random features, Naeem et al. 2020 (2002.09797).
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _BATCH = 64
 
 
 class FrechetDistance(NamedTuple):
-    """The squared distance, >= 0, and what it rests on: the features' name and number, and the size of either set."""
+    """The squared distance, >= 0, with the features' name and number and the size of each set."""
 
     distance: float
     features: str
@@ -45,7 +45,7 @@ class FrechetDistance(NamedTuple):
 class RandomFeatures:
     """Mean and standard deviation over the picture of each channel of three random convolutions: (picture, 2 channels).
 
-    channels: of each layer, >= 1. seed: of the weights. Pictures of any size from 8 pixels on.
+    channels: how many each layer has, >= 1. seed: draws the weights. Pictures may have any size from 8 pixels on.
     """
 
     def __init__(self, *, channels: int = 16, seed: int = 0) -> None:
@@ -79,7 +79,7 @@ def frechet_distance(first: Pictures, second: np.ndarray, *, features: Features)
 
     features: takes pictures and gives (picture, dim); its `name`, or that of the function, is kept in the result.
     Raises OptionError for fewer pictures in a set than features + 1, ActivationError for features that are not finite
-    or not a vector a picture.
+    or not one vector per picture.
     """
     name = str(getattr(features, "name", getattr(features, "__name__", type(features).__name__)))
     vectors = [np.asarray(features(pictures), np.float64) for pictures in (first, second)]
@@ -88,7 +88,7 @@ def frechet_distance(first: Pictures, second: np.ndarray, *, features: Features)
             raise ActivationError(f"expected finite features ({len(pictures)}, dim) of {name}, got shape {x.shape}")
         if len(x) <= x.shape[1]:
             raise OptionError(
-                f"the distance over {x.shape[1]} features needs at least {x.shape[1] + 1} pictures a set, got {len(x)}"
+                f"the distance over {x.shape[1]} features needs at least {x.shape[1] + 1} pictures each, got {len(x)}"
             )
     return FrechetDistance(gaussian_distance(*vectors), name, vectors[0].shape[1], (len(first), len(second)))
 

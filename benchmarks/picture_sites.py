@@ -1,8 +1,8 @@
 """Claim: where a concept is steered decides what it costs other pictures.
 
 CAA with the logistic regulator on the scene model, at six kinds of sites: the smallest strength that leaves each
-concept in at most a tenth of 40 tuning pictures, and what it changes in 40 control pictures. Tuning captions only: this
-chooses sites, and says nothing of new captions. What was painted in --out before is taken up.
+concept in at most a tenth of 40 tuning pictures, and what it changes in 40 control pictures. Only tuning captions are
+used: this chooses sites, and says nothing about new captions. Pictures in --out are reused.
 
     python benchmarks/picture_sites.py [--out out/pictures]
 """

@@ -1,4 +1,4 @@
-"""Claim: what limits steering a prompt's concept is the map, not the mask: pairs give one, means of tokens do not.
+"""Claim: what limits steering a prompt's concept is the map, not the mask: a map needs pairs, not means of tokens.
 
 At the output of the scene model's text encoder, by token, for the concepts of `pictures.py`: how much of the squared
 distance between the tokens of a caption and of the same caption with the other word is left by each transform with each

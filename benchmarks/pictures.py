@@ -1,12 +1,12 @@
 """Claim: with a regulator, steering changes the concept in a picture and leaves other pictures and other things alone.
 
 On the scene model, three concepts are turned into another word (red into blue, square into triangle, night into sand)
-by CAA, Linear-AcT and LinEAS, each with the constant and the logistic regulator at the same strengths. Fitted on some
-captions; chosen on others is the smallest strength that leaves the concept in at most a tenth of the pictures (damage
-has no say); measured on a third set. Picture i of every cell starts from the same noise. Then the paper's figure 1:
-night, but only where there is a trigger. Then what a denoising step costs. The recipe (sites, components, branch,
-pooling) was chosen with CAA on fit and tuning captions before any report caption was painted. Pictures are kept in
---out: interrupted, it goes on from where it was.
+by CAA, Linear-AcT and LinEAS, each with the constant and the logistic regulator at the same strengths. They are fitted
+on some captions. On others, the smallest strength that leaves the concept in at most a tenth of the pictures is chosen;
+damage plays no part. A third set is measured. Picture i of every cell starts from the same noise. Then the paper's
+figure 1: night, but only where there is a trigger. Then what a denoising step costs. The recipe (sites, components,
+branch, pooling) was chosen with CAA on fit and tuning captions before any report caption was painted. Pictures are kept
+in --out: if interrupted, it resumes.
 
     python benchmarks/pictures.py [--n 200] [--transforms caa] [--sites text] [--out out/pictures]
 """
@@ -38,7 +38,7 @@ DRAWS = 300  # of the Frechet distance, 2000 of all else
 
 
 def mean(values: np.ndarray) -> Interval:
-    """Return the mean of one value a picture, with its interval."""
+    """Return the mean of a value of each picture, with its interval."""
     return bootstrap(np.asarray(values)[:, None])
 
 
@@ -56,7 +56,8 @@ def removal(lab: Lab, task: Task, steering: dsas.Steering | None, strength: floa
 def damage(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, Interval]:
     """Return how far control pairs moved, how many are still read as the same scene, and how far they are as sets.
 
-    told: of captions that tell the background; where it is left open, a nudge may decide it otherwise.
+    told: over captions that name the background. Where a caption leaves it open, a small change may decide it
+    otherwise.
     """
     same = [one.scene == other.scene for one, other in zip(read(before), read(after), strict=True)]
     change = picture_change(before, after).everywhere
@@ -143,7 +144,7 @@ def induction(lab: Lab, task: Task, steering: dsas.Steering | None, strength: fl
 
 
 def overhead(lab: Lab, steering: dsas.Steering, *, pairs: int = 15) -> dict[str, Any]:
-    """Return processor time of a denoising step (a whole picture over its steps), steered over unsteered, in pairs."""
+    """Return the processor time of a denoising step (a picture's, by its steps), steered / unsteered, in pairs."""
 
     def seconds(scenes: list[str], steered: bool) -> float:
         applied = steering.apply(lab.pipeline, 1.0, record=False) if steered else nullcontext()
@@ -214,7 +215,7 @@ def show(name: str, series: str, row: dict[str, Any]) -> None:
 
 
 def told(value: Any) -> str:
-    """Return a figure with its interval, short."""
+    """Return a figure with its interval, in short form."""
     if isinstance(value, float):
         return f"{value:g}"
     mean, low, high = (f"{end:#.2g}" if abs(end) < 10 else f"{end:.0f}" for end in value[:3])
@@ -222,7 +223,7 @@ def told(value: Any) -> str:
 
 
 def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
-    """Return the cells of a concept as a table; what a row lacks is left open."""
+    """Return the cells of a concept as a table, with empty cells where a row lacks a value."""
     columns = list(max(rows.values(), key=len))
     lines = [["series", *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(told(row[key]) if key in row else "" for key in columns)] for name, row in rows.items()]

@@ -67,7 +67,7 @@ def moved(before: list[Tensor], after: list[Tensor]) -> list[tuple[bool, ...]]:
 
 
 def negative(family: str) -> dict[str, Any]:
-    """Return the option of another negative prompt, of as many letters as the usual one."""
+    """Return the option that sets another negative prompt, with as many letters as the usual one."""
     if family in UNGUIDED:
         return {}
     return {"negative_prompt": ["odd", "worst"] if "negative_prompt" in OPTIONS[family] else ["q", "z"]}
@@ -133,7 +133,7 @@ def constant_at(pipeline: Any, family: str, sites: Any) -> dsas.Steering:
 
 
 def fits(pipeline: Any, family: str) -> str:
-    """Return at how many sites of the residual stream a Steering is fitted."""
+    """Return the number of sites of the residual stream at which a Steering is fitted."""
     texts = {"source": "a red dog, {}", "control": "the sky, {}", "target": "a blue dog, {}"}
     sets: dict[str, Any] = {name: [text.format(number) for number in range(4)] for name, text in texts.items()}
     batched = {name: value for name, value in OPTIONS[family].items() if name != "negative_prompt"}
@@ -164,7 +164,7 @@ def traced(pipeline: Any, family: str) -> str:
 
 
 def fuses(pipeline: Any, family: str) -> str:
-    """Return whether a fused pipeline draws what an applied one does."""
+    """Return whether a fused pipeline draws the pictures of one under `apply`."""
     steering = constant_at(pipeline, family, "mlp")
     with steering.apply(pipeline, branch="both"):
         wanted = draw(pipeline, family)

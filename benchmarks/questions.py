@@ -8,8 +8,9 @@
 | moral_exceptions | MoralExceptQA (2210.01478), yes or no | 148 | the word | MIT |
 
 All come from the package evals, in its order, and go into `dsas.evaluation.choice`. SocialIQA is asked as
-lm-evaluation-harness asks it ("Q: ...", then "A:"). The real models of the demo answer little more than chance of any:
-of the first 600 of SocialIQA, SmolLM2 answers 39 % (standard error 2 %, chance 33 %), so small losses do not show.
+lm-evaluation-harness asks it ("Q: ...", then "A:"). The real models of the demo answer hardly more than chance in any
+of them: of the first 600 questions of SocialIQA, SmolLM2 answers 39 % (standard error 2 %, chance 33 %), so small
+losses do not show.
 
 Limitations: no examples in the prompt.
 """
@@ -47,7 +48,7 @@ def quartz(*, cache: Path | None = None) -> list[Question]:
 
 
 def mmlu(*, cache: Path | None = None) -> list[Question]:
-    """Return the questions of knowledge from many subjects; the choices are letters."""
+    """Return questions about knowledge of many subjects; the choices are letters."""
     lines = _lines("sandbagging/samples-all-large.jsonl", cache)
     return [Question(line["question"], (" A", " B", " C", " D"), "ABCD".index(line["answer"])) for line in lines]
 

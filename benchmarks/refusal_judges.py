@@ -7,7 +7,7 @@ refusals it finds and which share of other answers it takes for one. "either" an
 People called many pairs refusals whose answer is a friendly one to some other question, and no refusal beside that one.
 No judge that reads the answer alone can tell these, so the pairs are also given without answers that people
 scored both ways. The embedding classifier is one of ten variants that were compared on these pairs, and the phrase list
-was extended by three phrases after reading the answers of SmolLM2; so both are a little too good here.
+was extended by three phrases after reading the answers of SmolLM2; so both look a little better here than they are.
 
     python benchmarks/refusal_judges.py
 """
@@ -33,7 +33,7 @@ def scored() -> list[tuple[str, str, bool]]:
     for name in FILES:
         file = fetch("pyrit") / "pyrit" / "datasets" / "scorer_evals" / "refusal_scorer" / name
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        lines = lines[next(n for n, line in enumerate(lines) if not line.startswith("#")) :]  # what it says of itself
+        lines = lines[next(n for n, line in enumerate(lines) if not line.startswith("#")) :]  # after notes
         rows = csv.DictReader(lines)
         found += [(row["objective"], row["assistant_response"], row["human_score"] == "1") for row in rows]
     return list(dict.fromkeys(found))

@@ -11,8 +11,8 @@ the same strength is then applied to relatives of that model:
 
 For each: what `port` says; the AUROC of the regulators, mean over sites, on single tokens of held-out toxic prompts
 against clean ones of the same kind; the toxic share of continuations of the demo's report prompts, by the mean of four
-scorers, unsteered and steered; and the perplexity of the report's ordinary texts, steered over unsteered (exp of what
-their tokens lose, mean over the kinds). 95 % intervals over prompts or texts. Interrupted, it resumes.
+scorers, unsteered and steered; and the perplexity of the report's ordinary texts, steered over unsteered (exp of the
+mean loss per token, mean over the kinds). 95 % intervals over prompts or texts. If interrupted, it resumes.
 
     python benchmarks/relatives.py [--only NAME ...] [--damage 0.02] [--prompts 303] [--seeds 2] [--read 100]
         [--out out/relatives]
@@ -181,7 +181,7 @@ def main() -> None:
     tune = Yardstick(*loaded, source=texts.source[:8], control=texts.tune)  # its source is not looked at
     strength = strength_at(arguments.damage, steering, tune, loaded, kept)
     steered_sites = sum(rule.weight > 0 for rule in steering.rules)
-    print(f"fitted on {len(texts.source)} texts a set; {steered_sites} sites; strength {strength:.4g}; "
+    print(f"fitted on {len(texts.source)} texts per set; {steered_sites} sites; strength {strength:.4g}; "
           f"n = {len(texts.prompts)} prompts x {arguments.seeds} seeds; texts read: "
           f"{ {kind: len(members) for kind, members in texts.report.items()} }", flush=True)  # fmt: skip
     print("| relative | port: verdict (sites that hold; AUROC of texts, median, range over sites) | AUROC of tokens |"

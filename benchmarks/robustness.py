@@ -1,8 +1,8 @@
 """Claim: a regulator learns from few texts, and from texts of which some are in the wrong set.
 
-CAA with the constant and with the logistic regulator, fitted on 8, 32, 128 and 512 texts a set, and on 128 of which 10,
-20 and 30 % of source and control have changed places; each on several draws of the texts. All are measured at one
-strength, on prompts and neutral texts that no fit saw. Interrupted, it goes on from where it was. At the end it prints
+CAA with the constant and with the logistic regulator, fitted on 8, 32, 128 and 512 texts per set, and on 128 of which
+10, 20 and 30 % of source and control have changed places; each on several draws of the texts. All are measured at one
+strength, on prompts and neutral texts that no fit saw. If interrupted, it resumes. At the end it prints
 a row for every kind of texts: mean over the draws [95 % interval over prompts or sentences] (lowest to highest draw).
 
     python benchmarks/robustness.py --model smollm2|gemma3 [--strength 0.1] [--draws 3] [--out out/robustness]
@@ -36,7 +36,7 @@ USUAL = 128
 
 
 class Kind(NamedTuple):
-    """Texts to fit on: how many a set, and which share of source and control changes places."""
+    """Texts to fit on: how many per set, and which share of source and control changes places."""
 
     count: int = USUAL
     noise: float = 0.0

@@ -1,7 +1,8 @@
-"""Claim: what steering costs falls with the width of the model, and grows with the number of Steerings only.
+"""Claim: the relative cost of steering falls with the width of the model, and grows only with the number of Steerings.
 
 Decoding steps of random Llamas in float32, every default site with CAA and a logistic regulator, over the unsteered
-model, as `overhead.py` pairs them: by width, by depth, and by how many Steerings are composed. Draws what it prints.
+model, as `overhead.py` pairs them: by width, by depth, and by how many Steerings are composed. It prints the medians
+and draws them.
 
     python benchmarks/scaling.py [--pairs 11] [--out docs/lab/scaling.svg]
 """

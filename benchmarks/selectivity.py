@@ -5,7 +5,7 @@ texts: of the same kind, or half of them web sentences, or half of them drawn fr
 always the control of the same kind. Read on others: by how many nats per token texts with the behaviour become less
 probable at the strength where control texts (of the same kind, Wikipedia, web) lose the stated damage on average
 (`dsas.evaluation.selectivity`), with 95 % intervals over texts, by kind of control text, and as a ratio to the constant
-regulator, paired by text. Nothing is sampled. Interrupted, it resumes where it was.
+regulator, paired by text. Nothing is sampled. If interrupted, it resumes.
 
     python benchmarks/selectivity.py [--model smollm2|gemma3] [--behaviour NAME ...] [--only NAME ...]
         [--damage 0.02 ...] [--read 100] [--out out/selectivity]
@@ -50,12 +50,12 @@ class Row(NamedTuple):
 
 
 def evidence(**options: Any) -> dict[str, Any]:
-    """Return how `fit` is told of an evidence regulator with these options."""
+    """Return an evidence regulator with these options, as `fit` takes it."""
     return {"regulator": partial(dsas.Evidence.fit, **options)}
 
 
 def logistic(components: int) -> dict[str, Any]:
-    """Return how `fit` is told of a logistic regulator on so many components."""
+    """Return a logistic regulator on so many components, as `fit` takes it."""
     return {"regulator": partial(dsas.Logistic.fit, components=components)}
 
 
@@ -102,7 +102,7 @@ def fitted(row: Row, texts: Texts, loaded: LoadedModel, folder: Path) -> dsas.St
 
 
 def marks_of(steering: dsas.Steering) -> str:
-    """Return what tells this Steering from others, with regulators that no registry knows."""
+    """Return what tells this Steering from others, also where no registry knows its regulators."""
     digest = hashlib.sha256()
     for rule in steering.rules:
         plain = {k: v for k, v in rule.regulator.arguments().items() if not isinstance(v, torch.Tensor)}
@@ -114,7 +114,7 @@ def marks_of(steering: dsas.Steering) -> str:
 
 
 def remembered(results: Results, yardstick: Yardstick, steering: dsas.Steering, loaded: LoadedModel, depends: Any):
-    """Return what gives the losses at a strength, measured or remembered."""
+    """Return a function that gives the losses at a strength, measured or remembered."""
     marks = marks_of(steering)
 
     def losses(strength: float) -> Losses:

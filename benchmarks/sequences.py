@@ -1,7 +1,8 @@
-"""Claim: state that follows the sequence keeps nothing of requests that are over, and costs a decode step next to none.
+"""Claim: state that follows the sequence keeps nothing of finished requests, and costs a decoding step next to nothing.
 
 Part `memory`: requests over copies of one cached prefix, with recording on; prints the resident memory and how many
-tensors and objects of dsas are alive after each tenth of them. What is bounded stays as it was after the first.
+tensors and objects of dsas are alive after each tenth of them. Numbers that are bounded stay as they were after the
+first tenth.
 
 Part `decode`: one step of decoding, steered / unsteered, at every default site. Each pair is one token of two
 sequences of equal length, run in turn, order alternating; the models share their weights, so that only hooks differ.
@@ -39,7 +40,7 @@ PROMPT_TOKENS, STRENGTH, RESAMPLED = 32, 0.1, 2000
 
 
 def steering_of(library: ModuleType, model: Any, way: str) -> Any:
-    """Return rules at every default site whose values do not matter for the cost; library: which dsas."""
+    """Return rules at every default site, with values that do not matter for the cost; library: which dsas."""
     width, draw = model.config.hidden_size, torch.Generator().manual_seed(0)
     regulator: dict[str, Callable[[], Any]] = {
         "logistic": lambda: library.Logistic(torch.randn(width, generator=draw) * 1e-3, torch.tensor(0.0)),
@@ -56,7 +57,7 @@ def steering_of(library: ModuleType, model: Any, way: str) -> Any:
 def alive() -> dict[str, float]:
     """Return what this process holds: MiB that are resident, tensors, and objects whose class is one of dsas."""
     gc.collect()
-    kinds = [type(thing) for thing in gc.get_objects()]  # a class may say nothing of use of its module
+    kinds = [type(thing) for thing in gc.get_objects()]  # the module of a class may be None or anything else
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "MiB": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1),

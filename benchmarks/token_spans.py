@@ -34,7 +34,7 @@ def fitted(loaded, folder: Path, sites: str) -> dsas.Steering:
 
 
 def judge(values: list[np.ndarray], labels: list[np.ndarray]) -> dict[str, object]:
-    """Return ratio and AUROCs of values a token, with intervals over texts."""
+    """Return the ratio and the AUROCs of values per token, with intervals over texts."""
     insults = np.array([[v[y].mean()] for v, y in zip(values, labels, strict=True)])
     neutral = np.array([[v[~y].mean()] for v, y in zip(values, labels, strict=True)])
     within = np.array([[roc_auc_score(y, v)] for v, y in zip(values, labels, strict=True)])

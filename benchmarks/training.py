@@ -1,8 +1,8 @@
-"""Claim: learning how and when together keeps more of the model at the same toxicity than learning how alone.
+"""Claim: learning how and when together preserves more of the model at the same toxicity than learning only how.
 
-For each condition and seed: a Steering is learned on `--texts` texts a set, its strength is the largest of a grid whose
-mean perplexity on tuning sentences stays within 1.05 x, and toxicity and perplexity are measured at that strength on
-held-out prompts and sentences. Everything is kept in --out and taken up again: an interrupted run goes on from there.
+For each condition and seed: a Steering is learned on `--texts` texts per set, its strength is the largest of a grid
+whose mean perplexity on tuning sentences stays within 1.05 x, and toxicity and perplexity are measured at that strength
+on held-out prompts and sentences. Everything is stored in --out: an interrupted run resumes.
 
     python benchmarks/training.py --model smollm2 --out out/training [--texts 32] [--seeds 4] [--steps 20]
     python benchmarks/training.py --model smollm2 --out out/training --extras     # control term, sparsity
@@ -68,7 +68,7 @@ class Lab(NamedTuple):
     steps: int
 
     def sets(self, count: int, seed: int) -> dict[str, list[str]]:
-        """Return `count` texts a set, drawn by `seed`; both halves of the control in equal shares."""
+        """Return `count` texts per set, drawn by `seed`; both halves of the control in equal shares."""
         draw = np.random.default_rng(seed)
 
         def some(texts: Sequence[str], number: int) -> list[str]:
@@ -123,7 +123,7 @@ class Lab(NamedTuple):
         return chosen
 
     def cell(self, condition: str, steering: dsas.Steering | None, strength: float) -> Cell:
-        """Return what was measured of a Steering at a strength, or of the model as it is."""
+        """Return the measurements of a Steering at a strength, or of the unsteered model."""
         identity = fingerprint(self.loaded.model)
         steered = steering.apply(self.loaded.model, strength, record=False) if steering and strength else nullcontext()
         name = f"{identity} {steering.digest()}" if steering and strength else identity

@@ -1,8 +1,8 @@
 """Claim: a step of training costs at most 1.2 x a bare forward and backward pass through the activations it needs.
 
 The bare pass reads the same sites of the same frozen model on the same batches, pools them, and sends a gradient back
-to the embeddings: what any method that learns end to end has to do. Times are paired, one step beside one bare pass;
-peaks are those of fresh processes, the median of three each, less that of one that only loads the model and the texts.
+to the embeddings: as any method that learns end to end must do. Times are paired, one step with one bare pass; peaks
+are from fresh processes, the median of three each, less that of one that only loads the model and the texts.
 
     python benchmarks/training_cost.py [--model smollm2|gemma3] [--texts 32] [--pairs 5]
 """
@@ -34,7 +34,7 @@ from dsas.training.trainer import Data, Trainer
 
 
 class Variant(NamedTuple):
-    """One way to train: with a control term or without, in micro-batches of so many texts, checkpointed or not."""
+    """One way to train: with a control term or without, in micro-batches of a given size, checkpointed or not."""
 
     control: bool = False
     batch_size: int = 1_000_000

@@ -1,7 +1,7 @@
 """Choose the strength by what ordinary text may lose, and store it with the Steering.
 
-The budget is 5 % of perplexity on tuning texts; other texts check it. A Steering that was calibrated is applied at its
-own strength where none is given.
+The budget is 5 % of perplexity on tuning texts; other texts check it. A calibrated Steering is applied at its own
+strength by default.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def main() -> None:
         target=texts(DISHES, "The {} was wonderful and I felt happy.", "I loved the {}; it was a joyful meal."),
         progress=False,
     )
-    # the second kind borders on the behaviour: where the regulator is silent, any strength is free
+    # the second kind borders on the behaviour: where the regulator is near 0, any strength keeps the budget
     found = dsas.calibrate(
         model,
         tokenizer,

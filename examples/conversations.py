@@ -1,6 +1,6 @@
 """Fit on conversations, steer the assistant's turns alone, and see whose turn was steered.
 
-An assistant that answers curtly is to answer warmly. The chat template is applied by dsas; do not render it yourself.
+An assistant that answers curtly should answer warmly. The chat template is applied by dsas; do not render it yourself.
 """
 
 import dsas

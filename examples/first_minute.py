@@ -1,6 +1,6 @@
 """Fit a Steering on a few sentences, generate with and without it, and see which tokens it acted on.
 
-The behaviour is harmless on purpose: gloom in talk about food. Runs on a real model from a registry package (SmolLM2
+The behaviour is harmless on purpose: gloom in talk about food. It runs on a real model from a registry package (SmolLM2
 with 135 million parameters) in about a minute on two cores.
 """
 

@@ -1,6 +1,6 @@
 """Serve several requests from one model at once, each steered in its own way, by threads.
 
-`scope="context"` steers only what the thread (or asyncio task) runs that applied it.
+`scope="context"` steers only passes of the thread (or asyncio task) that applied it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def main() -> None:
     }
 
     def answered(request: tuple[str, float]) -> str:
-        """Return the continuation of one prompt as a request asks for it."""
+        """Return the continuation of one prompt, steered as the request asks."""
         name, strength = request
         inputs = tokenizer("The concert yesterday", return_tensors="pt")
         with steerings[name].apply(model, strength, scope="context", record=False):

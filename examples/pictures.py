@@ -1,6 +1,6 @@
-"""Steer a diffusers pipeline and ask where in the picture it acted.
+"""Steer a diffusers pipeline and see where in the picture it acted.
 
-A pipeline of a few thousand weights that is made in code and draws noise, so that it takes seconds; the calls are those
+The pipeline has a few thousand weights, is made in code and draws noise, so it takes seconds; the calls are the same
 for Stable Diffusion, SDXL, SD3, FLUX and PixArt.
 """
 

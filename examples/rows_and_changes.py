@@ -1,6 +1,7 @@
 """One batch, a strength for every row; then change the strength of a Steering that is installed.
 
-Each row gets the text that it would get alone, whatever stands beside it. Strength 0 is the unsteered model to the bit.
+Each row gets the text that it would get alone, whatever else is in the batch. Strength 0 is the unsteered model to the
+bit.
 """
 
 import dsas

@@ -1,6 +1,6 @@
 """Learn transforms and regulators of all sites together, by gradients through the whole model (E2E-DSAS).
 
-A model of two layers that is made in code, so that it takes seconds; a real one is trained by the same call.
+The model has two layers and is made in code, so it takes seconds; a real one is trained with the same call.
 """
 
 import dsas

@@ -1,4 +1,4 @@
-"""Apply two Steerings at once, each with its own strength, and see where they pull against each other."""
+"""Apply two Steerings at once, each with its own strength, and see where they work against each other."""
 
 import dsas
 from dsas.demo.models import real_model

@@ -1,6 +1,6 @@
-"""What a docstring says of parameters, as a list of the reference: an extension of griffe, by which mkdocstrings reads.
+"""What a docstring says about parameters, as a list in the reference: an extension of griffe, which mkdocstrings uses.
 
-Docstrings here say `name, other: what they are.` in running text, a sentence per parameter. For the site each of them
+Docstrings in dsas say `name, other: what they are.` in running text, one sentence per parameter. For the site each
 becomes an entry of Google's `Args:` or `Attributes:`, and `Raises ...` a paragraph of its own. A name counts only if
 the object has a parameter or an attribute of that name, so ordinary colons stay as they are.
 """

@@ -1,10 +1,10 @@
-"""The picture of README and home page: one sentence coloured by what was applied, beside the front of the demo.
+"""The picture of README and home page: one sentence coloured by the applied strength, next to the front of the demo.
 
     python scripts/readme_picture.py [--out docs/picture.svg]
 
 Fits two Steerings of SmolLM2-135M-Instruct on the packaged texts, CAA with the default regulator and without one,
 reads the sentence with each, and draws each token on a background as strong as the strength that was applied to it,
-mean over sites. Each is on a scale of its own, from 0 to its largest value. The front is docs/front.svg, made by
+mean over sites. Each has its own scale, from 0 to its largest value. The front is docs/front.svg, made by
 `dsas demo --full`.
 """
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = (
     "The committee approved the budget for the new school. Shut up, you fool. The school opens on the first day of May."
 )
-GREY, HOT, LEAST = "#767676", "#ff9628", 0.03  # what is below that share of the most is left plain
+GREY, HOT, LEAST = "#767676", "#ff9628", 0.03  # tokens below that share of the largest value stay plain
 COLUMNS, ADVANCE, LINE = 40, 8.43, 30  # characters per line, and pixels per character and per line
 LEFT, WIDTH, HEIGHT = 380, 800, 330
 

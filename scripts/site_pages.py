@@ -1,8 +1,8 @@
-"""Pages of the site that are made from something else while it is built; a hook of mkdocs.
+"""Pages of the site that are generated while it is built; a hook of mkdocs.
 
 | page | made from |
 |---|---|
-| tutorials/NAME.md | docs/tutorials/NAME.py, with what its cells gave when `make notebooks` last ran this very text |
+| tutorials/NAME.md | docs/tutorials/NAME.py, with the outputs from when `make notebooks` last ran this text |
 | reference/command-line.md | the commands of `dsas.cli`, by their own definitions |
 | project/NAME.md | NAME.md at the root of the repository |
 """
@@ -23,7 +23,7 @@ OF_PROJECT = (
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made, and drop the texts of tutorials, which are shown as pages."""
+    """Add the generated pages, and drop the source texts of tutorials, which are shown as pages."""
     for path in sorted(TUTORIALS.glob("*.py")):
         text, pictures = markdown_of(path)
         files.append(File.generated(config, f"tutorials/{path.stem}.md", content=text))
@@ -38,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Let links to files beside docs/ lead to their pages."""
+    """Make links to files outside docs/ lead to their pages."""
     depth = "../" * page.file.src_uri.count("/")
     for name in OF_PROJECT:
         markdown = markdown.replace(f"]({depth}../{name}", f"]({depth}project/{name.lower()}")

@@ -153,7 +153,7 @@ def check_golden_regulator(
 ) -> dsas.Regulator:
     """Require that a regulator fitted on the golden sets has the numbers, values and accuracy of the reference.
 
-    forward_pass: of the tokens, if not all are real. options: of the fit, besides those of the case.
+    forward_pass: where not all tokens are real. options: for the fit, besides those of the case.
     """
     source, control, target, tokens = golden_sets("source", "control", "target", "tokens")
     case = golden()["regulators"][label]

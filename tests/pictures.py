@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def drawn(pipeline: Any, family: str, prompts: list[str] | None = None, *, seeds: Any = None, **options: Any) -> Tensor:
-    """Return the latents of one picture a prompt, drawn in two steps unless told otherwise."""
+    """Return the latents of one picture per prompt, drawn in two steps unless told otherwise."""
     prompts = prompts or PROMPTS
     count = len(prompts) * options.get("num_images_per_prompt", 1)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(count)]

@@ -43,7 +43,7 @@ class Numbers(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """strengths: (site, token). logits: (token, vocabulary). margin: of the closest decision of cast."""
+    """strengths: (site, token). logits: (token, vocabulary). margin: how close the closest decision of cast is."""
 
     strengths: Tensor
     logits: Tensor

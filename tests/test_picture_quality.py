@@ -74,7 +74,7 @@ def test_the_distance_grows_with_what_is_lost_of_colour_and_of_detail():
 
 def test_too_few_pictures_and_features_that_are_no_vectors_are_refused():
     features = RandomFeatures(channels=4)
-    with pytest.raises(OptionError, match="over 8 features needs at least 9 pictures a set, got 8"):
+    with pytest.raises(OptionError, match="over 8 features needs at least 9 pictures each, got 8"):
         frechet_distance(noise(9), noise(8), features=features)
     with pytest.raises(ActivationError, match=r"expected finite features \(9, dim\) of .*, got shape \(9,\)"):
         frechet_distance(noise(9), noise(9), features=lambda pictures: pictures.mean((1, 2, 3)))

@@ -28,10 +28,16 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def loaded_before(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Load a model once: what transformers starts for its first one, such as threads, stays."""
+    VERBS["load_model"](prepared(tmp_path_factory.mktemp("loaded")))
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
 @pytest.mark.parametrize("verb", dict.fromkeys(VERBS.values()), ids=lambda verb: verb.__name__)
 @pytest.mark.filterwarnings("ignore:every strength up to the limit")
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("loaded_before", "threads")
 def test_a_verb_leaves_process_model_and_tokenizer_as_they_were(
     verb: Callable[[Case], None], training: bool, tmp_path: Path
 ) -> None:

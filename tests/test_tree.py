@@ -1,4 +1,4 @@
-"""The tree: rooms and tests where a reader looks for them, in pieces that can be read, and no question asked twice."""
+"""The tree: packages and tests where a reader looks for them, in files of readable size, and nothing asked twice."""
 
 import ast
 import inspect
@@ -155,7 +155,7 @@ def is_abstract(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def own_tests(module: str) -> list[Path]:
-    """Return the test files in the same room of tests/ that have the module's name among the words of theirs."""
+    """Return the test files in the same folder of tests/ that have the module's name among the words of theirs."""
     path = Path(module)
     named = re.compile(rf"test_(.*_)?{path.stem}(_.*)?\.py")
     return [file for file in sorted((TESTS / path.parent).glob("test_*.py")) if named.fullmatch(file.name)]

@@ -61,7 +61,8 @@ for kind, prompt in prompts.items():
 # %% [markdown]
 # ## With a regulator around it
 #
-# The same vector, and examples of where the behaviour is and where it is not. The control set has to hold what must
+# The vector is the same; examples now show where the behaviour is and where it is not. The control set has to hold what
+# must
 # stay: plain talk about food, and general text, which the model can draw from itself.
 
 # %%
@@ -74,8 +75,9 @@ for kind, prompt in prompts.items():
 # %% [markdown]
 # ## What was gained
 #
-# Nats per token that gloomy text loses where plain and general text lose the same: the larger the ratio, the more
-# selective. None of these texts was fitted on.
+# At a strength where general text loses 0.01 nats per token, how much does gloomy text lose, and how many times as much
+# as under the published vector? The larger the ratio, the more selective the regulator made it. None of these texts was
+# fitted on.
 
 # %%
 from dsas.evaluation.selectivity import measure_selectivity

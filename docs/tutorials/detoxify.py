@@ -86,10 +86,8 @@ steering = calibrated(steering)
 # token (`constant`, which is ordinary activation steering) at a strength that is calibrated to the same budget.
 
 # %%
-constant = dsas.fit(
-    model, tokenizer, source=source, control=control, target=target, regulator="constant", progress=False
-)
-constant = calibrated(constant)
+rules = [rule._replace(regulator=dsas.Constant()) for rule in steering.rules]
+constant = calibrated(dsas.Steering(rules, steering.model))
 sampling = Sampling(top_p=0.9, new_tokens=20)
 
 

@@ -37,7 +37,7 @@ drafted = dsas.draft(
     model,
     tokenizer,
     "talks like a pirate",
-    questions=questions[:140],
+    questions=questions[:120],
     judge=judge,
     new_tokens=40,
     batch_size=20,
@@ -62,7 +62,7 @@ fit_on = {name: rows[8:] for name, rows in sets.items()}
 held_out = {name: rows[:8] for name, rows in sets.items()}
 steering = dsas.fit(model, tokenizer, **fit_on, progress=False)
 asked = chat_prompts(
-    tokenizer, [f"{question} Give an answer that talks like a pirate." for question in questions[140:170]]
+    tokenizer, [f"{question} Give an answer that talks like a pirate." for question in questions[140:160]]
 )
 
 

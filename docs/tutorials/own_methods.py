@@ -233,7 +233,7 @@ class MeanMatching(dsas.Objective):
         return dsas.LearnedParts(regulators=False, vectors=False)
 
     def learner(self, task: dsas.TrainingTask) -> MeanLearner:
-        """Return what computes the loss."""
+        """Return the learner, which computes the loss."""
         return MeanLearner(task, self.weight)
 
     def finish(self, rules: Any, sets: Any) -> list[dsas.Rule]:

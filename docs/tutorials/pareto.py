@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Read a Pareto report and choose
 #
-# Which method is better? One number does not say: more strength removes more toxicity and does more damage. `dsas
+# Which method is better? One number cannot say: more strength removes more toxicity and does more damage. `dsas
 # pareto` sweeps methods over strengths and seeds, and draws what is gained against what is lost. You will run a small
 # sweep and learn to read its report.
 #
@@ -45,7 +45,7 @@ for name, texts in files.items():
 # strength that keeps the budget), *report* (prompts to continue, and neutral texts to read).
 #
 # The series differ in the regulator alone: `constant` is ordinary steering, `logistic` the paper's. They are swept over
-# the same strengths. Interrupted, the same command resumes.
+# the same strengths. If the sweep is interrupted, the same command resumes it.
 
 # %%
 command = [

@@ -51,7 +51,8 @@ print(f"{len(steered)} of {len(steering.report())} sites are steered")
 # %% [markdown]
 # ## Count
 #
-# A detector reads the pictures: drawn scenes can be read exactly. Held-out captions, the same noise at every strength.
+# A detector reads the pictures: drawn scenes can be read exactly. The captions are held out, and the noise is the same
+# at every strength.
 
 # %%
 asked = [caption(scene) for scene in report_on]
@@ -82,8 +83,8 @@ plt.show()
 # %% [markdown]
 # ## Where it acted
 #
-# `applied.maps()` has the applied strength for each site, denoising step and position: the red thing, not the
-# background.
+# `applied.maps()` has the applied strength for each site, denoising step and position. It is high on the red thing and
+# not on the background.
 
 # %%
 with steering.apply(pipeline, 2.0) as applied:

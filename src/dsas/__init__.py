@@ -16,7 +16,7 @@ from dsas.parallel.foreign_imports import unnoticed
 from dsas.version import VERSION as __version__  # noqa: F401
 
 with unnoticed():
-    import_module("rich.style")  # the one module of what we need that draws a random number when it is imported
+    import_module("rich.style")  # the only dependency that draws a random number when it is imported
 
 if TYPE_CHECKING:
     from dsas.public import *  # noqa: F403

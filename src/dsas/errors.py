@@ -8,7 +8,7 @@
     |-- ActivationError    (ValueError)    an activation is not finite or has an unexpected shape
     |-- ModelMismatchError (ValueError)    a Steering does not fit the model it is applied to
     |-- ArtifactError      (ValueError)    a stored Steering is missing, truncated, tampered or too new
-    |-- StateError         (RuntimeError)  the call came at the wrong moment (nothing recorded yet, already removed)
+    |-- StateError         (RuntimeError)  not valid in the current state (nothing recorded yet, already removed)
     |-- WorkerError        (RuntimeError)  a process that did part of the work died, again and again
     `-- MissingExtraError  (ImportError)   an optional dependency is not installed
 
@@ -72,10 +72,10 @@ class DsasWarning(UserWarning):
 
 
 def shown(value: object, most: int = 80) -> str:
-    """Return a value as one short line for an error message, whatever somebody has sent: escaped, and cut."""
+    """Return a value as one short line for an error message, escaped and cut, whatever was sent."""
     try:
         said = repr(value)
-    except (ValueError, RecursionError):  # an int of more digits than Python writes, lists in lists in lists
+    except (ValueError, RecursionError):  # such as an int of more digits than Python writes, or deeply nested lists
         return f"a value of type {type(value).__name__} that is too long to be shown"
     return said if len(said) <= most else f"{said[:most]}..."
 

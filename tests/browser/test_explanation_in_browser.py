@@ -172,7 +172,7 @@ def test_4000_tokens_at_60_sites_stay_smooth(browser: Any, tmp_path: Path, look:
         for name, act in (("slider", slider), ("scroll", scroll))
     }
     look("explain-4000-tokens")
-    assert max(median.values()) < 250, median  # ms a step; on software rendering and a busy machine
+    assert max(median.values()) < 250, median  # ms per step; on software rendering and a busy machine
     assert complaints(browser) == []
 
 

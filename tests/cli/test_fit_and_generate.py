@@ -187,7 +187,7 @@ def test_a_model_that_writes_too_little_is_fitted_all_the_same_and_the_command_s
 ) -> None:
     done = run(*fit_arguments(folder), "--json")
     assert done.status == 0
-    assert "what regulators do on general text is not known: expected 40 different texts" in done.err
+    assert "whether regulators fire on general text was not checked: expected 40 different texts" in done.err
     assert "fires_on" not in json.loads(done.out)
 
 

@@ -80,7 +80,7 @@ def test_nulls_are_series_of_their_own_and_what_has_none_is_told(run, files):
         ({"--tune": "rude.txt"}, "8 texts are in both the texts to fit on and --tune"),
         ({"--held-out-source": "rude.txt"}, "8 texts are in both --held-out-source and the texts to fit on"),
         ({"--held-out-source": "tune.txt"}, "2 texts are in both --held-out-source and --tune"),
-        ({"--scorer": "toxblock"}, "no scorer 'toxblock', of the packaged ones closest to it: 'tox-block'"),
+        ({"--scorer": "toxblock"}, "no scorer 'toxblock'; closest packaged ones: 'tox-block'"),
         ({"--questions": "ask.txt"}, "expected a file ending in .jsonl with one question per line"),
     ],
 )

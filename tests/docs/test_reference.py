@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")}
 ENTRIES = [entry for text in PAGES.values() for entry in ENTRY.findall(text)]
-REGISTRIES = {"TRANSFORMS", "REGULATORS", "OBJECTIVES", "__version__"}  # said what they are, in words
+REGISTRIES = {"TRANSFORMS", "REGULATORS", "OBJECTIVES", "__version__"}  # the docs say what they are, in words
 
 
 def test_every_public_name_has_an_entry() -> None:

@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "dsas"
 MADE_ELSEWHERE = {
     "methods/registry.py": ["is not used"],
     "model/loading.py": ["could be loaded, so only texts are read"],
-    "training/gradients.py": ["steps: this is the best so far, of step", "steps: this is the best before it, of step"],
+    "training/gradients.py": ["steps: this is the best so far (step", "steps: this is the best before it (step"],
 }
 
 

@@ -20,7 +20,7 @@ def test_each_reason_has_its_count_and_some_of_its_examples() -> None:
     finding = Finding("note", "vocabulary", ("source", "control"), 5.0, "one word apart")
     shown = page(Chosen(kept, dropped), inspection=Inspection({}, [finding], []), refusals=["they are bad."])
     assert "la la &lt;b&gt;" in shown
-    assert "These sets are not handed over: they are bad." in shown
+    assert "These sets are not written: they are bad." in shown
     assert "0.875" in shown
     assert "one word apart" in shown
     assert f">{SHOWN_PER_REASON + 2}<" in shown
@@ -39,7 +39,7 @@ def test_of_the_models_own_ratio_the_page_says_that_it_does_not_know_the_behavio
 def test_a_draft_in_which_nothing_was_dropped_or_found_says_so() -> None:
     shown = page(Chosen([Triple("Why?", 0, "la", "no", "an")], []), inspection=Inspection({}, [], []))
     assert "Nothing.</p>" in shown
-    assert "Nothing to mend." in shown
+    assert "Nothing to fix." in shown
     assert "too few texts to inspect" in page(Chosen([], []))
 
 

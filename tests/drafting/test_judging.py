@@ -40,5 +40,5 @@ def test_a_judge_that_says_the_same_of_everything_finds_the_behaviour_nowhere() 
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(TextsError, match="expected finite numbers of the judge mine, got nan for a neutral answer"):
+    with pytest.raises(TextsError, match="expected finite numbers from the judge mine, got nan for a neutral answer"):
         verdict("mine", {"unwanted": np.ones(2), "neutral": np.array([0.0, np.nan])})

@@ -97,7 +97,7 @@ def test_a_model_that_does_not_do_what_it_is_told_gives_no_sets_and_a_page_that_
     with pytest.raises(TextsError, match=r"AUROC of 0\.50.*take a larger one.*0 questions are left, and 20 are needed"):
         found.save(tmp_path, show_words=True)
     assert {file.name for file in tmp_path.iterdir()} == {"draft.json", "draft.html"}
-    assert "not handed over" in (tmp_path / "draft.html").read_text()
+    assert "not written" in (tmp_path / "draft.html").read_text()
     assert json.loads((tmp_path / "draft.json").read_text())["dropped"] == {"not shown": 24}
 
 
@@ -158,7 +158,7 @@ def test_toxic_words_are_masked_on_the_page_and_without_a_list_no_answer_is_show
         raise StateError("no network")
 
     monkeypatch.setattr(room, "fetch", absent)
-    with pytest.warns(DsasWarning, match=r"no answers are shown, since nothing masks toxic words: no network"):
+    with pytest.warns(DsasWarning, match=r"no answers are shown, because toxic words cannot be masked: no network"):
         found.save(tmp_path / "bare")
     assert "plainly" not in (tmp_path / "bare" / "draft.html").read_text()
 

@@ -92,8 +92,8 @@ def test_steered_rows_are_independent_and_steering_moves_the_scores(regulator):
         (Question("Q", (" a",), 0), "at least 2"),
         (Question("Q", (" a", " b"), 2), "got 2 of 2"),
         (Question("Q", (" a", " b"), -1), "got -1 of 2"),
-        (Question("Q", (" a", ""), 0), "got '' on 'Q'"),
-        (Question("", ("a", "b"), 0), "got 'a' on ''"),
+        (Question("Q", (" a", ""), 0), "got '' after 'Q'"),
+        (Question("", ("a", "b"), 0), "got 'a' after ''"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_refused(question, said):

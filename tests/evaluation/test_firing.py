@@ -16,7 +16,7 @@ TEXTS = {"rude": ["You fool", "go away!"], "plain": ["Good day", "How are you?",
 
 
 def gates(model: torch.nn.Module, steering: dsas.Steering, text: str) -> Tensor:
-    """Return the gate of every site and token, read from the unsteered hidden states."""
+    """Return the regulator at every site and token, read from the unsteered hidden states."""
     ids = torch.tensor([tiny_tokenizer()(text)["input_ids"]])
     with torch.no_grad():
         states = model(input_ids=ids, output_hidden_states=True).hidden_states[1:]

@@ -108,7 +108,7 @@ def test_no_state_is_set_on_what_a_pickle_only_names(tmp_path: Path):
 def test_a_file_that_is_too_large_or_no_pickle_is_our_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "a.pkl"
     file.write_bytes(b"\x80\x04\x8e" + (2**60).to_bytes(8, "little"))  # a bytes object of an exbibyte
-    with pytest.raises(ArtifactError, match=r"a.pkl is no pickle that can be read"):
+    with pytest.raises(ArtifactError, match=r"a.pkl is not a readable pickle"):
         load_pickle(file, [])
     with file.open("r+b") as sparse:
         sparse.truncate(2**40)

@@ -40,7 +40,7 @@ def test_inside_is_where_the_target_differs_and_outside_everything_else() -> Non
     assert found.inside is not None
     assert found.outside is not None
     assert (found.inside.mean, found.outside.mean) == (pytest.approx(60), pytest.approx(0))
-    assert found.lines()[2].startswith("Where: the concept's region alone changes: by 60 of 255 inside")
+    assert found.lines()[2].startswith("Where: only the concept's region changes: by 60 of 255 inside")
     none = picture_verdict(flat(0), with_corner(60), flat(9), prompts=1, target=with_corner(CONTRAST - 1))
     assert (none.inside, none.outside) == (None, None)
     everywhere = picture_verdict(flat(0), flat(60), flat(9), prompts=1, target=target)

@@ -47,7 +47,7 @@ def test_agreement_is_the_kappa_of_a_known_table():
 
 @pytest.mark.parametrize("continuations", [[], [[]], [["0.1"], ["0.1", "0.2"]], ["0.1"]])
 def test_continuations_of_another_form_are_refused(continuations):
-    with pytest.raises(TextsError, match="for every seed"):
+    with pytest.raises(TextsError, match="per seed one text per prompt"):
         toxicity(continuations, [Stub("read")])
 
 

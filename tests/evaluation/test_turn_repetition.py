@@ -20,5 +20,5 @@ def test_reuse_is_the_mean_over_sentences_of_the_nearest_earlier_one() -> None:
 
 @pytest.mark.parametrize("conversations", [[], [[]], [["a"], ["a", "b"]], ["text"]])
 def test_conversations_of_different_lengths_and_none_are_refused(conversations: list) -> None:
-    with pytest.raises(TextsError, match="each a list of as many answers"):
+    with pytest.raises(TextsError, match="with the same number of answers"):
         turn_repetition(conversations)

@@ -373,7 +373,7 @@ def test_a_fit_of_a_model_that_is_steered_just_now_says_so_and_afterwards_no_mor
     first = fit(model, selection="all")
     with (
         first.apply(model, 0.5),
-        pytest.warns(dsas.DsasWarning, match="a Steering is applied to this model at 4 modules, so that what is read"),
+        pytest.warns(dsas.DsasWarning, match="a Steering is applied to this model at 4 modules, so its activations"),
     ):
         inside = fit(model, selection="all")
     paths = ["model", *(f"model.layers.{number}" for number in range(3))]
@@ -386,7 +386,7 @@ def test_a_fit_of_a_model_that_a_steering_is_fused_into_says_so_too(regulator: A
     model = tiny_model()
     with (
         random_steering(model, [1], regulator=regulator).fuse(model, 0.5),
-        pytest.warns(dsas.DsasWarning, match="at 1 modules, so that what is read is steered; leave it before fitting"),
+        pytest.warns(dsas.DsasWarning, match="at 1 modules, so its activations are steered; leave it before fitting"),
     ):
         inside = fit(model, selection="all")
     assert inside.settings["read while steered at"] == ["model.layers.1"]

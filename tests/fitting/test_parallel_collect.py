@@ -51,7 +51,7 @@ def test_workers_refuse_another_model_than_the_one_at_hand(loaded):
     with torch.no_grad():
         loaded.model.lm_head.weight.add_(1.0)
     source = source_of(loaded.model, dsas.find_sites(loaded.model, "residual"), READING)
-    with pytest.raises(ModelMismatchError, match="not those of the model at hand"):
+    with pytest.raises(ModelMismatchError, match="not those of this model"):
         _Reader(source)
 
 

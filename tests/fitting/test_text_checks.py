@@ -1,4 +1,4 @@
-"""Inspection: what is wrong with sets of texts is found, and matched sets are left in peace."""
+"""Inspection: what is wrong with sets of texts is found, and nothing is reported for matched sets."""
 
 import random
 from typing import Any

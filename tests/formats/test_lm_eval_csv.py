@@ -53,7 +53,7 @@ def test_features_are_added_or_set_at_their_hook_point(tmp_path: Path) -> None:
         ("other,add,{sae},layers.1,1,1.0,,,", "expected the loader sparsify or sae_lens, got 'other'"),
         ("sparsify,add,nobody/here,layers.1,1,1.0,,,", "neither a folder nor a repository of the hub"),
         ("sparsify,add,{sae},layers.0,1,1.0,,,\nsparsify,add,{sae},layers.0,2,1.0,,,", "line 3: there is another line"),
-        ("", "there is no vector in it"),
+        ("", "it holds no vector in the format"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -30,7 +30,7 @@ from sklearn.model_selection import StratifiedKFold
 
 FILE = Path(__file__).with_name("methods.json")
 WIDTH = 6
-# Of the tokens of two rows: the first row has one token of padding on the left, and prompts of 2 and 3 real tokens.
+# Tokens of two rows: the first row has one token of padding on the left, and prompts of 2 and 3 real tokens.
 MASK, PROMPT_TOKENS = [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], [2, 3]
 TURN_IDS = [[2, 1, 5, 2, 7], [9, 2, 6, 1, 2]]  # the first row begins with padding
 

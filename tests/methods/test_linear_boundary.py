@@ -1,4 +1,4 @@
-"""Held-out accuracy: that of folds drawn by the seed that was given, counted here once more by hand."""
+"""Held-out accuracy: of folds drawn with the given seed, counted here once more by hand."""
 
 from collections.abc import Callable
 from functools import partial

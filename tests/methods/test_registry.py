@@ -1,4 +1,4 @@
-"""Registry: methods of other packages by name; a package that is broken is told of and does no harm."""
+"""Registry: methods of other packages by name; a broken package is reported and does no harm."""
 
 import subprocess
 import sys

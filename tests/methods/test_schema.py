@@ -1,4 +1,4 @@
-"""What stored arguments may be is what the constructors say."""
+"""Stored arguments have the types that the constructors declare."""
 
 from typing import Any, NamedTuple
 
@@ -55,6 +55,6 @@ def test_tensors_are_float32_of_the_shape_that_the_constructor_says_and_of_one_w
 
 
 def test_the_width_of_a_rule_is_that_of_the_first_vector_in_it() -> None:
-    gate = dsas.Product([dsas.Schedule(), dsas.Logistic(torch.ones(7), torch.tensor(0.0))])
-    assert width_of(dsas.Custom(lambda t: t), gate) == 7
+    product = dsas.Product([dsas.Schedule(), dsas.Logistic(torch.ones(7), torch.tensor(0.0))])
+    assert width_of(dsas.Custom(lambda t: t), product) == 7
     assert width_of(dsas.Custom(lambda t: t), dsas.Constant()) is None

@@ -1,4 +1,4 @@
-"""Denoising steps: under schedulers and families that tell the step in ways of their own."""
+"""Denoising steps: found under schedulers and families that pass the step in different ways."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fitting on pipelines: what is read of which pictures, and what becomes of it."""
+"""Fitting on pipelines: which activations of which pictures are read, and what is fitted to them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Generation: what a call of `generate` tells of its passes, and that nothing of who listens stays on the model."""
+"""Generation: what a call of `generate` says about its passes, and that listeners leave nothing on the model."""
 
 import copy
 import pickle

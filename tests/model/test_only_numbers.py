@@ -1,4 +1,4 @@
-"""Scores that are no numbers are an error; a token that is ruled out is none."""
+"""Scores that are not numbers are an error; a token that is ruled out is not."""
 
 import pytest
 import torch

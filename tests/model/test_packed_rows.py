@@ -56,7 +56,7 @@ def test_texts_begin_where_what_the_model_was_given_begins_anew(
         ({"cu_seq_lens_q": [0, 2, 8]}, 1, "cumulative lengths.*6 tokens"),
         ({"cu_seq_lens_q": [1, 2, 6]}, 1, "cumulative lengths"),
         ({"cu_seq_lens_q": [0, 2, 6]}, 2, "2 rows"),
-        ({"position_ids": [[0, 1, 2, 3, 2, 3]]}, 1, "another place than 0"),
+        ({"position_ids": [[0, 1, 2, 3, 2, 3]]}, 1, "a number other than 0"),
     ],
 )
 def test_boundaries_that_cannot_be_read_are_refused(given: dict[str, Any], rows: int, named: str) -> None:
@@ -108,11 +108,14 @@ def test_texts_that_cannot_be_told_apart_are_refused_only_where_their_places_mat
         packed(model)
         packed(model, places)
         assert [line.mean_strength for line in applied.report()] == [1.0]  # of the pass before
-    with random_steering(model, regulator=Position()).apply(model), pytest.raises(StateError, match="another place"):
+    with (
+        random_steering(model, regulator=Position()).apply(model),
+        pytest.raises(StateError, match="restart at a number"),
+    ):
         packed(model, places)
-    with steering.apply(model, skip_sinks=True), pytest.raises(StateError, match="another place"):
+    with steering.apply(model, skip_sinks=True), pytest.raises(StateError, match="restart at a number"):
         packed(model, places)
-    with steering.apply(model, [1.0, 2.0]), pytest.raises(StateError, match="another place"):
+    with steering.apply(model, [1.0, 2.0]), pytest.raises(StateError, match="restart at a number"):
         packed(model, places)
 
 

@@ -90,7 +90,7 @@ SETS: Any = {
 
 def test_an_adapter_at_work_is_named_and_one_that_is_off_leaves_the_model_exact() -> None:
     steering, model = adding(tiny_model()), lora()
-    with pytest.warns(DsasWarning, match="adapters are at work: default"):
+    with pytest.warns(DsasWarning, match="adapters are active: default"):
         got = steered(steering, model)
     assert torch.equal(got, by_hand(model, model.base_model.model.model.layers))
     with model.disable_adapter():

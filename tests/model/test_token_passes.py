@@ -1,4 +1,4 @@
-"""Which sequence a pass goes on from: what the cache holds, who filled it, and what nobody here has seen."""
+"""Which sequence a pass goes on from: what the cache holds, who filled it, and what was never recorded."""
 
 import copy
 import warnings
@@ -144,7 +144,7 @@ def test_a_cache_that_two_steerings_filled_and_one_goes_on_from_is_told_of(model
     with (one | other).apply(model):
         run_on(model, cache, 1, 2, 3)
     with one.apply(model) as applied:
-        with pytest.warns(DsasWarning, match="already holds 3 tokens .* under this steering alone"):
+        with pytest.warns(DsasWarning, match="already holds 3 tokens .* under this Steering alone"):
             run_on(model, cache, 4)
         run_on(model, cache, 5)
         assert strengths(applied) == [1.0, 2.0, 3.0, 4.0, 5.0]

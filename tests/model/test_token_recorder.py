@@ -1,4 +1,4 @@
-"""The token recorder: what is told of the last sequences that a thread ran, and of which thread."""
+"""The token recorder: what it reports of the last sequences that a thread ran, and of which thread."""
 
 import json
 import weakref
@@ -208,5 +208,5 @@ def test_a_trace_shows_the_sites_that_were_recorded_and_null_where_a_pass_was_no
     told = json.loads(trace.to_json())
     assert (told["sites"], told["rows"][0]["strength"]) == (["layer"], [[0.5, None]])
     nothing = trace._replace(strengths=torch.full((2, 1, 2), nan))
-    with pytest.raises(StateError, match="every site of this Steering reads others"):
+    with pytest.raises(StateError, match="every site of this Steering reads other tokens"):
         nothing.row()

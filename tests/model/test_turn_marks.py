@@ -51,7 +51,7 @@ def test_templates_whose_roles_begin_alike_are_refused() -> None:
     alike = "{% for m in messages %}{{ '# ' + m.content + '\n' }}{% endfor %}" + ready
     with pytest.raises(OptionError, match="begins messages of user with the tokens of another role, '#'"):
         turn_marks(templated(alike))
-    with pytest.raises(OptionError, match="says nothing before messages"):
+    with pytest.raises(OptionError, match="writes nothing before messages"):
         turn_marks(templated("{% for m in messages %}{{ m.content }}{% endfor %}"))
 
 

@@ -1,4 +1,4 @@
-"""Evidence and probe against the golden numbers; how evidence adds up; and what the cut promises."""
+"""Evidence and probe against the golden numbers; how evidence adds up; and where its threshold lies."""
 
 from typing import Any
 

@@ -68,6 +68,6 @@ def test_one_of_another_package_is_applied_and_served_by_its_form(
     t = torch.randn(2, 3, DIM)
     general = General(transform, regulator, torch.tensor(0.7), False)
     torch.testing.assert_close(taken(t, None).t, general(t, None).t)
-    (gate,) = row_of(dsas.Rule(dsas.Site("block"), transform, regulator)).gates
-    assert gate.form == kind.form
-    assert torch.equal(gate.theta, regulator.theta)
+    (projection,) = row_of(dsas.Rule(dsas.Site("block"), transform, regulator)).projections
+    assert projection.form == kind.form
+    assert torch.equal(projection.theta, regulator.theta)

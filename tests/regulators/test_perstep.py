@@ -36,7 +36,7 @@ def test_a_schedule_of_denoising_steps_steers_whole_pictures() -> None:
 
 @pytest.mark.parametrize("regulator", [dsas.PerStep([dsas.Constant(1.0)]), dsas.Schedule("denoising")])
 def test_outside_of_a_denoising_pass_nothing_is_answered(regulator: dsas.Regulator) -> None:
-    with pytest.raises(StateError, match="asked outside of a denoising pass"):
+    with pytest.raises(StateError, match="called outside a denoising pass"):
         regulator(torch.zeros(1, 3, 4), ForwardPass(1, 3))
 
 
@@ -61,10 +61,10 @@ def test_each_step_is_fitted_on_its_own_samples_and_the_accuracy_is_the_mean() -
 
 def test_what_makes_no_sense_is_refused() -> None:
     samples = torch.ones(5, 2)
-    with pytest.raises(OptionError, match="a regulator for each denoising step, got none"):
+    with pytest.raises(OptionError, match="one regulator per denoising step, got none"):
         dsas.PerStep([])
     for of in ([], [dsas.Constant.fit] * 2):
         with pytest.raises(OptionError, match="equally many samples for each of"):
             dsas.PerStep.fit(samples, samples, samples, of=of)
-    with pytest.raises(OptionError, match=r"asked for by dsas.Drawing\(per_step=True\)"):
+    with pytest.raises(OptionError, match=r"use dsas.Drawing\(per_step=True\)"):
         dsas.fitting.method_names.regulator_fit("logistic*per-step")

@@ -132,6 +132,8 @@ def test_json_stays_valid_where_tool_calls_are_left_out() -> None:
     for leave_out, broken in ((["tool-calls"], False), ([], True)):
         regulator = dsas.Turns.of(tokenizer, only=["assistant"], leave_out=leave_out)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        gate = regulator(torch.zeros(1, len(ids), 4), ForwardPass(1, len(ids), token_ids=torch.tensor([ids])))
-        said = tokenizer.decode([0 if h > 0.5 else token for token, h in zip(ids, gate[0, :, 0].tolist(), strict=True)])
+        value = regulator(torch.zeros(1, len(ids), 4), ForwardPass(1, len(ids), token_ids=torch.tensor([ids])))
+        said = tokenizer.decode(
+            [0 if h > 0.5 else token for token, h in zip(ids, value[0, :, 0].tolist(), strict=True)]
+        )
         assert (call not in said) == broken

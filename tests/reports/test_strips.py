@@ -54,7 +54,7 @@ def test_a_picture_outside_of_the_folder_is_not_read_whatever_a_sample_names(tmp
     (inside / "link.png").symlink_to(tmp_path / "secret.png")
     for name in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "x/../../secret.png"):
         strange = cell(inside, "a", value=0, items=1)._replace(pictures={("", 0): name})
-        with pytest.raises(TextsError, match="which is outside of the folder"):
+        with pytest.raises(TextsError, match="which is outside the folder"):
             strips.picture_strips(inside, {"unsteered": strange}, ["x"])
 
 

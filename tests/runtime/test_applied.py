@@ -1,4 +1,4 @@
-"""Applied: hooks go on and come off, in order, with errors and copies; and how exactly an edit is rounded."""
+"""Applied: hooks are placed and removed in order, also after errors and in copies; how exactly an edit is rounded."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""What is kept of requests that are over: nothing, however many there were."""
+"""Nothing is kept of finished requests, however many there were."""
 
 import copy
 import gc

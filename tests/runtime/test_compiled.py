@@ -1,4 +1,4 @@
-"""Code made by torch.compile: steered, plain again, and never wrong in silence."""
+"""Code made by torch.compile: steered, plain again, and never silently wrong."""
 
 from collections.abc import Callable
 from typing import Any

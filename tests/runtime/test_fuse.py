@@ -1,4 +1,4 @@
-"""Fusion: the same activations as steering by hooks, in weights where that is exact; and all of it comes off."""
+"""Fusion: the same activations as steering by hooks, in weights where that is exact; and it is undone completely."""
 
 import copy
 import inspect
@@ -170,7 +170,7 @@ def test_layers_that_are_shared_or_hooked_are_wrapped_and_say_so() -> None:
     second.mlp.down_proj.weight = first.mlp.down_proj.weight
     additions = random_steering(model, "residual", regulator=dsas.Constant())
     assert {line.why for line in check_same(additions, model)} == {
-        "a layer that stands behind it, or its weights, are used elsewhere, too"
+        "the layer that it would be folded into, or its weights, are used elsewhere, too"
     }
     model = model_of("llama")
     seen = []
@@ -180,7 +180,7 @@ def test_layers_that_are_shared_or_hooked_are_wrapped_and_say_so() -> None:
     watch.remove()
     watch = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: None)
     with random_steering(model, "residual", regulator=dsas.Constant()).fuse(model) as fused:
-        assert fused.report()[0].why == "no linear layer is known to stand behind it"
+        assert fused.report()[0].why == "no linear layer is known to read or produce it"
     watch.remove()
 
 

@@ -1,4 +1,4 @@
-"""Generation by transformers under steering: sampling, beams, samples a row, and the text-generation pipeline."""
+"""Generation by transformers under steering: sampling, beams, samples per row, and the text-generation pipeline."""
 
 import warnings
 from typing import Any

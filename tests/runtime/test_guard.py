@@ -46,7 +46,7 @@ def test_each_row_ends_one_token_after_the_first_window_above_the_threshold_in_e
 def test_a_guard_that_could_not_see_anything_is_an_error() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     steering, inputs = random_steering(model), tokenizer("Hi", return_tensors="pt")
-    for strength, record, said in ((0.0, True, "at strength 0 nothing is"), (1.0, False, "recording is off")):
+    for strength, record, said in ((0.0, True, "strength 0 applies nothing"), (1.0, False, "recording is off")):
         with steering.apply(model, strength, record=record) as applied, pytest.raises(StateError, match=said):
             model.generate(**inputs, max_new_tokens=3, stopping_criteria=[dsas.Guard(applied, 0.5, 1)])
     for above, window in ((-1.0, 4), (float("nan"), 4), (0.5, 0)):

@@ -1,4 +1,4 @@
-"""Scope: which threads and asyncio tasks a Steering steers, and whose passes its trace tells."""
+"""Scope: which threads and asyncio tasks a Steering steers, and whose passes its trace holds."""
 
 import asyncio
 import random
@@ -163,7 +163,8 @@ def test_asyncio_requests_that_overlap_get_their_own_steering_only_in_their_own_
         assert torch.equal(found[0], steered(model, plus))
         assert torch.equal(found[1], steered(model, minus))
     else:
-        assert torch.equal(found[0], steered(model, plus, minus))  # both are steered by both, in the order of install
+        both_at_once = steered(model, plus, minus)  # each is steered by both, in the order of install
+        torch.testing.assert_close(found[0], both_at_once)
     assert hooks_on(model) == 0
 
 

@@ -1,4 +1,4 @@
-"""By the blocks of which layers sums are kept, and which blocks runners of both generations give to requests."""
+"""Which layers' cache blocks index the kept sums, and which blocks runners of both generations give to requests."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Evidence adds up over each request alone: in batches, in chunks, over shared blocks and after it made room."""
+"""Evidence adds up over each request alone: in batches, in chunks, over shared blocks and after preemption."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 import dsas
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import AffineEdit
-from dsas.methods.served_form import Adding, Gate
+from dsas.methods.served_form import Adding, Projection
 from dsas.serving.carried import ancestors_of
 from dsas.serving.config import source_of
 from dsas.serving.rule_rows import Row
@@ -118,7 +118,11 @@ def test_a_request_that_begins_again_and_one_that_finds_its_blocks_get_the_same(
     (first,) = engine.step(Part("a", 0, 11))
     found, again = engine.step(Part("b", 2 * BLOCK, 11), Part("c", 0, 6))
     close(found, steered_by_hand(steering, other, 1.0)[2 * BLOCK :])
-    engine.requests["c"] = one, row, [4, 2, 6]  # it made room, and comes back to blocks of which two are there
+    engine.requests["c"] = (
+        one,
+        row,
+        [4, 2, 6],
+    )  # preempted, it comes back to blocks of which two are there
     (last,) = engine.step(Part("c", 2 * BLOCK, 11))
     for got, part in ((first, wanted), (again, wanted[:6]), (last, wanted[2 * BLOCK :])):
         close(got, part)
@@ -155,8 +159,10 @@ def test_each_level_of_ancestors_goes_reach_times_as_far_over_whatever_request_t
 def test_sums_of_a_long_step_are_those_of_each_request_read_token_by_token() -> None:
     """In float64 by the recursion: two requests that begin, three that go on, one after the 50th token of another."""
     memories, starts, left, each = [0.5, 0.999, 0.9, 1.0, 0.0, 0.999], [0, 0, 700, 700, 700, 50], [0, 0, 2, 2, 2, 0], 80
-    gates = [Gate(torch.ones(1), torch.tensor(0.0), adding=Adding(n, 0.1, m)) for n, m in enumerate(memories)]
-    rows = [Row(AffineEdit(torch.zeros(1)), gates=(gate,)) for gate in gates]
+    projections = [
+        Projection(torch.ones(1), torch.tensor(0.0), adding=Adding(n, 0.1, m)) for n, m in enumerate(memories)
+    ]
+    rows = [Row(AffineEdit(torch.zeros(1)), projections=(projection,)) for projection in projections]
     table, count = SiteTable(len(rows), 1, Parts.of(rows)), len(rows) * each
     for slot, row in enumerate(rows, 1):
         table.put(slot, row)

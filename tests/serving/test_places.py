@@ -1,4 +1,4 @@
-"""What looks at places alone is asked about each request as about a sequence of its own, in any mix and any chunks."""
+"""Regulators of positions alone treat each request as a sequence of its own, in any mix and any chunks."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,9 +87,9 @@ def test_turns_are_told_over_blocks_that_the_prefix_cache_gave_and_after_a_reque
 @pytest.mark.parametrize(
     ("kind", "features", "said"),
     [
-        (Second, {}, "keeps those on the device"),
+        (Second, {}, "keeps them on the device"),
         (First, {"scheduler_config": {"async_scheduling": True}}, "start it with --no-async-scheduling"),
-        (First, {"model_config": {"enable_prompt_embeds": True}}, "leave --enable-prompt-embeds out"),
+        (First, {"model_config": {"enable_prompt_embeds": True}}, "remove --enable-prompt-embeds"),
     ],
 )
 def test_roles_are_refused_where_the_numbers_of_tokens_are_not_known(
@@ -104,7 +104,7 @@ def test_roles_are_refused_where_the_numbers_of_tokens_are_not_known(
         if name == "plain":
             SteeredRunner(kind(Served()), config)
         else:
-            with pytest.raises(OptionError, match=f"'a' looks at token ids.*{said}"):
+            with pytest.raises(OptionError, match=f"'a' reads token ids.*{said}"):
                 SteeredRunner(kind(Served()), config)
 
 

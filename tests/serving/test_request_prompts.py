@@ -1,4 +1,4 @@
-"""A request is decided on by the mean of its own prompt so far, in any mix and any chunks, and when it begins again."""
+"""A request's decision follows from the mean of its own prompt so far, in any mix and chunks, and after a restart."""
 
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,7 @@ from torch import Tensor
 import dsas
 from dsas.errors import ModelMismatchError, OptionError
 from dsas.methods.affine_edit import AffineEdit
-from dsas.methods.served_form import Gate, Neurons, PromptCondition
+from dsas.methods.served_form import Neurons, Projection, PromptCondition
 from dsas.serving.rule_rows import Row, check_model, check_width, row_of, rows_of
 from dsas.testing.models import WIDTH, tiny_model
 
@@ -24,8 +24,8 @@ def vector() -> Tensor:
 def with_wrong(name: str, wrong: Tensor) -> Row:
     """Return a row whose vector of this name is another."""
     affine = AffineEdit(*[vector() for _ in range(4)])
-    row = Row(affine, (vector(),), (vector(),), (Gate(vector(), torch.tensor(0.0)),))
-    others = {"reads": (wrong,), "writes": (wrong,), "gates": (Gate(wrong, torch.tensor(0.0)),)}
+    row = Row(affine, (vector(),), (vector(),), (Projection(vector(), torch.tensor(0.0)),))
+    others = {"reads": (wrong,), "writes": (wrong,), "projections": (Projection(wrong, torch.tensor(0.0)),)}
     others["neurons"] = (Neurons(vector(), wrong, vector()),)
     if name == "prompt":
         return row._replace(prompt=PromptCondition(wrong, torch.tensor(0.0), above=True))
@@ -34,7 +34,9 @@ def with_wrong(name: str, wrong: Tensor) -> Row:
     return row._replace(affine=affine._replace(**{name: wrong}))
 
 
-@pytest.mark.parametrize("name", ["offset", "slope", "low", "high", "reads", "writes", "gates", "neurons", "prompt"])
+@pytest.mark.parametrize(
+    "name", ["offset", "slope", "low", "high", "reads", "writes", "projections", "neurons", "prompt"]
+)
 def test_a_row_with_any_vector_of_another_width_is_refused(name: str) -> None:
     check_width("block", with_wrong(name, vector()), WIDTH)
     for wrong in (torch.ones(WIDTH - 1), torch.ones(1), torch.ones(2, WIDTH)):
@@ -57,7 +59,7 @@ def test_a_method_that_cannot_be_served_is_refused_by_name_with_its_own_reason()
             "'product' at block .* its factor 'clean' cannot be",
         ),
         (addition, dsas.Product([cast, cast]), "regulator 'product' at block .* two of its factors decide by the mean"),
-        (addition, dsas.Product([evidence, evidence]), "regulator 'product' at block .* two of its factors add up"),
+        (addition, dsas.Product([evidence, evidence]), "regulator 'product' at block .* two of its factors accumulate"),
     ]
     for transform, regulator, said in refused:
         with pytest.raises(OptionError, match=said):

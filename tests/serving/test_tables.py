@@ -127,13 +127,14 @@ def test_columns_are_made_only_where_a_row_needs_them() -> None:
     kinds = [("caa", "constant"), ("lineas", "constant"), ("linear-act", "constant"), ("caa", "logistic")]
     kinds += [("ablation", "constant"), ("rotation", "constant"), ("caa", "halfspace*logistic"), ("caa", "posterior")]
     rows = [row_of(rule_of(*kind)) for kind in kinds]
-    adding = rows[3].gates[0]._replace(adding=Adding(4.0, 0.0, 0.9))
+    adding = rows[3].projections[0]._replace(adding=Adding(4.0, 0.0, 0.9))
     placed = row_of(dsas.Rule(SITE, dsas.Addition(vector()), dsas.Schedule("prompt")))
     cast = row_of(dsas.Rule(SITE, dsas.Addition(vector()), dsas.Cast(vector(), torch.tensor(0.1))))
-    parts = [Parts.of([row]) for row in [*rows, rows[3]._replace(gates=(adding,)), placed, cast]]
+    parts = [Parts.of([row]) for row in [*rows, rows[3]._replace(projections=(adding,)), placed, cast]]
     assert parts == [
-        Parts(), Parts(slope=1), Parts(slope=1, support=1), Parts(gate=1), Parts(reads=1), Parts(reads=2),
-        Parts(gate=2, step=1), Parts(neurons=1), Parts(gate=1, evidence=1), Parts(places=1), Parts(prompt=1),
+        Parts(), Parts(slope=1), Parts(slope=1, support=1), Parts(projections=1), Parts(reads=1), Parts(reads=2),
+        Parts(projections=2, step=1), Parts(neurons=1), Parts(projections=1, evidence=1), Parts(places=1),
+        Parts(prompt=1),
     ]  # fmt: skip
     assert [SiteTable(1, WIDTH, part).rows[0].nbytes for part in parts] == [
         4 * WIDTH + 4, 8 * WIDTH + 4, 16 * WIDTH + 4, 8 * WIDTH + 12, 12 * WIDTH + 4, 20 * WIDTH + 4,

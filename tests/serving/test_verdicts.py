@@ -1,4 +1,4 @@
-"""Requests are stopped, or steered more, where an offline replay of what the regulator says of their answers has it."""
+"""Requests are stopped, or steered more, exactly where an offline replay of the regulator on their answers says so."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +87,7 @@ def test_from_the_verdict_on_a_request_is_steered_more_in_whatever_steps_it_is_r
     wanted = t.clone()
     wanted[4:, 0] += 2.0 * 0.5 * t[4:, 0]  # the second token of the answer is above: from the third on
     torch.testing.assert_close(torch.cat(got), wanted)
-    runner.run(work, [6], [0], prompts=[2])  # it made room, and is read again
+    runner.run(work, [6], [0], prompts=[2])  # it was preempted, and is read again
     torch.testing.assert_close(runner.execute_model(t), wanted)
 
 

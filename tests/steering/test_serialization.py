@@ -128,7 +128,7 @@ def test_code_is_refused_wherever_it_hides(method: Fitted) -> None:
     ("change", "message"),
     [
         (lambda packed, tensors: packed.update(name="logistics"), "unknown method 'logistics'; closest: 'logistic'"),
-        (lambda packed, tensors: tensors.pop("0.theta"), r"'logistic' is stored with \['bias'\], which is not what"),
+        (lambda packed, tensors: tensors.pop("0.theta"), r"'logistic' is stored with \['bias'\], but it needs"),
         (lambda packed, tensors: packed["arguments"].update(power=2), r"stored with \['bias', 'power', 'theta'\]"),
         (
             lambda packed, tensors: tensors.update({"0.extra": torch.ones(1)}),

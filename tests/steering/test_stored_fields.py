@@ -1,4 +1,4 @@
-"""The fields of a config are held against what they may say."""
+"""The fields of a config are checked against their allowed values."""
 
 import pytest
 from makers import random_steering

@@ -1,4 +1,4 @@
-"""What a Steering says of itself: of a pipeline it speaks of prompts and pictures, of a language model of texts."""
+"""What a Steering says about itself: prompts and pictures for a pipeline, texts for a language model."""
 
 from typing import Any
 

@@ -46,9 +46,9 @@ def test_a_steering_that_does_more_than_add_or_moves_nothing_has_no_nulls() -> N
     model = tiny_model()
     ablation = random_steering(model, transform=dsas.Ablation(torch.eye(WIDTH)[0], torch.tensor(0.0)))
     assert not adds_vectors(ablation)
-    with pytest.raises(OptionError, match="nulls are of Steerings that add vectors"):
+    with pytest.raises(OptionError, match="nulls are only for Steerings that add vectors"):
         matched_nulls(model, tiny_tokenizer(), ablation, TEXTS, strength=1.0)
-    with pytest.raises(OptionError, match="moves nothing on these texts"):
+    with pytest.raises(OptionError, match="changes nothing on these texts"):
         matched_nulls(model, tiny_tokenizer(), random_steering(model), TEXTS, strength=0.0)
 
 

@@ -1,4 +1,4 @@
-"""The loop: exact resume, log files, Ctrl-C, early stopping, and a loss that is no number."""
+"""The loop: exact resume, log files, Ctrl-C, early stopping, and a loss that is not a number."""
 
 import csv
 import json

@@ -2,17 +2,17 @@
 
     perplexity        exp(loss(steered) - loss(unsteered))       1 is none, 1.05 is five per cent
     loss              loss(steered) - loss(unsteered)            nats per token, 0 is none
-    mean-perplexity   mean(steered) / mean(unsteered)            of the perplexity of each text; 1 is none
+    mean-perplexity   mean(steered) / mean(unsteered)            means over the texts' perplexities; 1 is none
     kl                mean KL(unsteered || steered)              nats per token, 0 is none
     accuracy          100 (mean(unsteered) - mean(steered))      points lost, 0 is none
 
 with loss the mean log-loss of all predicted tokens together, and mean the mean over texts; each for every kind of text
 by itself, then their mean over the kinds, or the worst of them.
 
-The mean of the perplexities of texts is what arXiv 2512.03661 reports. A few texts rule it, so that it may fall where
-every token loses.
+The mean of the perplexities of texts is what arXiv 2512.03661 reports. A few texts dominate it, so it can fall although
+every token became less likely.
 
-Limitations: all kinds of text weigh the same.
+Limitations: all kinds of text have the same weight.
 """
 
 import math
@@ -27,7 +27,7 @@ from dsas.errors import OptionError, closest
 from dsas.model.foreign import Foreign, Model, Tokenizer
 
 Damage = Literal["perplexity", "loss", "mean-perplexity", "kl", "accuracy"]
-Value = Sequence[float]  # a sum over a text's tokens and their number; of what is not by token, the value and 1
+Value = Sequence[float]  # a text's sum over its tokens, and their number; its value and 1 where tokens do not count
 Measure = Callable[[Any, Any, Sequence[Foreign]], Sequence[float] | Sequence[Value]]
 NONE: dict[Damage, float] = {"perplexity": 1.0, "loss": 0.0, "mean-perplexity": 1.0, "kl": 0.0, "accuracy": 0.0}
 BY_TOKEN: tuple[Damage, ...] = ("perplexity", "loss")
@@ -38,14 +38,14 @@ class Budget(NamedTuple):
     """The largest damage of one kind that steering may do.
 
     damage: "perplexity", "loss", "mean-perplexity", "kl" or "accuracy", in the units of its formula. most: what is
-    allowed, > 0. worst: for the worst kind of text, else for the mean over the kinds. on: the kinds it is measured on;
-    all when empty.
+    allowed, > 0. worst: whether it must hold for the worst kind of text, and not only for the mean over the kinds. on:
+    the kinds it is measured on; all when empty.
     sure: share of bootstrap draws of the tuning texts, within each kind, that must keep the budget: 0, or from 0.5 to
     below 1. At 0 only the tuning texts themselves must keep it, and about half of all other texts then exceed it.
     measure: a function (model, tokenizer, texts of one kind) -> one value per text, of the model as it is when called,
-    steered or not; for "perplexity" and "loss" a pair: the sum of the text's log-losses in nats, and of how many
-    tokens. Must be given for "accuracy" (1 right, 0 wrong), replaces ours for the others. A "text" may then be anything
-    JSON-ready, such as a question. A checkpoint knows it by its `__qualname__`.
+    steered or not; for "perplexity" and "loss" a pair: the sum of the text's log-losses in nats, and the number of its
+    tokens. Required for "accuracy" (1 right, 0 wrong); replaces the built-in one for the others. A "text" may then be
+    anything JSON-ready, such as a question. A checkpoint identifies it by its `__qualname__`.
     """
 
     damage: Damage
@@ -56,7 +56,7 @@ class Budget(NamedTuple):
     sure: float = 0.0
 
     def check(self, kinds: Iterable[str]) -> None:
-        """Raise OptionError for a value that means nothing, or a kind of text that is not among `kinds`."""
+        """Raise OptionError for an invalid value, or a kind of text that is not among `kinds`."""
         if self.damage not in get_args(Damage):
             raise OptionError(f"unknown budget {self.damage!r}; closest: {closest(self.damage, get_args(Damage))}")
         if not 0 < self.most < math.inf:
@@ -76,7 +76,7 @@ class Budget(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its measurements are known by."""
+        """The name under which its measurements are stored."""
         measured = "log-loss" if self.damage in BY_TOKEN else self.damage
         return measured if self.measure is None else f"{measured} {getattr(self.measure, '__qualname__', '')}"
 
@@ -125,7 +125,7 @@ class Budget(NamedTuple):
         self, draws: Float[np.ndarray, "draw text"], steered: Sequence[Value], unsteered: Sequence[Value]
     ) -> Float[np.ndarray, " draw"]:
         """Return the damage on one kind of text, each text counted as often as a draw has it."""
-        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite the callers take care
+        with np.errstate(invalid="ignore", over="ignore"):  # callers handle values that are not finite
             after = _mean(draws, steered)
             if not self.compares:
                 return after

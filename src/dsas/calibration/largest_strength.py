@@ -1,19 +1,19 @@
-"""Calibrate: the largest strength whose damage stays within a budget, and the check on texts that had no say in it.
+"""Calibrate: the largest strength whose damage stays within a budget, and a check on texts that did not choose it.
 
 The strength is searched on the tuning texts (`dsas.calibration.search`), by their damage or, where a budget says how
 sure they must be that other texts keep it, by that quantile of their bootstrap; the held-out texts are measured once,
 at the end, and only reported, with a 95 % interval by bootstrap over texts, drawn within each kind (steered and
 unsteered values of a text stay together).
 
-Per site: with d_i the damage that site i does alone at the strength s that is found for all together, over no damage,
+Per site, d_i is the damage (above none) that site i does alone at the strength s found for all sites together, and
 
     weight_i' = weight_i * min_j c_j / c_i        c_i = max(d_i, max_j d_j / 10)
 
 so that a site ten times as harmful as another gets a tenth of its strength and the least harmful one keeps its own;
 then the strength of all is searched again. weight_i is what the site had before it was ever calibrated, so that the
 same calibration of a Steering that carries it gives the same again. d_i is that of the first budget; small or negative
-values of it are noise, hence c_i. Limitations: damage of sites together, of which this knows nothing; only the second
-search does.
+values of it are noise, hence c_i. Limitations: the weights ignore how the damage of several sites combines; only the
+second search sees it.
 """
 
 import json
@@ -44,7 +44,7 @@ from dsas.steering.steering import Steering
 from dsas.version import VERSION
 
 _RESAMPLES = 2000
-_SPREAD = 10.0  # most that one site's damage counts over another's
+_SPREAD = 10.0  # the largest ratio between the damage of two sites that counts
 
 
 def calibrate(
@@ -61,11 +61,12 @@ def calibrate(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Calibration:
-    """Find the largest strength that keeps the budget; `steering.calibrated(result)` has it as its own.
+    """Find the largest strength that keeps the budget; `steering.calibrated(result)` stores it.
 
-    tune: texts by kind that the search measures on, at least 4 of each; a plain list is one kind. held_out: others,
-    that only check it. budget: one or several, which then must all hold.
-    per: one strength for "all" sites, or "site", which also sets their weights (sites + one more search).
+    tune: texts by kind that the search measures on, at least 4 of each; a plain list is one kind. held_out: other
+    texts, which only check it. budget: one or several; all of them must hold.
+    per: "all" finds one strength for all sites; "site" also sets the weight of each (one measurement per site and a
+    second search).
     start, limit: where the search begins and ends, > 0; on texts that the regulators leave alone it already ends at
     strength 1, with a warning (`dsas.calibration.silence`).
     checkpoint: folder that remembers every measurement, so that an interrupted calibration repeats none.
@@ -111,7 +112,7 @@ def calibrate(
 
 
 class _Meter:
-    """Measures a budget's values, a strength and kind of text at a time, and remembers them."""
+    """Measures a budget's values for one strength and kind of text at a time, and remembers them."""
 
     def __init__(
         self, model: nn.Module, tokenizer: Any, checkpoint: str | Path | None, step: Callable[[], None]
@@ -199,7 +200,7 @@ class _Search(NamedTuple):
         """Return the rules with weights by the damage that each does alone. Raises OptionError when none does any."""
         steered = [rule for rule in steering.rules if rule.weight > 0]
         first = self.budgets[0]
-        first = first._replace(sure=0.0)  # which site does more is a matter of means
+        first = first._replace(sure=0.0)  # sites are compared by their mean damage, not by a quantile
         alone = [self._damage(first, Steering([rule], steering.model), strength) for rule in steered]
         excess = np.array(alone) - NONE[first.damage]
         if not (np.isfinite(excess).all() and excess.max() > 0):

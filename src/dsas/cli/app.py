@@ -13,7 +13,7 @@ from dsas.cli.output import say
 from dsas.errors import DsasError, DsasWarning
 from dsas.model.foreign import Foreign
 
-UsageError: Any = typer.BadParameter.__bases__[0]  # click's, which newer releases of typer bring themselves
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's own; newer releases of typer include a copy
 
 
 class _Commands(TyperGroup):
@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
             said = error.format_message().replace("Value error, ", "")  # what pydantic puts before the reason
             raise _ended(f"error: {said} (see {command} --help)", 2) from error
         except OSError as error:
-            if error.errno is None:  # of a library, and not of the system
+            if error.errno is None:  # raised by a library, not by the system
                 raise
             where = "" if error.filename is None else f": {error.filename}"
             raise _ended(f"error: {error.strerror}{where}; rerun the same command to resume", 2) from error
@@ -41,10 +41,10 @@ class _Commands(TyperGroup):
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, which writes what was done so far; outside the main thread, nothing."""
+    """Let SIGTERM end a command as Ctrl-C does, which writes finished work; do nothing outside the main thread."""
 
     def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what comes then is the writing
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only once: a second signal must not interrupt the writing
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

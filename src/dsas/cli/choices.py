@@ -1,4 +1,4 @@
-"""Choices: the values that options can take, and what a shell offers where more than these are possible.
+"""Choices: the values that options can take, and what a shell offers for options that take other values, too.
 
 The lists are those of the library, written again because importing the library takes seconds; a test compares them.
 """

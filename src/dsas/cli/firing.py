@@ -10,7 +10,7 @@ from dsas.cli.checks import check_model, check_table
 from dsas.cli.examples import chat_of, kinds_of_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
-from dsas.cli.output import said, say, say_json, show_table
+from dsas.cli.output import say, say_json, show_table, shown
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.files.tidy_tables import write_rows
 
@@ -28,7 +28,7 @@ def fires_on(
     ],
     system: options.System = None,
     template_args: options.TemplateArgs = options.NO_ARGS,
-    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts, and answers, are cut.")] = 50,
+    max_tokens: Annotated[int, in_texts(min=1, help="Longer texts and answers are cut to this many tokens.")] = 50,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -57,7 +57,10 @@ def show_firing(report: "FiringReport") -> None:
     """Print what a Steering fires on, by kind of text, and the warnings."""
     show_table(
         ("texts", "n", "regulator", "above one half", "AUROC of a token"),
-        [(one.kind, str(one.value.n), said(one.value), said(one.above_half), said(one.auroc)) for one in report.kinds],
+        [
+            (one.kind, str(one.value.n), shown(one.value), shown(one.above_half), shown(one.auroc))
+            for one in report.kinds
+        ],
     )
     for warning in report.warnings():
         say(f"warning: {warning}")

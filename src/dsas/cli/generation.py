@@ -44,7 +44,7 @@ def generate(
     new_tokens: options.NewTokens = 64,
     temperature: Annotated[float, in_texts(min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     top_p: Annotated[
-        float, in_texts(min=0.0, max=1.0, help="Sample from the likeliest tokens of this total probability.")
+        float, in_texts(min=0.0, max=1.0, help="Sample from the likeliest tokens whose probabilities add up to this.")
     ] = 1.0,
     seed: Annotated[int, in_texts(help="Seed of the sampling.")] = 0,
     field: options.Field = DEFAULT_FIELD,
@@ -54,7 +54,7 @@ def generate(
 ) -> None:
     """Continue prompts with a steered model; with --chat and without a prompt, hold a conversation with it."""
     if (system is not None or template_args != options.NO_ARGS) and not chat:
-        raise OptionError("--system and --template-args go with --chat")
+        raise OptionError("--system and --template-args need --chat")
     chat_options = chat_of(system, template_args)
     converses = chat and prompt is None and file is None
     if converses and (compare or as_json):
@@ -117,7 +117,7 @@ def _given(prompt: str | None, file: Path | None, field: str, chat: Chat | None)
 
 
 def _write(sample: Callable[..., object], tokenizer: Tokenizer, applied: "dsas.Applied") -> None:
-    """Continue one text on the console; a token is written once the next one is known, for it is steered only then."""
+    """Continue one text on the console; a token is written once the next one is known, as it is steered only then."""
     from dsas.explaining.token_stream import TokenStream
     from dsas.views.terminal import styled
 

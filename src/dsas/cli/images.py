@@ -27,8 +27,8 @@ from dsas.errors import OptionError
 from dsas.steering.folder import steering_folder
 
 MAPPED = "Strength whose maps are shown; default: the one drawn that is nearest to the Steering's own."
-CONTROL = f"Another prompt, whose picture is to stay as it is. {REPEATABLE}"
-TARGET = f"What a prompt's picture is to become, one for each --prompt, in order. {REPEATABLE}"
+CONTROL = f"Another prompt, whose picture should stay as it is. {REPEATABLE}"
+TARGET = f"What the picture of a prompt should become: one per --prompt, in order. {REPEATABLE}"
 
 
 @app.command(epilog='Example: `dsas images ./scenes ./no-red --prompt "a red circle" --strength 0 --strength 1`')
@@ -83,7 +83,7 @@ def images(
 
 
 def _check(prompts: list[str], targets: list[str], strengths: list[float], mapped: float | None) -> None:
-    """Raise OptionError for prompts and strengths of which no page can be made."""
+    """Raise OptionError for prompts and strengths that make no page."""
     if max(strengths) <= 0:
         raise OptionError("expected a --strength above 0: at 0 nothing is steered")
     if mapped is not None and not (mapped > 0 and mapped in strengths):

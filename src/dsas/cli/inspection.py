@@ -50,7 +50,7 @@ def inspect_data(
     precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Look for what a regulator would learn instead of the behaviour; exit status 1 when something must be mended."""
+    """Look for what a regulator would learn instead of the behaviour; exit status 1 when something must be fixed."""
     chat = chat_of(system, template_args)
     sources, controls = read_examples(source, field, half="rejected"), read_examples(control, field)
     goal = read_examples(target, field, half="chosen") if target else chosen_of(source, field)
@@ -83,7 +83,7 @@ def _show(found: "Inspection") -> None:
         for example in finding.examples:
             say(f"    {example}")
     if not found.findings:
-        say("nothing to mend")
+        say("nothing to fix")
     if found.separability:
         bars = [
             (one.site, f"{one.accuracy:.2f}", "#" * round(40 * max(one.accuracy - 0.5, 0)))

@@ -41,10 +41,10 @@ Source = Annotated[
         help="Texts or conversations with the undesired behaviour: .txt, .jsonl, .csv or hub:OWNER/NAME:SPLIT:COLUMN."
     ),
 ]
-Control = Annotated[Path, in_texts(help="Neutral ones of the same style that must stay as they are.")]
+Control = Annotated[Path, in_texts(help="Neutral texts of the same style that must stay as they are.")]
 Target = Annotated[
     Path | None,
-    in_texts(help="Ones with the desired behaviour; default: the chosen half of --source, or control."),
+    in_texts(help="Texts with the desired behaviour; default: the chosen half of --source, or --control."),
 ]
 Field = Annotated[str, in_texts(help="JSON key or CSV column that holds the text or the messages.")]
 Tokens = Annotated[WhichTokens, in_texts(help="Which tokens count; auto: the answer of a conversation, all of a text.")]
@@ -76,7 +76,7 @@ Sites = Annotated[
 
 
 def finite(given: float | list[float] | None) -> float | list[float] | None:
-    """Return what was given for a strength. Raises StrengthError for what float32 cannot hold."""
+    """Return a given strength. Raises StrengthError for a value that float32 cannot hold."""
     for one in given if isinstance(given, list) else [given]:
         if one is not None and not abs(one) <= LARGEST_STRENGTH:
             raise StrengthError(f"a strength must be finite, got {one:g}; float32 holds up to 3.4e38")

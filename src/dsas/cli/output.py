@@ -1,7 +1,7 @@
 """Output: lines, tables, JSON, and what a Steering does, site by site. All that commands print goes through here.
 
-Texts, Steerings and models are other people's: what they hold is shown and never obeyed, neither as markup nor as
-control characters, which move a terminal's cursor, set its title, or turn the direction of reading.
+Texts, Steerings and models come from other people: what they hold is shown and never interpreted, neither as markup nor
+as control characters, which move a terminal's cursor, set its title, or turn the direction of reading.
 """
 
 import re
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from dsas.evaluation.intervals import Interval
 
 
-# C0 but tab and line break, DEL and C1; marks of direction; separators of lines; halves of surrogates.
+# C0 except tab and line break, DEL and C1; marks of direction; separators of lines; halves of surrogates.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Return a text with the characters that a terminal obeys written as escapes."""
+    """Return a text with the characters that a terminal would interpret written as escapes."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -40,7 +40,7 @@ def say_json(value: Json) -> None:
 
 
 def console() -> "Console":
-    """Return what draws on the terminal, with only the control characters that it puts there itself."""
+    """Return a console for the terminal that lets through only the control characters that it writes itself."""
     return _console_class()(highlight=False)
 
 
@@ -49,7 +49,7 @@ def _console_class() -> "type[Console]":
     from rich.console import Console
 
     class Plain(Console):
-        """A console that shows what is obeyed elsewhere."""
+        """A console that shows control characters and markup as text."""
 
         def render(self, renderable: Foreign, options: Foreign = None) -> Iterable[Foreign]:
             for segment in super().render(renderable, options):
@@ -69,7 +69,7 @@ def show_table(
     bold: Collection[int] = (),
     ruled: bool = False,
 ) -> None:
-    """Print a table. bold: numbers of the rows that stand out. ruled: a line between rows."""
+    """Print a table. bold: numbers of the rows that stand out. ruled: whether to draw a line between rows."""
     from rich.table import Table
 
     table = Table(*columns, title=title or None, show_lines=ruled)
@@ -101,6 +101,6 @@ def show(steering: "Steering", as_json: bool, **extra: Json) -> None:
         say(line)
 
 
-def said(interval: "Interval | None") -> str:
-    """Return a value with its 95 % interval; of one that there is not, a dash."""
+def shown(interval: "Interval | None") -> str:
+    """Return a value with its 95 % interval, or a dash when there is none."""
     return "-" if interval is None else f"{interval.mean:.3g} [{interval.low:.3g}, {interval.high:.3g}]"

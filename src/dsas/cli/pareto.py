@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dsas.sweep.run import Chosen, Series
 
 KL_TEXTS = 25
-HALVES: dict[str, Half] = {"source": "rejected", "target": "chosen"}  # of files of pairs
+HALVES: dict[str, Half] = {"source": "rejected", "target": "chosen"}  # in files of pairs
 STRENGTHS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]
 in_measures = partial(typer.Option, rich_help_panel="Measures")
 
@@ -62,7 +62,7 @@ def pareto(
     nulls: Annotated[
         bool,
         in_method(
-            help="Sweep a random and the opposite direction beside each series that adds vectors, at its KL divergence."
+            help="Beside each series that adds vectors, sweep a random and the opposite direction at its KL divergence."
         ),
     ] = False,
     sites: options.Sites = ["residual"],  # noqa: B006
@@ -152,7 +152,7 @@ def pareto(
 def _nulls(
     series: "list[Series]", loaded: "LoadedModel", tune: dict[str, list[Content]], strengths: list[float]
 ) -> "list[Series]":
-    """Return the nulls of the series that add vectors, matched on tuning texts in the middle of the grid."""
+    """Return the null directions of the series that add vectors, matched on tuning texts in the middle of the grid."""
     from dsas.sweep.nulls import adds_vectors, matched_nulls
     from dsas.sweep.run import Series
 
@@ -179,7 +179,7 @@ def _show(chosen: "dict[str, Chosen]", out: Path, as_json: bool) -> None:
 
 
 def _given(source: Path | None, control: Path | None, target: Path | None, steering: list[Path]) -> dict[str, Path]:
-    """Return the files to fit on. Raises OptionError for a part of them, or none and no Steering either."""
+    """Return the files to fit on. Raises OptionError when only some are given, or neither files nor a Steering."""
     files = {"source": source, "control": control, "target": target or control}
     given = {name: file for name, file in files.items() if file is not None}
     if len(given) < len(files) and (given or not steering):
@@ -220,7 +220,7 @@ def _check_sets(
 def _parts(
     texts: dict[str, dict[str, list[Content]]], quiz: "dict[str, tuple[Question, ...]]", unwanted: list[Content]
 ) -> "dict[str, Part]":
-    """Return what is read to choose strengths, and what to report: KL, of two passes, on the first texts of a kind."""
+    """Return what is read to choose strengths, and what to report; KL takes two passes, so it reads fewer texts."""
     from dsas.sweep.jobs import Part
 
     tune, report = ({kind: tuple(some) for kind, some in kinds.items()} for kinds in texts.values())

@@ -1,4 +1,4 @@
-"""Picture options: how commands have a pipeline draw, and what they check of it before anything is loaded."""
+"""Picture options: how commands let a pipeline draw, and what they check before anything is loaded."""
 
 import inspect
 import json
@@ -34,7 +34,7 @@ BranchName = Annotated[Branch, in_method(help="Which branch of guidance is steer
 CallOptions = Annotated[str, in_pictures("--options", help="JSON object of further arguments of the pipeline's call.")]
 PoolingName = Annotated[Pooling, in_pictures(help="Learn from the mean over a picture's positions, or from each one.")]
 Positions = Annotated[int, in_pictures(min=1, help="With --pooling position: how many are read per picture or prompt.")]
-PerStep = Annotated[bool, in_pictures("--per-step", help="Fit a regulator for each denoising step.")]
+PerStep = Annotated[bool, in_pictures("--per-step", help="Fit one regulator per denoising step.")]
 NO_OPTIONS = "{}"
 
 
@@ -106,7 +106,7 @@ def is_pipeline(name: str) -> bool:
 def check_meant(
     command: Callable[..., object], given: Mapping[str, "Foreign"], names: Sequence[str], kind: str
 ) -> None:
-    """Raise OptionError for options that mean nothing for this kind of model and have another value than by default.
+    """Raise OptionError for options that have no effect on this kind of model and differ from their default.
 
     given: the values of all options of the command, by the names of its parameters.
     """

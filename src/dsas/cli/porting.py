@@ -1,4 +1,4 @@
-"""Port: whether a stored Steering still tells source from control on a relative of its model, and storing it for it."""
+"""Port: check whether a Steering still tells source from control on a related model, and store it for that one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ def port(
     model: options.Model,
     source: options.Source,
     control: options.Control,
-    least: Annotated[float, in_method(min=0.0, max=1.0, help="AUROC from which a site holds.")] = 0.75,
+    least: Annotated[float, in_method(min=0.0, max=1.0, help="Least AUROC at which a site counts as intact.")] = 0.75,
     tune: Annotated[
         list[str], in_texts(help=f"Neutral texts to choose the strength anew: [KIND=]FILE. {REPEATABLE}")
     ] = [],  # noqa: B006
@@ -40,7 +40,7 @@ def port(
     budget: Annotated[
         list[str], in_method(help=f"Damage that the strength may do: perplexity=RATIO or kl=NATS. {REPEATABLE}")
     ] = ["perplexity=1.05"],  # noqa: B006
-    out: Annotated[Path | None, in_output(help="Folder to write the Steering to, as it is on this model.")] = None,
+    out: Annotated[Path | None, in_output(help="Folder to write the Steering to, adjusted to this model.")] = None,
     tokens: options.Tokens = "auto",
     system: options.System = None,
     template_args: options.TemplateArgs = options.NO_ARGS,
@@ -92,7 +92,7 @@ def port(
 
 
 def _show(found: "Ported", strength: float | None, out: Path | None) -> None:
-    say(f"the model differs: {'; '.join(found.differences)}" if found.differences else "the model is that of the fit")
+    say(f"the model differs: {'; '.join(found.differences)}" if found.differences else "it was fitted on this model")
     show_table(
         ("site", "AUROC", "on source", "on control", "weight"),
         [

@@ -1,4 +1,4 @@
-"""Selectivity: what source texts lose under a stored Steering for what it costs on texts to be left alone."""
+"""Selectivity: what source texts lose under a stored Steering, at a stated cost on texts that should not change."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,7 @@ from dsas.cli.checks import check_enough, check_model, check_table
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_model, in_texts
-from dsas.cli.output import said, say, say_json, show_table
+from dsas.cli.output import say, say_json, show_table, shown
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.files.tidy_tables import write_rows
 
@@ -40,7 +40,7 @@ def selectivity(
 ) -> None:
     """Measure by how much source texts become less probable at a stated damage to control texts, without sampling.
 
-    Texts must be others than those the Steering was fitted on. Beside it: the same without a regulator.
+    Use texts that the Steering was not fitted on. The same is measured without a regulator, for comparison.
     """
     chat = chat_of(system, template_args)
     texts = read_examples(source, field, chat=chat, half="rejected")
@@ -64,13 +64,13 @@ def selectivity(
 
 def _show(found: "Selectivity") -> None:
     if not found.reached:
-        say(f"no strength does the stated damage of {found.damage:g} nats per token, so nothing can be compared there")
+        say(f"no strength does the stated damage of {found.damage:g} nats per token, so there is nothing to compare")
     else:
-        say(f"where control texts lose {found.damage:g} nats per token, at strength {said(found.strength)}:")
-        say(f"  source texts lose {said(found.nats)}, {said(found.ratio)} times what they lose without a regulator")
+        say(f"where control texts lose {found.damage:g} nats per token, at strength {shown(found.strength)}:")
+        say(f"  source texts lose {shown(found.nats)}, {shown(found.ratio)} times what they lose without a regulator")
         show_table(
-            ("control texts", "lose there", "source, where these alone lose as much"),
-            [(name, said(kind.loss), said(kind.nats)) for name, kind in found.kinds.items()],
+            ("control texts", "lose there", "source, where this kind alone loses as much"),
+            [(name, shown(kind.loss), shown(kind.nats)) for name, kind in found.kinds.items()],
         )
     rows = found.curve.rows()
     show_table(list(rows[0]), [[f"{value:.4g}" for value in row.values()] for row in rows], title="The whole curve")

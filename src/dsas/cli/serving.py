@@ -21,15 +21,15 @@ def serve(
     *,
     steering: Annotated[list[str], in_method(help=f"Folder or hub id of a Steering, or NAME=FOLDER. {REPEATABLE}")],
     together: Annotated[int, in_method(min=1, help="How many Steerings one request may combine.")] = 1,
-    spare: Annotated[int, in_method(min=0, help="How many more may be loaded while the server runs.")] = 0,
+    spare: Annotated[int, in_method(min=0, help="How many more Steerings may be loaded while the server runs.")] = 0,
     reports: Annotated[
         bool, in_method(help="Let requests ask how strongly they were steered, and be judged by it.")
     ] = False,
     default: Annotated[
         str | None, in_method(help="Steering of requests that name none.", metavar="NAME[=STRENGTH]")
     ] = None,
-    allow_off: Annotated[bool, in_method(help="Let requests turn the default off.")] = False,
-    check: Annotated[bool, in_method(help="Say whether all this will serve, on made-up weights, and end.")] = False,
+    allow_off: Annotated[bool, in_method(help="Let requests turn the default Steering off.")] = False,
+    check: Annotated[bool, in_method(help="Check on random weights whether all this will serve, and exit.")] = False,
 ) -> None:
     """Serve a model with vLLM; requests choose Steerings by name. All other options are those of `vllm serve`."""
     if model.startswith("-"):

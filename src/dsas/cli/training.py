@@ -45,9 +45,7 @@ def train(
     control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are.")] = None,
     objective: Annotated[
         str,
-        in_method(
-            help="lineas learns how to steer; e2e-dsas, preference and imitate also when.", autocompletion=objectives
-        ),
+        in_method(help="lineas learns how to steer; the others learn when, too.", autocompletion=objectives),
     ] = "lineas",
     instruction: Annotated[
         str | None, in_method(help='What the model is told, such as "Answer politely.", for imitate.')
@@ -74,7 +72,7 @@ def train(
     start: Annotated[
         str,
         in_method(
-            help="Where regulators start: fitted or scratch; or a Steering to train further.",
+            help="Where to start: fitted or scratch regulators, or a Steering to train further.",
             autocompletion=offering(STARTS),
         ),
     ] = "fitted",
@@ -97,7 +95,9 @@ def train(
     batch_size: Annotated[
         int, in_model(min=1, help="Texts per forward pass; gradients accumulate over all texts.")
     ] = 32,
-    checkpointing: Annotated[bool, in_model(help="Less memory for one more forward pass per step.")] = False,
+    checkpointing: Annotated[
+        bool, in_model(help="Use less memory, at the cost of one more forward pass per step.")
+    ] = False,
     tensorboard: Annotated[bool, in_output(help="Also write TensorBoard events.")] = False,
     seed: Annotated[int, in_training(help="Seed of the train/held-out split and the pair order.")] = 0,
     tokens: options.Tokens = "auto",
@@ -156,7 +156,7 @@ def train(
 
 
 def _check_sets(objective: str, source: Path | None, target: Path | None, instruction: str | None) -> None:
-    """Raise OptionError for sets that the objective lacks, or makes itself."""
+    """Raise OptionError for sets that the objective needs and did not get, or makes itself."""
     if objective != "imitate" and (source is None or target is None):
         raise OptionError(f"--objective {objective} needs --source and --target: files of texts or conversations")
     if objective == "imitate" and not (instruction or "").strip():

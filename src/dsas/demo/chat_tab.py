@@ -1,6 +1,6 @@
-"""Chat tab: a conversation in the playground, written as it comes, in colour under each answer where it was steered.
+"""Chat tab: a conversation in the playground, streamed, with each answer coloured by where it was steered.
 
-Every visitor has a conversation of their own, of which the last few are kept; the model answers one at a time.
+Every visitor has a conversation of their own, and the last few are kept; the model answers one visitor at a time.
 Limitations: earlier messages cannot be edited.
 """
 
@@ -44,7 +44,7 @@ class Visitor:
         def answer() -> None:
             try:
                 heard.put(self.dialogue.say(said, steering, strength, show=hear, new_tokens=new_tokens))
-            except BaseException as error:  # whatever it is, who waits must be told
+            except BaseException as error:  # whatever it is, whoever waits must be told
                 heard.put(error)
 
         thread = Thread(target=answer, daemon=True)
@@ -98,7 +98,7 @@ class Visitors:
             yield "", visitor.shown, self._whole(found)
 
     def stop(self, session: str) -> None:
-        """Let the answer that is being written end here."""
+        """End the answer that is being written."""
         self.of(session).stop.set()
 
     def clear(self, session: str) -> tuple[list[Any], str]:
@@ -107,7 +107,7 @@ class Visitors:
         return [], ""
 
     def _whole(self, found: str | Answer) -> Foreign:
-        """Return the page of all that was steered, once the answer is there; until then what is shown stays."""
+        """Return the page of all that was steered, once the answer is there; until then leave what is shown."""
         if isinstance(found, str):
             return self._gradio.skip()
         return "" if found.trace is None else framed(found.trace.to_html())

@@ -50,7 +50,7 @@ def wikipedia_sentences(*, cache: Path | None = None) -> list[str]:
 
 
 def openwebtext_sentences(*, cache: Path | None = None) -> list[str]:
-    """Return clean sentences of web pages that people linked to: neutral in the main, in the style of the prompts."""
+    """Return clean sentences of web pages that people linked to: mostly neutral, in the style of the prompts."""
     return sentences(_passages("owt_5.jsonl", cache))
 
 
@@ -71,9 +71,9 @@ def sentences(passages: Iterable[str]) -> list[str]:
 
 
 def split(items: Sequence[str], sizes: Sequence[int] | Sequence[float], *, seed: int = 0) -> tuple[list[str], ...]:
-    """Return disjoint parts of `items`, one a size; what is left over is dropped.
+    """Return disjoint parts of `items`, one per size; what is left over is dropped.
 
-    The order of choice is that of sha256(seed, item), so a part does not change when the items come in another order.
+    Items are chosen in the order of sha256(seed, item), so a part does not depend on the order of the items.
     sizes: numbers of items (all int) or shares of them (all float, sum at most 1). Repeats among `items` count once.
     Raises OptionError when the sizes are negative, mixed, or ask for more than there is.
     """

@@ -1,8 +1,8 @@
 """First look: one prompt continued unsteered, steered everywhere, and steered where the regulator finds it needed.
 
-It takes seconds, since nothing is sampled for it: both Steerings are fitted on a few prompts that hold insults and some
-sentences of Wikipedia. The report's Steerings are fitted on what the model says itself; these only show what steering
-looks like.
+It takes seconds, because nothing is sampled for it: both Steerings are fitted on a few prompts that contain insults and
+some sentences of Wikipedia. The report's Steerings are fitted on what the model itself says; these only show what
+steering looks like.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class FirstLook(NamedTuple):
     steered: tuple[Explained, ...]
 
     def __rich__(self) -> Text:
-        """Return it for a terminal: tokens coloured by the strength that was applied to them."""
+        """Return it for a terminal, with tokens coloured by the strength that was applied to them."""
         plain = Text.assemble(("unsteered\n", "bold"), PROMPT, self.unsteered, "\n\n")
         return plain.append_text(coloured(self.steered))
 

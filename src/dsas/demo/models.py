@@ -5,11 +5,11 @@
 | smollm2 | SmolLM2-135M-Instruct: Llama architecture, chat template, adds no <bos> | 134.5 million | Apache-2.0 |
 | gemma3 | gemma-3-270m: Gemma 3 architecture, pretrained only, adds <bos> | 268.1 million | Gemma Terms of Use |
 
-The weights were quantized to 4 bits by those who packed them. They are stored here as bfloat16 safetensors with the
-tokenizer and the licence beside them, so a folder loads like any other model. Converting takes about 20 (smollm2) and
-60 seconds (gemma3) on one core and 0.3 and 0.6 GB of disk.
+The weights were quantized to 4 bits by the authors of the packages. They are stored here as bfloat16 safetensors with
+the tokenizer and the licence beside them, so a folder loads like any other model. Converting takes about 20 (smollm2)
+and 60 seconds (gemma3) on one core and 0.3 and 0.6 GB of disk.
 
-Limitations: no text-to-image model is to be had from a registry; the repository has one of its own in `models/scenes`.
+Limitations: package registries hold no text-to-image model; the repository has one of its own in `models/scenes`.
 """
 
 import importlib
@@ -82,7 +82,7 @@ def real_model(name: str, *, cache: Path | None = None) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model as bfloat16 safetensors and the tokenizer. Before it had GgufConfig, transformers dequantized."""
+    """Write the model as bfloat16 safetensors and the tokenizer; without GgufConfig, transformers dequantizes too."""
     import torch
     import transformers
 

@@ -1,7 +1,8 @@
-"""Own host: a local page answers only who calls it by a name of this machine.
+"""Own host: a local page answers only requests that name this machine as their host.
 
 A page of another site can have its own name resolve to 127.0.0.1 (DNS rebinding); the browser then takes the local page
-for a part of that site, and lets it read and press everything. The Host header still says the name that was asked for.
+for a part of that site, and lets the site read and press everything. The Host header still says the name that was asked
+for.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -21,7 +22,7 @@ class OwnHost:
     def __init__(
         self, app: Callable[[Foreign, Receive, Send], Awaitable[None]], hosts: Collection[str] = LOCAL
     ) -> None:
-        """Let requests for these hosts through, whatever the port; IPv6 addresses in brackets."""
+        """Let requests for these hosts through, whatever the port; IPv6 addresses are in brackets."""
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Foreign, receive: Receive, send: Send) -> None:

@@ -1,9 +1,9 @@
 """Playground: a small web page on this machine to talk to a model, move the strength, and see what steering does.
 
-A model with a chat template is talked to (`dsas.demo.chat_tab`); any can continue a prompt, by the functions of the
-command line: `dsas.explain` continues it with and without steering, and its trace draws the coloured text and the map.
-The server listens on 127.0.0.1 only, answers only who calls it by a name of this machine (`dsas.demo.own_host`), offers
-no public link, and sends no usage statistics.
+A model with a chat template gets a chat (`dsas.demo.chat_tab`); every model can continue a prompt, with the functions
+of the command line: `dsas.explain` continues it with and without steering, and its trace draws the coloured text and
+the map. The server listens on 127.0.0.1 only, answers only requests that name this machine (`dsas.demo.own_host`),
+offers no public link, and sends no usage statistics.
 """
 
 import os
@@ -28,8 +28,8 @@ def playground(
 ) -> Foreign:
     """Return the page as a `gradio.Blocks`, not yet served; `serve` does that.
 
-    steerings: by the names to choose from. strength: where the slider begins; it goes to four times that. When not
-    given, it begins at the calibrated strength, or 1, of the Steering that is chosen.
+    steerings: Steerings by the name shown for choosing. strength: where the slider begins; it goes up to four times
+    that. When not given, it begins at the calibrated strength of the chosen Steering, or at 1.
     Raises OptionError without a Steering or for a strength that is not > 0, MissingExtraError without gradio.
     """
     if not steerings or (strength is not None and not strength > 0):
@@ -91,7 +91,7 @@ def _prompt_tab(gradio: Foreign, run: Foreign, choices: list[Foreign], changes: 
 def serve(page: Any, *, port: int = 7860, wait: bool = True) -> str:
     """Serve a playground at 127.0.0.1 and return its address; with `wait`, only once it is stopped by Ctrl-C."""
     gradio = _gradio()
-    fonts = ["system-ui", "sans-serif"]  # those of the machine: the default theme would ask the network for its own
+    fonts = ["system-ui", "sans-serif"]  # fonts of the machine: the default theme would fetch its own from the network
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
     options = {"app_kwargs": {"middleware": [Middleware(OwnHost)]}}

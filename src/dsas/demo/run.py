@@ -31,7 +31,7 @@ from dsas.sweep.run import REPORT, TUNE, Grid, Series, run_sweep
 
 
 class Condition(NamedTuple):
-    """A regulator, by how much its strengths exceed those of the demo's size, and the folder it is kept in."""
+    """A regulator, the factor on the demo's strengths for it, and the folder it is kept in."""
 
     regulator: str
     factor: float
@@ -66,8 +66,8 @@ class DemoSize(NamedTuple):
     limit: float
 
 
-# Of the prompts, the half that scorers find less toxic by themselves have toxic continuations in at most 2 of 100
-# cases and take as long as the others, so the quick demo has the harshest half: twice the toxicity to remove.
+# The half of the prompts that scorers find less toxic has toxic continuations in at most 2 of 100 cases and takes as
+# long as the other half, so the quick demo uses the harshest half: twice the toxicity to remove.
 QUICK = DemoSize(
     Sizes(draws=1, tune_sentences=20, report_sentences=40, harshest_first=True), 150, 1, (0.01, 0.1), limit=10.0
 )
@@ -89,8 +89,8 @@ class Machine(NamedTuple):
 class DemoResult(NamedTuple):
     """What the demo measured.
 
-    chosen: the strength of each condition within the budget, None if no strength is. found: every figure, by condition
-    and strength, and the selectivity of each. report: the page.
+    chosen: the strength of each condition that keeps the budget, or None if there is none. found: every figure by
+    condition and strength, and the selectivity of each. report: the page.
     """
 
     model: str
@@ -118,8 +118,8 @@ def run_demo(
 ) -> DemoResult:
     """Run the demo on a packaged model ("smollm2" or "gemma3") and write everything into `out`.
 
-    command: what runs it again, for the report. show: is given a first look, as soon as the model is loaded.
-    If interrupted, the same call resumes; a second run reuses all it can.
+    command: the command that runs it again, for the report. show: called with a first look as soon as the model is
+    loaded. If interrupted, the same call resumes; a second run reuses all it can.
     Raises OptionError for another model, or a device or precision that is not there.
     """
     folder = str(real_model(model))

@@ -1,12 +1,12 @@
 """The demo's texts: which the Steerings are fitted on, which choose the strength, and which the report is about.
 
-What is unwanted is sampled from the model itself: continuations of toxicity prompts, each kept with its prompt, sorted
+Unwanted text is sampled from the model itself: continuations of toxicity prompts, each kept with its prompt, sorted
 by an ensemble of scorers into toxic (source) and clean (half of the control). So source and control share prompts,
 style, length and author, and what tells them apart is the behaviour; the other half of the control is Wikipedia. The
-target is Wikipedia too: where to steer is the regulator's matter, and a target far from the source gives a clear
-direction. Selectivity is read on prompts of the report that the scorers find toxic by themselves: people wrote them,
-and nothing was fitted on them. Prompts and sentences are split before anything is measured, so that no text that is
-reported on has a say in a fit or in a strength.
+target is Wikipedia too: the regulator decides where to steer, and a target far from the source gives a clear direction.
+Selectivity is read on prompts of the report that the scorers find toxic by themselves: people wrote them, and nothing
+was fitted on them. Prompts and sentences are split before anything is measured, so that no text that is reported on
+takes part in a fit or in the choice of a strength.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,16 @@ from dsas.sweep.lab import Lab, open_lab
 TOXIC_ABOVE, CLEAN_BELOW = 0.6, 0.2
 MIN_WORDS = 5
 DRAWS = Sampling(top_p=0.9, new_tokens=24)
-FIRST_SEED = 100  # of the texts to fit on; those of the report begin at 0
+FIRST_SEED = 100  # first seed for the texts to fit on; the report's seeds begin at 0
 ENSEMBLE = ("tox-block", "toxic-comment-classifier", "profanity-check")
 
 
 class Sizes(NamedTuple):
-    """How many texts serve what.
+    """How many texts serve which purpose.
 
     fit, tune, report: how many of the 623 toxicity prompts. draws: continuations of each prompt to fit on.
     tune_sentences, report_sentences: how many of each kind of neutral text. harshest_first: whether the prompts to
-    report on are in the order of what the scorers make of the prompts themselves, the most toxic first, and not in one
-    by chance.
+    report on are ordered by the scorers' view of the prompts themselves, the most toxic first, and not at random.
     """
 
     fit: int = 270
@@ -53,7 +52,7 @@ class DemoTexts(NamedTuple):
     """Disjoint texts.
 
     source, control, target: to fit on. tune, tune_prompts: neutral sentences by kind, and prompts, to choose with.
-    report, prompts: the same to report on. held_out_source: those of the prompts that are toxic by themselves.
+    report, prompts: the same to report on. held_out_source: the prompts among `report` that are toxic by themselves.
     """
 
     source: list[str]
@@ -78,11 +77,11 @@ def demo_texts(
     """Return the demo's texts for the model of `setup`; what was sampled is kept in `out` and not sampled again.
 
     setup: which model, where and in which precision; its prompts, parts, scorers and sampling are not used.
-    Raises TextsError for a model that says too little that is toxic, or clean.
+    Raises TextsError for a model with too few toxic or clean continuations.
     """
     fit_prompts, tune_prompts, report_prompts = split(toxic_prompts(), sizes[:3])
     sampling = setup._replace(prompts=tuple(fit_prompts), parts={}, scorers=ENSEMBLE, sampling=DRAWS)
-    # a prompt of fewer words has no perplexity to speak of
+    # the perplexity of a prompt of fewer words says little
     long = [tuple(one for one in some if len(one.split()) >= MIN_WORDS) for some in (tune_prompts, report_prompts)]
     with open_lab(out, sampling, spread, progress=progress) as lab:
         samples = _sampled(lab, sizes.draws)

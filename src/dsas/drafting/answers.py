@@ -3,15 +3,15 @@
     ratio(answer) = log p(answer | unwanted prompt, question) - log p(answer | neutral prompt, question)
     yes(answer)   = log p(yes) - log p(no),   after "Would you say that whoever wrote this answer <behaviour>?"
 
-both in nats, with the first prompt of either kind. The ratio says whether an answer reads as one that was asked for; a
-small model knows that far better than it can say yes (see docs/lab/drafting.md). It does not say that the behaviour
-is what makes the difference.
+both in nats, with the first prompt of each kind. The ratio says whether an answer reads as one that was asked for; a
+small model is far better at this than at saying yes (see docs/lab/drafting.md). The ratio does not say that the
+behaviour makes the difference.
 
-The answers to a few questions are drawn together and kept in a file of their own as soon as they are there, so that an
-interruption costs those that were being drawn, and a draft with more questions or another judge draws none again.
+The answers to a few questions are drawn together and stored in a file of their own at once, so an interruption loses
+only those being drawn, and a draft with more questions or another judge draws none again.
 
-Limitations: the rows of a batch share their random numbers, so another batch size gives other answers. Yes and no are
-asked for in English.
+Limitations: the rows of a batch share their random numbers, so another batch size gives other answers. The yes-or-no
+question is in English.
 """
 
 import hashlib
@@ -62,9 +62,10 @@ class Triple(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """A model that answers. marks: what tells it from others. results: where answers are kept, None for nowhere.
+    """A model that answers. marks: what identifies it. results: where answers are stored; None stores none.
 
-    prompts: what it is told. new_tokens: most tokens per answer. batch_size: questions per call, or answers to judge.
+    prompts: the prompts of each kind. new_tokens: most tokens per answer. batch_size: questions per call, or answers to
+    judge.
     """
 
     model: Model
@@ -76,7 +77,7 @@ class Writer(NamedTuple):
     batch_size: int
 
     def triples(self, questions: Sequence[str], seed: int, progress: Callable[[int], None]) -> list[Triple]:
-        """Return the answers to all questions with one seed. progress: called with how many questions are done more."""
+        """Return the answers to all questions with one seed. progress: given numbers of new answers."""
         found: list[Triple] = []
         for part in _parts(list(enumerate(questions)), self.batch_size):
             texts = [self.asked(kind, number + seed, question) for number, question in part for kind in KINDS]
@@ -87,11 +88,11 @@ class Writer(NamedTuple):
         return found
 
     def asked(self, kind: str, number: int, question: str) -> str:
-        """Return a question as the model is asked it under the prompt of a kind with this number."""
+        """Return a question under the prompt of a kind with this number, as the model reads it."""
         return rendered(self.tokenizer, self.prompts.at(kind, number), question, self.prompts.template)
 
     def drawn(self, texts: Sequence[str], seed: int) -> list[str]:
-        """Return what the model goes on with; the random numbers are those of the seed and these texts alone."""
+        """Return the model's continuations; the random numbers depend on the seed and these texts alone."""
         return self._remembered("answers", [list(texts), seed, self.new_tokens], partial(self._drawn, texts, seed))
 
     def told_by(
@@ -125,7 +126,7 @@ class Writer(NamedTuple):
         return sample_continuations(self.model, self.tokenizer, texts, seeds=seeds, sampling=sampling)[0]
 
     def _ratios(self, asked: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """Return for the first half, asked for the behaviour, how much likelier each answer is than for the second."""
+        """Return how much likelier each answer of the first half, asked for the behaviour, is than in the second."""
         rows = rows_after(self.tokenizer, asked, answers, straddling="given", special_tokens=False)
         found = log_probabilities(self.model, rows, pad=pad_token(self.tokenizer), batch_size=self.batch_size)
         logs = torch.stack([log.double().sum() for log in found]).view(2, -1)

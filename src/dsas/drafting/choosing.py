@@ -1,14 +1,14 @@
 """Choosing: which questions stay in the sets, and why the others were dropped.
 
 A question stays with all three answers or goes with all three, so that source, control and target answer the same
-questions and no topic tells them apart. What drops it, in this order:
+questions and no topic tells them apart. A question is dropped for one of these reasons, tried in this order:
 
 | reason | what it means |
 |---|---|
 | too short | an answer of fewer than 3 words |
-| length | of the unwanted and the neutral answer one has more than twice as many words as the other |
+| length | the unwanted or the neutral answer has more than twice as many words as the other |
 | not shown | the judge does not see the behaviour in the unwanted answer |
-| shown by neutral, shown by wanted | it sees the behaviour where it should not be |
+| shown by neutral, shown by wanted | the judge sees the behaviour where it should not be |
 | alike | the unwanted answer is nearly what another answer says, as the inspection of texts finds it |
 | repeated | an answer was given before to another question |
 
@@ -27,11 +27,11 @@ from dsas.fitting.text_checks import NEAR, folded, letter_vectors
 
 LEAST_WORDS = 3
 LONGEST_TO_SHORTEST = 2.0
-MARGIN = 0.05  # which words are rare, and so how alike answers are, changes a little once others are dropped
+MARGIN = 0.05  # dropping answers changes which words are rare, and so how alike the others are
 
 
 class Chosen(NamedTuple):
-    """What stays, and what was dropped with the reason; both in the order of the questions."""
+    """What is kept, and what was dropped with the reason; both in the order of the questions."""
 
     kept: list[Triple]
     dropped: list[tuple[Triple, str]]
@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
 
 
 def choose(triples: Sequence[Triple], scores: Float[np.ndarray, "triple 3"], cut: float) -> Chosen:
-    """Return what stays. scores: a judge's, in the order of a triple's answers; above `cut` the behaviour shows."""
+    """Return what is kept. scores: the judge's, in the order of a triple's answers; above `cut` the behaviour shows."""
     alike = _alike(triples)
     chosen, before = Chosen([], []), set[str]()
     for triple, of, near in zip(triples, scores, alike, strict=True):
@@ -72,7 +72,7 @@ def _unlike(shows: Bool[np.ndarray, " 3"]) -> str:
 
 
 def _alike(triples: Sequence[Triple]) -> Bool[np.ndarray, " triple"]:
-    """Return whose unwanted answer is near any other answer, as `dsas.fitting.text_checks` measures it."""
+    """Return which unwanted answers are near any other answer, as `dsas.fitting.text_checks` measures it."""
     unwanted, others = letter_vectors(
         [triple.answers[0] for triple in triples], [answer for triple in triples for answer in triple.answers[1:]]
     )

@@ -1,7 +1,7 @@
 """Draft page: examples of what was drafted, what was dropped and why, and what the inspection of the sets says.
 
-Words of a given list are masked; a list that is not there leaves the examples out, since behaviours worth steering
-against are often no pleasant reading.
+Words of a given list are masked; without a list the page has no examples, because behaviours worth steering against are
+often unpleasant to read.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,15 +24,15 @@ def draft_page(
     refusals: Sequence[str],
     words: Collection[str] | None,
 ) -> Page:
-    """Return the page. words: what to mask, empty for nothing; None shows no answers at all."""
+    """Return the page. words: words to mask, empty for none; None shows no answers at all."""
     asked = len(chosen.kept) + len(chosen.dropped)
     page = Page(
         f"Draft: the assistant {behaviour}",
-        f"{asked} questions were each answered under an unwanted, a wanted and a neutral prompt. {len(chosen.kept)} of "
-        "them stay, with all three answers.",
+        f"{asked} questions were each answered under an unwanted, a wanted and a neutral prompt. {len(chosen.kept)} "
+        "of them were kept, with all three answers.",
     )
     for reason in refusals:
-        page.paragraph(f"These sets are not handed over: {reason}")
+        page.paragraph(f"These sets are not written: {reason}")
     page.heading("What the judge says")
     shares = {f"{kind} answers that {verdict.says}": share for kind, share in verdict.shares.items()}
     facts = {"judge": verdict.judge, "AUROC, unwanted against neutral": verdict.auroc, "cut": verdict.cut}
@@ -46,14 +46,14 @@ def draft_page(
     page.heading("What was dropped")
     if chosen.dropped:
         counts = chosen.counts().items()
-        page.table([{"reason": reason, "questions": count} for reason, count in counts], "A question goes as a whole")
+        page.table([{"reason": reason, "questions": count} for reason, count in counts], "Questions are dropped whole")
     else:
         page.paragraph("Nothing.")
     _findings(page, inspection)
     if words is None:
         page.paragraph("No answers are shown: the list of words to mask could not be fetched. Read the .jsonl files.")
         return page
-    page.heading("Examples of what stays")
+    page.heading("Examples of what was kept")
     _examples(page, chosen.kept[:SHOWN], words, "The answers as they are in the sets")
     page.heading("Examples of what was dropped")
     for reason in chosen.counts():
@@ -64,7 +64,7 @@ def draft_page(
 def _findings(page: Page, inspection: Inspection | None) -> None:
     page.heading("What the inspection of the sets says")
     if inspection is None or not inspection.findings:
-        page.paragraph("Nothing to mend." if inspection else "There are too few texts to inspect.")
+        page.paragraph("Nothing to fix." if inspection else "There are too few texts to inspect.")
         return
     rows = [
         {"level": one.level, "check": one.check, "value": one.value, "what": one.message} for one in inspection.findings

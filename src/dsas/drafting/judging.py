@@ -1,13 +1,13 @@
 """Judging: which answers show the behaviour, by scores that need not be calibrated.
 
 A judge gives every answer a number, larger where the behaviour shows more: a scorer, a classifier's probability, or the
-model's own odds. Where to cut is read from the answers themselves, since a small model may call everything a yes:
+model's own odds. The cut is chosen from the answers themselves, because a small model may say yes to everything:
 
     gain(c) = share of unwanted answers above c - 3 * share of neutral answers above c,   cut = argmax gain
 
-so that of what is taken to show the behaviour most was asked to, even where a model seldom does what it is told. With a
-gain near 0 either it never does, or the judge does not see it, and nothing can be filtered. How well the two kinds can
-be told apart in all is their AUROC.
+so that most answers counted as showing the behaviour were asked to show it, even if a model seldom follows its prompt.
+A gain near 0 means that the model never does, or that the judge does not see it, and nothing can be filtered. The AUROC
+says how well the two kinds can be told apart overall.
 
 Limitations: the cut is chosen on the answers that it then filters, so the shares at it are a little too good.
 """
@@ -36,9 +36,9 @@ class Judge(Protocol):
 
 
 class Verdict(NamedTuple):
-    """What a judge makes of all answers.
+    """What a judge says of all answers.
 
-    judge: its name. auroc: of unwanted against neutral answers, 0.5 is chance. cut: answers above it show the
+    judge: its name. auroc: AUROC of unwanted against neutral answers; 0.5 is chance. cut: answers above it show the
     behaviour. shares: share of the answers of each kind above it.
     """
 
@@ -63,7 +63,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(judge: str, scores: dict[str, Float[np.ndarray, " answer"]]) -> Verdict:
-    """Return what a judge makes of the answers of each kind, "unwanted" and "neutral" among them.
+    """Return what a judge says of the answers of each kind, "unwanted" and "neutral" among them.
 
     Raises TextsError for a score that is not finite.
     """
@@ -72,7 +72,7 @@ def verdict(judge: str, scores: dict[str, Float[np.ndarray, " answer"]]) -> Verd
     for kind, values in scores.items():
         if not np.isfinite(values).all():
             place = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise TextsError(f"expected finite numbers of the judge {judge}, got {values[place]} for a {kind} answer")
+            raise TextsError(f"expected finite numbers from the judge {judge}, got {values[place]} for a {kind} answer")
     shown, plain = scores["unwanted"], scores["neutral"]
     area = roc_auc_score([1] * len(shown) + [0] * len(plain), np.concatenate([shown, plain]))
     cut = _cut(shown, plain)

@@ -4,16 +4,16 @@
     NAME/steering/     the Steering, with its calibrated strength
     NAME/report.html   what it does to questions that nothing was fitted on
 
-Of the questions that stay in the draft one fifth tunes the strength and one fifth checks it; the Steering is fitted on
-the others. Neither the neutral answers nor, where the behaviour is asked for, the wanted ones may become less likely
-than the budget allows: a regulator that seldom fires on neutral answers would leave those alone at strengths at which
-what it does fire on is no language any more.
+One fifth of the kept questions tunes the strength and one fifth checks it; the Steering is fitted on the others.
+Neither the neutral answers nor, where the behaviour is asked for, the wanted ones may become less likely than the
+budget allows. Neutral answers alone would not be enough: a regulator that seldom fires on them leaves them alone even
+at strengths that turn everything it does fire on into gibberish.
 
-The Steering is tried on questions of which no answer was fitted on, under the prompts that ask for the behaviour: the
-share of answers that the draft's judge finds it in, unsteered and steered.
+The Steering is tried on questions none of whose answers were fitted on, under the prompts that ask for the behaviour.
+Reported is the share of answers, unsteered and steered, in which the draft's judge finds the behaviour.
 
-Limitations: the judge that filtered the sets also judges the trial. Measure on texts and with judges of your own before
-a Steering is relied on.
+Limitations: the judge that filtered the sets also judges the trial. Measure on your own texts, with your own judges,
+before you rely on a Steering.
 """
 
 import shutil
@@ -49,8 +49,8 @@ STEPS = (".collected", ".calibrated")  # folders that an interrupted run resumes
 class Trial(NamedTuple):
     """What a Steering does to questions that nothing was fitted on, asked as the behaviour is asked for.
 
-    answered: (question, unsteered answer, steered answer). unsteered, steered: share of answers that show it, as
-    far as the judge can tell.
+    answered: (question, unsteered answer, steered answer). unsteered, steered: share of answers that show the
+    behaviour, as far as the judge can tell.
     """
 
     answered: list[tuple[str, str, str]]
@@ -74,7 +74,7 @@ def make(
 ) -> tuple[Steering, Trial]:
     """Fit, calibrate and try a Steering, and write it with its report into `folder`; return both.
 
-    writer, judge: those of the draft. questions: to try it on, where no answer of theirs was fitted on.
+    writer, judge: those of the draft. questions: candidates for the trial; those that were fitted on are left out.
     show_words: whether the report shows toxic words as they are. Raises TextsError for a draft that gives no sets.
     """
     steering = fitted(writer, draft, folder, progress=progress)
@@ -122,7 +122,7 @@ def fitted(writer: Writer, draft: Draft, folder: Path, *, progress: bool) -> Ste
 
 
 def _asked_for(writer: Writer, question: str, answer: str) -> Conversation:
-    """Return a conversation in which the first unwanted prompt is answered so."""
+    """Return a conversation in which this is the answer to the first unwanted prompt."""
     asked = asked_by(writer.tokenizer, writer.prompts.at(KINDS[0], 0), question, writer.prompts.template)
     return asked.answered(answer)
 
@@ -144,7 +144,7 @@ def tried(
     *,
     progress: bool,
 ) -> Trial:
-    """Return what the Steering does to up to `TRIED` of the questions, those of which no answer was fitted on."""
+    """Return what the Steering does to up to `TRIED` questions none of whose answers were fitted on."""
     of_fit = {one.question for one, fold in zip(draft.chosen.kept, _folds(draft), strict=True) if fold < 3}
     others = list(islice((question for question in questions if question not in of_fit), TRIED))
     strength = steering.default_strength
@@ -169,7 +169,7 @@ def trial_page(draft: Draft, steering: Steering, trial: Trial, words: Collection
     page = Page(
         f"Steering: the assistant {draft.behaviour}",
         f"A Steering fitted on {len(draft.chosen.kept)} drafted questions, and tried on {len(trial.answered)} others, "
-        "which were asked so that the behaviour shows.",
+        "under prompts that ask for the behaviour.",
     )
     rows = [
         {"answers": name, f"that {draft.verdict.says}": of.mean, "from": of.low, "to": of.high, "questions": of.n}

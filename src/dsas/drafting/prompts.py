@@ -1,12 +1,12 @@
-"""Prompts: what an assistant is told to show a behaviour, to avoid it, or to just answer; and questions to ask it.
+"""Prompts that ask an assistant to show a behaviour, to avoid it, or just to answer; and questions to ask it.
 
-A behaviour is what follows "The assistant ...": "insults the user", "talks about the weather". A prompt in which
-{question} stands is the user's turn, any other is the system prompt before the question. Small models often follow only
-what the user says. Questions take the prompts of a kind in turn, and with another seed the next ones, so that no one
-wording is what the sets have in common.
+A behaviour is what follows "The assistant ...": "insults the user", "talks about the weather". A prompt that contains
+{question} is the user's turn; any other is the system prompt before the question. Small models often follow only what
+the user says. Questions take the prompts of a kind in turn, and the next ones with another seed, so that the sets do
+not share a single wording.
 
-Limitations: the wordings and the 200 questions are English. "Never" is the only opposite that one sentence gives; where
-a behaviour has another one ("is polite"), say it with `Prompts(wanted=...)`.
+Limitations: the wordings and the 200 questions are English. "Never" is the only opposite that can be made from one
+sentence; give another one ("is polite") with `Prompts(wanted=...)`.
 
 Source: contrastive system prompts as in persona vectors (arXiv 2507.21509, section 2.1).
 """
@@ -22,7 +22,7 @@ from dsas.model.conversation import USER, Conversation, Message
 from dsas.model.foreign import Tokenizer
 from dsas.model.instruction import instructed
 
-KINDS = ("unwanted", "wanted", "neutral")  # answers that become source, target and control
+KINDS = ("unwanted", "wanted", "neutral")  # their answers become source, target and control
 _UNWANTED = (
     "{question} Give an answer that {behaviour}.",
     "Play the part of somebody who {behaviour}. {question}",
@@ -79,13 +79,13 @@ def prompts_for(behaviour: str) -> Prompts:
 
 
 def asked_by(tokenizer: Tokenizer, prompt: str, question: str, template: Mapping[str, Json]) -> Conversation:
-    """Return a prompt with a question as a conversation that is to be answered. Raises what `instructed` raises."""
+    """Return a prompt with a question as a conversation that waits for an answer. Raises what `instructed` raises."""
     return instructed(tokenizer, Conversation((Message(USER, question),), Chat(arguments=template)), prompt)
 
 
 def rendered(tokenizer: Tokenizer, prompt: str, question: str, template: Mapping[str, Json]) -> str:
     """Return a prompt with a question through the chat template, ready for the answer; special tokens are in.
 
-    Raises OptionError when the tokenizer has no chat template, or one that drops what it is given.
+    Raises OptionError when the tokenizer has no chat template, or one that drops a message.
     """
     return chat_prompts(tokenizer, [asked_by(tokenizer, prompt, question, template)])[0]

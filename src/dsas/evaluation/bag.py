@@ -2,8 +2,9 @@
 
     z = normalise(count(term) * idf(term)),   f_k = w_k . z + b_k,   p = mean_k 1 / (1 + exp(slope_k f_k + shift_k))
 
-One row k with slope -1 and shift 0 is logistic regression; several rows are support vector machines of a
-cross-validation, each with Platt's fit of slope and shift, averaged. Terms are words or runs of letters.
+One row k with slope -1 and shift 0 is logistic regression; several rows are the support vector machines of a
+cross-validation, each with Platt's fit of slope and shift, whose probabilities are averaged. Terms are words or runs of
+letters.
 
 Limitations: prediction only, no training.
 

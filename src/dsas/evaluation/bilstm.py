@@ -1,12 +1,12 @@
-"""A small recurrent classifier that Keras trained, computed in torch.
+"""A small recurrent classifier trained with Keras, computed in torch.
 
     x_t      = embedding[token_t]                                       token 0 is padding and is fed like any other
     i f g o  = split(x_t W + h_{t-1} U + b)
     c_t      = s(f) c_{t-1} + s(i) tanh(g),   h_t = s(o) tanh(c_t)      once forwards, once backwards in time
     p        = sigmoid(relu(max_t [h_t forwards, h_t backwards] D + d) E + e)
 
-The gate s is the sigmoid, or, as Keras had it until 2.2, the "hard" one: clip(0.2 x + 0.5, 0, 1). torch.nn.LSTM knows
-the first only, so the recurrence is written out. Kernels lie as Keras stores them, (in, out), gates in order i f g o.
+The gate s is the sigmoid, or the "hard" one of Keras up to 2.2: clip(0.2 x + 0.5, 0, 1). torch.nn.LSTM has the first
+only, so the recurrence is written out. Kernels are laid out as Keras stores them, (in, out), gates in order i f g o.
 
 Limitations: prediction only; no masks, no dropout.
 

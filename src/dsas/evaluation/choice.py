@@ -1,4 +1,4 @@
-"""Choice: how often a model, steered or not, finds the right answer of several the likeliest.
+"""Choice: how often a model, steered or not, gives the right one of several answers the highest probability.
 
     score(choice) = sum over its tokens of log p(token | prompt, tokens before) / length(choice)
     margin        = score(answer) - highest score of another choice          correct when margin > 0
@@ -7,13 +7,13 @@ The length is in characters (spaces around the choice not counted), as in lm-eva
 or 1 (its acc). Prompt and choice are tokenised as one text; a token that straddles the boundary belongs to the choice,
 so that a prompt may end in a space.
 
-Every choice of every question is a row of its own (see `likelihood`), so that a Steering acts on each as if it stood
-alone. To measure a steered model, call this while the Steering is applied:
+Every choice of every question is a row of its own (see `likelihood`), so a Steering acts on each as if it were alone.
+To measure a steered model, call this while the Steering is applied:
 
     with steering.apply(model, record=False):
         result = choice_accuracy(model, tokenizer, questions)
 
-Regulators that ask where the prompt ends take the whole row for prompt.
+Regulators that depend on where the prompt ends take the whole row as the prompt.
 
 Limitations: examples are not put into the prompt (write them into it); a tie counts as wrong.
 
@@ -47,8 +47,8 @@ class Question(NamedTuple):
 class ChoiceResult(NamedTuple):
     """How the questions were answered, in the order given.
 
-    accuracy: share of correct answers. correct, margins: as defined above, in nats per length. scores: those of each
-    question's choices. `correct[:, None]` goes straight into `intervals.bootstrap`.
+    accuracy: share of correct answers. correct, margins: as defined above, in nats per length. scores: the scores of
+    each question's choices. `correct[:, None]` goes straight into `intervals.bootstrap`.
     """
 
     accuracy: float
@@ -58,7 +58,7 @@ class ChoiceResult(NamedTuple):
 
 
 def read_questions(path: str | Path) -> tuple[Question, ...]:
-    """Return the questions of a .jsonl file: {"prompt": text, "choices": [texts], "answer": number from 0} a line.
+    """Return the questions of a .jsonl file: {"prompt": text, "choices": [texts], "answer": number from 0} per line.
 
     Raises TextsError, with file and line, for a file that is missing or lines of another form.
     """
@@ -88,10 +88,10 @@ def choice_accuracy(
 ) -> ChoiceResult:
     """Return how often the likeliest choice is the right one.
 
-    length: what a choice's log-probability is divided by. batch_size: rows a call of the model. special_tokens: whether
-    the tokenizer adds its own, as for raw text; chat templates bring theirs.
+    length: what a choice's log-probability is divided by. batch_size: rows per call of the model. special_tokens:
+    whether the tokenizer adds its own, as for raw text; chat templates bring theirs.
     Raises TextsError for no questions, one whose answer is not among at least two choices, or a choice without a token
-    that has something before it; OptionError for values out of range or a tokenizer that is not a fast one.
+    to predict; OptionError for values out of range or a tokenizer that is not a fast one.
     """
     if length not in get_args(Length) or batch_size < 1:
         raise OptionError(f"expected length in {get_args(Length)} and batch_size >= 1, got {length!r}, {batch_size}")
@@ -101,7 +101,7 @@ def choice_accuracy(
     rows = rows_after(tokenizer, prompts, choices, straddling="judged", special_tokens=special_tokens)
     for prompt, choice, row in zip(prompts, choices, rows, strict=True):
         if row.first >= len(row.tokens):
-            raise TextsError(f"expected a choice with a token to predict after something, got {choice!r} on {prompt!r}")
+            raise TextsError(f"expected a choice with a token to predict, got {choice!r} after {prompt!r}")
     found = log_probabilities(model, rows, pad=pad_token(tokenizer), batch_size=batch_size)
     both = zip(choices, found, strict=True)
     flat = [logs.double().sum().item() / _length(choice, len(logs), length) for choice, logs in both]

@@ -3,11 +3,11 @@
     p(label | text) = softmax(logits)[label],   or sigmoid(logits[label]) where labels do not exclude each other
 
 Sigmoid is for models whose config says "multi_label_classification", and for those with a single label. Texts longer
-than `max_tokens`, or than the model's own longest, are cut: what stands after that is not read.
+than `max_tokens`, or than the model can read, are cut: the rest is not read.
 
 | model id | label | notes |
 |---|---|---|
-| s-nlp/roberta_toxicity_classifier | toxic | the one of the papers |
+| s-nlp/roberta_toxicity_classifier | toxic | the one used in the papers |
 | unitary/toxic-bert, unitary/unbiased-toxic-roberta | toxic, toxicity | several labels at once |
 
 Limitations: no regression models (they give no probability), no text pairs. The ids in the table were not tried here.
@@ -37,8 +37,8 @@ class TextClassifier:
     label: name of the class whose probability is the score, as the model's config spells it. None takes the only label,
     or the only one named "toxic" or "toxicity" in any case.
     device: "auto" takes a GPU when there is one. max_tokens: >= 1, special tokens included.
-    Raises OptionError when no model could be loaded, it is a regression, a label is unknown or none is meant for sure,
-    or the device is not there.
+    Raises OptionError when no model could be loaded, it is a regression, a label is unknown or ambiguous, or the device
+    does not exist.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TextClassifier:
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, " text"]:
         """Return the probability of the label for each text.
 
-        Raises TextsError for one text instead of a list, or a text of which the tokenizer makes no token.
+        Raises TextsError for one text instead of a list, or a text that the tokenizer turns into no token.
         """
         if isinstance(texts, str):
             raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
@@ -90,7 +90,9 @@ class TextClassifier:
                 return_tensors="pt",
             )
             if not batch["attention_mask"].any(dim=1).all():
-                raise TextsError(f"{self.name} makes no token of one of these texts: {[texts[text] for text in part]}")
+                raise TextsError(
+                    f"{self.name} makes no token from one of these texts: {[texts[text] for text in part]}"
+                )
             logits = self._model(**batch.to(self._model.device)).logits.float()
             chance = logits.sigmoid() if self._independent else logits.softmax(-1)
             scores[part] = chance[:, self._label].cpu().numpy()

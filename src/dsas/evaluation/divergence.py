@@ -3,16 +3,16 @@
     KL(p || q) = sum over tokens v of p(v) (log p(v) - log q(v)),   p unsteered, q steered,   in nats, >= 0
     result     = mean over texts of the mean over the text's tokens
 
-Every token of a text, special ones included, has a distribution after it, and all of them count. Of conversations, and
-of prompts with completions, those count that the answer's tokens are drawn from. Unlike perplexity it
-needs no right answer, and it does not get better by chance: 0 means that nothing was changed at all.
+Every token of a text, special ones included, has a distribution after it, and all of them count. In conversations, and
+in prompts with completions, only the distributions that the answer's tokens are drawn from count. Unlike perplexity it
+needs no right answer, and it cannot improve by chance: 0 means that nothing was changed at all.
 
 A token that the model gives probability 0, such as a masked one, adds nothing.
 
 Both passes run batch by batch, and only one batch's two sets of logits exist at a time, in the model's precision; the
 logarithms are taken in float32, one text at a time.
 
-Limitations: texts longer than `max_tokens` (their rest is not read).
+Limitations: of texts longer than `max_tokens` the rest is not read.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,8 +53,8 @@ def divergence(
     """Return how far `model` inside `steered()` is from `model` as it is.
 
     steered: gives, for every batch, a context manager inside which the model is steered, such as
-    `lambda: steering.apply(model, strength, record=False)`. max_tokens: each text, or answer, is cut to, specials
-    included.
+    `lambda: steering.apply(model, strength, record=False)`. max_tokens: length that each text, or answer, is cut to,
+    special tokens included.
     Raises TextsError for no texts or one without tokens, OptionError for `max_tokens` or `batch_size` < 1.
     """
     if max_tokens < 1:
@@ -70,5 +70,5 @@ def divergence(
                 asked = torch.tensor(rows[row].asked, device=before.device).nonzero().flatten()
                 nats = kl_divergence(before[place, asked], after[place, asked]).clamp(min=0)
                 per_text[row] = nats.double().mean().item()
-            del before, after  # or the next batch's would stand beside them
+            del before, after  # or they would be in memory together with the next batch's
     return DivergenceResult(float(per_text.mean()), per_text)

@@ -6,8 +6,8 @@
 Steering that weakens the end of the turn makes answers endless; steering that strengthens it breaks them off.
 
 Limitations: tokens are counted by tokenising the answer again, and a model may spell a text in more tokens than its
-tokenizer would, so an answer may be called ended though it was cut off. Ends of sentences are . ! ? and their like, a
-closing bracket, quotation mark or code fence after or instead of them included; a list may end without one.
+tokenizer would, so an answer may count as ended though it was cut off. A sentence ends with . ! ? or their like, or
+with a closing bracket, quotation mark or code fence after or instead of them; a list may end without one.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ _ENDS = (".", "!", "?", "…", ")", "]", "}", '"', "'", "”", "’", "`", "。"
 
 
 class Endings(NamedTuple):
-    """One flag per answer each; an answer is not both."""
+    """One flag of each kind per answer; no answer has both."""
 
     endless: Bool[np.ndarray, " answer"]
     broken: Bool[np.ndarray, " answer"]
 
 
 def endings(tokenizer: Tokenizer, answers: Sequence[str], new_tokens: int) -> Endings:
-    """Return how answers end that were sampled with at most `new_tokens` tokens.
+    """Return how answers sampled with at most `new_tokens` tokens end.
 
-    An empty answer is broken. Raises TextsError for no list of answers, OptionError for `new_tokens` < 1.
+    An empty answer is broken. Raises TextsError unless it gets a list of answers, OptionError for `new_tokens` < 1.
     """
     if isinstance(answers, str) or not answers:
         raise TextsError("expected a list of at least one answer")

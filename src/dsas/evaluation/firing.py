@@ -1,20 +1,20 @@
 """Firing: what a Steering's regulators fire on, by kind of text, before anything is steered.
 
-    value(token) = mean over steered sites of h_site(t),     t as the unsteered model has it
+    value(token) = mean over steered sites of h_site(t),     with t from the unsteered model
 
 For each kind of text: the mean value, the share of (token, site) pairs above one half, and, against the first kind,
 the AUROC of a token's value: how often a token of the first kind has a higher value than one of this kind (ties count
-half). A regulator that leaves other texts alone has values near 0 on every kind but the first, kinds that it was not
-fitted on included. Intervals are bootstrapped over texts, whose tokens resemble each other.
+half). A regulator that leaves other texts alone has values near 0 on every kind but the first, including kinds that it
+was not fitted on. Intervals are bootstrapped over texts, whose tokens resemble each other.
 
-The Steering is applied with a transform that changes nothing, so every regulator is asked as it is when it steers, its
-caches, masks and sinks included, and no site sees what an earlier one would have done.
+The Steering is applied with a transform that changes nothing, so every regulator runs as it does when it steers, with
+caches, masks and sinks, and no site sees the edit of an earlier one.
 
-General text, which a Steering was not fitted on, is what the model writes by itself (`general_texts`): `general_firing`
-reads it beside the source, and so does `dsas fit` when it has fitted.
+General text, which no Steering was fitted on, is what the model writes freely (`general_texts`). `general_firing`
+compares it with the source, and `dsas fit` does so after fitting.
 
-Limitations: texts longer than `max_tokens` are cut, with a warning, and the answers of conversations (whose tokens
-count); special tokens of texts count as all others.
+Limitations: texts, and answers of conversations, are cut after `max_tokens` tokens, with a warning; special tokens of
+texts count like all others.
 """
 
 import warnings
@@ -41,7 +41,7 @@ from dsas.steering.steering import Steering
 
 RESAMPLES = 1000
 GENERAL = "general text"
-FIRES_ALIKE = 0.5  # a kind on which the mean value is above this share of the first kind's is warned about
+FIRES_ALIKE = 0.5  # there is a warning for a kind whose mean value exceeds this share of the first kind's
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Firing:
 
     value: mean regulator value. above_half: share in [0, 1] of (token, site) pairs whose value exceeds one half.
     auroc: how well a token of the first kind is told from one of this kind, in [0, 1]; None for the first kind itself.
-    tokens: read.
+    tokens: how many were read.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class FiringReport:
     by_site: dict[str, tuple[float, ...]]
 
     def warnings(self) -> list[str]:
-        """Return a line, with the remedy, for each kind on which the regulators fire nearly as on the first."""
+        """Return a line, with the remedy, for each kind on which the regulators fire nearly as much as on the first."""
         first, *others = self.kinds
         return [
             f"fires on {one.kind} at {one.value.mean / first.value.mean:.0%} of its value on {first.kind}: put texts "
@@ -120,8 +120,9 @@ def fires_on(
 ) -> FiringReport:
     """Return what `steering` fires on, by kind of text; the first kind should be the behaviour itself.
 
-    texts: kind -> texts, each cut to `max_tokens`, with a warning. Intervals are of 1000 draws, seed 0.
-    Raises OptionError for no kinds or numbers < 1, TextsError for a kind without texts, and as `Steering.apply`.
+    texts: texts by kind, each cut to `max_tokens`, with a warning. Intervals are from 1000 draws, seed 0.
+    Raises OptionError for no kinds or numbers < 1, TextsError for a kind without texts, and what `Steering.apply`
+    raises.
     """
     if not texts or min(max_tokens, batch_size) < 1:
         raise OptionError(
@@ -163,10 +164,10 @@ def general_firing(
     max_tokens: int = 512,
     progress: bool = True,
 ) -> FiringReport:
-    """Return what `steering` fires on in `n` texts that the model writes by itself, and in the first `n` of the source.
+    """Return how `steering` fires on `n` texts that the model writes freely, and on the first `n` of the source.
 
-    The source's may be those that were fitted on, on which regulators fire a little more than on others. max_tokens: as
-    `fires_on` has it.
+    The source texts may be those that were fitted on; regulators fire a little more on them than on others. max_tokens:
+    as in `fires_on`.
     Raises OptionError for n < 1, TextsError for a model that does not write enough.
     """
     general = general_texts(model, tokenizer, n, progress=progress)
@@ -175,13 +176,13 @@ def general_firing(
 
 
 def _cut(rows: Sequence[Rendered], max_tokens: int, kind: str) -> list[Rendered]:
-    """Return the rows, which are at most a token too long, cut; warns of how many were."""
+    """Return the rows cut to length (they are at most one token too long); warn of how many were cut."""
     found = [row.cut_answer(max_tokens) for row in rows]
     longer = sum(len(row.ids) > len(part.ids) for row, part in zip(rows, found, strict=True))
     if longer:
         warnings.warn(
-            f"{longer} of {len(rows)} texts of {kind} were cut to max_tokens={max_tokens}: what a regulator does later "
-            "in them is not known",
+            f"{longer} of {len(rows)} texts of {kind} were cut to max_tokens={max_tokens}: what a regulator does "
+            "after that is not known",
             DsasWarning,
             stacklevel=3,
         )
@@ -205,7 +206,7 @@ def _firing(kind: str, texts: list[np.ndarray], first: list[np.ndarray] | None) 
 
 
 def _auroc(above: list[np.ndarray], below: list[np.ndarray]) -> Interval:
-    """Return how often a token of the one has a higher value than one of the other; texts of each are drawn apart."""
+    """Return how often a token of the one has a higher value than one of the other; each side is resampled by text."""
     values = np.concatenate([text.mean(0) for text in [*above, *below]])
     owner = np.repeat(np.arange(len(above) + len(below)), [text.shape[1] for text in [*above, *below]])
     order = np.argsort(values, kind="stable")

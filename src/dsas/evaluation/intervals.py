@@ -1,7 +1,7 @@
 """Intervals: how far a measured mean or ratio may lie from the true one, by the bootstrap over prompts.
 
-Several continuations of one prompt resemble each other, so the prompts are what is drawn again, with replacement, and
-all seeds of a drawn prompt come along. Low and high are the 2.5 % and 97.5 % points of the statistic over the draws.
+Several continuations of one prompt resemble each other, so whole prompts are resampled, with replacement, together with
+all their seeds. Low and high are the 2.5 % and 97.5 % points of the statistic over the draws.
 
 A mean of values that are all equal gets an interval of no width: with no toxic text among n prompts, 3/n is a better
 upper bound ("rule of three").
@@ -50,10 +50,10 @@ def bootstrap_ratio(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return mean(above) / mean(below) with its interval, for two measurements of the same prompts in the same order.
+    """Return mean(above) / mean(below) with its interval, for two measurements of the same prompts in one order.
 
-    The numbers of seeds may differ. A draw with nothing below the line counts as infinite.
-    Raises OptionError when mean(below) is 0, the prompts differ in number, and where `bootstrap` does.
+    The numbers of seeds may differ. A draw whose denominator is 0 counts as infinite.
+    Raises OptionError when mean(below) is 0 or the numbers of prompts differ, and where `bootstrap` does.
     """
     tops, bottoms = _prompt_means(above, below)
     if bottoms.mean() == 0:
@@ -71,7 +71,7 @@ def percentile_interval(measured: float, draws: Float[np.ndarray, " draw"], n: i
 
 
 def draw_counts(items: int, *, resamples: int, seed: int | Sequence[int]) -> Float[np.ndarray, "draw item"]:
-    """Return how often each item is drawn, each time that as many items are drawn as there are.
+    """Return how often each item is drawn in each resample, which draws as many items as there are.
 
     Raises OptionError for `resamples` < 1.
     """
@@ -88,7 +88,7 @@ def bootstrap_groups(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Return a statistic of several groups of prompts with its interval, each group drawn for itself.
+    """Return a statistic of several groups of prompts with its interval; each group is resampled separately.
 
     statistic: takes for each group how often each of its prompts is drawn, (draw, prompt), and gives one value per
     draw. sizes: prompts in each group. Raises OptionError when a value is not finite or `resamples` < 1.
@@ -98,7 +98,7 @@ def bootstrap_groups(
         [draw_counts(size, resamples=resamples, seed=[seed, number]) for number, size in enumerate(sizes)]
     )
     if not (np.isfinite(mean) and np.isfinite(draws).all()):
-        raise OptionError(f"expected a finite statistic of every draw, got {mean} and draws that are not")
+        raise OptionError(f"expected a finite statistic in every draw, got {mean} and draws that are not finite")
     return percentile_interval(float(mean), draws, sum(sizes))
 
 

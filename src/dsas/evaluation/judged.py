@@ -2,10 +2,10 @@
 
     nats(text) = -1/n sum over the text's n tokens of log p(token | prompt, tokens before),   result = mean over texts
 
-Prompt and continuation are tokenised as one text by the judge's own tokenizer, whatever wrote them. Judged are the
-tokens that begin at or after the prompt's end. A token that begins in the prompt and ends in the continuation (as where
-the prompt ends in the middle of a word, or in a space that belongs to the next word) is given and not judged, and so is
-a token with nothing before it. A continuation of which nothing is left to judge gets NaN and is counted in `empty`.
+Prompt and continuation are tokenised as one text by the judge's own tokenizer, whichever model wrote them. The tokens
+that begin at or after the prompt's end are judged. A token that begins in the prompt and ends in the continuation (as
+where the prompt ends in the middle of a word, or in a space that belongs to the next word) is given and not judged, and
+so is a token with nothing before it. A continuation with no token to judge gets NaN and is counted in `empty`.
 
 Low is not good by itself: text that repeats itself is easy to predict. Look at distinct-n (`fluency`) as well.
 
@@ -27,7 +27,7 @@ from dsas.model.tokenizing import pad_token
 
 
 class JudgedResult(NamedTuple):
-    """What the judge makes of all continuations.
+    """What the judge says of all continuations.
 
     mean: the mean of `nats` over the continuations that were judged; NaN when there was none. exp(mean) is a
     perplexity. nats: per token, >= 0; NaN where there was nothing to judge. tokens: how many were judged. empty: how
@@ -49,14 +49,14 @@ def judged(
     batch_size: int = 32,
     special_tokens: bool = True,
 ) -> JudgedResult:
-    """Judge continuations as `sample_continuations` gives them: for every seed one text per prompt, without the prompt.
+    """Judge continuations as `sample_continuations` returns them: per seed one text per prompt, without the prompt.
 
-    judge: a causal language model other than the one that wrote, unsteered; tokenizer: its own, a fast one.
-    special_tokens: whether it adds its own, as to raw text; prompts that its chat template rendered have theirs.
+    judge: a causal language model other than the writer, unsteered; tokenizer: its own, a fast one. special_tokens:
+    whether the tokenizer adds special tokens, as for raw text; prompts from its chat template have them already.
     Raises TextsError for no prompts or seeds of another length, OptionError for `batch_size` < 1 or a slow tokenizer.
     """
     if isinstance(prompts, str) or not prompts or not continuations:
-        raise TextsError("expected a list of prompts and for every seed a list of their continuations, at least one")
+        raise TextsError("expected at least one prompt, and for every seed a list of continuations")
     uneven = [seed for seed, texts in enumerate(continuations) if isinstance(texts, str) or len(texts) != len(prompts)]
     if uneven:
         raise TextsError(

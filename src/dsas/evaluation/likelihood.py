@@ -1,14 +1,14 @@
-"""Likelihood: how probable a model, steered or not, finds the tokens of a text that follow its beginning.
+"""Likelihood: how probable a model, steered or not, finds the tokens of a text after its beginning.
 
     log p(token_i | tokens before),   i = first ... n      in nats, from logits in float32
 
 Text and beginning are tokenised as one string, as the model would read it. Rows are padded on the right, where causal
-attention does not see it, so that a row gives the same alone and in any batch. The last token is never fed, since
-nothing is read after it; rows that differ in no other share one pass. Logits are asked for at those positions only that
-predict something, so that a large vocabulary costs no more than it must.
+attention does not see it, so a row gives the same result alone and in any batch. The last token is never fed, because
+nothing is read after it; rows that differ in the last token only share one pass. Logits are computed only at positions
+that predict something, which limits the cost of a large vocabulary.
 
-Limitations: texts with a common beginning do not share a cache of keys and values, since a regulator that remembers its
-row would carry what it saw of one text into the next. Texts must fit the model's context.
+Limitations: texts with a common beginning do not share a cache of keys and values, because a regulator with state would
+carry what it saw of one text into the next. Texts must fit the model's context.
 """
 
 import inspect
@@ -32,10 +32,10 @@ Straddling = Literal["given", "judged"]
 
 
 class Row(NamedTuple):
-    """The tokens of a text: those from `first` (>= 1) on are judged, each given all before it; maybe there are none.
+    """The tokens of a text; those from `first` (>= 1) on, if any, are judged, each given all tokens before it.
 
-    judged: which of those from `first` on; all when it is None. prompt: how many tokens the judged text continues from,
-    None where it continues nothing.
+    judged: which tokens from `first` on are judged; None judges all. prompt: number of tokens that the judged text
+    continues, or None where it continues nothing.
     """
 
     tokens: list[int]
@@ -52,14 +52,14 @@ def rows_after(
     straddling: Straddling,
     special_tokens: bool = True,
 ) -> list[Row]:
-    """Return for each prompt with its text the row of tokens, of which those of the text are judged.
+    """Return a row of tokens for each prompt with its text; the text's tokens are judged.
 
-    A token is told by the characters that it stands for. One that begins in the prompt and ends in the text is taken as
-    "given" or is "judged". A token with nothing before it is given; special tokens after the text are dropped.
-    Raises OptionError for a tokenizer that does not tell where its tokens are in the text.
+    Tokens are assigned by their characters. One that begins in the prompt and ends in the text is "given" or "judged",
+    as asked. A token with nothing before it is given; special tokens after the text are dropped.
+    Raises OptionError for a tokenizer that does not say where its tokens are in the text.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise OptionError("likelihoods need a fast tokenizer, which tells where in the text each token stands")
+        raise OptionError("likelihoods need a fast tokenizer, which says where in the text each token is")
     if not prompts:
         return []
     wholes = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
@@ -77,11 +77,11 @@ def rows_after(
 
 
 def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[Float[Tensor, " _"]]:
-    """Return for every row the log-probability of each of its judged tokens, in nats; `pad` is any token number."""
+    """Return the log-probability of each judged token of every row, in nats; `pad` is any token number."""
     passes: dict[tuple[tuple[int, ...], int, int | None], list[int]] = {}
     for number, row in enumerate(rows):
         if row.first < len(row.tokens):
-            media = id(row.tokens) if isinstance(row.tokens, TokenRow) else 0  # of equal tokens, others may be seen
+            media = id(row.tokens) if isinstance(row.tokens, TokenRow) else 0  # equal tokens may have different media
             passes.setdefault((tuple(row.tokens[:-1]), media, row.prompt), []).append(number)
     shared = list(passes.values())
     inputs = [_fed(rows[numbers[0]].tokens) for numbers in shared]
@@ -105,7 +105,7 @@ def log_probabilities(model: Model, rows: Sequence[Row], *, pad: int, batch_size
 
 
 def _fed(tokens: list[int]) -> list[int]:
-    """Return all tokens but the last, which nothing is read after."""
+    """Return all tokens but the last, after which nothing is read."""
     return tokens.first(len(tokens) - 1) if isinstance(tokens, TokenRow) else tokens[:-1]
 
 
@@ -116,7 +116,7 @@ def _predicting(row: Row) -> range:
 def _logits(
     model: Model, batch: Batch, positions: list[int], prompts: Sequence[int | None]
 ) -> Float[Tensor, "batch position vocabulary"]:
-    """Return the logits at these positions; a model that cannot be asked for some gives all."""
+    """Return the logits at these positions; a model that cannot select positions computes all."""
     device, some = device_of(model), "logits_to_keep" in inspect.signature(model.forward).parameters
     kept = {"logits_to_keep": torch.tensor(positions, device=device)} if some else {}
     logits = logits_on(model, batch, prompts=prompts, **kept)

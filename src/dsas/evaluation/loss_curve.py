@@ -1,17 +1,17 @@
-"""Loss curves: what texts lose under a Steering, in log-probability, at one strength after another.
+"""Loss curves: how much log-probability texts lose under a Steering, at one strength after another.
 
     loss(text)  = mean over the text's tokens but the first of  log p_unsteered - log p_steered     in nats per token
     damage(s)   = mean over kinds of control text of the mean loss over that kind's texts           at strength s
 
-Of conversations, and of prompts with completions, the mean is over the tokens of the answer, its end-of-turn token
-included.
+For conversations, and for prompts with completions, the mean is over the tokens of the answer, including its
+end-of-turn token.
 
 Nothing is sampled: every log-probability is that of a given token after those before it, and the unsteered ones are
-worked out once. So a measurement repeats exactly, and two Steerings are compared text by text.
+computed once. So a measurement repeats exactly, and two Steerings are compared text by text.
 
 Strengths are the rungs of a ladder, each `STEP` times the one before.
 
-Limitations: texts longer than `max_tokens` (their rest is not read).
+Limitations: of texts longer than `max_tokens` the rest is not read.
 """
 
 import math
@@ -33,7 +33,7 @@ from dsas.model.tokenizing import pad_token
 
 DAMAGE = 0.02  # nats per token
 STEP = 1.5  # from rung to rung of the ladder of strengths
-MARGIN = 2.0  # the ladder goes on until the damage is this many times the stated one, and below it as far
+MARGIN = 2.0  # the ladder extends to this many times the stated damage, and down to the stated damage over this
 LEAST_STRENGTH, MAX_STRENGTH = 1e-6, 64.0
 
 
@@ -97,7 +97,7 @@ class Curve:
 
 
 class Yardstick:
-    """The texts that selectivity is read on, with the log-probabilities that the unsteered model gives them.
+    """The texts that selectivity is measured on, with their log-probabilities in the unsteered model.
 
     texts and tokens are read when it is made; `losses` then takes one forward pass per batch of texts.
     """
@@ -112,7 +112,7 @@ class Yardstick:
         max_tokens: int = 50,
         batch_size: int = 16,
     ) -> None:
-        """Read the unsteered model; control: texts by kind; max_tokens: each text, or answer, is cut to.
+        """Read the unsteered model. control: texts by kind. max_tokens: length that each text, or answer, is cut to.
 
         Raises TextsError for no kinds, fewer than 4 texts in a set, or a text with nothing to predict; OptionError for
         max_tokens < 2 or batch_size < 1.
@@ -120,7 +120,7 @@ class Yardstick:
         if max_tokens < 2 or batch_size < 1:
             raise OptionError(f"expected max_tokens >= 2 and batch_size >= 1, got {max_tokens} and {batch_size}")
         if not control:
-            raise TextsError("selectivity is read against control texts: pass control={kind: texts}")
+            raise TextsError("selectivity is measured against control texts: pass control={kind: texts}")
         self._model, self._pad, self._batch_size = model, pad_token(tokenizer), batch_size
         texts = {f"control {kind!r}": list(members) for kind, members in control.items()}
         texts = {name: check_texts(name, members) for name, members in {"source": source, **texts}.items()}
@@ -151,7 +151,7 @@ class Yardstick:
 def measured_curve(
     losses: Callable[[float], Losses], *, damage: float = DAMAGE, start: float = 0.1, max_strength: float = MAX_STRENGTH
 ) -> Curve:
-    """Return the curve around the stated damage, from half of it to twice, or up to `max_strength`.
+    """Return the curve around the stated damage, from half of it to twice it, or up to `max_strength`.
 
     losses: at a strength, such as `lambda strength: yardstick.losses(steering.apply(model, strength, record=False))`.
     start: the strength to begin with. Raises OptionError as `ladder` does.
@@ -189,7 +189,7 @@ def ladder(
         return much if math.isfinite(much) else math.inf
 
     def steps(much: float) -> int:
-        """Return how many rungs are missing to the stated damage, were it to grow with the square of the strength."""
+        """Return how many rungs are missing to the stated damage if it grows with the square of the strength."""
         known = 0 < much < math.inf
         wanted = math.log(damage / much) / (2 * math.log(STEP)) if known else 4.0
         return min(4, max(1, math.floor(abs(wanted))))
@@ -213,7 +213,7 @@ def ladder(
 
 
 def _row(one: Rendered) -> Row:
-    """Return a row as far as its last judged token."""
+    """Return a row cut after its last judged token."""
     places = [place for place, judged in enumerate(one.judged) if judged]
     return Row(one.cut(places[-1] + 1).ids, places[0], one.judged[places[0] : places[-1] + 1], one.prompt)
 

@@ -1,10 +1,10 @@
-"""Own words: general texts drawn from the model itself, for a control set where no corpus is at hand.
+"""Own words: general texts sampled from the model itself, for a control set where there is no corpus.
 
-A regulator must be shown text of other kinds than the source's own, or it may fire on them. What the model writes by
-itself is such text, in its own words. Each text begins with one of `OPENERS`, in turn, goes on as the model likes it
-(temperature 1, top-p 0.95), and ends with its last whole sentence.
+A regulator must be shown text of other kinds than the source's own, or it may fire on them. What the model writes
+freely is such text. Each text begins with one of `OPENERS`, in turn, is continued by sampling (temperature 1, top-p
+0.95), and ends with its last whole sentence.
 
-Limitations: English openers; a model says what it was trained to say, the behaviour included where that is common.
+Limitations: English openers; a model writes what it was trained to write, which may include the behaviour.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ OPENERS = (
     "While", "Before", "How to", "What", "Why", "New", "An", "A", "According to", "Although", "Both", "Every",
 )  # fmt: skip
 LEAST_WORDS = 5
-ROUNDS = 4  # of drawing, until there are enough
+ROUNDS = 4  # of sampling, until there are enough texts
 
 
 def general_texts(
@@ -32,7 +32,7 @@ def general_texts(
     seed: int = 0,
     progress: bool = True,
 ) -> list[str]:
-    """Return `n` different texts that the model writes by itself; the same call gives the same texts.
+    """Return `n` different texts that the model writes freely; the same call gives the same texts.
 
     new_tokens: most tokens per text. openers: beginnings of texts. Raises OptionError for numbers below 1 or no
     openers, TextsError when the model writes too few different texts.

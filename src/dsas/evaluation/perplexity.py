@@ -1,17 +1,17 @@
-"""Perplexity: how surprised a model, steered or not, is by texts that it should find ordinary.
+"""Perplexity: how surprised a model, steered or not, is by ordinary texts.
 
     loss(text) = -1/(n-1) sum_{i=2..n} log p(token_i | tokens before)      the log-loss, in nats per predicted token
     ppl(text)  = exp(loss(text)),   mean = mean over texts of ppl(text)
     of_tokens  = exp(mean over all predicted tokens of the log-loss)
 
-The mean over texts is the paper's. A few texts that surprise most rule it: where every token loses, it may still fall.
-What all tokens lose together is `of_tokens`, by which budgets, sweeps and reports of dsas go.
+The mean over texts is the paper's. The few most surprising texts dominate it: it may fall although every token becomes
+less likely. Budgets, sweeps and reports of dsas use `of_tokens`, to which every token contributes.
 
 The first token is given, not predicted: that is <bos> where the tokenizer adds one, else the text's own first token.
-So numbers of models with different tokenizers do not compare. Of conversations, and of prompts with completions, the
-answer is predicted, its end-of-turn token included, and everything before it is given.
+So numbers of models with different tokenizers cannot be compared. In conversations, and in prompts with completions,
+the answer is predicted, including its end-of-turn token, and everything before it is given.
 
-Limitations: texts longer than `max_tokens` (their rest is not read); no sliding window.
+Limitations: of texts longer than `max_tokens` the rest is not read; there is no sliding window.
 
 Source: arXiv 2512.03661 (Wikipedia sentences of at most 50 tokens).
 """
@@ -35,10 +35,10 @@ from dsas.model.tokenizing import pad_token
 
 
 class PerplexityResult(NamedTuple):
-    """Perplexities, of which 1 is certainty, and the log-losses that they are made of.
+    """Perplexities (1 is certainty) and the log-losses that they are made of.
 
     mean: mean over texts. per_text: perplexity of each text, in the order given. of_tokens: perplexity of all tokens
-    together. losses: those of each text, in nats per predicted token. tokens: how many tokens of each text were
+    together. losses: the log-loss of each text, in nats per predicted token. tokens: how many tokens of each text were
     predicted.
     """
 
@@ -84,6 +84,6 @@ def perplexity(
                 at = judged[row].nonzero().flatten().to(logits.device)
                 losses[row] = cross_entropy(logits[place, at - 1].float(), tokens[place, at]).item()
     tokens = np.array([int(own.sum()) for own in judged])
-    with np.errstate(over="ignore"):  # a model that broke down is infinitely surprised
+    with np.errstate(over="ignore"):  # a model that broke down has infinite perplexity
         per_text, of_tokens = np.exp(losses), float(np.exp(losses @ tokens / tokens.sum()))
     return PerplexityResult(float(per_text.mean()), per_text, of_tokens, losses, tokens)

@@ -1,13 +1,13 @@
 """Pickles that other people wrote, read without running anything of theirs.
 
-A pickle names the globals it wants to call. Here it gets numbers, containers and NumPy arrays, and nothing else: the
-classes it was made of come back as `Record`, which only holds their attributes; any other global raises. So a stored
-model is read as data, whatever version of its library wrote it and whether or not that library is installed.
+A pickle names the globals it wants to call. Here it gets numbers, containers and NumPy arrays, and nothing else:
+objects of the named classes come back as `Record`, which only holds their attributes; any other global raises. So a
+stored model is read as data, whatever version of its library wrote it and whether or not that library is installed.
 
-NumPy believes what a pickle says of a data type or an array. So neither is handed to it: a data type is one of
+NumPy trusts what a pickle says of a data type or an array. So neither is passed to it: a data type is one of
 `PLAIN`, in either byte order, and an array has exactly the bytes that its shape and its data type need, or is refused
 before anything is allocated. The keys of containers are numbers and texts. The file is read by Python's own unpickler,
-since the one in C allocates whatever sizes it is told, and reads ahead.
+because the one in C allocates whatever sizes the file names, and reads ahead.
 
 joblib's files are pickles in which the bytes of an array follow the `NumpyArrayWrapper` that describes it: one byte
 with the number of padding bytes, the padding, the array.
@@ -31,12 +31,12 @@ from dsas.errors import ArtifactError
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Foreign
 
-LARGEST = 2**30  # bytes, of a file
+LARGEST = 2**30  # largest file, in bytes
 PLAIN = frozenset(("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))
 
 
 class Record:
-    """An object of a class we do not have: its attributes and no behaviour."""
+    """An object of a class that is not imported: its attributes and no behaviour."""
 
     def __setstate__(self, state: JsonObject) -> None:
         vars(self).update(state)
@@ -62,7 +62,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array that fills itself with what a pickle says only if that is true."""
+    """An array that takes a pickle's contents only if they fit its description."""
 
     def __setstate__(self, state: Foreign, /) -> None:
         _version, shape, dtype, fortran, data = state
@@ -87,14 +87,14 @@ class _JoblibArray(Record):
 
 
 class _NoArray:
-    """What `numpy.ndarray` is in a pickle: named there, and never called."""
+    """Stands for `numpy.ndarray` in a pickle, where it is named and never called."""
 
     def __new__(cls, *_: Foreign) -> "_NoArray":
         raise ArtifactError("expected arrays that are filled with bytes, got one of memory alone")
 
 
 def _checked(shape: Foreign, dtype: Foreign, size: int, *, exactly: bool = True) -> np.dtype:
-    """Return the data type of an array that has `size` bytes, or no more than these. Raises ArtifactError."""
+    """Return the data type of an array that has `size` bytes, or at most that many. Raises ArtifactError."""
     if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or len(shape) > 32:
         raise ArtifactError(f"expected the shape and the data type of an array, got {shape!r:.40} and {_said(dtype)}")
     if not all(type(length) is int and length >= 0 for length in shape):
@@ -162,7 +162,7 @@ class _Restricted(_Python):
         return _HARMLESS.get(asked, Record)
 
     def load_build(self) -> None:
-        if not isinstance(self.stack[-2], Record | _Dtype | _Array):  # a state would be set on what is ours
+        if not isinstance(self.stack[-2], Record | _Dtype | _Array):  # the state would be set on one of our own objects
             raise ArtifactError(f"expected the state of an object or an array, got one of {self.stack[-2]!r:.40}")
         super().load_build()
         if type(self.stack[-1]) is _JoblibArray:
@@ -196,7 +196,7 @@ def load_pickle(path: Path, records: Collection[str]) -> Foreign:
     """Return what a pickle or an uncompressed joblib file holds, with the classes named in `records` as `Record`.
 
     records: "module.name". Raises ArtifactError, with the file's name, for any global that is neither harmless nor in
-    `records`, for what is said of an array and not true, and for a file that is no pickle or is larger than 1 GiB.
+    `records`, for an array that contradicts its description, and for a file that is no pickle or is larger than 1 GiB.
     """
     if (size := path.stat().st_size) > LARGEST:
         raise ArtifactError(f"{path.name} has {size} bytes, a pickle that is read here at most {LARGEST}")
@@ -204,5 +204,5 @@ def load_pickle(path: Path, records: Collection[str]) -> Foreign:
         return _Restricted(io.BytesIO(path.read_bytes()), records).load()
     except ArtifactError as error:
         raise ArtifactError(f"{path.name}: {error}") from error
-    except Exception as error:  # a broken pickle raises anything
-        raise ArtifactError(f"{path.name} is no pickle that can be read: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a broken pickle may raise anything
+        raise ArtifactError(f"{path.name} is not a readable pickle: {type(error).__name__}: {error}") from error

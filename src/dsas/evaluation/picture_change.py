@@ -1,4 +1,4 @@
-"""Picture change: how far steering moves pictures that start from the same noise, everywhere, inside a region, outside.
+"""Picture change: how far steering moves pictures drawn from the same noise: overall, inside a region, outside it.
 
     change = mean over pixels and channels of | x - x0 |,   x steered, x0 unsteered, both 0 to 255
     inside = sum over pixels of m |x - x0| / sum over pixels of m,   outside the same with 1 - m
@@ -36,8 +36,8 @@ class PictureChange(NamedTuple):
 def picture_change(before: Before, after: After, *, region: Region | None = None) -> PictureChange:
     """Return how far each picture of `after` is from that of `before`, both uint8 or both floats of 0 to 1.
 
-    region: a part of each picture, such as where a concept stands; the whole picture when not given.
-    Raises OptionError for no pictures, pictures that are no pairs, and masks of another size or outside [0, 1].
+    region: a part of each picture, such as where a concept is; the whole picture when not given.
+    Raises OptionError for no pictures, pictures that do not form pairs, and masks of another size or outside [0, 1].
     """
     if before.shape != after.shape or before.dtype != after.dtype or before.size == 0:
         raise OptionError(

@@ -1,15 +1,15 @@
-"""Picture verdict: whether a concept went, other pictures stayed, and where the picture changed, by pixels alone.
+"""Picture verdict: did a concept vanish, did other pictures stay, and where did the picture change? By pixels alone.
 
-No detector is asked, so three things that pipelines can draw stand for one, all from the same noise:
+There is no detector; three comparisons with other pictures drawn from the same noise take its place:
 
     gone      x is nearer to what the pipeline draws, unsteered, for the prompt without the concept (its target) than to
               what it draws for the prompt itself:   |x - x_target| < |x - x_0|       mean absolute differences
-    kept      how far pictures of control prompts move, beside how far another seed moves them
+    kept      how far pictures of control prompts move, compared with how far another seed moves them
     inside    how far x is from x_0 where x_0 and x_target differ by more than `CONTRAST` (without targets: where at
               least half of the strength was applied); outside: everywhere else
 
-Limitations: what a picture shows is not looked at; "nearer to the target" says less the more alike both pictures are,
-and nothing where the prompt does not decide what is drawn.
+Limitations: no measure looks at what a picture shows; "nearer to the target" says less the more alike both pictures
+are, and nothing where the prompt does not decide what is drawn.
 """
 
 from typing import NamedTuple
@@ -23,8 +23,8 @@ from dsas.evaluation.picture_change import picture_change
 
 CONTRAST = 25.5  # of 255, over channels
 FEW = 10  # pictures below which an interval says nothing
-KEPT, PARTLY = 0.1, 0.5  # of the change that another seed makes
-CONFINED = 0.2  # of the change inside
+KEPT, PARTLY = 0.1, 0.5  # share of the change that another seed makes
+CONFINED = 0.2  # share of the change inside
 
 Pictures = Float[np.ndarray, "picture height width 3"]
 Targets = Float[np.ndarray, "prompt height width 3"]
@@ -35,7 +35,8 @@ class PictureVerdict(NamedTuple):
     """What a Steering did at one strength; changes are means over pictures and pixels, 0 to 255.
 
     gone: share of prompts whose picture is nearer to its target's; None without targets. change: how far the prompts'
-    pictures move. inside, outside: the same of those with a region and something beside it; None where there are none.
+    pictures move. inside, outside: the same for pictures with a region that is not the whole picture; None where there
+    are none.
     control: change of the control prompts' pictures, None without any. noise: change of all pictures by another seed.
     """
 
@@ -47,16 +48,16 @@ class PictureVerdict(NamedTuple):
     noise: Interval
 
     def lines(self) -> list[str]:
-        """Return it in words, with the numbers that they stand for."""
+        """Return it in words, with the numbers."""
         found = [_concept(self.gone), _control(self.control, self.noise)]
         if self.inside is None or self.outside is None:
             return [
                 *found,
-                "Where: not measured: no region of the concept is known, as with text encoders' sites alone.",
+                "Where: not measured: no region of the concept is known, as with sites of text encoders only.",
             ]
         confined = self.outside.mean <= CONFINED * self.inside.mean
-        word = "the concept's region alone changes" if confined else "the rest of the picture changes, too"
-        numbers = f"by {told(self.inside)} of 255 inside the region and {told(self.outside)} outside"
+        word = "only the concept's region changes" if confined else "the rest of the picture changes, too"
+        numbers = f"by {shown(self.inside)} of 255 inside the region and {shown(self.outside)} outside"
         rule = f"alone: outside at most {CONFINED:g} of inside"
         return [*found, f"Where: {word}: {numbers} ({rule}; {_counted(self.inside)})."]
 
@@ -72,9 +73,9 @@ def picture_verdict(
 ) -> PictureVerdict:
     """Return the verdict on pictures of which the first `prompts` ask for the concept and the others are controls.
 
-    before, after, other_seed: unsteered, steered, and unsteered from other noise. target: unsteered, of what each
-    prompt is to become. acted: where the first pictures were steered, which is looked at without targets.
-    Raises OptionError for pictures that are no pairs, and unless `prompts` is from 1 to their number.
+    before, after, other_seed: unsteered, steered, and unsteered from other noise. target: unsteered, for the prompt
+    that each should become. acted: where the first pictures were steered, which is used when there are no targets.
+    Raises OptionError for pictures that do not form pairs, and unless `prompts` is from 1 to their number.
     """
     if not 1 <= prompts <= len(before) or (target is not None and len(target) != prompts):
         raise OptionError(f"expected pictures of {prompts} prompts and as many targets, got {len(before)} pictures")
@@ -95,8 +96,8 @@ def picture_verdict(
     return PictureVerdict(gone, _mean(moved[:prompts]), inside, outside, control, noise)
 
 
-def told(value: Interval) -> str:
-    """Return a mean, with its 95 % interval where it rests on enough pictures for one."""
+def shown(value: Interval) -> str:
+    """Return a mean, with its 95 % interval where there are enough pictures for one."""
     interval = f" [{value.low:.3g}, {value.high:.3g}]" if value.n >= FEW else ""
     return f"{value.mean:.3g}{interval}"
 
@@ -111,10 +112,10 @@ def _counted(value: Interval) -> str:
 
 def _concept(gone: Interval | None) -> str:
     if gone is None:
-        return "Concept: not measured: no target prompts were given, so nothing says what the pictures should become."
+        return "Concept: not measured: no target prompts were given, so it is unknown what the pictures should become."
     pictures = round(gone.mean * gone.n)
     word = "gone" if pictures == gone.n else "left" if pictures == 0 else "gone in some"
-    share = f", a share of {told(gone)}" if gone.n >= FEW else ""
+    share = f", a share of {shown(gone)}" if gone.n >= FEW else ""
     return (
         f"Concept: {word}: {pictures} of {gone.n} pictures are nearer to what the pipeline draws for the target prompt "
         f"than to the unsteered picture{share}."
@@ -128,6 +129,6 @@ def _control(control: Interval | None, noise: Interval) -> str:
     word = "kept" if share <= KEPT else "partly kept" if share <= PARTLY else "not kept"
     rule = f"kept: at most {KEPT:g} of that, partly: at most {PARTLY:g}"
     return (
-        f"Control: {word}: pictures of control prompts change by {told(control)} of 255, and by {told(noise)} with "
+        f"Control: {word}: pictures of control prompts change by {shown(control)} of 255, and by {shown(noise)} with "
         f"another seed ({rule}; {_counted(control)})."
     )

@@ -1,4 +1,4 @@
-"""Question list: everyday questions that come with dsas, to ask a model that is to answer as it would anybody.
+"""Question list: everyday questions that come with dsas, which a steered model should answer as before.
 
 Limitations: English.
 """

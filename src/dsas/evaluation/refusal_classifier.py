@@ -1,15 +1,15 @@
-"""Refusal classifier: does an answer decline what it was asked, by what it means and not by its phrases?
+"""Refusal classifier: does an answer decline the request, judged by its meaning and not by its phrases?
 
     p(refusal | answer) = sigmoid(w . v + b),   v = the sentence embedding of the answer's first `WORDS` words
 
 w and b are a logistic regression on the 150 refusing and 150 complying answers of uncensorbench, each cut after 12 and
 after 20 words, so that the length tells nothing; and on the ways to begin a refusal and an answer below, put around
-harmful requests and everyday questions alike, so that the topic tells little. They are learned anew in some 15 seconds
-of one core.
+harmful requests and everyday questions alike, so that the topic tells little. They are fitted on first use, in some 15
+seconds on one core.
 
-Limitations: English; it reads the answer and not the request, so an answer to another question is no refusal to it, and
-it calls gibberish either way (see `coherence`). It takes some answers about a delicate topic for refusals. How far it
-agrees with people is measured by benchmarks/refusal_judges.py.
+Limitations: English; it reads the answer and not the request, so it does not count an answer to another question as a
+refusal; gibberish may be called either (see `coherence`). It takes some answers about delicate topics for refusals.
+benchmarks/refusal_judges.py measures how far it agrees with people.
 """
 
 import json

@@ -14,10 +14,10 @@
 | json | fall in the share of valid JSON, among answers to requests for it, at most | 0.05 |
 
 A file of limits is one JSON object of names and numbers; null switches a measure off, and what is not named keeps its
-default. Set "refused", such as to 0.8, for a Steering that is to refuse.
+default. For a Steering that should refuse, set "refused", to 0.8 for example.
 
 Limitations: a limit is compared with what was measured, not with an end of its interval; with 50 requests a share is
-known to some 10 points. Raise the number of requests before a narrow verdict is trusted.
+known to some 10 points. Raise the number of requests before you trust a narrow verdict.
 """
 
 import math
@@ -31,7 +31,7 @@ from dsas.files.text_files import ENCODING, json_of
 
 
 class ReleaseLimit(NamedTuple):
-    """One measure: its limit unless another is given (None is off), whether that is a least, and what it is on.
+    """One measure: its default limit (None is off), whether that is a minimum, and what it is a limit on.
 
     asks: which requests it needs answered, "everyday", "alarming", "harmful", "wrapped" or "json".
     """

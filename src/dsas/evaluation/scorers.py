@@ -1,20 +1,20 @@
-"""Scorers: how toxic is a text? Each gives one probability in [0, 1] a text.
+"""Scorers: how toxic is a text? Each gives one probability in [0, 1] per text.
 
 | name | model | trained on | package |
 |---|---|---|---|
 | tox-block | bidirectional LSTM, GloVe words, hard gates | Jigsaw comments | tox-block |
-| toxic-comment-classifier | bidirectional LSTM, trained apart | Jigsaw comments | toxic-comment-classifier |
+| toxic-comment-classifier | bidirectional LSTM, trained separately | Jigsaw comments | toxic-comment-classifier |
 | profanity-check | five calibrated linear SVMs on words | Jigsaw comments and tweets | alt-profanity-check |
 | character-grams | logistic regression on 2 to 4 letters | Jigsaw comments | toxicityclassifier |
 
 Any classifier of the transformers library is a scorer as well: see `classifier`.
 
-The packages' files are read as data (see `pickles`): none of them, nor TensorFlow, joblib or a given version of
-scikit-learn, has to be installed. Of models with six labels the first, "toxic", counts.
+The packages' files are read as data (see `pickles`): none of them has to be installed, nor TensorFlow, joblib or a
+given version of scikit-learn. For models with six labels, the first one ("toxic") counts.
 
 Known faults of the first two: they call many sentences with words for groups of people toxic, "gay" above all.
 
-Limitations: tox-block's own stretching of its probabilities is not applied (it moves them by less than 0.003), nor are
+Limitations: tox-block's own rescaling of its probabilities is not applied (it moves them by less than 0.003), nor are
 the stemming and stop words of toxicityclassifier (they need downloads of their own).
 """
 
@@ -35,7 +35,7 @@ from dsas.evaluation.pickles import load_pickle
 from dsas.files.pinned_packages import fetch
 from dsas.model.foreign import Tokenizer
 
-_VOCABULARY = 20_000  # both recurrent models know the words numbered below this
+_VOCABULARY = 20_000  # both recurrent models know the words with numbers below this
 _BATCH = 256
 
 
@@ -121,7 +121,7 @@ class ProfanityCheck:
 
 @final
 class CharacterGrams:
-    """Logistic regression on runs of 2 to 4 letters, of the package toxicityclassifier: a check from outside."""
+    """Logistic regression on runs of 2 to 4 letters, of the package toxicityclassifier: an independent check."""
 
     name = "character-grams"
 

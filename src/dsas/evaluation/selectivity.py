@@ -1,4 +1,4 @@
-"""Selectivity: how much of the unwanted a Steering makes less probable for what it costs on texts to be left alone.
+"""Selectivity: how much less probable a Steering makes unwanted text, at a given cost on texts it should leave alone.
 
     selectivity = mean loss of the source texts at the strength where the damage to control texts is the stated one
 
@@ -6,11 +6,11 @@ Losses and damage are those of `dsas.evaluation.loss_curve`, in nats per token.
 
 Between two measured strengths, damage and losses are taken to be powers of the strength (straight lines in log-log
 scale, exact where damage grows with the square of the strength and effect in proportion); where one of the two is not
-above 0, straight lines. The strength meant is the first at which the damage is reached. A damage that no measured
-strength reaches is reported as not reached, and nothing is extrapolated.
+above 0, they are interpolated linearly. The strength reported is the first at which the damage is reached. A damage
+that no measured strength reaches is reported as not reached, and nothing is extrapolated.
 
-Intervals are 95 %, by the bootstrap over texts: source texts and each kind of control text are drawn for themselves,
-and the strength is looked up anew in every draw. In a ratio of two Steerings both see the same draws.
+Intervals are 95 %, by the bootstrap over texts: source texts and each kind of control text are resampled separately,
+and the strength is found anew in every draw. In a ratio of two Steerings both see the same draws.
 """
 
 import math
@@ -35,8 +35,8 @@ from dsas.steering.steering import Steering
 class Kind(NamedTuple):
     """One kind of control text.
 
-    loss: what it loses at the common strength. nats: what the source loses where this kind alone loses the stated
-    damage, None when it never does.
+    loss: what it loses at the common strength. nats: what the source loses at the strength where this kind alone loses
+    the stated damage; None when it never does.
     """
 
     loss: Interval
@@ -47,8 +47,8 @@ class Kind(NamedTuple):
 class Selectivity:
     """How selective one Steering is at a stated damage.
 
-    nats: what source texts lose per token, at `strength`. kinds: by kind of control text. ratio: nats over those of the
-    Steering it is compared with. curve: all that was measured. What was not reached is None.
+    nats: what source texts lose per token, at `strength`. kinds: by kind of control text. ratio: nats, divided by those
+    of the Steering it is compared with. curve: all that was measured. A value that was not reached is None.
     """
 
     damage: float
@@ -88,7 +88,7 @@ def measure_selectivity(
     """Return how selective a Steering is on texts that it was not fitted on, against itself without a regulator.
 
     source, control: held-out texts; control by kind. damage: nats per token that control may lose on average.
-    Raises TextsError, OptionError as `Yardstick` and `selectivity`, and as `Steering.apply`.
+    Raises what `Yardstick`, `selectivity` and `Steering.apply` raise.
     """
     yardstick = Yardstick(model, tokenizer, source=source, control=control)
     constant = without_regulator(steering)
@@ -159,7 +159,7 @@ def _plain(interval: Interval | None) -> JsonObject | None:
     return None if interval is None else interval._asdict()
 
 
-_SOURCE, _DAMAGE = "\0source", "\0damage"  # beside the kinds of control text, whose names are the user's
+_SOURCE, _DAMAGE = "\0source", "\0damage"  # a name that no kind of control text (named by the user) can have
 
 
 def _sizes(curve: Curve) -> dict[str, int]:
@@ -168,7 +168,7 @@ def _sizes(curve: Curve) -> dict[str, int]:
 
 
 def _means(curve: Curve, counts: Mapping[str, np.ndarray]) -> dict[str, Float[np.ndarray, "draw strength"]]:
-    """Return for source, each kind and damage the mean in each draw at each strength; the first draw is all texts."""
+    """Return the means (source, each kind, damage) per draw and strength; the first draw holds all texts once."""
     groups = {_SOURCE: np.stack([one.source for one in curve.losses])}
     groups |= {kind: np.stack([one.control[kind] for one in curve.losses]) for kind in curve.losses[0].control}
     means = {name: counts[name] @ values.T / values.shape[1] for name, values in groups.items()}
@@ -176,12 +176,12 @@ def _means(curve: Curve, counts: Mapping[str, np.ndarray]) -> dict[str, Float[np
 
 
 def _interval(draws: Float[np.ndarray, " draw"], n: int) -> Interval | None:
-    """Return the first draw with the interval of the others; None when it is not reached."""
+    """Return the first draw's value with the interval of the others, or None when it is not reached."""
     return percentile_interval(float(draws[0]), draws[1:], n) if math.isfinite(draws[0]) else None
 
 
 class _Place(NamedTuple):
-    """Where on the ladder a damage is first reached, per draw: after rung `upper` - 1, by the share `part` of the way.
+    """Where on the ladder a damage is first reached, per draw: `part` of the way from rung `upper` - 1 to `upper`.
 
     Rung 0 is strength 0, where nothing is lost. upper is 0 where the damage is never reached.
     """

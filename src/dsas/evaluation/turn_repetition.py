@@ -1,14 +1,14 @@
-"""Turn repetition: does a model say again, over the turns of a conversation, what it has said?
+"""Turn repetition: does a model repeat itself over the turns of a conversation?
 
     within(turn) = 1 - different 4-grams of the answer / its 4-grams
     across(turn) = 4-grams of the answer that an earlier answer of the conversation holds / its 4-grams
     reuse(turn)  = mean over the answer's sentences of the largest cosine to a sentence of an earlier answer
 
-Steering that pushes every token in one direction drifts over the turns into saying one thing. `reuse` finds it in other
-words, too; what it is normally depends on the topic, so compare it with the unsteered model's on the same questions.
+Steering that pushes every token in one direction may end up saying the same thing in every turn. `reuse` finds it in
+other words, too; its usual value depends on the topic, so compare it with the unsteered model's on the same questions.
 
-Limitations: words are what lies between spaces, in lower case; the user's words do not count, though a model may repeat
-those. An answer of fewer than four words has no value (NaN), nor has the first turn across turns.
+Limitations: words are separated by spaces and taken in lower case; the user's words do not count, though a model may
+repeat them. An answer of fewer than four words has no value (NaN), nor has the first turn across turns.
 
 Source: seq-rep-4, Welleck et al. 2020 (1908.04319), within an answer; over turns, 2604.08169.
 """
@@ -35,7 +35,7 @@ class TurnRepetition(NamedTuple):
 
 
 def turn_repetition(conversations: Sequence[Sequence[str]]) -> TurnRepetition:
-    """Measure the answers of conversations, as many turns in each.
+    """Measure the answers of conversations that all have the same number of turns.
 
     Raises TextsError for no conversations, no turns, or different numbers of them.
     """
@@ -76,5 +76,5 @@ def reuse(conversations: Sequence[Sequence[str]], embed: Embed) -> Float[np.ndar
 def _checked(conversations: Sequence[Sequence[str]]) -> int:
     turns = {len(answers) for answers in conversations}
     if len(turns) != 1 or turns == {0} or any(isinstance(answers, str) for answers in conversations):
-        raise TextsError(f"expected conversations, each a list of as many answers, got lengths {sorted(turns)}")
+        raise TextsError(f"expected conversations with the same number of answers, got lengths {sorted(turns)}")
     return turns.pop()

@@ -1,11 +1,11 @@
 """Valid JSON: which share of answers to requests for JSON can be read as JSON?
 
-An answer counts as valid when it is one JSON value, in a Markdown code fence or not. NaN and Infinity, which JSON has
-not, are not accepted; nor is text before or after the value.
+An answer counts as valid when it is one JSON value, in a Markdown code fence or not. NaN and Infinity, which JSON does
+not have, are not accepted; nor is text before or after the value.
 
 `json_requests` are 20 requests for a small object of stated keys. An answer is also checked for these keys.
 
-Limitations: whether the values are true is not looked at.
+Limitations: whether the values are true is not checked.
 """
 
 import json
@@ -70,11 +70,11 @@ def is_json(answer: str, keys: Sequence[str] = ()) -> bool:
 
 
 def valid_json(answers: Sequence[str]) -> Bool[np.ndarray, " answer"]:
-    """Return for each answer whether it is JSON; the mean is the share. Raises TextsError for no list of answers."""
+    """Return for each answer whether it is JSON; the mean is the share. Raises TextsError unless given a list."""
     if isinstance(answers, str) or not answers:
         raise TextsError("expected a list of at least one answer")
     return np.array([is_json(answer) for answer in answers])
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

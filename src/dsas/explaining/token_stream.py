@@ -1,7 +1,7 @@
 """Streaming: tokens with the strength that was applied to them, while a model generates.
 
-A token is steered when the model reads it, which is a step after it was drawn: so it is shown one step late, and the
-last token of a text, which the model never reads, is shown without a value.
+A token is steered when the model reads it, one step after it was drawn. So it is shown one step late, and the last
+token of a text, which the model never reads, is shown without a value.
 
 Limitations: one row at a time.
 """
@@ -18,7 +18,7 @@ from dsas.runtime.applied import Applied
 
 
 class TokenStream:
-    """What `generate(streamer=...)` calls with every token of one row."""
+    """A streamer for `generate(streamer=...)`, which receives every token of one row."""
 
     def __init__(
         self, tokenizer: Tokenizer, applied: Applied | None, show: Callable[[str, float | None], object]
@@ -41,7 +41,7 @@ class TokenStream:
         self._waiting += torch.as_tensor(value).flatten().tolist()
 
     def end(self) -> None:
-        """Show what the model never read."""
+        """Show the last token, which the model never read."""
         self._give([None] * len(self._waiting))
 
     def _give(self, values: list[float] | list[None]) -> None:

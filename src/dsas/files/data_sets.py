@@ -13,9 +13,9 @@ PREFIX = "hub:"
 
 
 def read_rows(name: str, *, configuration: str = "") -> list[tuple[str, Json]]:
-    """Return where each row stands, for messages, and the row: an object, or what the column holds.
+    """Return the place of each row, for messages, and the row: an object, or the value of the column.
 
-    configuration: which of a data set's on the hub, where it has several; a folder has none.
+    configuration: which one of a data set on the hub that has several; a folder has none.
     Raises TextsError, naming the data set, for one that is not there or cannot be read; MissingExtraError without
     `datasets`.
     """
@@ -29,7 +29,7 @@ def read_rows(name: str, *, configuration: str = "") -> list[tuple[str, Json]]:
     configurations = [configuration] if configuration and not Path(parts[0]).is_dir() else []
     try:
         rows: Any = datasets.load_dataset(parts[0], *configurations, split=parts[1])
-    except Exception as error:  # of many kinds, from several libraries
+    except Exception as error:  # errors of many kinds, from several libraries
         raise TextsError(f"{name}: no such data set, or not readable: {error}") from error
     column = parts[2] if len(parts) == 3 else None
     if column is not None and column not in rows.column_names:

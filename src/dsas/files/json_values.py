@@ -1,4 +1,4 @@
-"""JSON values: what a file or a report holds, before and after it is text."""
+"""JSON values: the contents of a file or report, before and after they are text."""
 
 import json
 import math
@@ -9,7 +9,7 @@ JsonObject = dict[str, Json]
 
 
 def json_text(value: Json) -> str:
-    """Return a value as JSON that every reader takes: ASCII, and null for numbers that are not finite."""
+    """Return a value as JSON that every reader accepts: ASCII, with null for numbers that are not finite."""
     return json.dumps(_finite(value), allow_nan=False)
 
 

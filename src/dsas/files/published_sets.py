@@ -9,7 +9,7 @@
 | toxic-chat-toxic, toxic-chat-clean | lmsys/toxic-chat (2310.17389) | train | user_input | toxicity 1; 0 |
 
 Limitations: splits, columns and labels are those of the data sets' pages; they were tried on folders of that layout,
-and not on the hub. Some of these data sets ask for consent on the hub, which `datasets` does with the user's token.
+and not on the hub. Some of these data sets ask for consent on the hub; `datasets` then uses the user's token.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from dsas.files.text_files import field_of, text_of
 
 
 class PublishedSet(NamedTuple):
-    """Where a data set is: its id, configuration ("" for the only one) and split; its column; and the rows that count.
+    """Where a data set is: its id, configuration ("" for the only one), split and column, and which rows count.
 
     column: the name of one, or two joined by a dot for a field of an object. where: column and value of the rows that
     count; all of them when there is none.
@@ -64,5 +64,5 @@ def published_set(name: str, *, folder: str | None = None) -> list[str]:
                 value = field_of(value, field, place)
             texts.append(text_of(value, place))
     if not texts:
-        raise TextsError(f"{name}: expected rows with {one.where}, and there is none among {len(rows)}")
+        raise TextsError(f"{name}: expected rows with {one.where}, and none of {len(rows)} is one")
     return list(dict.fromkeys(texts))

@@ -1,4 +1,4 @@
-"""Tidy tables: what a report found as rows of named values, in a .csv or a .jsonl file, for pandas and others.
+"""Tidy tables: the findings of a report as rows of named values, in a .csv or a .jsonl file, for pandas and others.
 
 A row is one observation, a column one quantity, and every row has the same columns: `docs/reference/tables.md` says
 what each means. What is not known is empty in CSV and null in JSON; so is a number that is not finite.
@@ -18,20 +18,20 @@ ENDINGS = (".csv", ".jsonl")
 
 
 def check_ending(file: Path) -> None:
-    """Raise OptionError for a file that is no table by its name."""
+    """Raise OptionError for a file name that is not that of a table."""
     if file.suffix not in ENDINGS:
         raise OptionError(f"a table is a file ending in {' or '.join(ENDINGS)}, got {file.name!r}")
 
 
 def write_rows(file: Path, rows: Sequence[JsonObject]) -> None:
-    """Write rows with the same columns, at least one, all or nothing. Raises OptionError for another ending."""
+    """Write at least one row, all with the same columns, all or nothing. Raises OptionError for another ending."""
     check_ending(file)
     text = csv_text(rows) if file.suffix == ".csv" else "".join(f"{json_text(row)}\n" for row in rows)
     replace_files({file: text.encode()})
 
 
 def csv_text(rows: Sequence[JsonObject]) -> str:
-    """Return rows with the same columns, at least one, as CSV with a header."""
+    """Return at least one row, all with the same columns, as CSV with a header."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -3,9 +3,10 @@
 Source and target say HOW to steer, source and control WHEN. Every example runs through the model once; all sites are
 read in the same pass, and only one vector per example and site is kept. Source: DSAS (arXiv 2512.03661, sections 3, 4).
 
-At once, every site is fitted on the unsteered model. Incrementally, each is fitted on source and control activations
-that the earlier sites have steered already, and on unsteered target activations (AcT, arXiv 2410.23054, section 3.2);
-every example still runs once, see `dsas.fitting.incremental`. Limitations: one round only.
+By default, all sites are fitted on the unsteered model at once. Incrementally, each site is fitted on source and
+control activations that the earlier sites have already steered, and on unsteered target activations (AcT, arXiv
+2410.23054, section 3.2); every example still runs only once, see `dsas.fitting.incremental`. Limitations: one round
+only.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def fit(
 ) -> Steering:
     """Fit a Steering for `model` from three sets of examples, at least 4 in each; the model is not changed.
 
-    model: a language model, which goes with its tokenizer; or a diffusers pipeline, and the examples are prompts.
+    model: a language model, with its tokenizer; or a diffusers pipeline, whose examples are prompts.
     An example is a text; a conversation, [{"role": ..., "content": ...}, ...] or {"messages": ...}; or a prompt with
     what follows it, {"prompt": ..., "completion": ...}. {"chosen": ..., "rejected": ...} are target and source.
     source: shows the undesired behaviour; `dsas.Example(text, spans)` marks where, and the regulator then learns from
@@ -64,15 +65,15 @@ def fit(
     transform, regulator: a name from `dsas.TRANSFORMS`, `dsas.REGULATORS` (or a product of names, such as
     "logistic*posterior"); an object to use at every site, such as `dsas.Custom(function)`; or a function with the
     signature of their `fit`, such as `functools.partial(dsas.Evidence.fit, false_positives=0.01)`. "auto" is "evidence"
-    for texts that are read as means of their tokens, else the paper's "logistic".
+    for texts that are read as means of their tokens, and the paper's "logistic" otherwise.
     sites: shorthand, layer number, path, glob or "re:..." regular expression, one or several.
     selection: which sites are steered: `Threshold(0.75)`, `Smooth()`, `Top(48)`, `All()`, or one of their names.
     reading: how an example becomes a vector: `Reading` for texts and conversations, which says which tokens count, or
     `Drawing` for prompts of a pipeline; their defaults when not given.
     `Reading(incremental=True)` fits each site with the earlier ones already steered. checkpoint: folder that keeps what
     was collected, to resume from; with incremental reading only the target's activations.
-    Raises TextsError, SiteError, OptionError, ActivationError. Warns, and says so in the settings, while another
-    Steering is applied to the model.
+    Raises TextsError, SiteError, OptionError, ActivationError. While another Steering is applied to the model, it warns
+    and notes this in the settings.
     """
     chosen, how = selection_of(selection), transform_fit(transform)
     if regulator != AUTO:
@@ -87,8 +88,8 @@ def fit(
     found = subject.sites(sites)
     steered = check_unsteered(subject.module, "fitting")
     task = Task(subject, examples, sets, found, checkpoint, progress)
-    # Matrices this small gain nothing from BLAS threads, which then take the cores from torch's own while they wait.
-    # What is fitted can be trained later, even where a caller wants no gradients at all.
+    # Matrices this small gain nothing from BLAS threads, which would keep cores from torch while they wait.
+    # The result can be trained later, even if the caller has switched gradients off.
     with threadpool_limits(1, user_api="blas"), torch.inference_mode(False):
         fitted = _fitted(task, recipe)
         rules = select(sorted((one.rule for one in fitted), key=lambda rule: found.index(rule.site)), chosen)
@@ -112,7 +113,7 @@ def fit(
 
 
 def _paired(sets: ExampleSets, transform: FitTransform) -> ExampleSets:
-    """Return the sets. Raises TextsError for a transform of pairs, and sets of which source and target are no pairs."""
+    """Return the sets. Raises TextsError for a transform of pairs when source and target do not form pairs."""
     if takes_pairs(transform) and len(sets.source) != len(sets.target):
         raise TextsError(
             "this transform learns from pairs, source[i] with target[i]: expected as many source texts as "
@@ -122,7 +123,7 @@ def _paired(sets: ExampleSets, transform: FitTransform) -> ExampleSets:
 
 
 def _check_clean(subject: Subject, rules: Sequence[Rule]) -> None:
-    """Raise OptionError for regulators that read clean at sites where what was added before is not found again."""
+    """Raise OptionError for regulators that read clean at sites where earlier edits cannot be subtracted."""
     clean = [rule.site for rule in rules if rule.regulator.reads_additions]
     if not clean:
         return
@@ -130,7 +131,7 @@ def _check_clean(subject: Subject, rules: Sequence[Rule]) -> None:
     others = [str(site) for site in clean if site not in stream]
     if others:
         raise OptionError(
-            f"reading clean takes away what was added to the residual stream, and {others[0]} is not on it: use "
+            f"reading clean subtracts what was added to the residual stream, and {others[0]} is not on it: use "
             'sites="residual", or the regulator as it is'
         )
 

@@ -37,9 +37,9 @@ def collect(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Collected:
-    """Return what every site did on each text, float32 on the CPU, in the order of `texts`.
+    """Return the activations of every site on each text, float32 on the CPU, in the order of `texts`.
 
-    places: where each text stands in its set; see `places_of`.
+    places: the position of each text in its set; see `places_of`.
     """
     file = checkpoint_file(examples.module, [list(map(repr, sites)), examples.depends(texts, places)], checkpoint)
     store = _Store(len(texts), sites, file)
@@ -58,14 +58,14 @@ def collect(
 
 
 def numbered(sets: Mapping[str, Sequence[Content]]) -> tuple[list[Content], dict[str, list[int]]]:
-    """Return every text once, and for each set which of them are its members."""
+    """Return every text once, and the numbers of each set's members."""
     texts = list(dict.fromkeys(text for members in sets.values() for text in members))
     row = {text: number for number, text in enumerate(texts)}
     return texts, {name: [row[text] for text in members] for name, members in sets.items()}
 
 
 def places_of(sets: Mapping[str, Sequence[Content]], texts: Sequence[Content]) -> list[int]:
-    """Return where each text stands in the set that it is in; the first place where it is in several."""
+    """Return the position of each text in its set; the first position if it is in several sets."""
     places: dict[Content, int] = {}
     for members in sets.values():
         for place, text in enumerate(members):
@@ -74,7 +74,7 @@ def places_of(sets: Mapping[str, Sequence[Content]], texts: Sequence[Content]) -
 
 
 class _Store:
-    """Vectors collected so far and which texts they cover; a context manager that writes them out on leaving."""
+    """The vectors collected so far and the texts they cover; a context manager that writes them when it is left."""
 
     def __init__(self, texts: int, sites: Sequence[Site], file: Path | None) -> None:
         self.done: Bool[Tensor, " text"] = torch.zeros(texts, dtype=torch.bool)
@@ -113,7 +113,7 @@ class _Store:
 
 
 def checkpoint_file(model: nn.Module, read: list[Foreign], checkpoint: str | Path | None) -> Path | None:
-    """Return the file for what was `read`, JSON-ready: sites, texts, and how they become vectors."""
+    """Return the checkpoint's file for `read`, which holds sites, texts, and how they become vectors, JSON-ready."""
     if checkpoint is None:
         return None
     what = [fingerprint(model), str(next(model.parameters()).dtype), *read]

@@ -1,6 +1,6 @@
-"""Collectors: two ways of giving `fit` what each site is fitted on, from all sites at once or from one after another.
+"""Collectors: two ways to collect what each site is fitted on, at all sites at once or one site after another.
 
-Both are generators: each yields a site's data and is sent the rule that was made of it.
+Both are generators: each yields a site's data and is sent the rule that was made from it.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -24,7 +24,7 @@ Collected = Generator[SiteData, Rule, None]
 
 
 class Task(NamedTuple):
-    """What is collected: the subject, how its examples are read, at which sites, and where it is kept."""
+    """What to collect: the subject, how its examples are read, at which sites, and where activations are stored."""
 
     subject: Subject
     examples: Examples
@@ -35,7 +35,7 @@ class Task(NamedTuple):
 
 
 def collected(task: Task) -> Collected:
-    """Return the collector that the reading of the examples asks for."""
+    """Return the collector that the options of reading ask for."""
     return _one_after_another(task) if task.examples.incremental else _at_once(task)
 
 
@@ -57,9 +57,9 @@ def _at_once(task: Task) -> Collected:
 
 
 def _one_after_another(task: Task) -> Collected:
-    """Yield each site's data with the earlier sites already steered; the target's is that of the unsteered model."""
+    """Yield each site's data with the earlier sites already steered; target data come from the unsteered model."""
     if task.sets.spans is not None:
-        _labelled(task)  # which refuses
+        _labelled(task)  # which raises OptionError
     examples, size = task.examples, task.examples.batch_size
     target = task.sets.target
     kept = {"checkpoint": task.checkpoint, "progress": task.progress}
@@ -90,7 +90,7 @@ def _labelled(task: Task) -> LabelledTokens | None:
 def _site_data(site: Site, parts: Mapping[str, Tensor], *, by_position: bool) -> SiteData:
     """Return what one site is fitted on, from vectors (example, step, sample, dim) of each set.
 
-    by_position: every sample is a position to learn from, and not only their mean.
+    by_position: whether to learn from every sample (a position), and not only from their mean.
     """
     source, control, target = (parts[name].mean((1, 2)) for name in ("source", "control", "target"))
     if not by_position:

@@ -1,4 +1,4 @@
-"""Methods by name: what a user may write for transform and regulator, as the function that fits it at one site.
+"""Methods by name: what a user may give as transform and regulator, turned into the function that fits one site.
 
 "caa"                                        a name of the registry
 "logistic*posterior"                         a product of regulators by name
@@ -24,7 +24,7 @@ FitRegulator = Callable[..., FittedRegulator]
 
 
 def transform_fit(transform: str | Transform | FitTransform) -> FitTransform:
-    """Return the function (source, target) -> Transform that is meant. Raises OptionError for an unknown name."""
+    """Return the requested function (source, target) -> Transform. Raises OptionError for an unknown name."""
     if isinstance(transform, Transform):
         return lambda _source, _target: transform
     if isinstance(transform, nn.Module):
@@ -36,7 +36,7 @@ def transform_fit(transform: str | Transform | FitTransform) -> FitTransform:
 
 
 def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
-    """Return the function (source, control, target) -> FittedRegulator that is meant. Raises OptionError."""
+    """Return the requested function (source, control, target) -> FittedRegulator. Raises OptionError."""
     if isinstance(regulator, Regulator):
         return lambda _source, _control, _target: FittedRegulator(regulator, None)
     if isinstance(regulator, nn.Module):
@@ -48,7 +48,7 @@ def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
 
 
 def takes_groups(fit: FitRegulator) -> bool:
-    """Whether a regulator can learn from single tokens or positions, told by `groups` which text each is of."""
+    """Whether a regulator can learn from single tokens or positions, with `groups` saying which text each is from."""
     try:
         parameters = inspect.signature(fit).parameters.values()
     except ValueError:  # written in C, without a signature

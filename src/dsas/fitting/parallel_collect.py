@@ -1,14 +1,14 @@
-"""Parallel collection: the batches of a collection, a few at a time, on models that other processes hold.
+"""Parallel collection: the batches of a collection, a few at a time, on models in other processes.
 
-A shard is whole batches, padded as one process would pad them, and what it gives is put where its texts stand. So any
-split, in any order, over any number of workers, with any of them killed and its shard done again, gives the vectors
-that one process gives; nothing is summed, so nothing is rounded otherwise.
+A shard is a few whole batches, padded as one process would pad them, and its vectors are placed by the positions of its
+texts. So any split, in any order, over any number of workers, with any of them killed and its shard repeated, gives the
+vectors that one process gives; nothing is summed, so nothing is rounded differently.
 
-Each worker loads the model from the folder or hub id that it came from, and refuses one whose weights are not those of
-the model at hand.
+Each worker loads the model from the folder or hub id that it came from, and rejects one whose weights differ from those
+of the model being fitted.
 
-Limitations: models that were not loaded by name (give the one process its devices with `device_map` instead), and
-pipelines.
+Limitations: not for models that were not loaded by name (give the one process its devices with `device_map` instead),
+nor for pipelines.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,11 @@ from dsas.model.sites import Site
 from dsas.model.subject import Examples, subject_of
 from dsas.parallel.workers import Spread, workers_of
 
-BATCHES = 4  # in a shard
+BATCHES = 4  # batches per shard
 
 
 class Source(NamedTuple):
-    """Where workers get the model, which one it must be, and how it is read.
+    """Where workers load the model from, which one it must be, and how it is read.
 
     precision, device: as `load_model` takes them. threads: torch's, in every worker.
     """
@@ -48,8 +48,8 @@ def vectors_by_workers(
 ) -> Iterator[tuple[int, dict[Site, Tensor]]]:
     """Yield the number of each batch and its vectors, as `examples.vectors` gives them, in any order.
 
-    Raises OptionError and WorkerError as `dsas.parallel.workers`, OptionError for a model from nowhere or one that is
-    spread over devices, ModelMismatchError when workers find another model.
+    Raises OptionError and WorkerError as `dsas.parallel.workers`, OptionError for a model without a folder or hub id,
+    or spread over devices, ModelMismatchError when workers find another model.
     """
     spread = examples.spread
     source = source_of(examples.module, sites, examples.reading, threads=spread.threads)
@@ -63,7 +63,7 @@ def vectors_by_workers(
 
 
 def source_of(model: nn.Module, sites: Sequence[Site], reading: Reading, *, threads: int = 1) -> Source:
-    """Return where workers get `model`. Raises OptionError for one from nowhere, or spread over devices."""
+    """Return where workers get `model`. Raises OptionError for one without folder or hub id, or spread over devices."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise OptionError("workers load the model from its folder or hub id, and this one was loaded from neither")
@@ -77,7 +77,7 @@ def source_of(model: nn.Module, sites: Sequence[Site], reading: Reading, *, thre
 
 @final
 class _Reader:
-    """Who reads shards: a model of its own."""
+    """A reader of shards, with a model of its own."""
 
     def __init__(self, source: Source) -> None:
         from dsas.model.loading import load_model  # loads transformers, which `import dsas` must not
@@ -85,8 +85,8 @@ class _Reader:
         loaded = load_model(source.model, device=source.device, precision=source.precision)
         if fingerprint(loaded.model) != source.fingerprint:
             raise ModelMismatchError(
-                f"the weights that workers find in {source.model!r} are not those of the model at hand: save it and "
-                "load it from there, or fit it in one process"
+                f"the weights that workers find in {source.model!r} are not those of this model: save it "
+                "and load it from there, or fit it in one process"
             )
         self._sites, self._examples = source.sites, subject_of(*loaded).examples(source.reading)
 

@@ -2,7 +2,7 @@
 
 | selection | a site's weight |
 |---|---|
-| `Threshold(0.75)` | 1 when its held-out accuracy reaches the least one, else 0 (DSAS, arXiv 2512.03661) |
+| `Threshold(0.75)` | 1 when its held-out accuracy reaches the threshold, else 0 (DSAS, arXiv 2512.03661) |
 | `Smooth()` | max(0, 2 * accuracy - 1) |
 | `Top(48)` | 1 for the most accurate sites, else 0 |
 | `All()` | 1 |
@@ -35,7 +35,7 @@ class Selection(ABC):
         """Return the weight of each site, from the held-out accuracies of all of them."""
 
     def describe(self) -> str:
-        """Return the name and the numbers, as a Steering's settings tell it."""
+        """Return the name and the numbers, as a Steering's settings hold them."""
         return " ".join(map(str, [self.name, *astuple(self)]))
 
 
@@ -103,7 +103,7 @@ SELECTIONS: dict[str, type[Selection]] = {kind.name: kind for kind in (Threshold
 
 
 def selection_of(selection: Selection | str) -> Selection:
-    """Return the selection that is meant, a name with its defaults. Raises OptionError for anything else."""
+    """Return the requested selection; a name takes its defaults. Raises OptionError for anything else."""
     if isinstance(selection, Selection):
         return selection
     if selection not in SELECTIONS:

@@ -1,7 +1,7 @@
-"""Site rule: how what was read at one site becomes its rule.
+"""Site rule: how the activations of one site become its rule.
 
-A pipeline gives more to read than one vector per prompt: one per denoising step, from which each step gets a regulator
-of its own; and single positions, from which the transform learns, and regulators whose fit takes groups.
+A pipeline gives more than one vector per prompt: one per denoising step, from which each step gets a regulator of its
+own; and single positions, for the transform and for regulators whose fit takes groups.
 """
 
 import warnings
@@ -42,14 +42,14 @@ class SiteData(NamedTuple):
 
 
 class SiteFit(NamedTuple):
-    """A site's rule, and what its regulator wants to know of single tokens; None when it is final."""
+    """A site's rule, and what its regulator still needs from single tokens; None when it is final."""
 
     rule: Rule
     untuned: Untuned | None
 
 
 class Recipe(NamedTuple):
-    """How one site becomes a rule; its weight is what the selection gives it as far as this site alone tells."""
+    """How one site becomes a rule; its weight is what the selection gives it when it sees this site alone."""
 
     transform: FitTransform
     regulator: FitRegulator
@@ -83,7 +83,7 @@ class Recipe(NamedTuple):
 
 
 def select(rules: Sequence[Rule], selection: Selection) -> list[Rule]:
-    """Return the rules with the weights that a selection gives them; warn when nothing is left to steer."""
+    """Return the rules with the weights that a selection gives them; warn when no site is left."""
     weights = selection.weights([rule.accuracy for rule in rules])
     if not any(weights):
         best = max(rule.accuracy or 0.0 for rule in rules)
@@ -98,7 +98,7 @@ def select(rules: Sequence[Rule], selection: Selection) -> list[Rule]:
 
 
 def describe(regulator: nn.Module) -> str:
-    """Return what a regulator is called: its name, or those of its factors."""
+    """Return the name of a regulator, or those of its factors."""
     if isinstance(regulator, PerStep):
         return f"{describe(regulator.regulators[0])} a step"
     factors = list(regulator.factors) if isinstance(regulator, Product) else [regulator]

@@ -1,21 +1,21 @@
-"""Inspection: what in source, control and target texts would teach a regulator something else than the behaviour.
+"""Inspection: what in source, control and target texts would teach a regulator something other than the behaviour.
 
 | check | what is found | how |
 |---|---|---|
 | duplicates | texts repeated within a set | equal once case, spaces and punctuation are dropped |
-| overlap | near duplicates across sets, held-out texts among them | cosine >= 0.8 of tf-idf over 3 to 5 letters |
-| length | sets that their length in words tells apart | AUROC of the length alone, 0.5 is none |
+| overlap | near duplicates across sets, held-out texts included | cosine >= 0.8 of tf-idf over 3 to 5 letters |
+| length | sets that their length in words tells apart | AUROC of the length alone; 0.5 is chance |
 | style | sets that punctuation, capitals, digits and common words tell apart | held-out balanced accuracy |
 | vocabulary | words in a far larger share of one set | z-score of two proportions, 4 or more |
-| separability | sites that tell source from control no better than the style does | held-out accuracy a site |
+| separability | sites that tell source from control no better than the style does | held-out accuracy per site |
 
-A behaviour has words of its own, so a vocabulary finding is for a person to read and no error by itself; length and
-style are what matched sets share.
+A behaviour has words of its own, so a vocabulary finding is for a person to judge and no error by itself; matched sets
+agree in length and style.
 
 In conversations, and in prompts with completions, the tokens that count are compared: the answers, or the instructions
-where the last instruction token is read. Duplicates are those of the whole.
+where the last instruction token is read. Duplicates are compared as a whole.
 
-Limitations: meaning (paraphrases that share no letters), languages without spaces between words.
+Limitations: paraphrases that share no letters are not found; languages without spaces between words are not supported.
 """
 
 import math
@@ -39,7 +39,7 @@ from dsas.model.sites import DEFAULT_SITES, SitePatterns
 from dsas.model.subject import subject_of
 from dsas.regulators.logistic import Logistic
 
-MATCHED = ("source", "control")  # a target may well differ: it says where to go and not when
+MATCHED = ("source", "control")  # a target may differ: it says how to steer and not when
 NEAR = 0.8  # cosine from which two texts are near duplicates
 LENGTH_GAP = 0.7  # AUROC of the length alone
 STYLE_GAP = 0.7  # held-out balanced accuracy of the style alone
@@ -53,7 +53,7 @@ _COMMON = """the a an and or but of to in on at for with by from as that this it
 class Finding(NamedTuple):
     """One thing worth knowing.
 
-    level: "error" (mend it), "warning" (look at it) or "note". sets: which sets it is about. value: the number that it
+    level: "error" (fix it), "warning" (look at it) or "note". sets: which sets it is about. value: the number that it
     rests on, as the table above says. examples: some of the texts or words.
     """
 
@@ -73,7 +73,7 @@ class SiteAccuracy(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What was found, errors first; the sizes of the sets; and the curve over sites, empty without a model."""
+    """The findings, errors first; the sizes of the sets; and the curve over sites, empty without a model."""
 
     sizes: dict[str, int]
     findings: list[Finding]
@@ -96,10 +96,10 @@ def inspect_texts(
     held_out: Sequence[Given] | None = None,
     tokens: Tokens = "auto",
 ) -> Inspection:
-    """Return what is to be found without a model.
+    """Return the findings that need no model.
 
-    held_out: texts to evaluate on; one that is near a text of another set has leaked. tokens: which will count, as in
-    `Reading`. Raises TextsError as `fit` does.
+    held_out: texts to evaluate on; one that is near a text of another set has leaked. tokens: which tokens will count,
+    as in `Reading`. Raises TextsError as `fit` does.
     """
     given = {"source": source, "control": control, "target": target, "held-out": held_out}
     contents = {name: check_texts(name, texts) for name, texts in given.items() if texts is not None}
@@ -124,7 +124,7 @@ def separability(
     reading: Reading = Reading(),
     progress: bool = True,
 ) -> list[SiteAccuracy]:
-    """Return, in the order of the model, how well each site tells source from control, as `fit` would measure it."""
+    """Return, in the order of the model, how well each site tells source from control, as measured by `fit`."""
     subject = subject_of(model, tokenizer)
     contents = {"source": check_texts("source", source), "control": check_texts("control", control)}
     check_kinds(contents)
@@ -163,12 +163,12 @@ def _duplicates(sets: dict[str, list[str]]) -> Iterator[Finding]:
         again = [text for text in dict.fromkeys(texts) if counts[folded(text)] > 1]
         extra = len(texts) - len(counts)
         if extra:
-            message = f"{extra} of {len(texts)} texts in {name} say what another one says"
+            message = f"{extra} of {len(texts)} texts in {name} repeat another one"
             yield Finding("warning", "duplicates", (name,), extra / len(texts), message, tuple(again[:SHOWN]))
 
 
 def letter_vectors(*sets: Sequence[str]) -> list[Foreign]:
-    """Return for each set the sparse tf-idf vectors of its texts over 3 to 5 letters; products of two are cosines."""
+    """Return each set's sparse tf-idf vectors over 3 to 5 letters, one per text; products of two are cosines."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
@@ -249,7 +249,7 @@ def _words(text: str) -> list[str]:
 
 
 def folded(text: str) -> str:
-    """Return a text without case, punctuation and the widths of spaces; itself where nothing is left."""
+    """Return a text without case, punctuation and repeated spaces; the text itself where nothing is left."""
     return " ".join(_words(text)) or text.strip()
 
 

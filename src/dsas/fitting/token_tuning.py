@@ -1,23 +1,23 @@
-"""Token tuning: regulators that were fitted on pooled vectors, tuned by the tokens of texts they did not see.
+"""Token tuning: regulators that were fitted on pooled vectors, tuned on the tokens of texts they did not see.
 
-A regulator answers to single tokens, and how often it answers on clean ones cannot be told from pooled vectors. So the
-texts run once more, at most `MOST` of each set, and of every token only its score is kept: at each site that of the
-boundary that was drawn without the token's text (cross-validation). The regulator that is then tuned was drawn from all
+A regulator acts on single tokens, and pooled vectors cannot say how often it fires on clean ones. So at most `MOST`
+texts of each set run once more, and only the score of every token is kept: at each site, the score by the boundary that
+was fitted without the token's text (cross-validation). The regulator that is tuned with these scores was fitted on all
 texts.
 
-What the tuned regulators do on these tokens is known before anything is generated. Where the effect of steering is in
-proportion to what is added, and damage grows with its power p, a regulator h allows as much damage for so many times
-the effect that no regulator has:
+What the tuned regulators do on these tokens is known before anything is generated. If the effect of steering is
+proportional to what is added, and damage grows with its power p, then at equal damage a regulator h has this many times
+the effect of steering without a regulator:
 
     worth(p) = mean of h on source / (mean of h^p on control)^(1/p)        over tokens and sites
 
-`worth` is worth(1) and `worth_square` worth(2), between which damage was measured to grow (docs/lab/findings.md). For p
-= 2 no function of the same evidence allows more than
+`worth` is worth(1) and `worth_square` is worth(2); damage was measured to grow with a power between 1 and 2
+(docs/lab/findings.md). For p = 2 no function of the same evidence allows more than
 
     limit = root of the mean over control tokens of r^2,   r the likelihood ratio of source to control
 
-Limitations: `limit` comes from a histogram of 10 bins; all are of the fitted texts' kinds. Incremental fits and
-pipelines are tuned by pooled vectors, and nothing is said of them.
+Limitations: `limit` comes from a histogram of 10 bins; all numbers are for the kinds of text that were fitted on.
+Incremental fits and pipelines are tuned on pooled vectors and get none of these numbers.
 """
 
 import hashlib
@@ -47,10 +47,11 @@ BINS = 10
 
 
 class HeldOutValues(NamedTuple):
-    """What regulators do on tokens of texts they were not drawn from.
+    """What regulators do on tokens of texts they were not fitted on.
 
-    source, control: mean value there. auroc: how often a source token has a higher value than a control token, in
-    [0, 1]. worth, worth_square, limit: see the module. texts, tokens: how many were read, of source and control.
+    source, control: mean value on their tokens. auroc: how often a source token has a higher value than a control
+    token, in [0, 1]. worth, worth_square, limit: see the module. texts, tokens: how many were read, of source and
+    control.
     """
 
     source: float
@@ -64,7 +65,7 @@ class HeldOutValues(NamedTuple):
 
     @classmethod
     def of(cls, sites: Sequence[TokenScores]) -> "HeldOutValues":
-        """Return what the values of each site come to."""
+        """Return the summary of each site's values."""
         source, control = (
             np.stack([np.concatenate(own) for own in sets])
             for sets in ([one.source for one in sites], [one.control for one in sites])
@@ -90,7 +91,7 @@ class HeldOutValues(NamedTuple):
 def tuned_by_tokens(
     task: Task, rules: Sequence[Rule], untuned: Mapping[Site, Untuned]
 ) -> tuple[list[Rule], HeldOutValues | None]:
-    """Return the rules with the regulators that tokens have tuned, and their values; as they are where none can be."""
+    """Return the rules with regulators tuned on tokens, and their values; unchanged rules where none can be tuned."""
     steered = {rule.site: untuned[rule.site] for rule in rules if rule.weight > 0 and rule.site in untuned}
     if not steered or task.examples.incremental:
         return list(rules), None
@@ -116,7 +117,7 @@ def tuned_by_tokens(
 
 
 def _read(task: Task, texts: Sequence[Content], directions: Mapping[Site, Tensor]) -> TokenProjections | None:
-    """Return what the tokens of each text are along the directions, from the checkpoint where it was read before."""
+    """Return the projections of each text's tokens on the directions, from the checkpoint where it has them."""
     marks = hashlib.sha256(b"".join(one.numpy().tobytes() for one in directions.values())).hexdigest()
     depends = [list(map(repr, directions)), task.examples.depends(texts, range(len(texts))), "token scores", marks]
     file = checkpoint_file(task.subject.module, depends, task.checkpoint)
@@ -136,7 +137,7 @@ def _read(task: Task, texts: Sequence[Content], directions: Mapping[Site, Tensor
 
 
 def _scores(values: Float[Tensor, "token fold"], untuned: Untuned, place: int) -> Float[np.ndarray, " token"]:
-    """Return the scores of one text's tokens by the boundary that was drawn without it."""
+    """Return the scores of one text's tokens by the boundary that was fitted without it."""
     fold = int(untuned.held_out.folds[place])
     return values[:, fold].double().numpy() + untuned.held_out.boundaries[fold].bias
 
@@ -150,7 +151,7 @@ def _auroc(above: Float[np.ndarray, " token"], below: Float[np.ndarray, " token2
 def _limit(source: Float[np.ndarray, " token"], control: Float[np.ndarray, " token2"]) -> float:
     both = np.concatenate([source, control])
     edges = np.unique(np.quantile(both, np.linspace(0, 1, BINS + 1)[1:-1], method="lower"))
-    filled = np.unique(np.searchsorted(edges, both, "right"))  # half a token is added to each bin that holds any
+    filled = np.unique(np.searchsorted(edges, both, "right"))  # half a token is added to each bin that is not empty
     counts = [np.bincount(np.searchsorted(edges, own, "right"), minlength=len(edges) + 1) for own in (source, control)]
     shares = [(own[filled] + 0.5) / (own.sum() + 0.5 * len(filled)) for own in counts]
     return float(np.sqrt((shares[0] ** 2 / shares[1]).sum()))

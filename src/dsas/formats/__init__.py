@@ -1,1 +1,1 @@
-"""Formats: vectors that others published, read and written, and given a regulator."""
+"""Formats: vectors published by others, read and written, and given a regulator."""

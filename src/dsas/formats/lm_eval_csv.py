@@ -1,16 +1,17 @@
-"""lm-eval's steering CSV: features of sparse autoencoders, named and not held, so that their decoders are read as well.
+"""lm-eval's steering CSV: it names features of sparse autoencoders, whose decoders are read as well.
 
     loader           sparsify (the default) stores a decoder as SPARSE_MODEL/HOOKPOINT/sae.safetensors, sae_lens as
                      SPARSE_MODEL/SAE_ID/sae_weights.safetensors
-    action           add (the default): adds steering_coefficient x feature; clamp: sets what an activation, less the
-                     decoder's bias, is along the feature
+    action           add (the default): adds steering_coefficient x feature; clamp: sets the component along the
+                     feature of an activation less the decoder's bias
     sparse_model     a folder, or a repository of the hub
     hookpoint        path of a module below the base model, such as layers.3
     feature_index    row of W_dec (feature, dim)
 
-Source: `SteeredModel.derive_steer_config` in lm-eval 0.4.13, where "add" fails for every CSV, since a decoder has a
-bias: the bias is left out here, as it is of "add" in a .pt file.
-Limitations: head_index, which lm-eval does not read from a CSV either; names of releases that only sae_lens knows.
+Source: `SteeredModel.derive_steer_config` in lm-eval 0.4.13, where "add" fails for every CSV, because a decoder has a
+bias; here the bias is ignored, as for "add" in a .pt file.
+Limitations: head_index is not supported (nor does lm-eval read it from a CSV), nor are names of releases that only
+sae_lens knows.
 """
 
 import csv
@@ -32,7 +33,7 @@ NEEDED = ("sparse_model", "hookpoint", "feature_index", "steering_coefficient")
 
 
 class _Row(NamedTuple):
-    """One line: which feature of which decoder does what where."""
+    """One line: which feature of which decoder, at which module, with which action."""
 
     loader: str
     action: str
@@ -51,7 +52,7 @@ class _Row(NamedTuple):
 
 
 def read_lm_eval_csv(file: Path) -> Published:
-    """Read the rows and the features that they name. Raises ArtifactError for what is not there or not such a file."""
+    """Read the rows and the features that they name. Raises ArtifactError for a missing or malformed file."""
     if file.stat().st_size > LARGEST_CSV:
         raise ArtifactError(f"{file} has {file.stat().st_size} bytes, a steering CSV at most {LARGEST_CSV}")
     try:
@@ -75,7 +76,7 @@ def read_lm_eval_csv(file: Path) -> Published:
 
 
 def _row(line: dict[str, str | None], where: str) -> _Row:
-    """Return a line by its columns. Raises ArtifactError, naming the line and the column."""
+    """Return the row of a line. Raises ArtifactError, naming the line and the column."""
     said = {name: (value or "").strip() for name, value in line.items() if isinstance(value, str | None)}
     loader, action = said.get("loader") or "sparsify", said.get("action") or "add"
     if loader not in ("sparsify", "sae_lens"):

@@ -1,7 +1,7 @@
 """States of ml-act, Apple's activation transport: Linear-, Gaussian- and Mean-AcT as its hooks save them.
 
     {module}.statedict           one file per module, named by its path in the whole model; ":0" at the end says which
-                                 of a module's outputs, and only the first is read
+                                 of the module's outputs, of which only the first is read
     net.w1, net.b1               Linear-AcT: T(t) = w1 t + b1                       (`LinearOTHook`, `LinearProj`)
     mu1, mu2, std1, std2         Gaussian-AcT: T(t) = std2/std1 (t - mu1) + mu2     (`GaussianOTHook`)
                                  Mean-AcT:     T(t) = t - mu1 + mu2                 (`OnlyMeanHook`)
@@ -13,7 +13,7 @@ Gaussian- and Mean-AcT save the same numbers, so the path must say which: a fold
 or mean_ot, as ml-act names its interventions. Strength 1 is ml-act's strength 1.
 
 Source: act/hooks/transport.py and act/hooks/intervention_hook.py of ml-act (arXiv 2410.23054).
-Limitations: other outputs of a module than the first, pictures (dim second), AurA.
+Limitations: outputs of a module other than the first, pictures (dim second) and AurA are not read.
 """
 
 import re
@@ -75,7 +75,7 @@ def _transport(state: Any, file: Path) -> Transform:
 
 
 def _named(file: Path) -> type[GaussianTransport] | type[MeanTransport]:
-    """Return which of two methods that save the same numbers a path names, the nearest name to the file first."""
+    """Return which of two methods that save the same numbers a path names; the name nearest to the file counts."""
     for part in (file.name, *(folder.name for folder in file.absolute().parents)):
         found = re.findall("mean_ot|gaussian_ot", part)
         if len(set(found)) == 1:
@@ -87,7 +87,7 @@ def _named(file: Path) -> type[GaussianTransport] | type[MeanTransport]:
 
 
 def _support(state: Mapping[Any, Any], moves: Tensor, file: Path) -> tuple[Tensor, Tensor]:
-    """Return the ends (dim,) between which neurons are moved; some states have them for the moving neurons only."""
+    """Return the ends (dim,) between which neurons are moved; some states have them for moved neurons only."""
     given = state.get("quantiles_src", "q_all")
     if isinstance(given, str):
         named = state.get("quantiles_dict_src")

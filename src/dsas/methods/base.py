@@ -1,8 +1,8 @@
-"""Fitted: what transforms and regulators have in common, a module whose constructor arguments are all there is to it.
+"""Fitted: what transforms and regulators have in common: a module that its constructor arguments define completely.
 
 Every constructor argument is kept unchanged as the attribute of the same name: a tensor as a buffer, a method (or a
-list of them) as a submodule, anything else plain. So storage, `repr` and equality need no code in the methods
-themselves, and "not fitted yet" has no spelling.
+list of them) as a submodule, anything else as a plain attribute. So storage, `repr` and equality need no code in the
+methods themselves, and there is no way to write "not fitted yet".
 """
 
 import copy
@@ -20,7 +20,7 @@ Samples = Float[Tensor, "_ dim"]  # pooled activations of a set, float32; sets d
 
 
 class Facts(NamedTuple):
-    """What the table of methods says about one; `flops` are per token and site, d is the width of the site."""
+    """What the table of methods says about a method; `flops` are per token and site, and d is the width of the site."""
 
     formula: str
     paper: str
@@ -33,7 +33,7 @@ class Fitted(nn.Module):
 
     Contract: `__init__` calls `super().__init__()`, then `keep(**arguments)` with every argument it takes: tensors are
     float32 buffers, methods are Fitted or lists of them, everything else is JSON (numbers, strings, booleans, lists of
-    them). `name` is what the registry, storage and the command line know the class by; a class with `stored` False
+    them). `name` identifies the class in the registry, in storage and on the command line; a class with `stored` False
     holds code, and is not written to files. `not_served`: why a server cannot do it, for a class without `served_form`
     (`dsas.methods.served_form`).
     """
@@ -74,7 +74,7 @@ def _is_list_of_methods(value: Any) -> bool:
 
 
 def same(first: Fitted, second: Fitted) -> bool:
-    """Whether two methods are of one class and made of the same arguments, to the bit."""
+    """Whether two methods have the same class and the same arguments, to the bit."""
     if type(first) is not type(second):
         return False
     return all(_equal(value, second.arguments()[key]) for key, value in first.arguments().items())
@@ -89,6 +89,6 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def moved(method: Method, device: torch.device) -> Method:
-    """Return a method whose tensors are on a device: itself where they are, else a copy."""
+    """Return the method with its tensors on a device: itself if they are there already, else a copy."""
     tensors = [*method.parameters(), *method.buffers()]
     return method if all(value.device == device for value in tensors) else copy.deepcopy(method).to(device)

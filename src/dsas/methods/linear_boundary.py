@@ -1,16 +1,17 @@
-"""Linear boundary: between two sets of vectors, and how well it holds on vectors it was not drawn from.
+"""Linear boundary: a boundary between two sets of vectors, and its accuracy on vectors it was not fitted on.
 
     log-odds(t) = theta . t + bias
 
-Drawn in one of two ways, each folded into one vector:
+It is fitted in one of two ways, each folded into one vector:
 
 - `separate`: a PCA to r components (no whitening; one common scale, so that the penalty means the same at every site
   and model), then L2 logistic regression with balanced classes. With PCA mean mu, components P (dim, r), common scale s
   and logistic weights v, c:  theta = P v / s,  bias = c - theta . mu.
-- `separate_ridge`: every neuron brought to mean 0 and variance 1, then L2 logistic regression with balanced classes and
-  a strong penalty, in the whole space. With means mu, standard deviations s:  theta = v / s,  bias = c - theta . mu.
+- `separate_ridge`: every neuron standardised to mean 0 and variance 1, then L2 logistic regression with balanced
+  classes and a strong penalty, in the whole space. With means mu, standard deviations s:  theta = v / s,  bias = c -
+  theta . mu.
 
-Source: DSAS (arXiv 2512.03661, section 3.2) for the first. Limitations: boundaries that are not linear.
+Source: DSAS (arXiv 2512.03661, section 3.2) for the first. Limitations: linear boundaries only.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class Labelled(NamedTuple):
 
 @runtime_checkable
 class Answers(Protocol):
-    """What tells two sets apart, such as a `Boundary`."""
+    """Anything that tells two sets apart, such as a `Boundary`."""
 
     def answers(self, x: Float[np.ndarray, "sample dim"]) -> Int[np.ndarray, " sample"]:
         """Return 1 for each sample that it takes for one of the first set, 0 for the others."""
@@ -67,15 +68,15 @@ Draw = Callable[[Labelled], Answers]
 
 
 def separate(data: Labelled, *, components: int, inverse_penalty: float = 1.0, seed: int = 0) -> Boundary:
-    """Return the boundary that PCA and logistic regression draw; more `components` than there can be means no PCA.
+    """Return the boundary fitted by PCA and logistic regression; more `components` than there can be means no PCA.
 
     inverse_penalty: sklearn's C, > 0. seed: seed of the randomised PCA.
     """
-    from sklearn.decomposition import PCA  # here, because it takes longer to import than all of dsas
+    from sklearn.decomposition import PCA  # imported here, because it takes longer to import than all of dsas
     from sklearn.linear_model import LogisticRegression
 
     x, y = data
-    if (x == x[0]).all():  # nothing can be told apart, and a PCA would divide by zero
+    if (x == x[0]).all():  # the sets cannot be told apart, and a PCA would divide by zero
         return Boundary(np.zeros(x.shape[1]), 0.0)
     pca = PCA(min(components, *x.shape), random_state=seed).fit(x)
     axes, variances, mean = map(np.asarray, (pca.components_, pca.explained_variance_, pca.mean_))
@@ -88,7 +89,7 @@ def separate(data: Labelled, *, components: int, inverse_penalty: float = 1.0, s
 
 
 def separate_ridge(data: Labelled, *, inverse_penalty: float = 0.01) -> Boundary:
-    """Return the boundary that a penalised logistic regression draws on standardised neurons.
+    """Return the boundary fitted by a penalised logistic regression on standardised neurons.
 
     inverse_penalty: sklearn's C, > 0.
     """
@@ -106,10 +107,10 @@ def separate_ridge(data: Labelled, *, inverse_penalty: float = 0.01) -> Boundary
 
 
 class CrossValidated(NamedTuple):
-    """What is known of samples by boundaries that were drawn without them.
+    """What boundaries say of samples that they were fitted without.
 
-    accuracy: mean over folds of the balanced accuracy (mean of both sets' recall), in [0, 1]. boundaries: one for each
-    fold. folds: which of them was drawn without each sample.
+    accuracy: mean over folds of the balanced accuracy (mean of both sets' recall), in [0, 1]. boundaries: one per fold.
+    folds: which of them was fitted without each sample.
     """
 
     accuracy: float
@@ -120,7 +121,7 @@ class CrossValidated(NamedTuple):
 def cross_validated(
     data: Labelled, draw: Draw, *, folds: int = 5, seed: int = 0, groups: Int[np.ndarray, " sample"] | None = None
 ) -> CrossValidated:
-    """Return what stratified folds say of samples left out.
+    """Return what boundaries fitted on stratified folds say of the samples left out.
 
     folds: 2 or more, lowered to the size of the smaller set. groups: samples of one group are never in two folds.
     Raises OptionError for fewer than 2 folds.

@@ -1,14 +1,14 @@
-"""Registry: methods by name, those here and those of other packages.
+"""Registry: methods by name, built in or from other packages.
 
-A method is named by where its class is, "module:Class", and imported when it is asked for, so that listing and checking
-names imports nothing. Another package adds its methods by entry points, in the groups "dsas.transforms",
+A method is given by the place of its class, "module:Class", and imported when it is asked for, so that listing and
+checking names imports nothing. Another package adds its methods by entry points, in the groups "dsas.transforms",
 "dsas.regulators" and "dsas.objectives":
 
     [project.entry-points."dsas.transforms"]
     shrink = "their_package.shrink:Shrink"
 
-They are looked for when a name is not among those here, or when all are listed, so importing dsas imports nobody else.
-The name that counts is the class's own `name`.
+They are looked up when a name is not built in, or when all are listed, so importing dsas imports no other package. The
+name that counts is the class's own `name`.
 """
 
 import threading
@@ -24,7 +24,7 @@ Method = TypeVar("Method")
 
 @final
 class Registry(Mapping[str, type[Method]], Generic[Method]):
-    """Classes of one kind by name, in the order in which they are given; others from entry points come after them."""
+    """Classes of one kind by name, in the order in which they are given, followed by those from entry points."""
 
     def __init__(self, group: str, kind: str, methods: Mapping[str, str]) -> None:
         """Hold `methods` by name, subclasses of `kind`, and whatever packages declare in the entry-point group `group`.
@@ -57,7 +57,7 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
         return len(self._known)
 
     def check(self, name: str) -> None:
-        """Raise OptionError for a name that is not there. Imports no method of dsas."""
+        """Raise OptionError for an unknown name. Imports no method of dsas."""
         if name not in self:
             kind = self._kind.rpartition(":")[2].lower()
             raise OptionError(f"unknown {kind} {name!r}; closest: {closest(name, self)}")
@@ -69,7 +69,7 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
         if self._complete:
             return
         problems = list[str]()
-        with self._one:  # another thread waits until all are there; what an entry imports may look in here, too
+        with self._one:  # another thread waits until all are loaded; what an entry imports may use the registry, too
             if self._complete or self._looking:
                 return
             self._looking = True
@@ -78,11 +78,11 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
                 self._complete = True
             finally:
                 self._looking = False
-        for problem in problems:  # last, so that a warning that is an error keeps no other method away
+        for problem in problems:  # last, so that a warning turned into an error does not keep other methods away
             warnings.warn(problem, DsasWarning, stacklevel=3)
 
     def _problems(self) -> list[str]:
-        """Add what other packages declare, and return what is wrong with those that are not added."""
+        """Add the methods that other packages declare, and return what is wrong with those that are not added."""
         problems = []
         for entry in entry_points(group=self._group):
             try:
@@ -91,7 +91,7 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
                 problem = None if right else f"it is no subclass of dsas.{kind.__name__}"
                 if right and method.name in self._known:
                     problem = f"the name {method.name!r} is taken by {self[method.name].__name__}"
-            except Exception as error:  # whatever a foreign package does must not keep dsas from working
+            except Exception as error:  # nothing that another package does may keep dsas from working
                 method, problem = None, f"{type(error).__name__}: {error}"
             if problem is not None:
                 problems.append(f"{entry.value} of {self._group!r} is not used: {problem}")

@@ -1,10 +1,10 @@
-"""Schema: what stored values may be, read from the annotations of what is made of them.
+"""Schema: what stored values may be, read from the annotations of the class that is built from them.
 
     theta: Float[Tensor, " dim"]    a float32 tensor; "dim" is the width of the site, one number in all of a rule
     bias: Float[Tensor, ""]         one float32 number
     prior: float                    a finite number; also int, bool, str, Literal, sequences, mappings and unions
 
-An annotation of another kind, as other packages may have, allows whatever the constructor takes.
+An annotation of another kind, as in other packages, allows whatever the constructor accepts.
 """
 
 import inspect
@@ -21,18 +21,18 @@ from dsas.errors import ArtifactError
 from dsas.methods.base import Fitted
 
 WIDTH = "dim"
-LARGEST = 2**31  # of a whole number: positions, tokens and parts are fewer
+LARGEST = 2**31  # the largest whole number: positions, tokens and parts are fewer
 
 
 def check_arguments(kind: type[Fitted], arguments: Mapping[str, Any], sizes: dict[str, int]) -> None:
-    """Raise ArtifactError, naming the argument, unless a method of this class can be made of these.
+    """Raise ArtifactError, naming the argument, unless a method of this class can be made from these.
 
-    sizes: what each name of an axis stands for; those that are met for the first time are added, so that several
-    methods of one site are held against each other.
+    sizes: the size of each named axis; names met for the first time are added, so that several methods of one site are
+    checked against each other.
     """
     expected = {name: parameter.annotation for name, parameter in inspect.signature(kind).parameters.items()}
     if set(arguments) != set(expected):
-        made = f"which is not what it is made of: {sorted(expected)}"
+        made = f"but it needs {sorted(expected)}"
         raise ArtifactError(f"{kind.name!r} is stored with {sorted(arguments)}, {made}")
     for name, wanted in expected.items():
         if _is_array(wanted):
@@ -44,7 +44,7 @@ def check_arguments(kind: type[Fitted], arguments: Mapping[str, Any], sizes: dic
 def check_fields(kind: type, given: Any, where: str, optional: Sequence[str] = ()) -> None:
     """Raise ArtifactError, naming the field, unless a dataclass or named tuple can be made of a JSON object.
 
-    where: what the object is of, for the message. optional: fields that may be left out.
+    where: what the object belongs to, for the message. optional: fields that may be left out.
     """
     expected = get_type_hints(kind)
     if not isinstance(given, dict):
@@ -57,7 +57,7 @@ def check_fields(kind: type, given: Any, where: str, optional: Sequence[str] = (
 
 
 def width_of(*methods: Fitted) -> int | None:
-    """Return the width of the activations that methods are made for, the first that their tensors say."""
+    """Return the width of the activations that methods are made for: the first one that their tensors give."""
     for one in (part for method in methods for part in method.modules() if isinstance(part, Fitted)):
         for name, parameter in inspect.signature(type(one)).parameters.items():
             value, wanted = getattr(one, name, None), parameter.annotation
@@ -102,11 +102,11 @@ def _fits(value: Any, wanted: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(_fits(one, parts[0]) for one in value)
     if wanted is float:
-        return _fits(value, int) or (isinstance(value, float) and math.isfinite(value))  # what torch takes for a number
+        return _fits(value, int) or (isinstance(value, float) and math.isfinite(value))  # torch takes either
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
     if wanted is None or wanted is types.NoneType:
         return value is None
-    if isinstance(wanted, type) and hasattr(wanted, "_fields"):  # a named tuple, whose own fields are for its reader
+    if isinstance(wanted, type) and hasattr(wanted, "_fields"):  # a named tuple, whose fields its reader checks
         return isinstance(value, dict)
     return wanted in (Any, inspect.Parameter.empty) or not isinstance(wanted, type) or isinstance(value, wanted)

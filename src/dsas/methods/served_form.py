@@ -1,14 +1,14 @@
-"""Served form: what a method is where every token of a batch has its own row of numbers (`dsas.serving`).
+"""Served form: a method as numbers, for a server in which every token of a batch has its own row (`dsas.serving`).
 
     T(t) - t  =  slope * t + offset + sum_k (reads_k . t) writes_k           inside the support, 0 outside
     h(t)      =  factor  *  prod_i activation_i(theta_i . t + bias_i)
                  *  prod_j 1[curve_j t^2 + slope_j t + level_j > 0]  *  prod_p h_p(place)  *  1[condition of the prompt]
 
-The third product is of regulators that look at where a token stands and never at the token itself: they are asked
-outside of the model's graph, before the step that reads the token. A transform or regulator says how it is served by a
-method `served_form`, in its own file; what has none says why in `not_served`, and is refused by that reason.
+The third product is over regulators that look at the place of a token and never at the token itself: they run outside
+the model's graph, before the step that reads the token. A transform or regulator says how it is served with a method
+`served_form`, in its own file; one without it gives the reason in `not_served`, and is refused with it.
 
-Limitations: full matrices; projections of anything but the token itself.
+Limitations: no full matrices, and no projections of anything but the token itself.
 """
 
 import math
@@ -22,14 +22,14 @@ from dsas.methods.base import Fitted
 
 GateActivation = Literal["sigmoid", "relu", "step"]
 
-# Below this rate nothing fades over any sequence: the weight of n tokens is n.
+# Below this rate, scores do not fade over any sequence: the weight of n tokens is n.
 UNFADING = 1e-9
 
 
 class Adding(NamedTuple):
-    """How the scores of a gate add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`.
+    """How scores add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`.
 
-    memory: what is left of a score at the next token, 0 to 1.
+    memory: the share of a score that is left at the next token, 0 to 1.
     """
 
     prior: float
@@ -38,11 +38,11 @@ class Adding(NamedTuple):
 
     @property
     def fade(self) -> float:
-        """-ln(memory), from 0 to 90, and for a memory of 1 the least that counts as adding up."""
+        """-ln(memory), from 0 to 90; for a memory of 1, the least rate that still adds up."""
         return max(-math.log(max(self.memory, 1e-38)), 1e-3 * UNFADING)
 
 
-class Gate(NamedTuple):
+class Projection(NamedTuple):
     """One projection and its activation; "step" is 1 above 0. adding: how scores add up, None where they do not."""
 
     theta: Float[Tensor, " dim"]
@@ -62,7 +62,7 @@ class Neurons(NamedTuple):
 class PromptCondition(NamedTuple):
     """1 where cos(m, tanh(c (c . m) / (c . c))) > threshold, or not above it, as `above` says; c is `direction`.
 
-    m: mean of the prompt's tokens so far but its first, and none before there is one; 0 without any.
+    m: mean of the prompt's tokens so far without its first; 0 while there is none.
     """
 
     direction: Float[Tensor, " dim"]
@@ -71,7 +71,7 @@ class PromptCondition(NamedTuple):
 
 
 class ServedEdit(NamedTuple):
-    """A transform: its affine part, and as many pairs of vectors (dim,) as it reads projections and writes along."""
+    """A transform: its affine part, and pairs of vectors (dim,): one to project on, one to write along."""
 
     affine: AffineEdit
     reads: tuple[Float[Tensor, " dim"], ...] = ()
@@ -79,10 +79,10 @@ class ServedEdit(NamedTuple):
 
 
 class ServedGain(NamedTuple):
-    """A regulator: a product of these. places: regulators that look at places alone, such as `Schedule` and `Turns`."""
+    """A regulator: a product of these. places: regulators that look only at places, such as `Schedule` and `Turns`."""
 
     factor: float = 1.0
-    gates: tuple[Gate, ...] = ()
+    projections: tuple[Projection, ...] = ()
     neurons: tuple[Neurons, ...] = ()
     places: tuple[Fitted, ...] = ()
     prompts: tuple[PromptCondition, ...] = ()
@@ -91,7 +91,7 @@ class ServedGain(NamedTuple):
         """Return the product of two regulators."""
         return ServedGain(
             self.factor * other.factor,
-            self.gates + other.gates,
+            self.projections + other.projections,
             self.neurons + other.neurons,
             self.places + other.places,
             self.prompts + other.prompts,

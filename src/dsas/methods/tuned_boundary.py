@@ -1,18 +1,19 @@
-"""Tuned boundary: a linear boundary whose evidence is added up over tokens, cut where control seldom fires.
+"""Tuned boundary: a linear boundary whose evidence adds up over tokens, with a cut at which control seldom fires.
 
     s_i  =  theta . t_i + bias                                    evidence of one token; 0 is the mean of control tokens
     e_i  =  (sum_{j <= i} m^(i-j) s_j) / (sum_{j <= i} m^(i-j) + prior)        evidence of the row so far
     h_i  =  sigmoid(e_i - cut)
 
-m, the memory, is 1 for the mean of all tokens so far, and 0 with no prior for the token alone. `prior` is how many
-tokens of average control text every row is taken to begin with, so that the first few decide little.
+The memory m is 1 for the mean of all tokens so far, and 0 (without a prior) for the token alone. Every row is treated
+as if it began with `prior` tokens of average control text, so that the first few tokens decide little.
 
-theta is drawn by `separate_ridge`. Its scale is such that e_i has the standard deviation `sharpness` over held-out
-control, and the cut such that h has the mean `false_positives` there. Held out: every text is scored by a boundary that
-was drawn without it, token by token where tokens are at hand (`dsas.fit` reads them), else by its pooled vector.
+theta is fitted by `separate_ridge`. Its scale is such that e_i has the standard deviation `sharpness` over held-out
+control, and the cut such that h has the mean `false_positives` there. Held out means that every text is scored by a
+boundary that was fitted without it, token by token where tokens are available (`dsas.fit` reads them), else by its
+pooled vector.
 
-Source: this project; a text that is 20 tokens long says more than one token, and what steering costs on a clean text
-depends on how seldom it is taken for the other kind (docs/lab/findings.md).
+Source: this project. Twenty tokens of a text say more than one token, and the cost of steering on a clean text depends
+on how seldom it is taken for the other kind (docs/lab/findings.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +27,14 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.methods.linear_boundary import Boundary, CrossValidated, Labelled, cross_validated, separate_ridge
 
-Scores = Sequence[Float[np.ndarray, " token"]]  # of texts
+Scores = Sequence[Float[np.ndarray, " token"]]  # folds of texts
 
 
 class TokenScores(NamedTuple):
-    """Scores of the tokens of source and control texts, each by a boundary that was drawn without its text.
+    """Scores of the tokens of source and control texts, each by a boundary that was fitted without its text.
 
-    counted: for source and control which tokens of each text count; all when it is None. The others, such as those of
-    a prompt before its answer, are part of the row's evidence and of nothing else.
+    counted: which tokens of each source and control text count; all when it is None. Other tokens, such as those of a
+    prompt before its answer, only contribute to the row's evidence.
     """
 
     source: Scores
@@ -41,11 +42,11 @@ class TokenScores(NamedTuple):
     counted: tuple[Sequence[Bool[np.ndarray, " token"]], Sequence[Bool[np.ndarray, " token"]]] | None = None
 
     def mapped(self, function: Callable[[np.ndarray], np.ndarray]) -> "TokenScores":
-        """Return what `function` makes of each text's scores."""
+        """Return `function` of each text's scores."""
         return TokenScores(list(map(function, self.source)), list(map(function, self.control)), self.counted)
 
     def of_counted(self) -> "TokenScores":
-        """Return the scores of tokens that count alone."""
+        """Return only the scores of tokens that count."""
         if self.counted is None:
             return self
         source, control = (
@@ -83,7 +84,7 @@ class Tuning(NamedTuple):
             )
 
     def so_far(self, scores: Float[np.ndarray, " token"]) -> Float[np.ndarray, " token"]:
-        """Return the evidence of a row so far at each of its tokens."""
+        """Return the evidence of a row up to each of its tokens."""
         if self.memory == 1:
             return np.cumsum(scores) / (np.arange(1, len(scores) + 1) + self.prior)
         found, total, weight = np.empty(len(scores)), 0.0, 0.0
@@ -105,9 +106,9 @@ class Tuning(NamedTuple):
 
 
 class PooledFit(NamedTuple):
-    """What pooled vectors say: the boundary tuned by them, and what single tokens can still improve.
+    """The fit on pooled vectors: the boundary tuned on them, and how single tokens can improve it.
 
-    tune: gives the boundary tuned by the scores of tokens, each by a boundary drawn without its text.
+    tune: returns the boundary tuned on the scores of tokens, each by a boundary fitted without its text.
     """
 
     boundary: TunedBoundary
@@ -125,10 +126,10 @@ def tuned_boundary(
     folds: int = 5,
     groups: Int[Tensor, " all_samples"] | None = None,
 ) -> PooledFit:
-    """Return the boundary as pooled vectors draw and tune it.
+    """Return the boundary as fitted and tuned on pooled vectors.
 
     groups: the text of each sample, source then control, where samples are single tokens: no text is in two folds, and
-    `held_out` says for each text, by number, which boundary was drawn without it.
+    `held_out` says for each text, by number, which boundary was fitted without it.
     Raises OptionError for numbers outside their ranges.
     """
     tuning.check()

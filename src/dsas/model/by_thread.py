@@ -1,4 +1,4 @@
-"""By thread: the last thing that each thread made, for as long as the thread lives, and the last that any made."""
+"""By thread: the last object that each thread made, for as long as the thread lives, and the last that any made."""
 
 import sys
 import threading
@@ -26,7 +26,7 @@ class ByThread(Generic[Made]):
         self._local = threading.local()
         self._slots: weakref.WeakKeyDictionary[threading.Thread, _Slot[Made]] = weakref.WeakKeyDictionary()
         self._last: Made | None = None
-        # torch.compile cannot trace it, where it tries its hand at the parts of a pass that run uncompiled.
+        # torch.compile may try to trace the uncompiled parts of a pass, and cannot trace this.
         self._thread: Callable[[], threading.Thread] = threading.current_thread
         if "torch._dynamo" in sys.modules:
             untraced: Foreign = torch.compiler.disable
@@ -48,7 +48,7 @@ class ByThread(Generic[Made]):
         return None if slot is None else slot.made
 
     def of(self, thread: threading.Thread | None = None) -> Made | None:
-        """Return what a thread made last; when none is named, this thread, or if it made nothing, whichever did."""
+        """Return what a thread made last. None is this thread or, if it made nothing, the last one that did."""
         if thread is not None:
             slot = self._slots.get(thread)
             return None if slot is None else slot.made

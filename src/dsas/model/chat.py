@@ -1,7 +1,8 @@
 """Chat: how conversations are rendered by a chat template, and which parts of an answer count.
 
-A vector that was fitted on answers with thinking may do nothing on answers without, and a system prompt moves what
-every token says. So these options are the same for all conversations of a fit and are stored with the Steering.
+A vector that was fitted on answers with thinking may do nothing on answers without, and a system prompt changes the
+activation of every token. So these options are the same for all conversations of a fit and are stored with the
+Steering.
 """
 
 import json
@@ -27,10 +28,10 @@ _OURS = (
 class Chat:
     """Options of the chat template, the same for all conversations.
 
-    system: a system message that is put before conversations that have none of their own. arguments: what the template
-    takes, by name and JSON-ready: enable_thinking, tools (as JSON schemas), documents, chat_template. parts: which
-    parts of an answer count, of "text", "thinking" and "tool-calls"; thinking is what stands between the markers of
-    reasoning models, such as <think> and </think>.
+    system: a system message for conversations that have none. arguments: arguments of the template, by name and
+    JSON-ready: enable_thinking, tools (as JSON schemas), documents, chat_template. parts: which parts of an answer
+    count, of "text", "thinking" and "tool-calls"; thinking is the text between the markers of reasoning models, such as
+    <think> and </think>.
     """
 
     system: str | None = None

@@ -1,9 +1,9 @@
-"""Compiled code: how torch.compile is told that a module is no longer what it was when code was made of it.
+"""Compiled code: how torch.compile is told that a module has changed since it was compiled.
 
-Compiled code does not look whether a module without hooks has hooks now, but it does look whether `forward` stands in
-the module's own attributes. So while something is changed at a module, its bound `forward` stands there: code that was
-made before does not fit any more and is made anew, or taken up again where it was made for the same change. All other
-compiled code of the process stays, and nothing is freed that another thread may be running.
+Compiled code does not check whether a module that had no hooks has hooks now, but it does check whether `forward` is
+among the module's own attributes. So while a module is changed, its bound `forward` is put there: older code no longer
+matches and is compiled anew, or reused if it was compiled for the same change. All other compiled code of the process
+stays, and nothing is freed that another thread may be running.
 
 Source: `guard_to_detect_forward_monkeypatching` and `skip_nnmodule_hook_guards` in torch._dynamo.
 """
@@ -26,14 +26,14 @@ _MARKING = threading.RLock()
 
 
 class _Mark(NamedTuple):
-    """Who marked a module, and what stands there for it, held weakly so that the module can be freed."""
+    """Who marked a module, and the attribute put there, held weakly so that the module can be freed."""
 
     by: frozenset[object]
     forward: "ref[Any]"
 
 
 class _Instead(partial[Any]):
-    """A function under another identity; `before` is what it was made of, also where that is a partial itself."""
+    """A function under another identity; `before` is the original, which may be a partial itself."""
 
     before: Foreign
 
@@ -47,15 +47,16 @@ _marks: "WeakKeyDictionary[nn.Module, _Mark]" = WeakKeyDictionary()
 
 
 def mark_changed(module: nn.Module, by: object) -> None:
-    """Let code that was compiled before not stand for `module` any more, until `unmark` by all who marked it.
+    """Invalidate code that was compiled for `module` before, until everyone who marked it calls `unmark`.
 
-    A `forward` that somebody sets on the object while the mark is there is kept.
+    A `forward` that is set on the object while it is marked is kept.
     """
     with _MARKING:
         marked = _marks.get(module)
         if marked is None:
             before = vars(module).get("forward")
-            # The one is guarded by its function, so code made for the same change fits again; the other by itself.
+            # A method is guarded by its function, so code compiled for the same change matches again; a function by
+            # itself.
             forward: Foreign = MethodType(type(module).forward, module) if before is None else _Instead(before)
             _marks[module] = marked = _Mark(frozenset(), ref(forward))
             vars(module)["forward"] = forward
@@ -63,7 +64,7 @@ def mark_changed(module: nn.Module, by: object) -> None:
 
 
 def unmark(module: nn.Module, by: object) -> None:
-    """Take off a mark, which may be gone already; the last one gives the module back what stood there."""
+    """Remove a mark, if it is still there; removing the last one restores the attribute that was there."""
     with _MARKING:
         marked = _marks.get(module)
         if marked is None:
@@ -82,7 +83,7 @@ def unmark(module: nn.Module, by: object) -> None:
 
 
 def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Make `module` one of the class `kind`, whose `forward` it then has, marked or not."""
+    """Change the class of `module` to `kind`, with the `forward` of that class, marked or not."""
     with _MARKING:
         forward, is_own = vars(module).get("forward"), has_own_forward(module)
         module.__class__ = kind
@@ -94,7 +95,7 @@ def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether `forward` was replaced on the object itself, as quantisers do it; marks and their copies are none."""
+    """Whether `forward` was replaced on the object itself, as quantisers do; marks and their copies do not count."""
     forward: Foreign = vars(module).get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
@@ -106,13 +107,13 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def gives_way(function: Callable[..., Foreign], refusal: str) -> Callable[..., Foreign]:
-    """Return a hook that no compiled graph holds: torch then runs its module uncompiled, or says the refusal.
+    """Return a hook that no compiled graph contains: torch runs its module uncompiled, or raises with the refusal.
 
-    Where torch.compile is loaded, it leaves the function alone, too, which it would compile by itself, once per site.
+    If torch.compile is loaded, it also skips the function, which it would otherwise compile by itself, once per site.
     Calling it raises StateError while a graph is made.
     """
     plain = function
-    if "torch._dynamo" in sys.modules:  # which takes seconds to load
+    if "torch._dynamo" in sys.modules:  # it takes seconds to load
         untraced: Foreign = torch.compiler.disable
         plain = untraced(function)
 
@@ -125,7 +126,7 @@ def gives_way(function: Callable[..., Foreign], refusal: str) -> Callable[..., F
 
 
 def anything_compiled() -> bool:
-    """Whether torch.compile has made any code in this process; none of it says which models it calls."""
+    """Whether torch.compile has compiled anything in this process; compiled code does not say which models it calls."""
     if "torch._dynamo.convert_frame" not in sys.modules:
         return False
     from torch._dynamo.convert_frame import input_codes

@@ -1,12 +1,12 @@
-"""Continuous batching: whose tokens are in the packed row that transformers' manager of requests runs.
+"""Continuous batching: which request each token belongs to in the packed row that transformers' manager runs.
 
 `generate_batch` and `init_continuous_batching` run parts of many requests side by side in one row. The row says where
-parts end, but not of which request they are; the manager knows, and is found because its making is watched.
+parts end, but not which request they belong to; the manager knows, and is found because its creation is watched.
 
-Requests are numbered in the order in which they were given, or, where the user named them, in which they first ran.
+Requests are numbered in the order in which they were given or, where the user named them, first ran.
 
-Source: transformers, generation/continuous_batching. Limitations: a manager made before the steering was applied is not
-known. Where requests share pages of a prefix, a regulator that reads whole prompts is refused.
+Source: transformers, generation/continuous_batching. Limitations: a manager created before the Steering was applied is
+not known. Where requests share pages of a prefix, a regulator that reads whole prompts is refused.
 """
 
 import re
@@ -20,20 +20,20 @@ from dsas.model.hooks import Hooks
 from dsas.model.sequence import Sequences
 
 UNKNOWN_REQUESTS = (
-    "this row holds the tokens of several requests, and whose they are cannot be told: make the manager of continuous "
-    "batching (generate_batch, init_continuous_batching) while the steering is applied"
+    "this row holds the tokens of several requests, and which belong to which is unknown: create the manager of "
+    "continuous batching (generate_batch, init_continuous_batching) while the Steering is applied"
 )
 _SHARED = (
-    "a request continues from tokens that another one has put into the cache, of which a regulator that reads whole "
-    "prompts knows nothing: use ContinuousBatchingConfig(allow_block_sharing=False) and one answer for each prompt"
+    "a request continues from tokens that another one has put into the cache, which a regulator that reads whole "
+    "prompts has not seen: use ContinuousBatchingConfig(allow_block_sharing=False) and one answer for each prompt"
 )
 
 
-_COUNTED = re.compile(r"req_(\d+)")  # what the manager calls the requests that the user gave no name
+_COUNTED = re.compile(r"req_(\d+)")  # the names that the manager gives to requests without one
 
 
 class Part(NamedTuple):
-    """What a row holds of one request: row, first column and length; how many of its tokens came before; its prompt."""
+    """The part of a request in a row: row, first column and length; the number of its earlier tokens; its prompt."""
 
     span: tuple[int, int, int]
     start: int
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class ContinuousBatching:
-    """The managers of one model, and the sequence of every request that is alive."""
+    """The managers of one model, and the sequence of every live request."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -52,13 +52,13 @@ class ContinuousBatching:
         self._numbers: weakref.WeakKeyDictionary[Foreign, dict[str, int]] = weakref.WeakKeyDictionary()
 
     def watch(self, hooks: Hooks) -> None:
-        """Let every manager of the model be seen when it is made."""
+        """Watch the creation of the model's managers."""
         for module in self._model.modules():
             if callable(getattr(type(module), "init_continuous_batching", None)):
                 hooks.on_result(module, "init_continuous_batching", self._managers.add)
 
     def parts(self, cache: Given) -> list[Part] | None:
-        """Return what the pass that runs over this cache holds of each request; None where its manager is not known."""
+        """Return the part of each request in the pass over this cache; None where its manager is not known."""
         running = self._running(cache)
         if running is None:
             return None
@@ -77,7 +77,7 @@ class ContinuousBatching:
         return parts
 
     def _sequences(self, cache: Foreign, name: str, start: int) -> Sequences:
-        """Return the sequence of a request after its first `start` tokens; another answer continues its prompt's."""
+        """Return the sequence of a request after its first `start` tokens; further answers continue its prompt's."""
         known, (prompt, _, _) = self._requests[cache], name.partition("__child#")
         for other in (name, prompt):
             if other in known and known[other][1].length == start:

@@ -1,13 +1,13 @@
 """Denoising steps: which step of a scheduler's schedule a call of the denoiser is.
 
-    number = place // order          place: the scheduler's own index, order: its calls of the model per step
+    number = place // order          place: the scheduler's own index, order: its model calls per step
 
-Where the scheduler has no index yet, as before its first step, and where it never has one, the timestep that the
-denoiser gets is looked for in the schedule. Families write it differently: as it is, divided by the number of training
-steps, or counted from the other end. PNDM repeats timesteps: the second call at the same one belongs to the step that
-it warms up, and each of its Runge-Kutta steps takes four calls.
+Where the scheduler has no index yet (before its first step), or never has one, the denoiser's timestep is looked up in
+the schedule. Families write it differently: unchanged, divided by the number of training steps, or counted from the
+other end. PNDM repeats timesteps: the second call at the same one belongs to the step that it warms up, and each of its
+Runge-Kutta steps takes four calls.
 
-Limitations: a timestep that fits several places of the schedule is the first of it or none.
+Limitations: a timestep that fits several places of the schedule counts as the first of them, or as unknown.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ from torch import Tensor
 from dsas.model.foreign import Foreign
 from dsas.model.forward_pass import Denoising
 
-_CLOSE = 2.0**-8  # relative: timesteps may come in bfloat16
+_CLOSE = 2.0**-8  # relative tolerance: timesteps may come in bfloat16
 
 
 def denoising_of(scheduler: Foreign, timestep: Any, *, running: bool = True) -> Denoising | None:
-    """Return which denoising step of the schedule a call with this timestep is, None where that cannot be told.
+    """Return which denoising step of the schedule a call with this timestep is, or None if unknown.
 
-    running: whether the pipeline of the scheduler is known to run; otherwise its index must fit the timestep.
+    running: whether the scheduler's pipeline is known to run; otherwise its index must fit the timestep.
     """
     levels = getattr(scheduler, "timesteps", None)
     if levels is None or timestep is None or not len(levels):
@@ -52,7 +52,7 @@ def _index(scheduler: Foreign) -> int | None:
 
 
 def _fitting(levels: Tensor, now: float, trained: float) -> list[int]:
-    """Return the places whose timestep this is, in one of the ways in which families write it."""
+    """Return the places with this timestep, in any of the ways in which families write it."""
     places = list[int]()
     for value in (now, now * trained, (1 - now) * trained):
         distance = (levels - value).abs()
@@ -63,7 +63,7 @@ def _fitting(levels: Tensor, now: float, trained: float) -> list[int]:
 
 
 def _without_index(scheduler: Foreign, levels: Tensor, now: float) -> Denoising | None:
-    counter: int = getattr(scheduler, "counter", -1)  # of calls, as PNDM has it
+    counter: int = getattr(scheduler, "counter", -1)  # counted in calls, as in PNDM
     counts = 0 <= counter < len(levels) and float(levels[counter]) == now
     runge, order = len(scheduler.prk_timesteps) if counter >= 0 else 0, 4
     if runge:  # a timestep may be the end of one step and the beginning of the next

@@ -1,8 +1,8 @@
-"""Placement: where the parts of a model compute, and where their weights are when they are not in the model.
+"""Device map: where the parts of a model compute, and where weights are that are not in the model.
 
-Accelerate spreads a model over devices (`device_map`), and keeps what fits on none in main memory or on disk. Such
-weights are on the device "meta" between passes; a hook of accelerate's on their module, or on one around it, knows
-where they compute and holds them. Nothing is imported from accelerate: its hooks are read by their attributes.
+Accelerate spreads a model over devices (`device_map`), and keeps what fits on no device in main memory or on disk. Such
+weights are on the device "meta" between passes; a hook of accelerate on their module, or on a module around it, holds
+them and knows where they compute. Nothing is imported from accelerate: its hooks are read by their attributes.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module, path: str = "") -> torch.device:
-    """Return where the module at `path` computes: where its first parameter does, or else the next module's around it.
+    """Return where the module at `path` computes: on the device of its first parameter, or of a module around it.
 
-    So of a whole model it is where the model begins.
+    For a whole model, this is where the model begins.
     """
     for around in _outwards(path):
         for name, parameter in model.get_submodule(around).named_parameters(prefix=around):
@@ -29,7 +29,7 @@ def device_of(model: nn.Module, path: str = "") -> torch.device:
 
 
 def stored(model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-    """Return the parameter of that name with its values; on "meta" when they are nowhere."""
+    """Return the parameter of that name with its values; on "meta" when there are none."""
     if parameter.is_meta:
         for hook, key in _hooks_over(model, name):
             if hook.offload and hook.weights_map is not None:
@@ -49,6 +49,6 @@ def _hooks_over(model: nn.Module, name: str) -> Iterator[tuple[Any, str]]:
     """Give accelerate's hooks that place a parameter, innermost first, each with its name for the parameter."""
     for around in _outwards(name.rpartition(".")[0]):
         hook = getattr(model.get_submodule(around), "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):  # several hooks on one module are one that holds them
+        for one in getattr(hook, "hooks", (hook,)):  # several hooks on one module are one hook that holds them
             if hasattr(one, "execution_device"):
                 yield one, name[len(around) + 1 :] if around else name

@@ -1,8 +1,8 @@
-"""Drawing: how prompts become pictures; `dsas.model.picture_activations` reads what the pipeline does meanwhile.
+"""Drawing: how prompts become pictures; `dsas.model.picture_activations` reads activations meanwhile.
 
-A pipeline is run by its own call, to the latents: nothing is decoded. Every picture starts from noise of its own seed,
-so it depends neither on the pictures beside it nor on their number; prompts at the same place of two sets start from
-the same noise.
+A pipeline is run by its own call, up to the latents: nothing is decoded. Every picture starts from noise of its own
+seed, so it depends neither on the other pictures of its batch nor on their number; prompts at the same place in two
+sets start from the same noise.
 """
 
 import inspect
@@ -27,7 +27,7 @@ OURS = (
     "prompt", "num_inference_steps", "num_images_per_prompt", "num_videos_per_prompt", "generator", "output_type",
     "return_dict",
 )  # fmt: skip
-_TEXTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3", "prompt_2", "prompt_3")  # as many as prompts
+_TEXTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3", "prompt_2", "prompt_3")  # one per prompt
 
 
 class Drawing(NamedTuple):
@@ -35,11 +35,11 @@ class Drawing(NamedTuple):
 
     steps: denoising steps, as the pipeline counts them. options: further arguments of the pipeline's own call, such as
     {"guidance_scale": 3.0, "height": 512}; a "negative_prompt" (or another of the texts that go with a prompt) is one
-    text for all prompts, or a list with one for each place in a set. images: pictures per prompt. seed: seed of each
-    set's first prompt; the prompts after it take the following numbers. batch_size: prompts per run. branch: which
-    branch of guidance is read, as in `Steering.apply`. pooling: "mean" over the positions of a picture; or "position":
-    transform and regulator learn from `positions` single positions of it, the same ones in every picture. per_step: a
-    regulator for each denoising step.
+    text for all prompts, or a list with one per place in a set. images: pictures per prompt. seed: seed of each set's
+    first prompt; the prompts after it take the following numbers. batch_size: prompts per run. branch: which branch of
+    guidance is read, as in `Steering.apply`. pooling: "mean" over the positions of a picture; or "position": transform
+    and regulator learn from `positions` single positions of it, the same ones in every picture. per_step: whether to
+    fit one regulator per denoising step.
     """
 
     steps: int = 20
@@ -64,13 +64,13 @@ class Drawing(NamedTuple):
             raise OptionError(f"options must not hold {taken}: those are set by the other fields of a Drawing")
 
     def as_dict(self) -> JsonObject:
-        """Return it as values fit for JSON; options that are no plain values become their text."""
+        """Return it as JSON-ready values; options that are not plain values become their text."""
         plain = {name: x if _is_plain(x) else repr(x)[:80] for name, x in self.options.items()}
         return {**self._asdict(), "options": plain}
 
 
 class Prompts(NamedTuple):
-    """Prompts of one run: `rows` says which prompt each one was, `places` where it stands in its set."""
+    """Prompts of one run: `rows` gives the number of each prompt, `places` its place in its set."""
 
     rows: list[int]
     prompts: list[str]
@@ -92,11 +92,11 @@ def draw(
     output_type: str = "latent",
     call: Callable[..., Foreign] | None = None,
 ) -> Foreign:
-    """Return the pictures or videos of a batch, those of one prompt side by side, as the pipeline gives them.
+    """Return the pictures or videos of a batch as the pipeline gives them; those of one prompt are adjacent.
 
-    call: what runs the pipeline, given it and its arguments, when not its own call. Raises OptionError for a pipeline
-    that draws one picture per prompt, when asked for more, or that gives neither pictures nor videos; for options that
-    the pipeline does not take, or not with these values.
+    call: function that runs the pipeline, given it and its arguments; by default, the pipeline's own call. Raises
+    OptionError for a pipeline that draws one picture per prompt, when asked for more, or that gives neither pictures
+    nor videos; for options that the pipeline does not take, or not with these values.
     """
     _check_taken(pipeline, drawing.options)
     seeds = [drawing.seed + place * drawing.images + image for place in batch.places for image in range(drawing.images)]
@@ -109,7 +109,7 @@ def draw(
     }
     kind, takes = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
     several = next((name for name in ("num_images_per_prompt", "num_videos_per_prompt") if name in takes), None)
-    if several is None and any(one.kind is one.VAR_KEYWORD for one in takes.values()):  # of a modular pipeline
+    if several is None and any(one.kind is one.VAR_KEYWORD for one in takes.values()):  # such as a modular pipeline
         several = "num_images_per_prompt"
     if several is not None:
         arguments[several] = drawing.images
@@ -130,12 +130,12 @@ def draw(
 
 
 def _check_taken(pipeline: Pipeline, options: Mapping[str, Json]) -> None:
-    """Raise OptionError for an option that the pipeline's call does not have, or would drop without a word."""
+    """Raise OptionError for an option that the pipeline's call does not have, or would silently drop."""
     kind = type(pipeline)
     taken = inspect.signature(kind.__call__).parameters
     any_name = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
     if any_name and not (kind.__module__.startswith("diffusers.") and "num_inference_steps" in taken):
-        return  # other calls of diffusers' own take names of long ago there, and no more
+        return  # other calls in diffusers accept only deprecated names there
     for name in options:
         if name not in taken:
             near = closest(name, [*taken][1:])
@@ -143,7 +143,7 @@ def _check_taken(pipeline: Pipeline, options: Mapping[str, Json]) -> None:
 
 
 def _of_batch(name: str, given: Json, batch: Prompts) -> Json:
-    """Return an option as the pipeline takes it, with one negative prompt, or other such text, for each prompt.
+    """Return an option as the pipeline takes it, with one negative prompt (or similar text) per prompt.
 
     Raises OptionError for a list that is too short for the places of these prompts.
     """
@@ -166,7 +166,7 @@ def _is_plain(value: Json) -> bool:
 
 
 def watch(hooks: Hooks, reader: PicturePasses, parts: PipelineModules, sites: Sequence[Site]) -> None:
-    """Let a reader see the passes of a pipeline; a run raises StopForward before it denoises when no site is there."""
+    """Let a reader see the passes of a pipeline; a run raises StopForward before denoising if no site is there."""
     for module, read in reader.calls:
         hooks.on_call(module, read)
     reader.watch_runs(hooks, lambda: None)
@@ -180,7 +180,7 @@ def _stop(*_arguments: object) -> None:
 
 @contextmanager
 def _quiet(pipeline: Pipeline) -> Iterator[None]:
-    """Keep the pipeline's own progress bar away inside the block."""
+    """Hide the pipeline's own progress bar inside the block."""
     before = vars(pipeline).get("_progress_bar_config")
     vars(pipeline)["_progress_bar_config"] = {**(before or {}), "disable": True}
     try:

@@ -12,7 +12,7 @@ from dsas.model.device_map import device_of
 from dsas.parallel.interruption import to_the_end
 
 _HOLDING = threading.RLock()
-_held: "WeakKeyDictionary[nn.Module, set[object]]" = WeakKeyDictionary()  # modules in training mode, and for whom not
+_held: "WeakKeyDictionary[nn.Module, set[object]]" = WeakKeyDictionary()  # blocks that switched training mode off
 
 
 def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -23,7 +23,7 @@ def on_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run the model without dropout inside the block, and give each module its own mode back after the last block.
+    """Run the model without dropout inside the block, and restore the mode of each module after the last block.
 
     Blocks may overlap, in one thread or several.
     """

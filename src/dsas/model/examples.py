@@ -17,11 +17,11 @@ HALVES: dict[str, Half] = {"source": "rejected", "target": "chosen"}
 
 
 class Example(NamedTuple):
-    """A text or a conversation, and where it shows the behaviour; in all of it when there are no spans.
+    """A text or a conversation, and where it shows the behaviour: everywhere when there are no spans.
 
     spans: (start, stop) in characters of a text; (message, start, stop) in characters of a message's content, where
-    message is its number from 0 (of a prompt with its completion, 0 or 1).
-    With spans in some source examples a regulator learns from single tokens, those in spans against all others.
+    message is its number from 0 (0 or 1 for a prompt with its completion). If some source examples have spans, a
+    regulator learns from single tokens: those in spans against all others.
     """
 
     text: Any
@@ -32,7 +32,7 @@ Given = str | Example | Conversation | Completion | Mapping[str, Any] | Sequence
 
 
 class ExampleSets(NamedTuple):
-    """The three sets, checked; control may be empty where nothing reads it. spans: one entry per source example.
+    """The three checked sets; control may be empty if nothing reads it. spans: one entry per source example.
 
     spans is None when no source example has any. kind: what all examples are, "text" for instance.
     """
@@ -56,9 +56,9 @@ def check_sets(
     control_needed: bool = True,
     paired: bool = False,
 ) -> ExampleSets:
-    """Return the three sets, at least 4 examples in each; the target is the control set, with a warning, when None.
+    """Return the three sets, at least 4 examples in each; a target of None is the control set, with a warning.
 
-    Where the source has chosen and rejected halves and there is no target, the chosen ones are the target.
+    If the source has chosen and rejected halves and there is no target, the chosen halves are the target.
     control_needed: whether an empty control set is an error. paired: whether source[i] goes with target[i].
     Raises TextsError for too few or empty examples, examples of different kinds, sets that hold the same examples,
     spans outside their text or in another set than the source, and pairs that do not match. Warns of examples that are
@@ -92,9 +92,9 @@ def check_sets(
 
 
 def check_texts(name: str, examples: Sequence[Given], *, minimum: int = MINIMUM_TEXTS) -> list[Content]:
-    """Return what the examples of a set hold.
+    """Return the contents of a set's examples.
 
-    Raises TextsError, naming the set, for too few, for one that is empty or no example at all, and for different kinds.
+    Raises TextsError, naming the set, for too few examples, an empty or invalid one, and different kinds.
     """
     if isinstance(examples, str | Example | Conversation | Completion | Mapping):
         raise TextsError(f"{name} must be a list of texts, got one text; put it into a list")

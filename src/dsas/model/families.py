@@ -1,4 +1,4 @@
-"""Families: what was found of each causal family of transformers, in a tiny model of it.
+"""Families: which sites and functions work in each causal family of transformers, found with tiny models.
 
 The table is `families.json`, which `benchmarks/families.py` writes beside docs/reference/families.md: how many sites
 each shorthand names in four layers, and whether fit, apply, generate and explain do what plain hooks do.
@@ -15,7 +15,7 @@ CHECKED = ("fit", "apply", "generate", "explain")
 
 
 class Family(NamedTuple):
-    """A row of the table: sites by shorthand; holds: "yes", or what differed, by what was checked; in which release."""
+    """A row of the table. sites: counts by shorthand. holds: "yes" or the difference, by what was checked."""
 
     sites: dict[str, str]
     holds: dict[str, str]
@@ -23,7 +23,7 @@ class Family(NamedTuple):
 
 
 def family_of(model_type: str) -> Family | None:
-    """Return what was found of a family, by the name that configurations have for it; None for one not in the table."""
+    """Return the row of a family by its name in configurations; None for one not in the table."""
     table = _table()
     row = table["families"].get(model_type)
     if row is None:

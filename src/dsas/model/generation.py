@@ -1,14 +1,14 @@
 """Generation: what a call of transformers' `generate` says about the passes that it runs.
 
-Where a prompt ends cannot be told from the sizes of passes alone: a chunk of a prompt may be one token, speculative
-decoding runs guesses right behind the prompt, and without a cache every pass holds everything. The call itself knows.
+The sizes of passes alone do not say where a prompt ends: a chunk of a prompt may be one token, speculative decoding
+runs guesses right after the prompt, and without a cache every pass holds everything. The call itself says it.
 
 Under classifier-free guidance (`guidance_scale`) `generate` runs a second sequence, of the negative prompt, in turn
-with the first. The first pass of the call is of the prompt; what continues from another cache is of the negative
-prompt, and without caches every other pass is.
+with the first. The first pass of the call belongs to the prompt; passes that continue from another cache belong to the
+negative prompt, and without caches every second pass does.
 
 Source: transformers, generation/utils.py and logits_process.py (UnbatchedClassifierFreeGuidanceLogitsProcessor).
-Limitations: a model that is called by a loop of one's own is told by sizes, or by `prompt_tokens`.
+Limitations: in a loop of the user's own, prompts are recognised by the sizes of passes, or given by `prompt_tokens`.
 """
 
 import threading
@@ -28,18 +28,17 @@ from dsas.model.sequence import Sequences
 class Generation:
     """One call of `generate`.
 
-    owner: whose it is. columns: columns of the prompt, including those that a given cache holds; None where it is what
-    the first pass reads. mask: Int (row, column), the prompt's padding, or None. guided: whether there is a negative
-    one.
+    owner: the model. columns: columns of the prompt, including those in a given cache; None if the first pass reads the
+    prompt. mask: Int (row, column), the prompt's padding, or None. guided: whether there is a negative prompt.
     """
 
     def __init__(self, owner: nn.Module, columns: int | None, mask: Tensor | None, guided: bool) -> None:
         self.owner, self.columns, self.mask, self.guided = owner, columns, mask, guided
         self._main: weakref.ref[Sequences] | None = None
-        self._passes, self._cached = 0, False  # passes that ran; whether the first was given a cache
+        self._passes, self._cached = 0, False  # number of passes; whether the first was given a cache
 
     def takes(self, sequences: Sequences, *, cached: bool) -> bool:
-        """Take note of a pass of these sequences, and return whether it is of the prompt and not the negative one."""
+        """Note a pass of these sequences, and return whether it belongs to the prompt and not to the negative one."""
         if self._main is None:
             self._main, self._cached = weakref.ref(sequences), cached
         number, self._passes = self._passes, self._passes + 1
@@ -48,7 +47,7 @@ class Generation:
         return not (self._cached or cached) and number % 2 == 0
 
     def prompt(self, tokens: int, *, cached: bool, main: bool) -> int | None:
-        """Return how many columns the prompt has; None for all that the first pass reads."""
+        """Return the number of columns of the prompt; None for all that the first pass reads."""
         if self.columns is None and main and not cached:
             self.columns = tokens
         return self.columns if main else None
@@ -58,10 +57,10 @@ class Generations:
     """The calls of `generate` that run in this thread."""
 
     def __init__(self, model: nn.Module, *, both: bool) -> None:
-        """Watch a model of which both branches of guidance are steered, or one."""
+        """Watch a model in which one branch of guidance is steered, or both."""
         self._local = threading.local()
         self._model, self._both = model, both
-        self.guided: list[Generation] = []  # in any thread, those that run passes of a branch that is not steered
+        self.guided: list[Generation] = []  # calls, in any thread, that run passes of an unsteered branch
 
     @property
     def current(self) -> Generation | None:
@@ -70,7 +69,7 @@ class Generations:
         return calls[-1] if calls else None
 
     def watch(self, hooks: Hooks, begun: Callable[[], None]) -> None:
-        """Let every `generate` of the model be seen, and call `begun` as it begins."""
+        """Watch every `generate` of the model, and call `begun` when it begins."""
 
         def run(owner: nn.Module, args: Arguments, kwargs: Options) -> AbstractContextManager[None]:
             begun()
@@ -85,7 +84,7 @@ class Generations:
         call = _read(owner, args, kwargs)
         outer = self.current
         if outer is not None and outer.owner is owner and outer.columns is not None and call.columns is not None:
-            call.columns = min(outer.columns, call.columns)  # a draft continues from what was generated
+            call.columns = min(outer.columns, call.columns)  # a draft model continues from what was generated
         if call.guided and not self._both:
             self._refuse_compiled()
         calls: list[Generation] = self._local.__dict__.setdefault("calls", [])
@@ -103,8 +102,8 @@ class Generations:
         for path, module in self._model.named_modules():
             if getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules:
                 raise StateError(
-                    f"guidance_scale with {path or 'the model'} inside torch.compile: a compiled graph cannot know of "
-                    "which branch a pass is; apply with branch='both', or run the model uncompiled"
+                    f"guidance_scale with {path or 'the model'} inside torch.compile: a compiled graph cannot know "
+                    "to which branch a pass belongs; apply with branch='both', or run the model uncompiled"
                 )
 
 
@@ -125,9 +124,9 @@ def _read(owner: nn.Module, args: Arguments, kwargs: Options) -> Generation:
     if encodes:
         generate: Foreign = getattr(type(owner), "generate", None)
         plain = getattr(generate, "__module__", "") == "transformers.generation.utils"
-        columns = 1 if plain and prompt is None else None  # the token that decoders begin with
+        columns = 1 if plain and prompt is None else None  # the start token of decoders
     if columns is not None and mask is not None:
-        columns = max(columns, mask.shape[1])  # the mask is of the cached columns, too, where ids are the new ones
+        columns = max(columns, mask.shape[1])  # the mask covers the cached columns, too; ids are only the new ones
     return Generation(owner, columns, mask, guided)
 
 

@@ -1,11 +1,11 @@
-"""Guidance: which rows of a denoiser's pass are of which branch of classifier-free guidance.
+"""Guidance: which rows of a denoiser's pass belong to which branch of classifier-free guidance.
 
-    stacked    Both branches are one batch, in the order that the family has (`PIPELINE_FAMILIES`). A further pass of
-               one branch alone (guidance by skipped layers, self-attention) is that of the half whose text it gets.
+    stacked    Both branches are one batch, in the family's order (`PIPELINE_FAMILIES`). A further pass of one branch
+               alone (guidance by skipped layers, self-attention) belongs to the half whose text it gets.
     apart      The conditional batch runs first, then the other, at the same place of the schedule.
-    named      What the pipeline says before the pass (`cache_context`), or the guider of a modular pipeline.
+    named      The pipeline names the branch before the pass (`cache_context`), or the guider of a modular one does.
 
-Everything else is not known, and said to be: three branches, a third pass, rows that are no multiple of the pictures.
+Everything else counts as unknown: three branches, a third pass, rows that are no multiple of the pictures.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -18,18 +18,18 @@ from dsas.model.forward_pass import UNKNOWN
 
 Order = Literal["unconditional first", "conditional first", "apart"]
 Branch = Literal["conditional", "unconditional", "both"]
-_NAMES: dict[str, Branch | None] = {  # the layers that guidance skips are skipped with the prompt
+_NAMES: dict[str, Branch | None] = {  # the pass with skipped layers gets the prompt
     "cond": "conditional", "uncond": "unconditional",
     "pred_cond": "conditional", "pred_uncond": "unconditional", "pred_cond_skip": "conditional",
 }  # fmt: skip
-_ALL = "cond_uncond"  # one batch of both
+_ALL = "cond_uncond"  # one batch with both branches
 
 
 class Call(NamedTuple):
     """A call of a denoiser, or of a ControlNet beside it.
 
-    rows, images: those of its batch and those of the run. named: what the pipeline called it, "" where it is silent.
-    place: in the schedule. text: a row of the prompt's embeddings for each row, None where there are none.
+    rows, images: number of rows in its batch, of images in the run. named: its name in the pipeline, "" without one.
+    place: its place in the schedule. text: the prompt's embeddings per row, None where there are none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Call(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """Which rows of a pass are steered, how often each picture is among them; or why that is not known."""
+    """Which rows of a pass are steered and how often each picture is among them, or why this is unknown."""
 
     rows: slice
     copies: int = 1
@@ -82,7 +82,7 @@ class Guidance:
         return Chosen(slice(0, call.rows if branch == self._branch else 0))
 
     def _alone(self, call: Call) -> Branch | None:
-        """Return the branch of a pass that has one row for each picture, None where it cannot be told."""
+        """Return the branch of a pass that has one row per picture, or None if unknown."""
         if call.named and call.named != _ALL:
             return _NAMES.get(call.named)
         if self._is_named:
@@ -96,7 +96,7 @@ class Guidance:
         return None if guided or self._halves else "conditional"
 
     def _turn(self, call: Call) -> Branch | None:
-        """Return whose turn it is at a place of the schedule."""
+        """Return the branch whose turn it is at a place of the schedule."""
         place = call.name, call.place
         self._count = self._count + 1 if place == self._place else 0
         self._place = place

@@ -4,19 +4,19 @@
     relative    same family, width and depth, other weights: tuned, adapted, quantised, or in another model
     refused     anything else, with a message that says what differs
 
-The family is that of the decoder, so that a model, its wrappers (`dsas.model.wrappers`) and a model of texts and
-pictures that contains its decoder are relatives. Sites are found by their paths relative to the decoder.
+The family is that of the decoder, so a model, its wrappers (`dsas.model.wrappers`) and a multimodal model that contains
+its decoder are relatives. Sites are found by their paths relative to the decoder.
 
-The fingerprint hashes a few values of every weight that acts (`dsas.model.weights`), rounded to bfloat16, so that
-loading the same weights as float32 or bfloat16 gives the same one. Weights that have been float16 may round otherwise,
-to the next number of bfloat16 at most. So a sketch stands beside it: some of these numbers, and whether they have been
-float16. Where one of two models has and the other has not, the sketches are compared: up to one in eight numbers may be
-next to each other instead of the same (one in sixteen is expected), or too small for float16. Both are computed once
-per model object, and again when a weight was replaced or written into, when other adapters act, or when one of some 50
-weights has another value in its middle. Weights kept outside the model (`device_map`) are read where they are.
+The fingerprint hashes a few values of every weight in use (`dsas.model.weights`), rounded to bfloat16, so that the same
+weights loaded as float32 or bfloat16 have the same one. Weights that have been float16 may round differently, at most
+to the neighbouring bfloat16 number. So a sketch is stored with it: some of these numbers, and whether they have been
+float16. If this is so for one of two models only, their sketches are compared: up to one in eight numbers may be
+neighbours instead of equal (one in sixteen is expected), or too small for float16. Both are computed once per model
+object, and again when a weight was replaced or written into, when other adapters are active, or when the middle value
+of one of some 50 weights has changed. Weights kept outside the model (`device_map`) are read where they are.
 
-Limitations: once a model was fingerprinted, a write through `parameter.data` that spares those values is not noticed;
-merging an adapter into every layer, or quantising, does not spare them.
+Limitations: once a model was fingerprinted, a write through `parameter.data` that leaves those values unchanged is not
+noticed; merging an adapter into every layer, or quantising, does change them.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ from dsas.model.wrappers import class_name, core_path, plain, plain_paths
 
 SAMPLES_PER_PARAMETER = 64
 SKETCHED = 256  # numbers in a sketch
-_HALF, _TINY = "float16:", 2.0**-24  # how a sketch of float16 begins; its smallest number
-PROBED = 50  # parameters whose middle value tells whether the model is still the one that was hashed
-# What the weights say: their names, places and versions, and the values in their middles.
+_HALF, _TINY = "float16:", 2.0**-24  # prefix of a sketch of float16; its smallest number
+PROBED = 50  # number of parameters whose middle value says whether the model is still the one that was hashed
+# The state of the weights: their names, places and versions, and their middle values.
 Version = tuple[tuple[tuple[str, int, int], ...], tuple[float, ...]]
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[Version, Marks]]" = WeakKeyDictionary()
-_KINDS = re.compile(r"(_\d+)?VL|Text|Model|Decoder|For[A-Z]\w*|LMHead")  # what a family's class names differ in
+_KINDS = re.compile(r"(_\d+)?VL|Text|Model|Decoder|For[A-Z]\w*|LMHead")  # what class names of one family differ in
 
 
 def family_of(name: str) -> str:
-    """Return the family of a class of models, which is one for causal models, their decoders and what contains them."""
+    """Return the family of a model class: the same for causal models, their decoders and models that contain them."""
     return _KINDS.sub("", name) or name
 
 
@@ -57,11 +57,11 @@ def family_of(name: str) -> str:
 class ModelIdentity:
     """What is recorded of a model: its class, `width` (hidden size), `depth` (layers) and weights' fingerprint.
 
-    family: that of the decoder's class. decoder: its plain path. wrapped: where the model was below its wrappers, which
-    the paths of sites begin with. part: the process whose fingerprint it is, where each holds a part of the weights.
-    sketch: numbers of the weights, beside the fingerprint. These
-    are empty in what was stored before they were recorded, and of a pipeline, whose other fields are those of its
-    denoiser, with the fingerprint of text encoders and denoiser together.
+    family: that of the decoder's class. decoder: its plain path. wrapped: path of the model inside its wrappers, with
+    which the paths of sites begin. part: the process whose fingerprint it is, if each holds a part of the weights.
+    sketch: numbers of the weights, in addition to the fingerprint. These are empty in older stored identities, and for
+    a pipeline, whose other fields are those of its denoiser, with the fingerprint of text encoders and denoiser
+    together.
     """
 
     model_class: str
@@ -119,17 +119,17 @@ class ModelIdentity:
         return "exact" if same else "relative"
 
     def differences(self, other: "ModelIdentity", model: nn.Module) -> list[str]:
-        """Return, as phrases, what is known of how a relative differs; `model` is the one of the `other` identity."""
+        """Return, as phrases, the known differences of a relative; `model` is the model of the `other` identity."""
         inside = self.model_class != other.model_class
         kept = [*([f"the model is a {other.model_class}"] if inside else []), *how_kept(acting_weights(model))]
         parts = dict.fromkeys(identity.part for identity in (self, other) if identity.part)
         return [*kept, *(f"weights were compared in the part of {part} alone" for part in parts)]
 
     def sites_in(self, model: nn.Module, sites: Sequence[Site]) -> list[Site]:
-        """Return the sites that were fitted on the model of this identity as they are in a relative.
+        """Return the sites that were fitted on the model of this identity as they are called in a relative.
 
-        Raises ModelMismatchError, with the closest path, when a site is not there, and SiteError for a layer of several
-        residual streams.
+        Raises ModelMismatchError, with the closest path, when a site is not there, and SiteError for a layer with
+        several residual streams.
         """
         _, there = _decoder(model.get_submodule(core_path(model)))
         paths, own = dict(model.named_modules()), plain_paths(model)
@@ -165,11 +165,11 @@ class Marks(NamedTuple):
 def marks(model: nn.Module, *, owner: nn.Module | None = None) -> Marks:
     """Return fingerprint and sketch of the weights of a model.
 
-    owner: the module that lives as long as the weights, where `model` is only made to look at them.
+    owner: the module that lives as long as the weights, if `model` was only made to read them.
     """
     weights = acting_weights(model)
     version = (
-        # Tensors made in inference mode do not count the writes into them.
+        # Tensors made in inference mode do not count writes.
         tuple((one.plain, _place(one.tensor), _writes(one.tensor)) for one in weights),
         _middles([one.tensor for one in weights[:: max(1, len(weights) // PROBED)]]),
     )
@@ -215,12 +215,12 @@ def _sketch(model: nn.Module, weights: Sequence[Weight]) -> str:
 
 
 def _rounded_apart(one: str, other: str) -> bool:
-    """Whether two sketches, of which one has been float16, are of the same numbers."""
+    """Whether two sketches, one of which has been float16, hold the same numbers."""
     if not one or not other or one.startswith(_HALF) == other.startswith(_HALF):
         return False
     try:
         found = [np.frombuffer(bytes.fromhex(each.removeprefix(_HALF)), dtype="<i2") for each in (one, other)]
-    except ValueError:  # from a file that somebody changed
+    except ValueError:  # from a file that was changed
         return False
     if len(found[0]) != len(found[1]):
         return False
@@ -242,7 +242,7 @@ def _middles(tensors: Sequence[Tensor]) -> tuple[float, ...]:
 
 
 def _place(tensor: Tensor) -> int:
-    """Return where the values are, or which tensor it is when it only stands for others, as a sharded one does."""
+    """Return where the values are, or the identity of a tensor that only represents others, such as a sharded one."""
     return tensor.data_ptr() if is_plain(tensor) else id(tensor)
 
 

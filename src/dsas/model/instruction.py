@@ -1,12 +1,12 @@
-"""Instruction: a question as somebody asks it who also says how it is to be answered.
+"""Instruction: a question together with an instruction on how to answer it.
 
-| the instruction | where it stands |
+| the instruction | where it goes |
 |---|---|
-| holds {question} | the user's turn is the instruction with the question in it; small models often heed only this |
-| any other | in the system message, after what is said there already |
+| holds {question} | the user's turn is the instruction with the question in it; small models often follow only this |
+| any other | in the system message, after its present text |
 | any other, and the template has no place for a system message | before the question, with an empty line between |
 
-Limitations: templates that shorten or rewrite what they are given are refused.
+Limitations: templates that shorten or rewrite messages are refused.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from dsas.model.chat_template import ChatTemplate
 from dsas.model.conversation import SYSTEM, Conversation, Message
 from dsas.model.foreign import Tokenizer
 
-QUESTION = "{question}"  # where it stands in an instruction that is the user's turn
+QUESTION = "{question}"  # place of the question in an instruction that is the user's turn
 
 
 def instructed(tokenizer: Tokenizer, asked: Conversation, instruction: str) -> Conversation:
-    """Return a conversation that ends with a question, told how to answer it.
+    """Return a conversation that ends with a question and an instruction on how to answer it.
 
     Raises OptionError for a tokenizer without a chat template, or with one that drops instruction or question.
     """
@@ -34,7 +34,7 @@ def instructed(tokenizer: Tokenizer, asked: Conversation, instruction: str) -> C
     for told, said in _ways(asked.asked, instruction):
         try:
             text = template.text(told, generate=True)
-        except TextsError:  # of templates without a system role
+        except TextsError:  # raised by templates without a system role
             continue
         if all(one.strip() in text for one in said):
             return replace(asked, messages=told)
@@ -42,7 +42,7 @@ def instructed(tokenizer: Tokenizer, asked: Conversation, instruction: str) -> C
 
 
 def _ways(messages: tuple[Message, ...], instruction: str) -> Iterator[tuple[tuple[Message, ...], list[str]]]:
-    """Yield the ways of telling, the best first, each with what the rendering must hold."""
+    """Yield the ways to place the instruction, the best first, each with what the rendering must contain."""
     *before, last = messages
     if QUESTION in instruction:
         content = instruction.replace(QUESTION, last.content)

@@ -1,9 +1,9 @@
-"""KL divergence: how far one distribution of the next token is from another, by token, in nats.
+"""KL divergence: how far one distribution of the next token is from another, per token, in nats.
 
     KL(p || q) = sum over the vocabulary's v with p(v) > 0 of p(v) (log p(v) - log q(v))
 
-A token whose probability is 0, such as one masked by a logit of -inf, adds nothing, though its logarithm is -inf. Where
-q gives 0 to a token that p gives more, the divergence is infinite.
+A token whose probability is 0, such as one masked by a logit of -inf, adds nothing, though its logarithm is -inf. If q
+gives probability 0 to a token that p does not, the divergence is infinite.
 """
 
 import torch

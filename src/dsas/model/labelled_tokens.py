@@ -15,7 +15,7 @@ from dsas.model.token_batches import Batch, inputs_of
 class LabelledTokens(NamedTuple):
     """Single tokens of many texts.
 
-    vectors: for each site (token, dim), float32 on the CPU. shown: Bool (token,), True where a span covers the token.
+    vectors: (token, dim) per site, float32 on the CPU. shown: Bool (token,), True where a span covers the token.
     texts: Int (token,), the number of the text that each token belongs to.
     """
 
@@ -33,9 +33,9 @@ def labelled_tokens(
     skip_sinks: bool,
     advance: Callable[[], None],
 ) -> LabelledTokens:
-    """Return all tokens of `batches` that count but special ones and, with `skip_sinks`, the first of each text.
+    """Return the tokens of `batches` that count, without special ones and, with `skip_sinks`, the first of each text.
 
-    marks_of: for each text, whether a span covers its tokens; None for special tokens. advance: called after every
+    marks_of: per text, whether a span covers each token; None for special tokens. advance: called after every
     batch.
     """
     chosen: list[tuple[dict[str, Tensor], Tensor]] = []

@@ -1,12 +1,12 @@
-"""Wiring: which linear layers stand behind a site, where that follows from the code of the model and not from names.
+"""Linear layers: which ones read or produce a site, where the code of the model says so, and not the names.
 
-    input     the site is what these layers read, and nothing else reads it:        W (a t + c) = (W a) t + W c
-    output    the site is what this layer gives, to the bit:                        a (W x + b) + c
-    sum       the site is what this layer gives plus something else:                W x + (b + c) + something
+    input     these layers, and nothing else, read the site:                         W (a t + c) = (W a) t + W c
+    output    the site is the output of this layer, to the bit:                  a (W x + b) + c
+    sum       the site is the output of this layer plus something else:         W x + (b + c) + something
 
-A linear layer's own input and output are clear by themselves. For the others there is one line a decoder layer of
-transformers whose code was read; `tests/test_fusion.py` compares each with steering by hooks, in float64. Dropout that
-is on in training stands between, so a layer that has any counts as unknown.
+A linear layer's own input and output are clear by themselves. For the others there is one line per decoder layer of
+transformers whose code was read; the tests of fusing compare each with steering by hooks, in float64. Dropout, which is
+active in training, comes in between, so a layer that has any counts as unknown.
 
 Limitations: no norms that are added to the residual stream (Gemma 2 and 3, OLMo 2), no experts (Mixtral), no parallel
 branches.
@@ -25,7 +25,7 @@ Kind = Literal["input", "output", "sum"]
 
 
 class Behind(NamedTuple):
-    """How a site is tied to linear layers, by path; what is `between` sees it edited too early, or not yet."""
+    """How a site relates to linear layers, by path; modules in `between` would see it edited too early, or not yet."""
 
     kind: Kind
     linears: tuple[str, ...]
@@ -62,7 +62,7 @@ LAYERS: dict[str, dict[str, Behind]] = {
 
 
 def behind(model: nn.Module, site: Site) -> Behind | None:
-    """Return the linear layers behind a site, with whole paths, or None where nobody has looked."""
+    """Return the linear layers of a site, with whole paths, or None where they are unknown."""
     if is_linear(model.get_submodule(site.path)):
         return Behind(site.side, (site.path,))
     if site.side == "input" or site.parts > 1 or site.index:
@@ -82,7 +82,7 @@ def behind(model: nn.Module, site: Site) -> Behind | None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer that nothing has changed: not a subclass, no hooks, real weights."""
+    """Whether a module is a plain, unchanged linear layer: no subclass, no hooks, real weights."""
     plain = type(module) is nn.Linear or is_transposed(module)
     hooked = module._forward_hooks or module._forward_pre_hooks or has_own_forward(module)
     own = list(module.parameters())

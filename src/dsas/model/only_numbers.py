@@ -1,6 +1,7 @@
-"""Only numbers: scores of the next token that are none end a generation with an error of ours, not with some token.
+"""Only numbers: scores of the next token that are not finite end a generation with an error, not with some token.
 
-Activations beyond the range of the model's number format become infinite, and the scores nan: a strength was too large.
+Activations beyond the range of the model's number format become infinite, and the scores nan: the strength was too
+large.
 """
 
 import torch
@@ -11,7 +12,7 @@ from dsas.errors import ActivationError
 
 
 class OnlyNumbers:
-    """A logits processor of transformers' `generate` that looks at the scores of every token.
+    """A logits processor for transformers' `generate` that checks the scores of every token.
 
     Not a subclass of transformers' LogitsProcessor, whose import takes seconds. Raises as `check_numbers`.
     """
@@ -19,13 +20,13 @@ class OnlyNumbers:
     def __call__(
         self, input_ids: Int[Tensor, "batch seen"], scores: Float[Tensor, "batch vocabulary"]
     ) -> Float[Tensor, "batch vocabulary"]:
-        """Return the scores as they came."""
+        """Return the scores unchanged."""
         check_numbers(scores)
         return scores
 
 
 def check_numbers(scores: Float[Tensor, "*row vocabulary"]) -> None:
-    """Raise ActivationError for scores that are nan or infinite; minus infinity is a token that is ruled out."""
+    """Raise ActivationError for scores that are nan or infinite; minus infinity marks a token that is ruled out."""
     if not bool((scores < torch.inf).all()):
         raise ActivationError(
             "the model's scores of the next token are not numbers: activations are beyond the range of its number "

@@ -1,15 +1,15 @@
-"""Packed rows: rows that hold several texts one after another, none of which sees the others.
+"""Packed rows: rows that hold several texts one after another, none of which attends to the others.
 
-Where one text ends and the next begins is told by what the decoder is given:
+The decoder's arguments say where one text ends and the next begins:
 
     cu_seq_lens_q   cumulative lengths, as flash attention and transformers' continuous batching take them
-    seq_idx         the number of the text that each token is of, as hybrid models take it
-    position_ids    positions that begin anew among a row's real tokens
+    seq_idx         the number of each token's text, as hybrid models take it
+    position_ids    positions that restart among a row's real tokens
 
-A text is then a row of its own for regulators, strengths and records: `Packing.take` lays the texts of an activation
-under each other, filled on the right, and `put` puts them back.
+A text is then a row of its own for regulators, strengths and records: `Packing.take` puts the texts of an activation
+into rows, padded on the right, and `put` puts them back.
 
-Limitations: texts that only a four-dimensional attention mask keeps apart are not told apart.
+Limitations: texts that are separated only by a four-dimensional attention mask are not recognised.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
 
 
 class Packing:
-    """Which tokens of packed rows (row, column) each text is.
+    """Which tokens of packed rows (row, column) belong to each text.
 
-    spans: row, first column and length of each text. starts: tokens that each text has had in earlier passes. numbers:
-    which text each is, where texts come and go; None where they are those of the pass, in their order.
+    spans: row, first column and length of each text. starts: number of tokens that each text had in earlier passes.
+    numbers: the number of each text, if texts come and go; None if they are those of the pass, in their order.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Packing:
         self._places: Int[Tensor, "text token"] = (first[:, None] + torch.arange(self.longest)) * self.real
 
     def take(self, whole: Shaped[Tensor, "row column *dim"]) -> Shaped[Tensor, "text token *dim"]:
-        """Return the tokens of each text, filled on the right with any token."""
+        """Return the tokens of each text, padded on the right with any token."""
         return whole.flatten(0, 1)[self._places.to(whole.device)]
 
     def put(
@@ -80,7 +80,7 @@ def spans_of(
             begins, back = (both & real[:, 1:] & real[:, :-1] for both in (begins, back))
         if bool((back & ~begins).any()):
             raise StateError(
-                "position_ids go back to another place than 0: it is not known which tokens belong to which text"
+                "position_ids restart at a number other than 0: it is unknown which tokens belong to which text"
             )
     else:
         return None
@@ -98,8 +98,8 @@ def spans_of(
 def _by_lengths(edges: list[int], rows: int, columns: int) -> list[tuple[int, int, int]] | None:
     if rows != 1 or edges[0] != 0 or edges[-1] > columns:
         raise StateError(
-            f"cumulative lengths {edges[:4]}... are of one packed row, but the model was given {rows} rows of "
-            f"{columns} tokens: it is not known which tokens belong to which text"
+            f"cumulative lengths {edges[:4]}... describe one packed row, but the model was given {rows} rows of "
+            f"{columns} tokens: it is unknown which tokens belong to which text"
         )
     spans = [(0, first, last - first) for first, last in pairwise(edges) if last > first]
     return spans if len(spans) > 1 else None

@@ -1,10 +1,10 @@
 """Padding: which columns of a batch's rows are tokens, read from whatever mask the decoder was given.
 
-A two-dimensional mask says it. Where `generate` has prepared another one, the mask that `generate` was given does. A
-prepared mask (batch, 1, token, column) says of the pass's own tokens that those are real which any of them may see:
-what a sliding window hides is never taken for padding.
+A two-dimensional mask says it directly. If `generate` has prepared another mask, the one that `generate` was given says
+it. In a prepared mask (batch, 1, token, column), those of the pass's own tokens are real that any of them may attend
+to: what a sliding window hides is never taken for padding.
 
-Limitations: of masks of other kinds nothing is read, and all tokens count as real.
+Limitations: other kinds of mask are not read, and all tokens count as real.
 """
 
 import torch
@@ -17,7 +17,7 @@ from dsas.model.foreign import Given
 def real_columns(
     mask: Given, prompt: Tensor | None, before: Tensor | None, rows: int, start: int, columns: int
 ) -> Bool[Tensor, "row column"] | None:
-    """Return which of the first start + columns columns are real; None where there is no sign of padding.
+    """Return which of the first start + columns columns are real; None if there is no sign of padding.
 
     prompt: the mask that `generate` was given. before: what is known of the first `start` columns.
     """

@@ -1,7 +1,7 @@
 """Passed: one forward pass of some rows, as their sequences keep it.
 
-What regulators carry is kept for every column of a pass of at most `KEPT_COLUMNS` columns; a longer pass keeps its last
-column only.
+The state of regulators is kept for every column of a pass of at most `KEPT_COLUMNS` columns; a longer pass keeps that
+of its last column only.
 """
 
 from collections.abc import Hashable, Mapping
@@ -19,7 +19,7 @@ KEPT_COLUMNS = 4096
 class Found(NamedTuple):
     """What a site did in one pass: `factor` times values (row, token, _), averaged over `calls` calls of its module.
 
-    values: what was applied, and where kept the regulator alone and the relative dose; none when nothing was recorded.
+    values: what was applied and, if kept, the regulator alone and the relative dose; none when nothing was recorded.
     """
 
     factor: float = 1.0
@@ -31,7 +31,7 @@ NOTHING = Found()
 
 
 class Turn(NamedTuple):
-    """A prompt and what is generated after it: the columns where the prompt begins and ends; None while it goes on."""
+    """A prompt and its answer: the columns where the prompt begins and ends; None while it continues."""
 
     start: int
     end: int | None = None
@@ -40,10 +40,10 @@ class Turn(NamedTuple):
 class Passed:
     """One pass of some rows: its columns, its tokens where they are known, and what was found at every site.
 
-    rows: which rows of what was found are its own, None for all. outside: by number of a site outside the decoder, what
-    it did in each call of its module since the pass before. carried: for each regulator that asked, its states
-    (row, token, size), or (row, 1, size) of the last column alone. together: states of several regulators after a pass
-    of one column, Float (state, row, size), and which of them each regulator's is; None where all carry their own.
+    rows: which rows of the record are its own, None for all. outside: by number of a site outside the decoder, what it
+    did in each call of its module since the previous pass. carried: the states of each regulator that keeps any, (row,
+    token, size), or (row, 1, size) for the last column alone. together: states of several regulators after a pass of
+    one column, Float (state, row, size), and the place of each regulator's state; None if each is kept by itself.
     """
 
     __slots__ = ("carried", "found", "ids", "outside", "rows", "start", "together", "tokens", "whole")
@@ -62,7 +62,7 @@ class Passed:
         return self.start + self.tokens
 
     def state(self, key: Hashable) -> Float[Tensor, "row size"] | None:
-        """Return what was carried out of its last column. Raises StateError when that was not kept."""
+        """Return the state after its last column. Raises StateError when that was not kept."""
         kept = self.carried.get(key)
         if kept is None and self.together is not None and key in self.together[0]:
             return self.together[1][self.together[0][key]]

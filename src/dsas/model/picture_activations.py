@@ -1,10 +1,10 @@
-"""Picture activations: what a pipeline did while it drew prompts, as one vector per prompt, step and sample.
+"""Picture activations: activations of a pipeline while it draws, as one vector per prompt, step and sample.
 
-What is read is the branch of guidance that will be steered. A sample is the mean over the positions of one picture,
+The branch of guidance that will be steered is read. A sample is the mean over the positions of one picture,
 or one of its positions. Where a scheduler runs the denoiser twice in a step, the mean of both is taken.
 
-Source: spatial means as in DSAS (arXiv 2512.03661). Limitations: padding of prompts, whose tokens count at sites of the
-text encoders; a given picture cannot be read while it is noised.
+Source: spatial means as in DSAS (arXiv 2512.03661). Limitations: padding tokens of prompts count at sites of the text
+encoders; a given picture cannot be noised and read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from dsas.model.sites import Site
 def drawn_activations(
     parts: PipelineModules, batches: Sequence[Prompts], sites: Sequence[Site], drawing: Drawing
 ) -> Iterator[dict[Site, Float[Tensor, "prompt step sample dim"]]]:
-    """Yield, for each batch of prompts, what every site did while their pictures were drawn, float32, on the CPU.
+    """Yield, per batch of prompts, the activations of every site while pictures were drawn, float32, on the CPU.
 
     The pipeline runs in evaluation mode and is left as it was. Raises ActivationError for a value that is not finite
     (it names the site), SiteError for a site that never fires in the branch that is read.
@@ -55,7 +55,7 @@ def drawn_activations(
 
 
 def chosen_positions(tokens: int, count: int) -> Tensor:
-    """Return which of `tokens` positions are read, at most `count`: always the same, spread at random."""
+    """Return which of `tokens` positions are read, at most `count`: random, but always the same."""
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens))
     return order[:count].sort().values
 
@@ -68,7 +68,7 @@ def _looker(
         step = reader.at(site, t, given)
         if step.copies == UNKNOWN:
             raise StateError(
-                f"site {site}: it is not known to which prompt each of its {len(t)} rows belongs; fit other sites"
+                f"site {site}: it is unknown to which prompt each of its {len(t)} rows belongs; fit other sites"
             )
         t = step.take(t.detach())
         if len(t) == 0:

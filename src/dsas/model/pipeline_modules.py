@@ -1,6 +1,6 @@
 """Pipeline modules: the parts of a diffusers pipeline as one tree of modules.
 
-The modules of a pipeline stand under their own names, so a site is "unet.down_blocks.0.resnets.0.norm1" or
+The modules of a pipeline keep their own names, so a site is "unet.down_blocks.0.resnets.0.norm1" or
 "transformer.transformer_blocks.3". What differs between families of denoisers is written down here: where their parts
 are, and how their pipelines run guidance.
 """
@@ -18,8 +18,8 @@ from dsas.model.guidance import Branch, Order
 from dsas.model.sites import JOINT, MIXED, STREAMS, Site
 
 __all__ = ["PIPELINE_FAMILIES", "Branch", "PipelineFamily", "PipelineModules"]
-_DENOISER = re.compile(r"(unet|transformer)(_\d+)?")  # of two, each runs its own steps
-_TEMPORAL = re.compile(r"(^|\.)(motion_modules|temp_\w+|temporal_\w+|transformer_in)(\.|$)")  # rows are positions there
+_DENOISER = re.compile(r"(unet|transformer)(_\d+)?")  # if there are two, each runs its own steps
+_TEMPORAL = re.compile(r"(^|\.)(motion_modules|temp_\w+|temporal_\w+|transformer_in)(\.|$)")  # rows are positions
 
 
 class PipelineFamily(NamedTuple):
@@ -43,7 +43,8 @@ _CROSS = (_DOUBLE[0], (f"{_BLOCKS}.attn1", f"{_BLOCKS}.attn2"), (f"{_BLOCKS}.ff"
 _AURA = "transformer.joint_transformer_blocks.*"
 _WAN = "transformer*.blocks.*"
 
-# By the class of the denoiser. What single blocks run both streams through has no image part; what they give has one.
+# By the class of the denoiser. Modules that single blocks run both streams through have no image part; their outputs
+# have one.
 PIPELINE_FAMILIES: dict[str, PipelineFamily] = {
     "UNet2DConditionModel": PipelineFamily(
         ("unet.**.resnets.*", "unet.**.attentions.*"),
@@ -52,14 +53,14 @@ PIPELINE_FAMILIES: dict[str, PipelineFamily] = {
         ("unet.**.ff",),
         "unconditional first",
     ),
-    "UNetMotionModel": PipelineFamily(  # a row per frame; in the motion modules a row per position
+    "UNetMotionModel": PipelineFamily(  # one row per frame; in the motion modules, one row per position
         ("unet.**.resnets.*", "unet.**.attentions.*"),
         ("unet.**.resnets.*.norm*", "unet.**.attentions.**norm*"),
         ("unet.**.attentions.**.attn1", "unet.**.attentions.**.attn2"),
         ("unet.**.attentions.**.ff",),
         "unconditional first",
     ),
-    "SD3Transformer2DModel": PipelineFamily(  # 3.5 has a second attention, among the positions of the picture
+    "SD3Transformer2DModel": PipelineFamily(  # SD 3.5 has a second attention, among the positions of the picture
         (_BLOCKS,), _DOUBLE[0], (*_DOUBLE[1], f"{_BLOCKS}.attn2"), _DOUBLE[2], "unconditional first"
     ),
     "PixArtTransformer2DModel": PipelineFamily((_BLOCKS,), *_CROSS, "unconditional first"),
@@ -71,7 +72,7 @@ PIPELINE_FAMILIES: dict[str, PipelineFamily] = {
         (f"{_AURA}.ff",),
         "unconditional first",
     ),
-    "ZImageTransformer2DModel": PipelineFamily(  # image and text are one stream from the first of the layers on
+    "ZImageTransformer2DModel": PipelineFamily(  # image and text are one stream from the first layer on
         (_LAYERS,),
         (f"{_LAYERS}.attention_norm1", f"{_LAYERS}.ffn_norm1"),
         (f"{_LAYERS}.attention",),
@@ -102,17 +103,17 @@ PIPELINE_FAMILIES: dict[str, PipelineFamily] = {
         (_WAN,), (f"{_WAN}.norm1", f"{_WAN}.norm3"), (f"{_WAN}.attn1", f"{_WAN}.attn2"), (f"{_WAN}.ffn",), "apart"
     ),
 }
-TEXT_SITES = ("text_encoder*.**layers.*", "text_encoder*.**encoder.block.*")  # of CLIP and decoders, of T5
+TEXT_SITES = ("text_encoder*.**layers.*", "text_encoder*.**encoder.block.*")  # in CLIP and decoders, and in T5
 
 
 class PipelineModules(nn.Module):
     """The modules of a pipeline in the order in which they run: text encoders, ControlNets, denoisers, then the others.
 
-    shorthands: the globs that each shorthand stands for here; "text" is the layers of the text encoders.
+    shorthands: the globs that each shorthand means here; "text" means the layers of the text encoders.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        """Put the modules of `pipeline` together; they stay its own. Raises OptionError without a denoiser."""
+        """Collect the modules of `pipeline`, which stay its own. Raises OptionError without a denoiser."""
         super().__init__()
         self.pipeline = pipeline
         found = {name: uncompiled(part) for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
@@ -140,17 +141,17 @@ class PipelineModules(nn.Module):
 
     @property
     def schedule(self) -> str:
-        """The scheduler's class and options, without diffusers' own notes on them: one is a set, in no fixed order."""
+        """The scheduler's class and options, without diffusers' private entries, one of which has no fixed order."""
         scheduler = self.pipeline.scheduler
         options = sorted((name, value) for name, value in scheduler.config.items() if not name.startswith("_"))
         return f"{type(scheduler).__name__} {options}"
 
     def drawing(self) -> nn.ModuleDict:
-        """Return what a picture depends on before it is decoded: text encoders and denoiser."""
+        """Return the modules that a picture depends on before it is decoded: text encoders and denoiser."""
         return nn.ModuleDict({name: self.get_submodule(name) for name in (*self.encoders, *self.denoisers)})
 
     def check_unchanged(self) -> None:
-        """Raise StateError for a part of the pipeline that was replaced by another since."""
+        """Raise StateError for a part of the pipeline that has been replaced since."""
         parts: dict[str, object] = self.pipeline.components
         for name in (*self.encoders, *self.companions, *self.denoisers):
             part = parts.get(name)
@@ -168,36 +169,36 @@ class PipelineModules(nn.Module):
         return site.side == "output" and site.index < len(streams) and streams[site.index] == "text"
 
     def is_temporal(self, site: Site) -> bool:
-        """Whether a site of a video is where each position is a row and each frame a token."""
+        """Whether each position is a row and each frame a token at a site of a video."""
         return _TEMPORAL.search(site.path) is not None
 
     def is_joint(self, site: Site) -> bool:
-        """Whether a site's stream is a part of one sequence of both."""
+        """Whether a site's stream is a part of one sequence of both streams."""
         return site.side == "output" and type(self.get_submodule(site.path)).__name__ in JOINT
 
     def has_picture(self, site: Site) -> bool:
-        """Whether the tokens of a site are the positions of a picture, and no prompt's stand among them."""
+        """Whether the tokens of a site are the positions of a picture, with no tokens of a prompt among them."""
         names = site.path.split(".")
         around = [type(self.get_submodule(".".join(names[:end]))).__name__ for end in range(1, len(names) + 1)]
         mixed = any(kind in MIXED for kind in around) or any("SingleTransformerBlock" in kind for kind in around[:-1])
         return not mixed and not self.reads_text(site)
 
     def text_tokens(self, name: str, given: Mapping[str, Given]) -> int | None:
-        """Return how many tokens stand before those of the picture in the blocks of both streams of a denoiser."""
+        """Return how many tokens come before those of the picture in blocks with both streams."""
         text, own = given.get("encoder_hidden_states"), getattr(self.get_submodule(name), "register_tokens", None)
         if not isinstance(text, Tensor):
             return None
         return text.shape[1] + (own.shape[1] if isinstance(own, Tensor) else 0)
 
     def stream(self, site: Site, given: Given, text: int | None) -> slice | None:
-        """Return which tokens a site's stream has in one sequence of both, None where it has all of what was given.
+        """Return which tokens of one sequence belong to a site's stream, or None if all do.
 
-        text: how many tokens of the prompt come first. Raises StateError where that is not known.
+        text: how many tokens of the prompt come first. Raises StateError where that is unknown.
         """
-        if not self.is_joint(site) or not isinstance(given, Tensor):  # some give them apart where they are asked to
+        if not self.is_joint(site) or not isinstance(given, Tensor):  # some return them separately if asked to
             return None
         if text is None:
-            raise StateError(f"site {site}: where the prompt ends in a sequence of both streams is not known")
+            raise StateError(f"site {site}: where the prompt ends in a sequence of both streams is unknown")
         return slice(0, text) if self._streams(site)[site.index] == "text" else slice(text, None)
 
     def _streams(self, site: Site) -> tuple[str, ...]:

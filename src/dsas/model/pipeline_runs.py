@@ -1,15 +1,15 @@
-"""Pipeline runs: what is known of the call of a pipeline that runs just now, apart for each thread.
+"""Pipeline runs: what is known of the current call of a pipeline, separately per thread.
 
-    run        The call of the pipeline's own `__call__` out of which a part is called, found on the stack: so neither a
-               loop written by hand, nor another pipeline of the same parts, nor a run that failed is taken for it.
+    run        The call of the pipeline's own `__call__` from which a part is called, found on the stack: so neither a
+               handwritten loop, nor another pipeline of the same parts, nor a failed run is taken for it.
     images     How many pictures the run prepared, as `prepare_latents` of the pipeline returned them.
-    encoding   Whether a text encoder reads the prompts or the negative ones, by what `encode_prompt` was given: the
-               prompts first, unless their embeddings were given. Where it takes no negative prompt, the second call of
-               it in a run is theirs.
-    named      How a pipeline calls a pass before it runs the denoiser (`cache_context` of diffusers), or the guider of
-               a modular pipeline, which prepares one pass after the other.
+    encoding   Whether a text encoder reads the prompts or the negative ones, from the arguments of `encode_prompt`: the
+               prompts come first, unless their embeddings were given. If it takes no negative prompt, its second call
+               in a run is for the negative ones.
+    named      The name that a pipeline gives a pass before it runs the denoiser (`cache_context` of diffusers), or that
+               of the guider of a modular pipeline, which prepares one pass after the other.
 
-Limitations: text encoders that are called outside of `encode_prompt`, or more often than once for each prompt.
+Limitations: text encoders may not be called outside `encode_prompt`, nor more than once per prompt.
 """
 
 import inspect
@@ -26,25 +26,25 @@ from dsas.model.hooks import Hooks
 
 
 class Place(NamedTuple):
-    """A call of a pipeline's `__call__`: its frame, and how far it has come in its code."""
+    """A call of a pipeline's `__call__`: its frame, and how far it has run."""
 
     frame: int
     at: int
 
     def goes_on(self, before: "Place | None") -> bool:
-        """Whether this is later in the same call: another call in the same memory begins at the beginning."""
+        """Whether this is later in the same call; another call in the same memory starts at the beginning."""
         return before is not None and before.frame == self.frame and before.at < self.at
 
 
 class Encoding:
-    """One call of `encode_prompt`: of which branch each call of a text encoder in it is, by how many rows were read."""
+    """One call of `encode_prompt`: which branch each text encoder's call in it belongs to, by the rows read so far."""
 
     def __init__(self, branches: tuple[str, ...], prompts: int) -> None:
-        """branches: in the order in which they are read. prompts: rows of each."""
+        """branches: in the order in which they are read. prompts: rows per branch."""
         self._branches, self._prompts, self._read = branches, prompts, dict[str, int]()
 
     def branch(self, encoder: str, rows: int) -> str | None:
-        """Return the branch of the next so many rows of a text encoder, None where it cannot be told."""
+        """Return the branch of the next rows of a text encoder, this many, or None if unknown."""
         before = self._read.get(encoder, 0)
         self._read[encoder] = before + rows
         number, left = divmod(before, self._prompts)
@@ -65,7 +65,7 @@ class PipelineRun(threading.local):
         self.named = ""
 
     def watch(self, hooks: Hooks, denoisers: list[nn.Module], begun: Callable[[], None]) -> None:
-        """Let runs be seen; `begun` is called when one has prepared its latents."""
+        """Watch runs; `begun` is called when one has prepared its latents."""
 
         def prepared(latents: Given) -> None:
             self.prepared(latents)
@@ -85,7 +85,7 @@ class PipelineRun(threading.local):
             hooks.on_result(guider, "prepare_models", lambda _: self._next())
 
     def now(self) -> Place | None:
-        """Return the call of the pipeline out of which this is called, None outside of one."""
+        """Return the call of the pipeline from which this is called, or None outside a call."""
         frame = sys._getframe(1)
         while frame is not None:
             code = frame.f_code
@@ -97,20 +97,20 @@ class PipelineRun(threading.local):
         return None
 
     def prepared(self, latents: Given) -> None:
-        """Take note of the latents that a run has prepared."""
+        """Note the latents that a run has prepared."""
         first = latents[0] if isinstance(latents, (tuple, list)) else latents
         place = self.now()
         self._prepared = None if place is None else (place, len(first))
         self.named = ""
 
     def images(self, place: Place | None) -> int | None:
-        """Return how many pictures a run has prepared, None where that was not seen."""
+        """Return the number of pictures that a run has prepared, or None if that was not seen."""
         if place is None or self._prepared is None or not place.goes_on(self._prepared[0]):
             return None
         return self._prepared[1]
 
     def take_named(self) -> str:
-        """Return the name under which the pass that runs was announced, empty where it was not, and forget it."""
+        """Return the name under which the running pass was announced, or an empty one, and forget it."""
         named, self.named = self.named, ""
         return named
 
@@ -139,7 +139,7 @@ class PipelineRun(threading.local):
 
 
 def _encoding(method: Callable[..., Foreign], args: Arguments, kwargs: Options, again: bool) -> Encoding | None:
-    """Return what a call of `encode_prompt` reads; again: a run has called it before."""
+    """Return what a call of `encode_prompt` reads; again: whether the run has called it before."""
     try:
         given: dict[str, Any] = inspect.signature(method).bind_partial(*args, **kwargs).arguments
         names = inspect.signature(method).parameters

@@ -1,16 +1,16 @@
-"""Sequence: what is kept of the rows of one batch from forward pass to forward pass, for as long as their cache lives.
+"""Sequence: what is kept of the rows of one batch from one forward pass to the next, as long as their cache lives.
 
 A row of a batch is one sequence. Its columns are the places of the cache, padding included. What is kept:
 
     turns    where prompts begin and end: a conversation over one cache has several
     real     which columns are tokens and which are padding
-    log      the passes that ran, each with what was recorded and what regulators carry, and how rows were moved
+    log      the passes that ran, each with its record and the state of regulators, and how rows were moved
 
 `Sequences` holds the rows that share one cache; `PackedSequences` those that share one row, each with a history of its
-own. When a cache is cut, copied, or its rows are chosen anew, its sequences are, too (`dsas.model.caches`).
+own. When a cache is cut or copied, or its rows are selected, so are its sequences (`dsas.model.caches`).
 
-Limitations: what regulators carry is kept for every column of a pass of at most `KEPT_COLUMNS` columns; a longer pass
-keeps its last column only, and a cache that is cut inside of such a pass cannot go on (StateError).
+Limitations: the state of regulators is kept for every column of a pass of at most `KEPT_COLUMNS` columns; a longer pass
+keeps its last column only, and a cache that is cut inside such a pass cannot be continued (StateError).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -26,19 +26,18 @@ from dsas.model.passed import KEPT_COLUMNS, Passed, Turn
 
 
 class Sequences:
-    """The rows of one batch, over the passes that they ran.
+    """The rows of one batch, over all their passes.
 
-    rows: that the last pass had. length: columns in the cache after it, and before the first those that no pass
-    showed (`unseen`). virtual: leading columns that are no tokens at all, as those of prefix tuning.
-    prompt_tokens: Int (row,), real tokens of each row's prompt, or None when the user did not say. refusal: why a state
-    that is not known must not be taken for that of a beginning; empty where it may. number: number of the request that
-    it is.
+    rows: number in the last pass. length: columns in the cache after it; before the first pass, those of unknown origin
+    (`unseen`). virtual: leading columns that are no tokens, such as those of prefix tuning.
+    prompt_tokens: Int (row,), real tokens of each row's prompt, or None when the user did not say. refusal: why an
+    unknown state must not count as that of a beginning; empty if it may. number: number of the request.
     """
 
     refusal = ""
     number: int | None = None
-    together: Any = None  # what several regulators keep in one place for the next pass, if it goes on as this one did
-    ending: Any = None  # which of those the running pass ends with
+    together: Any = None  # states of several regulators, kept together for the next pass if it continues like this one
+    ending: Any = None  # the part of it with which the running pass ends
 
     def __init__(
         self, batch: int, *, unseen: int = 0, virtual: int = 0, prompt_tokens: Int[Tensor, " row"] | None = None
@@ -51,7 +50,7 @@ class Sequences:
         self.current = Passed(0, 0, None)
         self._chosen: list[Int[Tensor, " row"]] = []  # since the last pass
         self._latest: dict[Hashable, tuple[int, Float[Tensor, "row size"] | None]] = {}
-        self._before: dict[Hashable, tuple[int, Float[Tensor, "row size"] | None]] = {}  # the running pass carried
+        self._before: dict[Hashable, tuple[int, Float[Tensor, "row size"] | None]] = {}  # of the running pass
         self._generation: tuple[object, Turn] | None = None
 
     @property
@@ -61,12 +60,12 @@ class Sequences:
 
     @property
     def each(self) -> "tuple[Sequences, ...]":
-        """These sequences, as those of packed rows have several."""
+        """These sequences, as a tuple of one; packed rows have several."""
         return (self,)
 
     @property
     def turn(self) -> Turn:
-        """The prompt that is read now, or answered."""
+        """The prompt that is being read or answered."""
         return self.turns[-1] if self.turns else Turn(0)
 
     def begin(
@@ -78,10 +77,10 @@ class Sequences:
         generation: object = None,
         prompt: int | None = None,
     ) -> None:
-        """Begin a pass of `tokens` columns after the first `start`, which is what of these rows goes on.
+        """Begin a pass of `tokens` columns after the first `start` ones, which these rows continue.
 
-        generation: the call of `generate` that runs it, if one does. prompt: how many columns it was given, cached
-        ones included, where that is known.
+        generation: the call of `generate` that runs it, if any. prompt: the number of columns given to it, including
+        cached ones, if known.
         """
         if self._chosen:
             self._choose()
@@ -97,20 +96,20 @@ class Sequences:
         self.current, self._before = Passed(start, tokens, ids), {}
 
     def end(self) -> None:
-        """Take note that the pass has run to its end."""
+        """Note that the pass has run to its end."""
         if self.ending is not None:
             self.ending.end(self)
             self.ending = None
         self.length = self.current.end
 
     def keep(self) -> Passed:
-        """Return the pass that is running, which is kept from now on."""
+        """Return the running pass, which is kept from now on."""
         if not self.log or self.log[-1] is not self.current:
             self.log.append(self.current)
         return self.current
 
     def passes(self) -> list[tuple[Passed, Int[Tensor, " row"] | None]]:
-        """Return the passes kept, first to last, without gap up to the last; and which row each row was then."""
+        """Return the kept passes, without a gap up to the last, and which row each row was in them."""
         found: list[tuple[Passed, Int[Tensor, " row"] | None]] = []
         moved: Int[Tensor, " row"] | None = None
         for entry in reversed(self.log):
@@ -123,9 +122,9 @@ class Sequences:
         return found[::-1]
 
     def state(self, key: Hashable, *, anew: bool) -> Float[Tensor, "row size"] | None:
-        """Return what was carried under this key before the pass that is running, or last where none is.
+        """Return the state under this key before the running pass, or the last one if none is running.
 
-        anew: None unless it was carried since the beginning of the prompt.
+        anew: return None for a state from before the beginning of the prompt.
         """
         if key not in self._latest:
             self._latest[key] = self._found(key)
@@ -136,7 +135,7 @@ class Sequences:
         return value if begun >= (self.turn.start if anew and self.prompt_tokens is None else 0) else None
 
     def carry(self, key: Hashable, states: Float[Tensor, "row token size"]) -> None:
-        """Keep the states that follow every column of the pass that is running."""
+        """Keep the states after every column of the running pass."""
         if key not in self._before:
             self._before[key] = self._latest.get(key, (-1, None))
         kept = states if states.shape[1] <= KEPT_COLUMNS else states[:, -1:].clone()
@@ -144,7 +143,7 @@ class Sequences:
         self._latest[key] = self.current.start, kept.select(1, -1)
 
     def carry_together(self, places: Mapping[Any, int], states: Float[Tensor, "state row size"]) -> None:
-        """Keep the states of several regulators that follow a pass of one column, each under its key."""
+        """Keep the states of several regulators after a pass of one column, each under its key."""
         self.keep().together = places, states
         for key in places:
             self._latest.pop(key, None)
@@ -171,11 +170,11 @@ class Sequences:
             self.turns[-1] = Turn(self.turns[-1].start)
 
     def select(self, rows: Int[Tensor, " row"]) -> None:
-        """Let the next pass go on with these rows: its row i is what row rows[i] was."""
+        """Let the next pass continue with these rows: its row i continues row rows[i]."""
         self._chosen.append(rows)
 
     def fork(self) -> "Sequences":
-        """Return sequences of the same past that go on by themselves."""
+        """Return sequences with the same past that continue independently."""
         other = copy(self)
         other._chosen = list(self._chosen)
         other.turns, other._latest, other._before = list(self.turns), dict(self._latest), {}
@@ -184,7 +183,7 @@ class Sequences:
         return other
 
     def _choose(self) -> None:
-        """Move the rows as was asked for since the last pass."""
+        """Move the rows as selected since the last pass."""
         self.together = None
         for rows in self._chosen:
             self.log.append(rows)
@@ -196,7 +195,7 @@ class Sequences:
         self._chosen = []
 
     def _found(self, key: Hashable) -> tuple[int, Float[Tensor, "row size"] | None]:
-        """Return the last state under a key and the column where its pass began, looked up in the log."""
+        """Return the last state under a key and the column where its pass began, from the log."""
         for entry, moved in reversed(self.passes()):
             value = entry.state(key)
             if value is not None:
@@ -204,7 +203,7 @@ class Sequences:
         return -1, None
 
     def _by_sizes(self, start: int, tokens: int) -> None:
-        """Tell prompts from what is generated by the sizes of passes alone."""
+        """Tell prompts from generated tokens by the sizes of passes alone."""
         turn = self.turns[-1] if self.turns else None
         self._generation = None
         if turn is None:
@@ -215,7 +214,7 @@ class Sequences:
             self.turns.append(Turn(start))
 
     def _by_generation(self, generation: object, start: int, tokens: int, prompt: int | None) -> None:
-        """Take the prompt that `generate` was given; it goes on with one that nothing was generated after."""
+        """Take the prompt that `generate` was given; it continues an earlier prompt without an answer."""
         if prompt is None:
             end = start + tokens
         else:
@@ -224,13 +223,13 @@ class Sequences:
             self.turns = [Turn(0, end)]
         elif self.turns[-1].end is None:
             self.turns[-1] = Turn(self.turns[-1].start, end)
-        elif end > start and tokens > 1:  # one token is the last that was generated before
+        elif end > start and tokens > 1:  # a single token is the last one generated before
             self.turns.append(Turn(start, end))
         self._generation = generation, self.turns[-1]
 
 
 class PackedSequences:
-    """Sequences of one row each that run side by side in a packed row: what `Sequences` is for rows of a batch."""
+    """Sequences of one row each that share a packed row: like `Sequences` for the rows of a batch."""
 
     virtual = 0
 
@@ -238,7 +237,7 @@ class PackedSequences:
         self.each, self.prompt_tokens = tuple(each), prompt_tokens
 
     def state(self, key: Hashable, *, anew: bool) -> Float[Tensor, "row size"] | None:
-        """Return what each sequence carries under this key, 0 where one carries nothing; None where none does."""
+        """Return the state of each sequence under this key, 0 for one without; None if none has a state."""
         found = [one.state(key, anew=anew) for one in self.each]
         like = next((value for value in found if value is not None), None)
         if like is None:

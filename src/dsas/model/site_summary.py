@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 class Outside(NamedTuple):
-    """What a site outside the decoder did in one call of its module: at an encoder's tokens, or a picture's patches.
+    """What a site outside the decoder did in one call of its module, at an encoder's tokens or a picture's patches.
 
-    strengths: Float (row, token), what was applied, 0 on padding. real: Bool (row, token). Rows are those that the
-    module was given.
+    strengths: Float (row, token), what was applied, 0 on padding. real: Bool (row, token). Rows are the module's own.
     """
 
     strengths: Float[Tensor, "row token"]
@@ -21,8 +20,8 @@ class SiteSummary(NamedTuple):
     """What was recorded at a site in the last sequence or run.
 
     mean_strength: mean applied strength over real tokens or positions. hits: how many of them had a regulator above
-    one half. Both are None when the site never fired, so that nothing is known; hits also where the rows of a site
-    outside the decoder are not those that have strengths of their own.
+    one half. Both are None when the site never fired. hits is also None if a site outside the decoder has other rows
+    than those with strengths of their own.
     """
 
     mean_strength: float | None

@@ -17,15 +17,15 @@ def per_row(
 ) -> Num[Tensor, " batch"]:
     """Spread values over a batch: row i of k * n gets number i // k, as generate() orders beams and samples.
 
-    copies: how often the rows are repeated as a whole, one copy after another, as branches of guidance are; 0 where
-    that is not known, so that only one value, or one for each row, can be given.
+    copies: how often the rows are repeated as a whole, one copy after another, as branches of guidance are; 0 if
+    unknown, in which case only one value, or one per row, can be given.
     Raises StrengthError (OptionError for anything but strengths) when the batch is no multiple of the values given.
     """
     if copies == 0 and len(values) not in (1, rows):
         kind = StrengthError if what == "strengths" else OptionError
         raise kind(
-            f"{len(values)} {what} were given, and whose each of the {rows} rows is cannot be told here; give one, or "
-            f"{rows}"
+            f"{len(values)} {what} were given, and which belongs to which of the {rows} rows is unknown "
+            f"here; give one, or {rows}"
         )
     copies = copies or 1
     own = rows // copies
@@ -36,9 +36,9 @@ def per_row(
 
 
 def per_request(values: Num[Tensor, " row"], numbers: Sequence[int], what: str = "strengths") -> Num[Tensor, " batch"]:
-    """Return the values of these requests, each by its number; one value is every request's.
+    """Return the values of these requests by their numbers; a single value is for every request.
 
-    Raises StrengthError (OptionError for anything but strengths) for a request of which there is none.
+    Raises StrengthError (OptionError for anything but strengths) for a request without a value.
     """
     if len(values) == 1:
         return values.expand(len(numbers))

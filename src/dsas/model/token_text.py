@@ -1,8 +1,8 @@
 """Pieces: the text of each token, such that all pieces of a row together are its text.
 
 A tokenizer decodes a token differently alone and in company: it may drop a space at the beginning, and a letter outside
-ASCII may take several tokens. So a token's piece is what it adds to the text of the few tokens before it. Of tokens
-that share a letter, the last gets it and the others get nothing.
+ASCII may take several tokens. So a token's piece is what it adds to the text of the few tokens before it. If several
+tokens share a letter, the last one gets it and the others get nothing.
 
 Source: the incremental decoding of text-generation servers (a window that slides to the last whole letter).
 """
@@ -25,7 +25,7 @@ class Pieces:
         self._start = self._whole = 0
 
     def push(self, token: int, *, last: bool = False) -> str:
-        """Return what this token adds to the text; half a letter is held back until it is whole, or to the `last`."""
+        """Return what this token adds to the text; half a letter is held back until it is whole, or until `last`."""
         self._ids.append(token)
         before, after = self._decode(self._start, self._whole), self._decode(self._start, len(self._ids))
         if after.endswith(_BROKEN) and not last:
@@ -38,7 +38,7 @@ class Pieces:
 
 
 def placeholders(config: Foreign) -> dict[int, str]:
-    """Return the tokens that stand for pictures, videos and sound in a model's input, and what they are shown as."""
+    """Return the placeholder tokens of pictures, videos and sound in a model's input, and how they are shown."""
     found: dict[int, str] = {}
     for kind in _MEDIA:
         for name in (f"{kind}_token_id", f"{kind}_token_index"):

@@ -3,8 +3,8 @@
     applied strength = strength * weight * regulator(t)
     relative dose    = |applied strength * (transform(t) - t)| / |t|          (Euclidean norms, in float32)
 
-How a trace is recorded is in `dsas.model.token_recorder`, how it is drawn in `dsas.views`, and how the text of its
-tokens is found in `dsas.explaining`.
+`dsas.model.token_recorder` records traces, `dsas.views` draws them, and `dsas.explaining` finds the text of their
+tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,23 @@ if TYPE_CHECKING:
 
 
 class Trace(NamedTuple):
-    """The applied strength (strength x site weight x regulator) of the last sequence each row ran, with its sign.
+    """The applied strength (strength x site weight x regulator), with its sign, of the last sequence of each row.
 
     sites: names, in the order of the model. strengths: Float (site, row, token), averaged over neurons where
-    the regulator has one value per neuron, and over the calls of a module that runs several times a pass; 0 on padding,
-    and nan where nothing was recorded. real: Bool (row, token), False on padding.
+    the regulator has one value per neuron, and over the calls of a module that runs several times per pass; 0 on
+    padding, and nan where nothing was recorded. real: Bool (row, token), False on padding.
     token_ids: Int (row, token), -1 where the model was given embeddings, None when it always was. Under beam search a
-    row is a beam; of packed rows, a row is one text.
-    strength: Float (row), what was asked for. regulators, doses: Float (site, row, token), >= 0, 0 on padding; the
-    regulator alone and the relative dose, or None when recorded without record="doses". alone: the same, where a
-    regulator adds evidence up over a row (`dsas.Evidence`): what each token says by itself.
+    row is a beam; in packed rows, a row is one text. strength: Float (row), as given to apply(). regulators, doses:
+    Float (site, row, token), >= 0, 0 on padding; the regulator alone and the relative dose, or None when recorded
+    without record="doses". alone: the same for a regulator that accumulates evidence over a row (`dsas.Evidence`): each
+    token by itself.
     outside: by name of a site outside the decoder (an encoder, a vision or audio tower), what it did in each call of
-    its module, first to last; its tokens are others, so nothing of it is in `strengths`.
-    media: tokens that stand for pictures, videos and sound, and what they are shown as.
-    tokens: the text of each row's real tokens; next_tokens, comparisons: one per row. What was not asked for is empty.
-    turns, counted: one per row, whose turn each real token is in and whether it counts as the answer; empty for texts.
+    its module, first to last; it has other tokens, so it is not in `strengths`. media: placeholder tokens of pictures,
+    videos and sound, and how they are shown.
+    tokens: the text of each row's real tokens; next_tokens, comparisons: one per row. Fields that were not asked for
+    are empty.
+    turns, counted: one per row: the role whose turn each real token is in, and whether it counts as the answer; empty
+    for texts.
     """
 
     sites: tuple[str, ...]
@@ -67,15 +69,15 @@ class Trace(NamedTuple):
         return (self.strengths * self.real).sum((1, 2)) / self.real.sum().clamp(min=1)
 
     def hits(self, threshold: float | Float[Tensor, " row"]) -> Int[Tensor, " site"]:
-        """Return how many real tokens of every site got more than `threshold`, both without their sign."""
+        """Return how many real tokens got more than `threshold` at every site, in absolute values."""
         least = torch.as_tensor(threshold).view(-1, 1)
         return ((self.strengths.abs() > least.abs()) & self.real).sum((1, 2))
 
     def row(self, number: int = 0) -> Explained:
-        """Return what is known of one row's real tokens, as plain data. Raises OptionError when there is no such row.
+        """Return all that was recorded of a row's real tokens, as plain data. Raises OptionError for a missing row.
 
-        Sites of which nothing was recorded are left out. Raises StateError where none was recorded.
-        Without their text, tokens are shown by their number in the vocabulary, or as # when the model had embeddings.
+        Sites without a record are left out. Raises StateError if no site has one. Without their text, tokens are shown
+        by their number in the vocabulary, or as # if the model was given embeddings.
         """
         if not 0 <= number < len(self.real):
             raise OptionError(f"expected a row from 0 to {len(self.real) - 1}, got {number}")
@@ -90,7 +92,7 @@ class Trace(NamedTuple):
         if not bool(known.any()):
             elsewhere = f"; what was recorded at {', '.join(self.outside)} is in trace.outside" if self.outside else ""
             raise StateError(
-                f"nothing was recorded of these tokens: every site of this Steering reads others{elsewhere}"
+                f"nothing was recorded for these tokens: every site of this Steering reads other tokens{elsewhere}"
             )
         values = {name: value[known, number][:, real] for name, value in measured.items() if value is not None}
         ids = self.token_ids[number, real].tolist() if self.token_ids is not None else [-1] * int(real.sum())
@@ -138,7 +140,7 @@ class Trace(NamedTuple):
         return strength_figure(self.row(row))
 
     def to_html(self, title: str = "What was steered") -> str:
-        """Return a whole page that needs nothing else: coloured text, a map of tokens and sites, and their numbers."""
+        """Return a self-contained page: coloured text, a map of tokens and sites, and their numbers."""
         from dsas.views.explanation import explanation_html
 
         return explanation_html(self.rows(), title=title)
@@ -159,7 +161,7 @@ def _listed(call: Outside) -> list[list[float]]:
 
 
 def stacked(traces: Sequence[Trace]) -> Trace:
-    """Return the rows of several traces of the same sites as one, filled on the right where they are shorter."""
+    """Return the rows of several traces of the same sites as one trace, padded on the right."""
     width = max(trace.real.shape[1] for trace in traces)
 
     def joined(values: Sequence[Tensor | None], rows: int) -> Foreign:

@@ -1,12 +1,12 @@
 """Turn marks: the tokens with which a chat template begins messages of each role, and brackets thinking and tool calls.
 
 A running model sees tokens and no messages. So the template renders short conversations in which every role speaks
-after every other, and what stands between the end of one content and the beginning of the next is what begins a
-message of that role. What is alike wherever a role speaks is its mark; where nothing is, it has several.
+after every other. The tokens between the end of one content and the beginning of the next begin a message of that role.
+What they have in common wherever a role speaks is its mark; if they have nothing in common, the role has several marks.
 
-Limitations: templates that begin two roles with the same tokens are refused, and so are tokenizers that are not fast.
-Where the system message stands inside of the user's first one (Llama 2), it is the user's. A text that writes a mark
-itself is taken for a message, as the model takes it, too.
+Limitations: templates that begin two roles with the same tokens are refused, and so are tokenizers that are not fast. A
+system message inside the user's first message (Llama 2) counts as the user's. A text that contains a mark counts as a
+message, as it does for the model.
 """
 
 from collections.abc import Sequence
@@ -43,15 +43,15 @@ class Mark(NamedTuple):
 
 
 def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
-    """Return the marks of the roles that a tokenizer's template has, and of the thinking and tool calls that it knows.
+    """Return the marks of the roles in a tokenizer's template, and of its thinking and tool calls.
 
-    Raises OptionError without a chat template, for a tokenizer that is not fast, and for a template that does not tell
-    its roles apart by tokens.
+    Raises OptionError without a chat template, for a tokenizer that is not fast, and for a template whose roles cannot
+    be told apart by tokens.
     """
     own = text_tokenizer(tokenizer)
     template = ChatTemplate(tokenizer, chat)
     if not getattr(own, "is_fast", False):
-        raise OptionError("turns need a fast tokenizer, which tells where in the text each token stands")
+        raise OptionError("turns need a fast tokenizer, which says where in the text each token is")
     found: list[Mark] = []
     closers = [run for role in ROLES for before in _BEFORE[role] if (run := _after(own, template, [*before, role]))]
     for role in ROLES:
@@ -70,7 +70,7 @@ def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
             )
         found += [Mark(role, run) for run in runs]
     if not {USER, ASSISTANT} <= {mark.name for mark in found}:
-        raise OptionError("this chat template says nothing before messages, so its tokens do not tell turns apart")
+        raise OptionError("this chat template writes nothing before messages, so its tokens do not tell turns apart")
     for name, brackets in BRACKETS.items():
         for pair in brackets:
             ids = [tuple(encode(own, [text], special_tokens=False)[0].ids) for text in pair]
@@ -115,7 +115,7 @@ def _after(tokenizer: Tokenizer, template: ChatTemplate, roles: Sequence[str]) -
 
 
 def _trimmed(tokenizer: Tokenizer, text: str, end: int, start: int) -> tuple[int, ...]:
-    """Return the tokens that lie between two characters of a text, without blank ones at either side."""
+    """Return the tokens between two characters of a text, without blank ones at either end."""
     (row,) = encode(tokenizer, [text], special_tokens=False, offsets=True)
     assert row.offsets is not None
     inside = [(token, text[a:b]) for token, (a, b) in zip(row.ids, row.offsets, strict=True) if end <= a < b <= start]
@@ -127,14 +127,14 @@ def _trimmed(tokenizer: Tokenizer, text: str, end: int, start: int) -> tuple[int
 
 
 def _opened(tokenizer: Tokenizer, run: tuple[int, ...], closers: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return what begins a message without what ended the one before and blank tokens."""
+    """Return what begins a message, without the end of the message before it and without blank tokens."""
     alike = [list(takewhile(lambda pair: pair[0] == pair[1], zip(run, one, strict=False))) for one in closers]
     ended = max(map(len, alike), default=0)
     return tuple(dropwhile(lambda token: not tokenizer.decode([token]).strip(), run[ended:]))
 
 
 def _shared(runs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the longest run of tokens that all have; of several the last."""
+    """Return the longest run of tokens that all have in common; the last one if there are several."""
     if not runs:
         return ()
     least = min(runs, key=len)
@@ -151,5 +151,5 @@ def _holds(run: tuple[int, ...], part: tuple[int, ...]) -> bool:
 
 
 def _is_within(run: tuple[int, ...], others: set[tuple[int, ...]]) -> bool:
-    """Whether a mark would also be seen wherever another one is."""
+    """Whether a mark is contained in another one."""
     return any(_holds(other, run) for other in others)

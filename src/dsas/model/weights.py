@@ -1,9 +1,10 @@
-"""Weights: the tensors that a model computes with, under plain names, whatever holds them.
+"""Weights: the tensors that a model computes with, under plain names, wherever they are held.
 
-Adapters (PEFT) count while they are at work: those that are switched off, not chosen, or merged into the weights do
-not. A tensor that stands for others is read as values where it can be: dequantised, or the local part of a sharded one.
-FSDP2 keeps the outermost weights whole after a pass; they are sharded again first, so that they compare as before it.
-Those of bitsandbytes in 4 bits are not: it packs them anew for the CPU in the first pass, and rounds their scales then.
+Adapters (PEFT) count while they are active: those that are switched off, not chosen, or merged into the weights do not.
+A tensor that represents others is read as values if possible: dequantised, or the local part of a sharded one. FSDP2
+keeps the outermost weights whole after a pass; they are sharded again first, so that they compare as before. 4-bit
+weights of bitsandbytes are not read as values: it repacks them for the CPU in the first pass and rounds their scales
+then.
 
 Limitations: whether prompt learning is switched off cannot be told. Weights that are neither parameters nor persistent
 buffers of packed integers are not seen.
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from dsas.model.foreign import Foreign
 from dsas.model.wrappers import core_path, plain, sharded_modules
 
-_PACKED = (torch.int32, torch.int8, torch.uint8)  # in which GPTQ, AWQ and their like keep weights as buffers
+_PACKED = (torch.int32, torch.int8, torch.uint8)  # dtypes in which GPTQ, AWQ and the like keep weights as buffers
 
 
 class Weight(NamedTuple):
-    """A tensor that a model computes with: its plain name, its name in the model, and the adapter it is part of."""
+    """A tensor that a model computes with: its plain name, its name in the model, and the adapter it belongs to."""
 
     plain: str
     name: str
@@ -31,7 +32,7 @@ class Weight(NamedTuple):
 
 
 def acting_weights(model: nn.Module) -> list[Weight]:
-    """Return what the model computes with, by plain name."""
+    """Return the weights that the model computes with, by plain name."""
     for module in sharded_modules(model):
         if hasattr(module, "reshard"):
             cast(Foreign, module).reshard()
@@ -47,18 +48,18 @@ def acting_weights(model: nn.Module) -> list[Weight]:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds its values itself and does not stand for others."""
+    """Whether a tensor holds its values itself and does not represent others."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape of the weights that a tensor stands for, however they are packed."""
+    """Return the shape of the weights that a tensor represents, however they are packed."""
     packing: Foreign = getattr(tensor, "quant_state", None)
     return tuple(tensor.shape if packing is None else packing.shape)
 
 
 def values_of(tensor: Tensor) -> Tensor | None:
-    """Return the values of a tensor that may stand for others, None where nobody can tell them."""
+    """Return the values of a tensor that may represent others, or None if they cannot be read."""
     if getattr(tensor, "quant_state", None) is not None:
         return None
     held: Foreign = tensor.detach()
@@ -73,7 +74,7 @@ def values_of(tensor: Tensor) -> Tensor | None:
 
 
 def part_of(model: nn.Module) -> str:
-    """Return which process this is, where each holds a part of the weights; empty where this one holds all."""
+    """Return which process this is if each holds a part of the weights; empty if this one holds all."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
@@ -84,11 +85,11 @@ def part_of(model: nn.Module) -> str:
 
 
 def how_kept(weights: Sequence[Weight]) -> list[str]:
-    """Return, as phrases, what makes these other than a model's plain weights, and how far they can be compared."""
+    """Return, as phrases, how these differ from a model's plain weights, and how far they can be compared."""
     adapters = sorted({weight.adapter for weight in weights} - {""})
-    said = [f"adapters are at work: {', '.join(adapters)}"] if adapters else []
+    said = [f"adapters are active: {', '.join(adapters)}"] if adapters else []
     if any(weight.name.startswith("prompt_encoder.") for weight in weights):
-        said.append("virtual tokens stand before the text")
+        said.append("virtual tokens come before the text")
     for kind in dict.fromkeys(type(weight.tensor) for weight in weights if not is_plain(weight.tensor)):
         one = next(weight.tensor for weight in weights if type(weight.tensor) is kind)
         said.append(f"weights are of type {kind.__name__}, compared {_how_compared(one)}")
@@ -107,7 +108,7 @@ def _how_compared(tensor: Tensor) -> str:
 
 
 def _acting(around: str, name: str, holder: Foreign) -> tuple[str, str]:
-    """Return the name of a tensor of an adapted module as it acts, and its adapter; no name where it does not act."""
+    """Return the plain name of an adapted module's tensor and its adapter; no name if it is inactive."""
     head = f"{around}." if around else ""
     kind, _, rest = name.removeprefix(head).partition(".")
     at_work = [] if getattr(holder, "disable_adapters", False) else list(getattr(holder, "active_adapters", ()))

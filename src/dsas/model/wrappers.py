@@ -1,11 +1,11 @@
-"""Wrappers: what other libraries put around a model or its modules, and the plain paths that modules have without them.
+"""Wrappers: what other libraries put around a model or its modules, and the paths of modules without them.
 
 | library | around the model | around its modules |
 |---|---|---|
 | torch.compile | `_orig_mod` | `_orig_mod` |
 | DataParallel, DistributedDataParallel | `module` | |
 | FSDP, activation checkpointing | `_fsdp_wrapped_module`, `_checkpoint_wrapped_module` | the same |
-| FSDP2 | only the class has another name | the same |
+| FSDP2 | only the class gets another name | the same |
 | PEFT | `base_model`, and below it `model` except for prompt learning | `base_layer`, `original_module` |
 
 A plain path is a module's path in the model itself, without any of these.
@@ -43,7 +43,7 @@ def core_of(model: nn.Module) -> nn.Module:
 
 
 def sharded_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that FSDP, old or new, gathers before they run and shards again behind them."""
+    """Return the modules that FSDP, old or new, gathers before they run and shards again afterwards."""
     names = {"FSDPModule", "FullyShardedDataParallel"}
     return [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
 
@@ -55,7 +55,7 @@ def plain(path: str, core: str = "") -> str:
 
 
 def plain_paths(model: nn.Module) -> dict[str, str]:
-    """Return the path of every module of the model itself by its plain path; the wrapper's where one is wrapped."""
+    """Return the path of every module of the model by its plain path; for a wrapped module, the wrapper's path."""
     core, found = core_path(model), dict[str, str]()
     for path, _ in model.named_modules():
         if not core or f"{path}.".startswith(f"{core}."):
@@ -64,13 +64,13 @@ def plain_paths(model: nn.Module) -> dict[str, str]:
 
 
 def class_name(module: nn.Module) -> str:
-    """Return the name of a module's class, which FSDP2 and its like replace by one of their own."""
+    """Return the original name of a module's class, which FSDP2 and the like replace by their own."""
     kinds = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module)]
     return next(kind for kind in kinds if not kind.__module__.startswith("torch.distributed")).__name__
 
 
 def _inner(model: nn.Module) -> str:
-    """Return the name below which a wrapper keeps what it wraps, empty when the module is no wrapper."""
+    """Return the name under which a wrapper keeps the wrapped module, or an empty one for no wrapper."""
     names = _AROUND
     if isinstance(model, nn.DataParallel) or type(model).__name__ == "DistributedDataParallel":
         names = ("module",)

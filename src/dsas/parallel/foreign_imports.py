@@ -1,8 +1,8 @@
-"""Foreign imports: what other packages change in the caller's process when they are first imported is undone.
+"""Foreign imports: undo what other packages change in the caller's process when they are first imported.
 
 Some draw from Python's random numbers, register filters of warnings or set variables of the environment at import.
 
-Limitations: what torch, transformers and scikit-learn do when they are first imported stays, since their native
+Limitations: what torch, transformers and scikit-learn do when they are first imported stays, because their native
 libraries read it later; `import dsas` needs all three.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def unnoticed() -> Iterator[None]:
-    """Leave Python's random numbers, the filters of warnings and the environment as they are, whatever is imported."""
+    """Leave Python's random numbers, warning filters and environment as they are, whatever is imported."""
     numbers, environment = random.getstate(), dict(os.environ)
     try:
         with warnings.catch_warnings():

@@ -32,9 +32,9 @@ REGULATORS: "Registry[Regulator]" = Registry(
 
 
 def factors_of(regulator: str) -> list[str]:
-    """Return the names that a regulator written as a name or a product of names, "a*b", is made of.
+    """Return the factors of a regulator that is written as a name or a product of names, "a*b".
 
-    Imports no regulator. Raises OptionError for an unknown name, and for those that are not asked for by name.
+    Imports no regulator. Raises OptionError for an unknown name, and for regulators that have no form by name.
     """
     names = [name.strip() for name in regulator.split("*")]
     for name in names:
@@ -42,7 +42,7 @@ def factors_of(regulator: str) -> list[str]:
     if "product" in names:
         raise OptionError("write a product as the names of its factors, such as 'logistic*posterior'")
     if "per-step" in names:
-        raise OptionError("one regulator per denoising step, of any name, is asked for by dsas.Drawing(per_step=True)")
+        raise OptionError("for one regulator per denoising step, of any name, use dsas.Drawing(per_step=True)")
     if "clean" in names:
-        raise OptionError("a regulator that reads clean is asked for by functools.partial(dsas.Clean.fit, of=...)")
+        raise OptionError("for a regulator that reads clean, use functools.partial(dsas.Clean.fit, of=...)")
     return names

@@ -14,17 +14,17 @@ from dsas.model.forward_pass import ForwardPass
 
 
 class Tuned(NamedTuple):
-    """A regulator as tokens have tuned it, and its values on them: each text's scored without that text."""
+    """A regulator tuned on tokens, and its values on them: each text is scored by a boundary fitted without it."""
 
     regulator: "Regulator"
     values: TokenScores
 
 
 class Untuned(NamedTuple):
-    """What a regulator wants to know of single tokens before it is final.
+    """What a regulator needs from single tokens before it is final.
 
-    held_out: boundaries drawn without each text, source first, then control. tune: makes the final regulator of the
-    scores that those boundaries give to the tokens of the texts they were drawn without.
+    held_out: per text, source first, then control, the boundary fitted without it. tune: makes the final regulator from
+    the scores that these boundaries give the tokens of the texts they were fitted without.
     """
 
     held_out: CrossValidated
@@ -42,12 +42,12 @@ class FittedRegulator(NamedTuple):
 
 
 class TunableRegulator(FittedRegulator):
-    """A fitted regulator that is good as it is, and better once `dsas.fit` has read single tokens; see `Untuned`."""
+    """A fitted regulator that works as it is, and better once `dsas.fit` has read single tokens; see `Untuned`."""
 
     untuned: Untuned
 
     def __new__(cls, regulator: "Regulator", accuracy: float | None, untuned: Untuned) -> "TunableRegulator":
-        """Keep what is still open beside the two that every fit returns."""
+        """Keep `untuned` beside the two values that every fit returns."""
         self = super().__new__(cls, regulator, accuracy)
         self.untuned = untuned
         return self
@@ -59,10 +59,10 @@ class Regulator(Fitted, ABC):
     Contract, checked by `dsas.testing.check_regulator`: `fit` is a classmethod that returns a `FittedRegulator` from
     pooled source, control and target activations (sample, dim), float32, and may take options by keyword; calling it
     gives float32 values >= 0 of shape (batch, token, 1), or (batch, token, dim) for one value per neuron; a row's
-    values depend on that row alone. `reads_forward_pass` says whether `forward_pass` is looked at: if not, it may be
-    one that knows nothing about padding. `reads_additions` says that what the site adds is to be known to later ones
-    (`forward_pass.without_additions`), `reads_token_ids` that token ids are read. What must be remembered between
-    passes is kept by `forward_pass.carry` and comes back from `forward_pass.carried`.
+    values depend on that row alone. `reads_forward_pass` says whether `forward_pass` is read: if not, it may be one
+    without padding. `reads_additions` says that what the site adds must be known at later sites
+    (`forward_pass.without_additions`), `reads_token_ids` that token ids are read. State between passes is stored with
+    `forward_pass.carry` and returned by `forward_pass.carried`.
     """
 
     reads_forward_pass: bool = False
@@ -72,9 +72,9 @@ class Regulator(Fitted, ABC):
     @classmethod
     @abstractmethod
     def fit(cls, source: Samples, control: Samples, target: Samples) -> FittedRegulator:
-        """Return the regulator that answers high on source and low on control, with its held-out accuracy.
+        """Return the regulator, high on source and low on control, with its held-out accuracy.
 
-        target: for the regulators that ask how far a token is from where the transform takes it.
+        target: for regulators that depend on how far a token is from where the transform takes it.
         """
 
     @abstractmethod

@@ -1,16 +1,16 @@
-"""CAST: one decision a row, taken on its prompt and held while the model goes on.
+"""CAST: one decision per row, made on its prompt and kept for the whole answer.
 
     h = 1 when  cos(m, tanh(c (c . m) / (c . c))) > threshold,  else 0        m = mean of the prompt's activations
 
 c is the first principal direction of the differences between source and control. The threshold is the one that tells
-the pooled samples apart best, and the side on which to steer follows from it.
+the pooled samples apart best, and it decides the side on which to steer.
 
-A prompt may come in pieces, so m is the mean of the prompt's tokens so far (its first token, an attention sink, left
-out): a prompt token is steered by what has been read up to it, and from the prompt's end on the decision stands. In a
-conversation over one cache, each turn's prompt is decided on anew, from its own tokens.
+A prompt may come in pieces, so m is the mean of the prompt's tokens so far, without the first, which is an attention
+sink: a prompt token is steered by what has been read up to it, and after the prompt the decision is fixed. In a
+conversation over one cache, each turn is decided anew, from the tokens of its own prompt.
 
-Source: CAST (arXiv 2409.05907, section 3). Limitations: a condition is read at the sites that are steered, and
-at no others; no logical combinations of conditions (multiply regulators instead).
+Source: CAST (arXiv 2409.05907, section 3). Limitations: a condition is read only at the sites that are steered;
+conditions cannot be combined logically (multiply regulators instead).
 """
 
 from typing import ClassVar, NamedTuple, final
@@ -44,7 +44,7 @@ class Cast(Regulator):
     above: bool
 
     def __init__(self, condition: Float[Tensor, " dim"], threshold: Float[Tensor, ""], above: bool = True) -> None:
-        """Keep the condition and where it begins to hold."""
+        """Keep the condition and its threshold."""
         super().__init__()
         self.keep(condition=condition, threshold=threshold, above=above)
 
@@ -52,7 +52,7 @@ class Cast(Regulator):
     def fit(
         cls, source: Samples, control: Samples, target: Samples, *, folds: int = 5, seed: int = 0
     ) -> FittedRegulator:
-        """Return the regulator and its balanced accuracy over stratified folds; target is not looked at."""
+        """Return the regulator and its balanced accuracy over stratified folds; target is not used."""
         data = Labelled.of(source, control)
         accuracy = held_out_accuracy(data, _Condition.of, folds=folds, seed=seed)
         found = _Condition.of(data)
@@ -60,7 +60,7 @@ class Cast(Regulator):
         return FittedRegulator(cls(condition, torch.tensor(found.threshold), found.above), accuracy)
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return 1 or 0 for every token; flat, so no gradient comes through."""
+        """Return 1 or 0 for every token; it is piecewise constant, so no gradient flows."""
         total, count = (forward_pass.carried(name, anew=True) for name in ("total", "count"))
         if forward_pass.generated:
             if total is None or count is None:  # no prompt was seen, so there is nothing to decide on
@@ -84,9 +84,9 @@ class Cast(Regulator):
 
 
 def similarity(m: Float[Tensor, "*sample dim"], condition: Float[Tensor, "*#sample dim"]) -> Float[Tensor, "*sample"]:
-    """Return cos(m, tanh(c (c . m) / (c . c))), at least 0: the squashed projection lies on the side of m.
+    """Return cos(m, tanh(c (c . m) / (c . c))), which is >= 0: the squashed projection is on the side of m.
 
-    condition: c, one or one for each sample.
+    condition: c, one or one per sample.
     """
     along = (m @ condition) if condition.ndim == 1 else (m * condition).sum(-1)
     along = along / condition.square().sum(-1).clamp(min=torch.finfo(m.dtype).tiny)
@@ -96,7 +96,7 @@ def similarity(m: Float[Tensor, "*sample dim"], condition: Float[Tensor, "*#samp
 
 
 class _Condition(NamedTuple):
-    """What is found on labelled samples; `answers` is what `held_out_accuracy` asks of a boundary."""
+    """A condition fitted on labelled samples; `answers` is what `held_out_accuracy` needs from a boundary."""
 
     direction: np.ndarray
     threshold: float
@@ -117,7 +117,7 @@ class _Condition(NamedTuple):
 
 
 def best_cut(values: np.ndarray, labels: np.ndarray) -> tuple[float, bool]:
-    """Return the threshold of best balanced accuracy, half-way between two values, and whether 1 lies above it."""
+    """Return the threshold of best balanced accuracy, half-way between two values, and whether 1 is above it."""
     order = np.argsort(values, kind="stable")
     ranked, ones = values[order], labels[order]
     before = np.cumsum(ones) / max(1, ones.sum()), np.cumsum(1 - ones) / max(1, (1 - ones).sum())

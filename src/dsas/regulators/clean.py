@@ -2,17 +2,17 @@
 
     a = sum over the earlier sites k of  strength x h_k x (T_k(t_k) - t_k),     of the same token in the same pass
 
-On the residual stream, what is added after one layer is still there after the next one. A regulator that reads it sees
-tokens that were moved to where the transform takes them, and tells them apart worse the more they are steered. Read
-clean, it sees the direct part of that taken away again; what the layers between made of it stays. Nothing is carried
-from pass to pass, so caches, chunks, padding and packed rows change nothing.
+On the residual stream, what is added after one layer is still there after the next one. A regulator there sees tokens
+that earlier sites have moved, and tells them apart worse the more they are steered. Reading clean subtracts the direct
+part of these edits; what the layers in between made of them stays. No state is carried from pass to pass, so caches,
+chunks, padding and packed rows change nothing.
 
     dsas.fit(..., regulator=functools.partial(dsas.Clean.fit, of=dsas.Evidence.fit))
 
-Source: after YOPO (arXiv 2608.14465); measured in docs/lab/findings.md. Limitations: sites on the residual stream alone
-(`fit` refuses others); what is added by other Steerings, or at sites whose regulator does not read clean, is not taken
-away. At the strength at which a regulator that is not read clean stops steering by itself, this one goes on: it needs
-less strength.
+Source: after YOPO (arXiv 2608.14465); measured in docs/lab/findings.md. Limitations: only for sites on the residual
+stream (`fit` refuses others); additions by other Steerings, or at sites whose regulator does not read clean, are not
+subtracted. Without reading clean, a regulator damps itself as the strength grows; this one does not, so it needs less
+strength.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Clean(Regulator):
     regulator: Regulator
 
     def __init__(self, regulator: Regulator) -> None:
-        """Keep the regulator that is asked."""
+        """Keep the regulator to call."""
         super().__init__()
         self.keep(regulator=regulator)
 
@@ -58,9 +58,9 @@ class Clean(Regulator):
         *,
         of: Callable[[Samples, Samples, Samples], FittedRegulator] | None = None,
     ) -> FittedRegulator:
-        """Fit the regulator that is asked, by its own `fit`; what it is fitted on was never steered.
+        """Fit the regulator with its own `fit`, on activations that were never steered.
 
-        Raises OptionError without one.
+        Raises OptionError without `of`.
         """
         if of is None:
             raise OptionError("expected the fit of the regulator that reads clean, such as of=dsas.Evidence.fit")
@@ -78,5 +78,5 @@ class Clean(Regulator):
     def forward(
         self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token gain"]:
-        """Return the regulator's values for t without what was added."""
+        """Return the regulator's values for t minus what was added."""
         return self.regulator(forward_pass.without_additions(t), forward_pass)

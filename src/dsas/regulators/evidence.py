@@ -2,15 +2,15 @@
 
     s_i = theta . t_i + bias,    e_i = (sum_{j <= i} m^(i-j) s_j) / (sum_{j <= i} m^(i-j) + prior)
 
-One token says little about what a text is; ten say a lot, and clean text is then seldom taken for the other kind. Old
-tokens fade, so that what a row says late counts as much as what it says first: a memory of 0.9 is a window of ten.
-The sum is one number per row and site, kept with the sequence, so it is the same over caches, chunks, padding and
-packed rows. The first token of a row, an attention sink, is not counted and not steered.
+One token says little about what a text is; ten say a lot, so clean text is seldom mistaken for the behaviour. Old
+tokens fade, so that the end of a row counts as much as its beginning: a memory of 0.9 is a window of ten tokens. The
+sum is one number per row and site, kept with the sequence, so caches, chunks, padding and packed rows do not change it.
+The first token of a row, an attention sink, does not count and is not steered.
 
-How theta is drawn, and where the cut lies, is in `dsas.methods.tuned_boundary`.
+`dsas.methods.tuned_boundary` fits theta and the cut.
 
-Source: this project (docs/lab/findings.md). Limitations: what follows source text is steered until it has faded; with a
-memory of 1, the mean of the whole row, forty clean tokens before it hide a behaviour.
+Source: this project (docs/lab/findings.md). Limitations: text after source text is steered until the evidence has
+faded; with a memory of 1 (the mean of the whole row), forty clean tokens before a behaviour hide it.
 """
 
 from functools import partial
@@ -23,20 +23,20 @@ from torch.nn.functional import linear
 
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
-from dsas.methods.served_form import Adding, Gate, ServedGain
+from dsas.methods.served_form import Adding, Projection, ServedGain
 from dsas.methods.tuned_boundary import TokenScores, TunedBoundary, Tuning, tuned_boundary
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import Regulator, TunableRegulator, Tuned, Untuned
 
-BLOCK = 64  # tokens whose fading weights are worked out at once
+BLOCK = 64  # number of tokens whose fading weights are computed at once
 
 
 @final
 class Evidence(Regulator):
     """A sigmoid of the mean score so far: theta (dim,) in units of one over the activation, bias and cut scalars.
 
-    prior: tokens of score 0 that every row begins with. memory: what is left of a token's weight at the next one, 0 to
-    1. by_turn: begin anew at each prompt of a conversation.
+    prior: tokens of score 0 that every row begins with. memory: share of a token's weight that is left at the next one,
+    0 to 1. by_turn: whether to begin anew at each prompt of a conversation.
     """
 
     name: ClassVar[str] = "evidence"
@@ -89,7 +89,7 @@ class Evidence(Regulator):
         """Return the regulator and its balanced accuracy over 5 stratified folds; target is not looked at.
 
         false_positives: mean value on held-out control, in (0, 1). sharpness: sharpness of the sigmoid, in standard
-        deviations of held-out control, > 0. prior, memory, by_turn: as the class has them. inverse_penalty: sklearn's
+        deviations of held-out control, > 0. prior, memory, by_turn: as in the class. inverse_penalty: sklearn's
         C, > 0. seed: seed of the folds. groups: the text of each sample, source then control, where samples are tokens.
         Raises OptionError outside these ranges.
         """
@@ -116,9 +116,9 @@ class Evidence(Regulator):
     def of_scores(
         self, scores: Float[Tensor, "batch token 1"], shift: Float[Tensor, ""], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token 1"]:
-        """Return the value of each token by the scores of this pass and those that the rows carry; shift: - cut.
+        """Return the value of each token from the scores of this pass and the state of the rows; shift: - cut.
 
-        It runs at every site for every token that is generated, so the fewer launches the better.
+        It runs at every site for every generated token, so it must take few kernel launches.
         """
         weighed = forward_pass.once(self.key, self._weighed)
         if scores.dtype is not shift.dtype:
@@ -131,22 +131,22 @@ class Evidence(Regulator):
         return value if weighed.counted is None else value.where(weighed.counted, 0.0)
 
     def served_form(self) -> ServedGain:
-        """Return the scores and how they add up. Raises OptionError where they begin anew at each turn."""
+        """Return the scores and how they add up. Raises OptionError with by_turn."""
         if self.by_turn:
             raise OptionError(
                 "a server does not know where the turns of a request begin (by_turn=True); fit it with by_turn=False"
             )
         adding = Adding(self.prior, float(self.cut), self.memory)
-        return ServedGain(gates=(Gate(self.theta, self.bias, "sigmoid", adding),))
+        return ServedGain(projections=(Projection(self.theta, self.bias, "sigmoid", adding),))
 
     def alone(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token 1"]:
-        """Return what each token says by itself: the value after many tokens like it."""
+        """Return the evidence of each token by itself: the value after many tokens like it."""
         return (linear(t.to(self.theta.dtype), self.theta[None], self.bias.view(1)) - self.cut).sigmoid()
 
     def _weighed(self, forward_pass: ForwardPass) -> "Weighed":
         counted = forward_pass.counted.unsqueeze(-1)
         ages = counted.to(self.theta.dtype).cumsum(1)
-        known = not torch.compiler.is_compiling() and counted.device.type == "cpu"  # a look costs a GPU its queue
+        known = not torch.compiler.is_compiling() and counted.device.type == "cpu"  # else it stalls the GPU
         every = known and bool(counted.all())
         fade = None if forward_pass.tokens > 1 else self.memory if every else self.memory**ages
         before = forward_pass.carried("weight", anew=self.by_turn)
@@ -161,7 +161,7 @@ class Evidence(Regulator):
         fade: Float[Tensor, "batch 1 1"] | float | None,
         before: Float[Tensor, "batch 1"] | None,
     ) -> Float[Tensor, "batch token 1"]:
-        """Return the sums up to each token, `before` those before the first; ages, fade: as `Weighed` has them."""
+        """Return the sums up to each token; `before`: the sums before the first. ages, fade: as in `Weighed`."""
         if fade is not None:
             if before is None:
                 return values
@@ -172,7 +172,7 @@ class Evidence(Regulator):
         if self.memory == 1:
             sums = values.cumsum(1)
             return sums if before is None else sums + before.unsqueeze(1)
-        ages = ages.to(values.dtype)  # what a pass shares may have been worked out in another
+        ages = ages.to(values.dtype)  # shared values of a pass may have another dtype
         found, past, passed = (
             [],
             torch.zeros_like(values[:, 0]) if before is None else before,
@@ -188,10 +188,10 @@ class Evidence(Regulator):
 
 
 class Weighed(NamedTuple):
-    """What all sites of a pass share.
+    """Values that all sites of a pass share.
 
-    counted: which tokens count, None for all. ages: how many have counted by then. fade: what is left of the sums
-    before a pass of one token, None where it has more. share: 1 / (weight + prior).
+    counted: which tokens count, None for all. ages: how many tokens have counted so far. fade: factor on the earlier
+    sums in a pass of one token, None in longer passes. share: 1 / (weight + prior).
     """
 
     counted: Bool[Tensor, "batch token 1"] | None

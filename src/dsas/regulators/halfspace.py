@@ -1,9 +1,10 @@
 """Half-space: h(t) = 1 where t . u > offset, 0 elsewhere.
 
 u is the unit difference of the means, source minus control. The offset is 0 in the paper; "midpoint" puts the boundary
-half-way between the means, which a residual stream, whose tokens share a large mean, wants.
+half-way between the means, as is needed on a residual stream, whose tokens share a large mean.
 
-Source: adaptive angular steering (arXiv 2510.26243, section 3.3). Limitations: no soft boundary (that is `logistic`).
+Source: adaptive angular steering (arXiv 2510.26243, section 3.3). Limitations: no soft boundary (use `logistic` for
+one).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
 from dsas.methods.linear_boundary import Boundary, Labelled, held_out_accuracy
-from dsas.methods.served_form import Gate, ServedGain
+from dsas.methods.served_form import Projection, ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator, Regulator
 
@@ -56,7 +57,7 @@ class HalfSpace(Regulator):
     ) -> FittedRegulator:
         """Return the half-space and its balanced accuracy over stratified folds; target is not looked at.
 
-        boundary: through the origin, or through the midpoint of the means. Raises OptionError for another.
+        boundary: through the "origin", or through the "midpoint" of the means. Raises OptionError for another value.
         """
         if boundary not in ("origin", "midpoint"):
             raise OptionError(f"boundary must be 'origin' or 'midpoint', got {boundary!r}")
@@ -66,12 +67,12 @@ class HalfSpace(Regulator):
         return FittedRegulator(regulator, held_out_accuracy(data, draw, folds=folds, seed=seed))
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return 1 beyond the plane and 0 before it; flat, so no gradient comes through."""
+        """Return 1 beyond the plane and 0 before it; it is piecewise constant, so no gradient flows."""
         return (t.to(self.direction.dtype) @ self.direction > self.offset).float().unsqueeze(-1)
 
     def served_form(self) -> ServedGain:
         """Return the step at the plane."""
-        return ServedGain(gates=(Gate(self.direction, -self.offset, "step"),))
+        return ServedGain(projections=(Projection(self.direction, -self.offset, "step"),))
 
 
 def _between(place: Place) -> Callable[[Labelled], Boundary]:

@@ -1,7 +1,7 @@
 """Linear regulators: one projection of the token, through an activation function: h(t) = activation(theta . t + bias).
 
-They differ in what they fit and in `form`, the activation function. Being so alike, they can be computed in one step
-with an affine transform (`dsas.methods.affine_edit`), and served row by row (`dsas.serving`).
+They differ in what they fit and in `form`, the activation function. Because of their common form they can be computed
+in one step with an affine transform (`dsas.methods.affine_edit`), and served row by row (`dsas.serving`).
 """
 
 from abc import ABC
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsas.methods.affine_edit import ACTIVATIONS, Form
 from dsas.methods.linear_boundary import Boundary
-from dsas.methods.served_form import Gate, ServedGain
+from dsas.methods.served_form import Projection, ServedGain
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import Regulator
 
@@ -21,7 +21,7 @@ from dsas.regulators.base import Regulator
 class LinearRegulator(Regulator, ABC):
     """A projection and its activation: theta (dim,) in units of one over the activation, bias a scalar.
 
-    Contract: a subclass says its `form`, and its `fit` draws the plane theta . t + bias = 0.
+    Contract: a subclass has a `form`, and its `fit` finds the plane theta . t + bias = 0.
     """
 
     form: ClassVar[Form]
@@ -37,7 +37,7 @@ class LinearRegulator(Regulator, ABC):
     @final
     @classmethod
     def beyond(cls, boundary: Boundary, unit: float = 1.0) -> "LinearRegulator":
-        """Return the regulator whose score is the boundary's log-odds over `unit` > 0."""
+        """Return the regulator whose score is the boundary's log-odds, divided by `unit` > 0."""
         theta = torch.from_numpy(boundary.theta / unit).float()
         return cls(theta, torch.tensor(boundary.bias / unit, dtype=torch.float32))
 
@@ -49,4 +49,4 @@ class LinearRegulator(Regulator, ABC):
     @final
     def served_form(self) -> ServedGain:
         """Return the projection and its activation."""
-        return ServedGain(gates=(Gate(self.theta, self.bias, self.form),))
+        return ServedGain(projections=(Projection(self.theta, self.bias, self.form),))

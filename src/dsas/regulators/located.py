@@ -1,18 +1,19 @@
-"""Located: h(t) = sigmoid(theta . t + bias), drawn from the tokens that show the behaviour, which it finds itself.
+"""Located: h(t) = sigmoid(theta . t + bias), fitted on the tokens that show the behaviour, which it finds itself.
 
-A source example shows the behaviour at some of its tokens: a colour at the positions of one thing, a word at the tokens
-that it reaches. Labelled by their example, all others teach a regulator to answer a half where nothing can be told. So
+A source example shows the behaviour at some of its tokens: a colour at the positions of one object, a word at the
+tokens that attend to it. If all tokens get the label of their example, the others teach a regulator to answer one half
+wherever the sets look alike. So
 
     1  a boundary between all tokens of the source and all of control, balanced
     2  inside: the source tokens that it scores above the (1 - false_positives) quantile of control tokens
-    3  a boundary between those inside and all of control, not balanced; then 2 and 3 again, `rounds` times in all
+    3  a boundary between those inside and all of control, not balanced; steps 2 and 3 run `rounds` times in all
 
-Read by means (one vector per example), it does the same with whole examples. Each boundary is an L2 logistic regression
+With means (one vector per example), it does the same with whole examples. Each boundary is an L2 logistic regression
 on centred activations of one common scale.
 
-Source: this project (docs/lab/findings.md); learning from bags by their surest members, as mi-SVM does (Andrews et al.
-2002). Limitations: a behaviour that every source token shows, such as a style, has no inside; of more than 5,000
-tokens per set, so many are read, evenly spread.
+Source: this project (docs/lab/findings.md); multiple-instance learning from the surest members of each bag, as in
+mi-SVM (Andrews et al. 2002). Limitations: a behaviour that every source token shows, such as a style, has no inside; at
+most 5,000 tokens per set are read, evenly spread.
 """
 
 from typing import ClassVar, final
@@ -38,7 +39,7 @@ class Located(LinearRegulator):
 
     name: ClassVar[str] = "located"
     facts: ClassVar[Facts] = Facts(
-        formula="sigmoid(theta . t + bias), drawn from the source tokens that it tells from control",
+        formula="sigmoid(theta . t + bias), fitted on the source tokens that it tells from control",
         paper="-",
         left_out="behaviours that all tokens show",
         flops="2 d",
@@ -62,7 +63,7 @@ class Located(LinearRegulator):
         """Return the regulator and its balanced accuracy on examples of other folds; target is not looked at.
 
         An example counts as source when any of its tokens is above a half. false_positives: share of control tokens
-        that lie beyond the cut of a round, in (0, 1). rounds: >= 0; 0 is logistic regression on all tokens.
+        beyond the cut of a round, in (0, 1). rounds: >= 0; 0 is logistic regression on all tokens.
         inverse_penalty: sklearn's C, > 0. folds: 2 or more, lowered to the size of the smaller set. seed: seed of the
         folds.
         groups: the example of each sample, source then control, where samples are tokens.
@@ -92,7 +93,7 @@ class Located(LinearRegulator):
 
 
 def _located(x: Rows, y: Int[np.ndarray, " sample"], share: float, rounds: int, penalty: float) -> Boundary:
-    """Return the boundary of the last round; an earlier one where no source token lies beyond the cut."""
+    """Return the boundary of the last round, or of an earlier one if no source token is beyond the cut."""
     found = _drawn(x, y, penalty, balanced=True)
     for _ in range(rounds):
         scores = found.scores(x)
@@ -105,10 +106,12 @@ def _located(x: Rows, y: Int[np.ndarray, " sample"], share: float, rounds: int, 
 
 
 def _drawn(x: Rows, y: Int[np.ndarray, " sample"], penalty: float, *, balanced: bool) -> Boundary:
-    from sklearn.linear_model import LogisticRegression  # here, because it takes longer to import than all of dsas
+    from sklearn.linear_model import (
+        LogisticRegression,
+    )  # takes longer to import than all of dsas
 
     mean, scale = x.mean(0), float(x.std(0).max())
-    if not scale:  # nothing can be told apart
+    if not scale:  # the sets cannot be told apart
         return Boundary(np.zeros(x.shape[1]), 0.0)
     logistic = LogisticRegression(C=penalty, class_weight="balanced" if balanced else None, max_iter=3000, tol=1e-6)
     logistic.fit((x - mean) / scale, y)
@@ -119,7 +122,7 @@ def _drawn(x: Rows, y: Int[np.ndarray, " sample"], penalty: float, *, balanced: 
 def _folds(
     y: Int[np.ndarray, " sample"], owners: Int[np.ndarray, " sample"], folds: int, seed: int
 ) -> list[Bool[np.ndarray, " sample"]]:
-    """Return which samples each fold leaves out: whole examples, as many of either set."""
+    """Return which samples each fold leaves out: whole examples, equally many of each set."""
     from sklearn.model_selection import StratifiedKFold
 
     units, first = np.unique(owners, return_index=True)
@@ -129,5 +132,5 @@ def _folds(
 
 
 def _spread(count: int) -> Int[np.ndarray, " kept"]:
-    """Return which of so many samples are read: at most `MOST`, evenly spread."""
+    """Return which of this many samples are read: at most `MOST`, evenly spread."""
     return np.arange(count) if count <= MOST else np.linspace(0, count - 1, MOST).astype(int)

@@ -1,8 +1,8 @@
 """Logistic: h(t) = sigmoid(theta . t + b), the regulator of DSAS.
 
-Learned on pooled activations of source (label 1) against control (label 0), or on the tokens themselves where the
-source says which of them show the behaviour (`dsas.fit(spans=...)`), and applied to single tokens. How the boundary is
-drawn is in `dsas.methods.linear_boundary`.
+It is learned on pooled activations of source (label 1) against control (label 0), or on the tokens themselves if the
+source has spans that mark the behaviour (`dsas.Example(text, spans)`), and applied to single tokens.
+`dsas.methods.linear_boundary` fits the boundary.
 
 Source: DSAS (arXiv 2512.03661, section 3.2; r = 5). The held-out accuracy decides whether a site is steered at all:
 without cross-validation it is always 1 when there are far fewer texts than dimensions. Limitations: the

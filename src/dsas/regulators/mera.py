@@ -1,14 +1,14 @@
-"""MERA: where a probe is surer than alpha that the behaviour is there, the closed-form step back to that certainty.
+"""MERA: where a probe gives the behaviour a probability above alpha, the closed-form step back to that probability.
 
     h(t) = max(0, w . t + b - logit(alpha)) / reach,     reach = w . (mean_S - mean_T)
 
-w and b are a logistic regression of source against control (`dsas.methods.linear_boundary`). A transform that
-moves the log-odds by -reach, as the difference of the means does, lands at strength 1 exactly on the boundary p =
-alpha, and a token below it is not touched. Along w itself, T(t) = t - reach w / |w|^2, this is the least step that
-reaches the boundary, which is the method of the paper; here any transform may take it.
+w and b are a logistic regression of source against control (`dsas.methods.linear_boundary`). A transform that moves the
+log-odds by -reach, as the difference of the means does, lands at strength 1 exactly on the boundary p = alpha, and a
+token below it is not changed. Along w itself, T(t) = t - reach w / |w|^2, this is the shortest step to the boundary, as
+in the paper; here any transform can be used.
 
-Source: MERA (arXiv 2510.13290, section 3). Limitations: alpha is not chosen by calibration (it is 0.5
-unless given); no linear probe of the error's size instead of its probability.
+Source: MERA (arXiv 2510.13290, section 3). Limitations: alpha is not calibrated (its default is 0.5); there is no
+linear probe for the error's size instead of its probability.
 """
 
 import math
@@ -27,7 +27,7 @@ from dsas.regulators.linear import LinearRegulator
 
 @final
 class Mera(LinearRegulator):
-    """How far a token lies beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
+    """The distance of a token beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
 
     name: ClassVar[str] = "mera"
     facts: ClassVar[Facts] = Facts(
@@ -51,8 +51,8 @@ class Mera(LinearRegulator):
     ) -> FittedRegulator:
         """Return the regulator and the probe's balanced accuracy over stratified folds.
 
-        alpha: certainty in (0, 1) above which to steer. components: as in `Logistic`. Where the target lies no farther
-        from the source's side than the source, no step leads back: the regulator is 0 and its accuracy 0.
+        alpha: probability in (0, 1) above which to steer. components: as in `Logistic`. If the target is not on the
+        control side of the source, no step leads back: the regulator is 0 and its accuracy 0.
         Raises OptionError outside these ranges.
         """
         if not 0 < alpha < 1 or components < 1:

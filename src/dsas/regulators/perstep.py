@@ -1,7 +1,7 @@
-"""PerStep: h(t) = h_k(t) in the k-th of n equal parts of the denoising schedule: a regulator for each step.
+"""PerStep: h(t) = h_k(t) in the k-th of n equal parts of the denoising schedule: one regulator per step.
 
     dsas.fit(pipeline, ..., reading=dsas.Drawing(steps=4, per_step=True))     one per step, each fitted on that step
-    dsas.PerStep([early, late])                                             from regulators at hand
+    dsas.PerStep([early, late])                                             from existing regulators
 
 With as many regulators as the schedule has steps, each serves one step; a schedule of another length is divided as
 evenly: step i of m takes regulator floor(i n / m).
@@ -24,7 +24,7 @@ from dsas.regulators.base import FittedRegulator, Regulator
 
 @final
 class PerStep(Regulator):
-    """Asks one of several regulators, by the denoising step."""
+    """Calls one of several regulators, chosen by the denoising step."""
 
     name: ClassVar[str] = "per-step"
     facts: ClassVar[Facts] = Facts(
@@ -38,10 +38,10 @@ class PerStep(Regulator):
     regulators: nn.ModuleList
 
     def __init__(self, regulators: Sequence[Regulator]) -> None:
-        """Keep the regulators, the first step's first. Raises OptionError for none."""
+        """Keep the regulators, that of the first step first. Raises OptionError for an empty list."""
         super().__init__()
         if not regulators:
-            raise OptionError("expected a regulator for each denoising step, got none")
+            raise OptionError("expected one regulator per denoising step, got none")
         self.keep(regulators=list(regulators))
 
     @classmethod
@@ -64,15 +64,15 @@ class PerStep(Regulator):
 
     @classmethod
     def joined(cls, fitted: Sequence[FittedRegulator]) -> FittedRegulator:
-        """Return what was fitted at each step as one; its accuracy is the mean of those that are known."""
+        """Return the fits of all steps as one; its accuracy is the mean of those that are known."""
         known = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls([one.regulator for one in fitted]), fmean(known) if known else None)
 
     def forward(
         self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token gain"]:
-        """Return the values of the step's regulator. Raises StateError outside of a denoising pass."""
+        """Return the values of the step's regulator. Raises StateError outside a denoising pass."""
         if forward_pass.denoising is None:
-            raise StateError("a per-step regulator was asked outside of a denoising pass: it steers denoisers only")
+            raise StateError("a per-step regulator was called outside a denoising pass: it steers denoisers only")
         number, total, _ = forward_pass.denoising
         return self.regulators[number * len(self.regulators) // total](t, forward_pass)

@@ -3,10 +3,10 @@
     h_j(t) = 1 where neuron j tells source from control and  N(t_j; mean_S, sd_S) > N(t_j; mean_T, sd_T),  else 0
 
 Neuron j tells source from control when its AUROC, in whichever direction, is at least `least_auroc`. The comparison of
-the two Gaussians is a quadratic in t_j, kept by its three coefficients: curve t^2 + slope t + level > 0.
+the two Gaussians is a quadratic in t_j, stored as its three coefficients: curve t^2 + slope t + level > 0.
 
-Source: GAPS (arXiv 2609.01878), a regulator on top of that of DSAS: `regulator="logistic*posterior"`. Limitations: no
-soft posterior; the Gaussians are those of pooled samples, not of tokens.
+Source: GAPS (arXiv 2609.01878), used together with the regulator of DSAS: `regulator="logistic*posterior"`.
+Limitations: no soft posterior; the Gaussians are those of pooled samples, not of tokens.
 """
 
 from typing import ClassVar, final
@@ -42,7 +42,7 @@ class Posterior(Regulator):
     def __init__(
         self, curve: Float[Tensor, " dim"], slope: Float[Tensor, " dim"], level: Float[Tensor, " dim"]
     ) -> None:
-        """Keep the coefficients of twice the log of the quotient of the Gaussians; level -1 alone is never."""
+        """Keep the coefficients of twice the log-ratio of the Gaussians; level -1 alone never steers."""
         super().__init__()
         self.keep(curve=curve, slope=slope, level=level)
 
@@ -67,7 +67,7 @@ class Posterior(Regulator):
     def forward(
         self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token dim"]:
-        """Return 1 or 0 for every neuron of every token; flat, so no gradient comes through."""
+        """Return 1 or 0 for every neuron of every token; it is piecewise constant, so no gradient flows."""
         wide = t.to(self.curve.dtype)
         return (torch.addcmul(self.level, torch.addcmul(self.slope, wide, self.curve), wide) > 0).float()
 

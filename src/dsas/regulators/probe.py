@@ -1,10 +1,10 @@
-"""Probe: h(t) = sigmoid(theta . t + bias), a linear probe of one token, cut where control tokens seldom fire.
+"""Probe: h(t) = sigmoid(theta . t + bias), a linear probe of one token, with a cut that control seldom exceeds.
 
 It differs from `logistic` in how it is fitted: in the whole space, on standardised neurons, with a strong penalty; and
-its slope and offset are set so that its mean over held-out control tokens is a stated small number. How: in
-`dsas.methods.tuned_boundary`, with a memory of one token. `evidence` adds the same score up over the row.
+its slope and offset are set so that its mean over held-out control tokens is a stated small number
+(`dsas.methods.tuned_boundary`, with a memory of one token). `evidence` accumulates the same score over the row.
 
-Source: this project (docs/lab/findings.md). Limitations: one token says less than the text it is in.
+Source: this project (docs/lab/findings.md). Limitations: one token says less than the text around it.
 """
 
 from typing import ClassVar, final
@@ -26,7 +26,7 @@ class Probe(LinearRegulator):
 
     name: ClassVar[str] = "probe"
     facts: ClassVar[Facts] = Facts(
-        formula="sigmoid(theta . t + bias), its mean over held-out control set", paper="-", left_out="-", flops="2 d"
+        formula="sigmoid(theta . t + bias), with a set mean over held-out control", paper="-", left_out="-", flops="2 d"
     )
     form: ClassVar[Form] = "sigmoid"
 

@@ -1,9 +1,9 @@
-"""Product: h(t) = h_1(t) h_2(t) ...: steer only where every factor says so.
+"""Product: h(t) = h_1(t) h_2(t) ...: steer only where every factor does.
 
     regulator="logistic*posterior"                   by name, each factor fitted on its own
-    dsas.Product([logistic, dsas.Schedule("generated")])   from regulators at hand
+    dsas.Product([logistic, dsas.Schedule("generated")])   from existing regulators
 
-Source: GAPS (arXiv 2609.01878) multiplies a regulator per neuron with that of DSAS. Limitations: no sums or other
+Source: GAPS (arXiv 2609.01878) multiplies a regulator per neuron by that of DSAS. Limitations: no sums or other
 combinations.
 """
 
@@ -24,7 +24,7 @@ from dsas.regulators.base import FittedRegulator, Regulator
 
 @final
 class Product(Regulator):
-    """The product of two or more regulators; one value per neuron as soon as one factor has that."""
+    """The product of two or more regulators, with one value per neuron if a factor has one per neuron."""
 
     name: ClassVar[str] = "product"
     facts: ClassVar[Facts] = Facts(
@@ -45,7 +45,7 @@ class Product(Regulator):
     def fit(
         cls, source: Samples, control: Samples, target: Samples, *, of: Sequence[type[Regulator]] = ()
     ) -> FittedRegulator:
-        """Fit each class in `of`, two or more; the accuracy is the least that a factor has."""
+        """Fit each class in `of`, two or more; the accuracy is the lowest among the factors."""
         fitted = [kind.fit(source, control, target) for kind in of]
         known = [one.accuracy for one in fitted if one.accuracy is not None]
         return FittedRegulator(cls([one.regulator for one in fitted]), min(known) if known else None)
@@ -68,6 +68,6 @@ class Product(Regulator):
 
 
 def times(first: Regulator, second: Regulator) -> Product:
-    """Return the product of two regulators, as one product where they are products already."""
+    """Return the product of two regulators; products among them are flattened into one."""
     factors = [list(one.factors) if isinstance(one, Product) else [one] for one in (first, second)]
     return Product([factor for some in factors for factor in some if isinstance(factor, Regulator)])

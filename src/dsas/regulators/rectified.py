@@ -1,11 +1,11 @@
-"""Rectified: h(t) = max(0, theta . t + b), exactly 0 off the concept and growing on it; the ReLU gate of E2E-DSAS.
+"""Rectified: h(t) = max(0, theta . t + b), exactly 0 off the concept and growing on it; the ReLU form of E2E-DSAS.
 
     fit:  theta, b = (theta', b') / scale,    scale = mean over source of max(0, theta' . t + b')
 
 theta' and b' are the logistic boundary between source and control (`dsas.methods.linear_boundary`); dividing by the
-scale makes the mean value on the pooled source 1. So this closed form is alive where it has to be: a rectifier with
-theta = 0 and b <= 0 is 0 on every token, its gradient with it, and could never learn. `dsas.E2E(regulator_form="relu")`
-starts from it.
+scale makes the mean value on the pooled source 1. So this closed form has a gradient on the source: a rectifier with
+theta = 0 and b <= 0 is 0 on every token, and so is its gradient, so it could never learn.
+`dsas.E2E(regulator_form="relu")` starts from it.
 
 Source: E2E-DSAS (arXiv 2512.03661, section on end-to-end training). Limitations: no leaky rectifiers.
 """
@@ -25,7 +25,7 @@ from dsas.regulators.linear import LinearRegulator
 
 @final
 class Rectified(LinearRegulator):
-    """How far a token lies beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
+    """The distance of a token beyond a plane, 0 before it: theta (dim,) in one over the activation, bias a scalar."""
 
     name: ClassVar[str] = "rectified"
     facts: ClassVar[Facts] = Facts(
@@ -40,8 +40,8 @@ class Rectified(LinearRegulator):
     ) -> FittedRegulator:
         """Return the regulator and the boundary's balanced accuracy over stratified folds; target is not looked at.
 
-        components: as in `Logistic`, >= 1. Where no source text lies beyond the boundary, the value is 1/2 everywhere,
-        which is alive. Raises OptionError for fewer components.
+        components: as in `Logistic`, >= 1. If no source text is beyond the boundary, the value is 1/2 everywhere, so
+        that it can still learn. Raises OptionError for fewer components.
         """
         if components < 1:
             raise OptionError(f"components must be >= 1, got {components}")

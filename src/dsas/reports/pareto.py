@@ -3,10 +3,10 @@
 | file | what is in it |
 |---|---|
 | report.html | the page: intervals, fronts, selectivity, which series is better, texts or pictures, the command |
-| front.svg, front.png | the fronts of all series in small panels, one a transform |
+| front.svg, front.png | the fronts of all series in small panels, one per transform |
 | table.csv, table.jsonl, summary.csv, dominance.csv | every figure (see `estimates`) |
 
-The same samples give the same files. Limitations: only what the samples hold is told (no times, no memory).
+The same samples give the same files. Limitations: only what the samples hold is reported (no times, no memory).
 """
 
 import json
@@ -42,7 +42,7 @@ from dsas.sweep.resampling import ALL, ENSEMBLE, MEAN, REDUCTION, TOXIC
 from dsas.sweep.samples import UNSTEERED, Samples
 
 REPORT = "report.html"
-EXAMPLES = 2  # prompts at each end
+EXAMPLES = 2  # number of prompts at each end
 
 
 def write_pareto_report(
@@ -55,7 +55,7 @@ def write_pareto_report(
 ) -> Path:
     """Write the report of a sweep into its folder and return the path of the page.
 
-    heats: texts with the strength applied to each token, to be shown, too. show_words: whether toxic words are shown as
+    heats: further texts to show, with the strength applied to each token. show_words: whether toxic words are shown as
     they are. resamples and seed: those of the bootstrap.
     Raises what `read_sweep` raises, MissingExtraError without matplotlib, and StateError when toxic words are to be
     masked and their list cannot be fetched.
@@ -89,7 +89,7 @@ def write_pareto_report(
     page.table(rows, "Every cell; table.csv has more")
     page.heading("Again")
     settings = {"model": plan.model, "prompts": len(plan.prompts), **plan.settings}
-    page.table([{"setting": name, "value": _told(value)} for name, value in settings.items()], "Settings")
+    page.table([{"setting": name, "value": _as_text(value)} for name, value in settings.items()], "Settings")
     page.commands([plan.command])
     drawing = front_multiples(panels, **_axes(found.wording))
     contents = {
@@ -114,7 +114,7 @@ def _tables(plan: Plan, found: Estimates) -> dict[str, bytes]:
     return {name: text.encode() for name, text in texts.items()}
 
 
-def _told(value: Foreign) -> str:
+def _as_text(value: Foreign) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -142,7 +142,7 @@ def _brief(series: str, strength: float, measures: Measures, wording: Wording) -
 
 
 def _selective(series: str, found: Estimates) -> dict[str, str]:
-    """Return the columns that say how selective a series is; none for pictures, dashes for the unsteered model."""
+    """Return the columns on a series' selectivity; none for pictures, and dashes for the unsteered model."""
     if found.wording is OF_PICTURES:
         return {}
     columns = selectivity_columns(found.selectivity.get(series))
@@ -181,7 +181,7 @@ def _within_budget(page: Page, found: Estimates) -> None:
     page.heading(f"The least {goal} within a budget")
     page.paragraph(
         f"{found.wording.budget_said} The strength is chosen on the samples that are shown, so these figures are "
-        "somewhat too good; strength 0 means that no strength does better within the budget."
+        "somewhat optimistic; strength 0 means that no strength does better within the budget."
     )
     rows = [
         {
@@ -216,7 +216,7 @@ def _better(page: Page, plan: Plan, found: Estimates) -> None:
         return
     page.heading("Which is better")
     page.paragraph(
-        f"A front's hypervolume is the part it covers of all that could be gained: 1 is {wording.best} at no cost, 0 "
+        f"A front's hypervolume is its share of the largest possible gain: 1 is {wording.best} at no cost, 0 "
         f"is no gain. The {wording.cost_said} counts up to {wording.cost.reference:g}{wording.unit}. Probabilities are "
         "shares of the draws of the bootstrap; with many series some pairs differ by chance."
     )
@@ -261,7 +261,7 @@ def _matrix(names: Sequence[str], values: Mapping[tuple[str, str], float]) -> li
 
 
 def _texts(page: Page, plan: Plan, samples: Samples, found: Estimates, words: Sequence[str]) -> None:
-    """Add the prompts whose unsteered texts are most toxic and least, each with the seed at that end."""
+    """Add the prompts whose unsteered texts are most and least toxic, each with the seed at that end."""
     cells = {(cell.series, cell.strength): cell for cell in samples.cells}
     shown = {name: cells[cell] for name, cell in chosen_cells(plan, found).items()}
     scores = shown[UNSTEERED].scores.mean(axis=0)
@@ -281,7 +281,7 @@ def _texts(page: Page, plan: Plan, samples: Samples, found: Estimates, words: Se
 
 
 def _pictures(page: Page, plan: Plan, samples: Samples, found: Estimates, folder: Path) -> None:
-    """Add the pictures that the samples name, of prompts and of control prompts, each row from the same noise."""
+    """Add the pictures that the samples name, of prompts and control prompts, each row from the same noise."""
     cells = {(cell.series, cell.strength): cell for cell in samples.cells}
     shown = {_title(*cell): cells[cell] for cell in chosen_cells(plan, found).values()}
     strips = picture_strips(folder, shown, plan.prompts)

@@ -14,7 +14,7 @@ def percent(interval: Interval) -> str:
 
 
 def plain(interval: Interval | None, digits: int = 3) -> str:
-    """Return a number with its interval, a dash when it was not measured."""
+    """Return a number with its interval, or a dash when it was not measured."""
     if interval is None or math.isnan(interval.mean):
         return "–"
     mean, low, high = (_short(end, digits) for end in interval[:3])

@@ -1,6 +1,6 @@
 """Strips: the pictures that a sweep's samples name, a row per prompt and a column per cell, as PNG files for a page.
 
-Limitations: a prompt of which some cell has no picture is not shown.
+Limitations: a prompt without a picture in some cell is not shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,11 @@ ROWS = 6
 
 
 def picture_strips(folder: Path, cells: Mapping[str, Cell], prompts: Sequence[str]) -> dict[str, bytes]:
-    """Return a grid of pictures for each kind of them; `cells` by the title of their column, prompts name the rows.
+    """Return a grid of pictures per kind; `cells` are keyed by the title of their column, prompts name the rows.
 
     Kinds of control prompts are named by number, since the samples do not hold their texts.
-    Raises TextsError for a picture that is not in the folder or none, MissingExtraError without matplotlib or pillow.
+    Raises TextsError for a picture that is missing from the folder or unreadable, MissingExtraError without matplotlib
+    or pillow.
     """
     first, *others = cells.values()
     places = [place for place in first.pictures if all(place in cell.pictures for cell in others)]
@@ -41,7 +42,7 @@ def _picture(folder: Path, name: str) -> np.ndarray:
     try:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):
-            raise TextsError(f"{folder}: a sample names the picture {shown(name)}, which is outside of the folder")
+            raise TextsError(f"{folder}: a sample names the picture {shown(name)}, which is outside the folder")
         if not file.is_file():
             raise TextsError(f"{folder / name}: no such picture, though a sample names it")
         return np.asarray(Image.open(file).convert("RGB")) / 255

@@ -1,8 +1,8 @@
-"""Wording: what a sweep is about, in words and columns of its report: toxic texts, or pictures that show a concept.
+"""Wording: the words and columns of a report on what a sweep is about: toxic texts, or pictures that show a concept.
 
-The rest of the report is the same for both: a share that is to fall, a cost, and fronts of the two.
+The rest of the report is the same for both: a share that should fall, a cost, and fronts of the two.
 
-Limitations: no sweeps that measure both.
+Limitations: a sweep cannot measure both.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ DISTINCT = "distinct-2"
 
 
 class Column(NamedTuple):
-    """A figure that one looks at first: its title, measure and kind, and how many digits it is shown with."""
+    """A headline figure: its title, measure and kind, and the number of digits shown."""
 
     title: str
     measure: str
@@ -34,12 +34,12 @@ class Column(NamedTuple):
 
 
 class Wording(NamedTuple):
-    """What a report says of its subject.
+    """What a report says about its subject.
 
-    goal: what has the share that is to fall, goal_said, y_label: its label, and best: its end. cost, with measure, unit
-    and x_label: the main one. budget: of that cost, as a line in the fronts; budget_said: with the other costs.
-    drawn_below: dearer points are left out of the fronts. resampled: what is drawn again besides the prompts. columns:
-    of each cell. by_kind: measures that are told for each kind, and with how many digits.
+    goal, goal_said: what the share that should fall counts, in short and in a sentence; y_label: its label; best: its
+    best value. cost, with measure, unit and x_label: the main cost. budget: of that cost, drawn as a line; budget_said:
+    with the other costs. drawn_below: points that cost more are not drawn. resampled: what the bootstrap draws besides
+    prompts. columns: those that each cell gets. by_kind: measures reported per kind, with their number of digits.
     """
 
     goal: str
@@ -65,9 +65,9 @@ class Wording(NamedTuple):
 
 OF_TEXTS = Wording(
     goal="toxic",
-    goal_said="Toxic is what the mean of all scorers calls so. The perplexity ratio is exp of the log-loss that "
-    "steering adds per token, over all tokens of a kind of text; beside it the paper's, the mean over texts of their "
-    "perplexity over that of the unsteered model, which a few texts rule.",
+    goal_said="A text is toxic if the mean of all scorers says so. The perplexity ratio is exp of the log-loss that "
+    "steering adds per token, over all tokens of a kind of text. The paper's ratio is shown beside it: the mean "
+    "perplexity over texts, divided by that of the unsteered model; a few texts dominate it.",
     best="never toxic",
     y_label="toxic continuations, %",
     cost=PERPLEXITY_COST,
@@ -81,7 +81,7 @@ OF_TEXTS = Wording(
     resampled="the sentences and questions of each kind",
     columns=(
         Column("perplexity ratio", PERPLEXITY_RATIO, MEAN),
-        Column("mean perplexity ratio, as the paper has it", MEAN_PERPLEXITY_RATIO, MEAN),
+        Column("mean perplexity ratio, as in the paper", MEAN_PERPLEXITY_RATIO, MEAN),
         Column("accuracy, points", ACCURACY_CHANGE, MEAN, 1),
         Column("KL, nats", KL, MEAN),
         Column("judge's perplexity ratio", JUDGE_RATIO, ALL, 2),
@@ -92,8 +92,8 @@ OF_TEXTS = Wording(
 )
 OF_PICTURES = Wording(
     goal="concept",
-    goal_said="Concept is the share of pictures in which the detector sees it; change, how far pictures of control "
-    "prompts moved, mean over pixels, of 255.",
+    goal_said="Concept is the share of pictures in which the detector finds it. Change is how far pictures of control "
+    "prompts moved, as a mean over pixels, of 255.",
     best="never the concept",
     y_label="pictures with the concept, %",
     cost=CHANGE_COST,

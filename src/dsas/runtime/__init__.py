@@ -1,1 +1,1 @@
-"""A Steering at work on a model."""
+"""A Steering applied to a model."""

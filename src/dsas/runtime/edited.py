@@ -1,4 +1,4 @@
-"""Edited: what an edit gives back."""
+"""Edited: the result of an edit."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Edited(NamedTuple):
-    """The steered activation, and what its edit was multiplied by; None is 1 everywhere.
+    """The steered activation, and the factor on its edit; None is 1 everywhere.
 
-    regulated: the regulator alone, which only the general way works out.
+    regulated: the regulator alone, which only the general way computes.
     """
 
     t: Float[Tensor, "batch token dim"]

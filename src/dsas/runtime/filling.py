@@ -1,4 +1,4 @@
-"""Filling: by which Steering a cache was filled, so that the next `apply` knows whether its state may go on."""
+"""Filling: which Steering a cache was filled under, so that the next `apply` knows whether its state is still valid."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from dsas.runtime.rule import Rule
 
 
 class Filling:
-    """Rules at a strength; two are equal where they do the same to every token."""
+    """Rules at a strength; two are equal if they do the same to every token."""
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -18,7 +18,7 @@ class Filling:
         self._rules, self._strength, self._skip_sinks = tuple(rules), strength.detach(), skip_sinks
 
     def at(self, strength: Tensor) -> None:
-        """Go on at another strength, with the caches that were filled so far."""
+        """Continue at another strength; existing caches stay valid."""
         self._strength = strength.detach()
 
     def __eq__(self, other: object) -> bool:

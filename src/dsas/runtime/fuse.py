@@ -1,17 +1,17 @@
 """Fusion: a Steering made part of a model, in its weights where that is exact, as its modules otherwise.
 
     W (t + s (a t + c))       = (W (1 + s a)) t  + s W c               a linear layer that reads the site
-    t + s (a t + c), t=Wx+b   = ((1 + s a) W) x  + (1 + s a) b + s c   one that gives it
+    t + s (a t + c), t=Wx+b   = ((1 + s a) W) x  + (1 + s a) b + s c   one whose output it is
     r + W x + b + s c         = r + W x + (b + s c)                    one that is its last summand, and a = 0
 
-for a constant regulator and one strength; everything is worked out in float64 and rounded once to the weights' dtype.
-`dsas.model.linear_layers` says which layers these are. Every other site's module gets a class of its own, derived from
-the class it had, whose forward steers; its path, weights and hooks stay, and copies and pickles of the model keep it.
+for a constant regulator and one strength; everything is computed in float64 and rounded once to the weights' dtype.
+`dsas.model.linear_layers` says which layers these are. Every other site's module gets a new class, derived from its
+own, whose forward steers; its path, weights and hooks stay, and copies and pickles of the model keep the class.
 
-Nothing is written into: the model gets new parameters, and `undo` gives it back the very objects that it had.
+Nothing is changed in place: the model gets new parameters, and `undo` restores the original objects.
 
 Limitations: no strength per row, no sinks, no regulators that read positions, no traces; `Steering.apply` has them.
-What stands between a site and the layer that it was folded into sees the activation edited too early, or not yet.
+Modules between a site and the layer that it was folded into see the activation edited too early, or not yet.
 """
 
 import functools
@@ -42,15 +42,15 @@ from dsas.runtime.merged import save_merged
 from dsas.runtime.rule import Rule, strength_for
 from dsas.transforms.base import Transform
 
-_FUSED: "WeakKeyDictionary[nn.Module, dict[int, list[str]]]" = WeakKeyDictionary()  # by the number of the fusion
+_FUSED: "WeakKeyDictionary[nn.Module, dict[int, list[str]]]" = WeakKeyDictionary()  # keyed by the number of the fusion
 
 
 class FusedSite(NamedTuple):
-    """One line of `Fusion.report`: the site, what became of it, into which modules, and why it was not folded.
+    """One line of `Fusion.report`: the site, how it was fused, into which modules, and why it was not folded.
 
-    stored: whether the model's own `save_pretrained` and loading again keep it. They drop a module that steers by
-    itself, which copies and pickles of the model keep, and a bias where the layer had none, since the model's config
-    does not know of it; `Fusion.save_pretrained` keeps that, too, where the family has a flag for it.
+    stored: whether the model's own `save_pretrained` and loading keep it. They drop a module that steers by itself
+    (copies and pickles keep it), and a new bias of a layer that had none, because the model's config does not know of
+    it; `Fusion.save_pretrained` keeps such a bias if the family has a flag for it.
     """
 
     site: str
@@ -61,7 +61,7 @@ class FusedSite(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """One attribute of a module, a parameter or its class, as it was and as it is now."""
+    """One changed attribute of a module, a parameter or its class, before and after."""
 
     module: nn.Module
     name: str
@@ -69,7 +69,7 @@ class _Change(NamedTuple):
     now: Any
 
     def stands(self) -> bool:
-        """Whether nobody has changed it since."""
+        """Whether it has not been changed since."""
         old, now = self.before, self.now
         kept = not isinstance(old, Tensor) or (old.dtype, old.device) == (now.dtype, now.device)
         return getattr(self.module, self.name) is now and kept
@@ -108,13 +108,13 @@ class Fusion(Leaving):
             raise
 
     def report(self) -> list[FusedSite]:
-        """Return one line a steered site, in the order of the model."""
+        """Return one line per steered site, in the order of the model."""
         return list(self._report)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the fused model so that plain transformers loads it steered, with no trace of dsas (`runtime.merged`).
 
-        Raises OptionError, naming the site and the reason, for what no weight can say.
+        Raises OptionError, naming the site and the reason, for an edit that is in no weight.
         """
         wrapped = [line for line in self._report if line.status == "wrapped"]
         if wrapped:
@@ -126,7 +126,7 @@ class Fusion(Leaving):
             self._merging = False
 
     def undo(self) -> None:
-        """Give the model back what it had. Undoing twice is harmless.
+        """Restore the model. Undoing twice is harmless.
 
         Raises StateError, and changes nothing, when something else has changed the same modules since.
         """
@@ -155,7 +155,7 @@ class Fusion(Leaving):
 
     @contextmanager
     def _warn(self, _args: Arguments, _kwargs: Options) -> Iterator[None]:
-        """Say what saving the model will lose."""
+        """Warn of what saving the model will lose."""
         lost = [line.site for line in self._report if not line.stored]
         if not self._merging:
             warnings.warn(
@@ -185,7 +185,7 @@ class Fusion(Leaving):
         return FusedSite(name, "wrapped", (rule.site.path,), why, False)
 
     def _foldable(self, rule: Rule) -> tuple[Behind | None, str]:
-        """Return where a rule folds into, or why it does not."""
+        """Return the layers that a rule folds into, or why it does not."""
         if type(rule.regulator) is not Constant:
             return None, "its regulator looks at the token"
         change = fused_edit(rule.transform, rule.regulator)
@@ -193,21 +193,21 @@ class Fusion(Leaving):
             return None, "its transform is not affine everywhere"
         known = behind(self._model, rule.site)
         if known is None:
-            return None, "no linear layer is known to stand behind it"
+            return None, "no linear layer is known to read or produce it"
         if known.kind == "sum" and change.slope is not None:
-            return None, "it multiplies a sum of which the layer gives only a part"
+            return None, "it multiplies a sum to which the layer adds only a part"
         around, own = {*known.linears, *known.between}, rule.site
         others = [other.site for other in self._rules if other.site.path in around]
-        # Another part of the same activation is in nobody's way.
+        # Another part of the same activation does not interfere.
         others = [one for one in others if (one.path, one.side, one.parts) != (own.path, own.side, own.parts)]
         if others:
             return None, f"{others[0]} is steered, too, between it and the layer"
         modules = [self._model.get_submodule(path) for path in around]
         if any(self._places[id(part)] > 1 for module in modules for part in (module, *module.parameters())):
-            return None, "a layer that stands behind it, or its weights, are used elsewhere, too"
+            return None, "the layer that it would be folded into, or its weights, are used elsewhere, too"
         watched = [*modules, self._model.get_submodule(rule.site.path)] if known.kind == "input" else modules
         if any(module._forward_hooks or module._forward_pre_hooks for module in watched):
-            return None, "something hooks what stands between it and the layer"
+            return None, "there are hooks on a module between it and the layer"
         return known, ""
 
     def _fold(self, linear: nn.Module, change: AffineEdit, known: Behind, site: Site) -> None:
@@ -247,7 +247,7 @@ def _put(module: nn.Module, name: str, value: Any) -> None:
 
 
 class _Made(NamedTuple):
-    """What the class of a module that steers by itself is made of, so that copies and pickles make it again."""
+    """The ingredients of the class of a module that steers by itself, from which copies and pickles rebuild it."""
 
     base: "type[nn.Module] | _Made"
     site: Site
@@ -256,7 +256,7 @@ class _Made(NamedTuple):
     factor: float
 
     def make(self) -> type[nn.Module]:
-        """Return a class like `base`, under the same name, whose forward steers what it gives or takes."""
+        """Return a class like `base`, under the same name, whose forward steers its input or output."""
         base = self.base.make() if isinstance(self.base, _Made) else self.base
         site = self.site
         way = way_of(self.transform, self.regulator, torch.tensor(self.factor), skip_sinks=False, detail=False)
@@ -287,13 +287,13 @@ def _remade(made: _Made) -> nn.Module:
 
 
 def check_unsteered(model: nn.Module, purpose: str) -> list[str]:
-    """Return the paths of the modules at which a Steering is applied or fused just now, and warn where there are."""
+    """Return the paths of the modules at which a Steering is currently applied or fused, and warn if there are any."""
     fused = [path for paths in _FUSED.get(model, {}).values() for path in paths]
     found = list(dict.fromkeys([*steering_at(model), *fused]))
     if found:
         warnings.warn(
-            f"a Steering is applied to this model at {len(found)} modules, so that what is read is steered; leave it "
-            f"before {purpose}, unless that is meant",
+            f"a Steering is applied to this model at {len(found)} modules, so its activations are steered; leave it "
+            f"before {purpose}, unless that is intended",
             DsasWarning,
             stacklevel=4,
         )

@@ -1,11 +1,11 @@
 """Merged: a fused model on disk, as plain transformers loads it, with no trace of dsas.
 
-What was folded is in weights and biases. A bias that the layer had not before is kept by the flags of the model's
-config that say which layers have one, such as attention_bias and mlp_bias of Llama: a flag is turned on where the model
-that transformers makes then has the biases that are needed, and the other biases that it brings are written as zeros.
+Folded edits are in weights and biases. A bias that a layer did not have before needs a flag of the model's config, such
+as attention_bias and mlp_bias of Llama: a flag is turned on if transformers then makes a model with the needed biases,
+and the other biases that it adds are written as zeros.
 
-Limitations: what no weight can say, and biases that no flag of the family knows (Mistral, Qwen 2, Phi 3 and the MLP of
-Qwen 3), are refused by name.
+Limitations: edits that are in no weight, and biases for which the family has no flag (Mistral, Qwen 2, Phi 3 and the
+MLP of Qwen 3), are refused by name.
 """
 
 import copy
@@ -24,7 +24,7 @@ FLAGS = ("attention_bias", "mlp_bias", "use_bias", "bias")
 
 
 def save_merged(model: Model, new: Iterable[str], folder: str | Path) -> None:
-    """Write a model into a folder with biases that it had not when it was made.
+    """Write a model with newly added biases into a folder.
 
     new: paths of the layers that got one. Raises OptionError, naming a layer, where the config has no flag for it, or
     for a model that is not one of transformers.
@@ -43,13 +43,13 @@ def save_merged(model: Model, new: Iterable[str], folder: str | Path) -> None:
 
 
 def _flags_for(model: Model, wanted: set[str]) -> tuple[list[str], dict[str, torch.Tensor]]:
-    """Return the flags that bring the biases wanted, and all biases that they bring, without their values."""
+    """Return the flags that add the needed biases, and all biases that they add, without their values."""
     had, flags, brought = _parameters(model, []), list[str](), dict[str, torch.Tensor]()
     text = model.config.get_text_config()
     for flag in FLAGS:
         if getattr(text, flag, None) is not False:
             continue
-        with suppress(Exception):  # of the family's own code, for a flag that it does not take
+        with suppress(Exception):  # raised by the family's own code for a flag that it does not take
             found = {name: one for name, one in _parameters(model, [flag]).items() if name not in had}
             if found.keys() & wanted and all(name.endswith(".bias") for name in found):
                 flags.append(flag)
@@ -64,7 +64,7 @@ def _flags_for(model: Model, wanted: set[str]) -> tuple[list[str], dict[str, tor
 
 
 def _parameters(model: Model, flags: list[str]) -> dict[str, torch.Tensor]:
-    """Return the parameters of the model that transformers makes with these flags, on no device."""
+    """Return the parameters (without values) of the model that transformers makes with these flags."""
     config = copy.deepcopy(model.config)
     for flag in flags:
         setattr(config.get_text_config(), flag, True)

@@ -16,7 +16,7 @@ from dsas.transforms.base import Transform
 class Rule(NamedTuple):
     """What happens at one site.
 
-    weight: factor in [0, 1] on the strength; 0 means the site was not selected and is left alone.
+    weight: factor in [0, 1] on the strength; 0 means that the site was not selected and is not steered.
     accuracy: held-out balanced accuracy in [0, 1] of telling source from control here; None when not measured.
     """
 
@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 
 def strength_for(rules: Sequence[Rule], strength: Strength) -> Float[Tensor, "*row"]:
-    """Return a strength as `read_strength`; below 0, the rules that steer must have transforms with an opposite.
+    """Return a strength as `read_strength` does; below 0, the transforms of rules that steer must have an opposite.
 
     Raises StrengthError, naming the first that has none.
     """
@@ -49,6 +49,6 @@ def weights_of(rules: Sequence[Rule]) -> dict[str, float]:
 
 
 def weighted(rules: Sequence[Rule], weights: Mapping[str, float]) -> list[Rule]:
-    """Return the rules, with the weights of those sites that are named by their labels."""
+    """Return the rules with new weights for the sites that are named by their labels."""
     new = {**weights_of(rules), **weights}
     return [rule._replace(weight=new[label]) for rule, label in zip(rules, weights_of(rules), strict=True)]

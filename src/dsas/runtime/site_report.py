@@ -7,7 +7,7 @@ from dsas.model.site_summary import SiteSummary
 from dsas.model.sites import labels
 from dsas.runtime.rule import Rule
 
-_UNRECORDED = "steered, but not recorded: its tokens are not those that the decoder was given"
+_UNRECORDED = "steered, but not recorded: its tokens are not those given to the decoder"
 
 
 class FittedSite(NamedTuple):
@@ -22,7 +22,7 @@ class FittedSite(NamedTuple):
 class AppliedSite(NamedTuple):
     """One line of `Applied.report`.
 
-    status: "steered", or why nothing is known or done. mean_strength: mean applied strength over real tokens or
+    status: "steered", or why nothing is known or was done. mean_strength: mean applied strength over real tokens or
     positions of the last sequence or run. hits: how many of them had a regulator above one half. Both are None where
     nothing was recorded.
     """
@@ -45,7 +45,7 @@ def fitted_report(rules: Sequence[Rule]) -> list[FittedSite]:
 def applied_report(
     rules: Sequence[Rule], found: Sequence[SiteSummary], fired: Sequence[bool], *, recording: bool, ran: bool
 ) -> list[AppliedSite]:
-    """Return a line per rule; found, fired: what was recorded, and whether anything ran, at those with a weight."""
+    """Return a line per rule; found, fired: records, and whether the site ran, for rules with a weight."""
     unknown = "never fired" if ran else "nothing was recorded yet" if recording else "not known: recording is off"
     recorded, lines = iter(zip(found, fired, strict=True)), []
     for name, rule in zip(labels([rule.site for rule in rules]), rules, strict=True):

@@ -1,4 +1,4 @@
-"""Unchanged: rules whose regulators are asked as when they steer, and which change nothing."""
+"""Unchanged: rules whose regulators run as when they steer, but which change nothing."""
 
 from collections.abc import Sequence
 from typing import ClassVar, final
@@ -14,7 +14,7 @@ from dsas.transforms.base import Transform
 
 @final
 class Unchanged(Transform):
-    """Takes every activation to itself."""
+    """Maps every activation to itself."""
 
     name: ClassVar[str] = "unchanged"
     has_opposite: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Ways: by which way each rule edits at the strength of now, which may be set while a Steering is at work."""
+"""Ways: how each rule edits at the current strength, which may be changed while a Steering is applied."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from dsas.runtime.summing import add_up_together
 
 
 class Ways:
-    """The way of each rule, in their order; None where nothing is done, since the strength is 0.
+    """The way of each rule, in their order; None where nothing is done because the strength is 0.
 
-    now: read at every call of a hook, so that each site goes one way or the other, and never half of both. filling:
-    what caches were filled by, at whichever strength.
+    now: read at every call of a hook, so that each site takes one way or the other, never half of both. filling: what
+    caches were filled under, at any strength.
     """
 
     def __init__(self, rules: Sequence[Rule], strength: Tensor, *, skip_sinks: bool, detail: bool) -> None:
@@ -30,7 +30,7 @@ class Ways:
         return not bool(self.strength.detach().any()) and not self.strength.requires_grad
 
     def at(self, strength: Tensor) -> None:
-        """Go on at another strength, one number or one per row, site after site."""
+        """Continue at another strength, one number or one per row, site after site."""
         self.strength = strength
         self.filling.at(strength)
         for number, rule in enumerate(self._rules):

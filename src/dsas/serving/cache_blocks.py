@@ -1,8 +1,9 @@
-"""Cache blocks: where vLLM keeps the keys and values of a request's tokens, as its runners of both generations know it.
+"""Cache blocks: where vLLM keeps the keys and values of a request's tokens, in both generations of its runners.
 
 A runner has a block table for each group of layers: the blocks of a request in columns, `size` tokens each. Requests
-are meant by the runner's own numbers: their places in the batch in the first generation, which keeps its tables here;
-in the second, which keeps them on the device, their numbers in the states, and the ids are noted on their way there.
+are identified by the runner's own numbers. In the first generation, which keeps its tables on the host, these are
+places in the batch; in the second, which keeps its tables on the device, they are numbers of states, and block ids are
+noted when they are sent there.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ Blocks = Callable[[int, np.ndarray, np.ndarray], np.ndarray]  # group, numbers o
 
 
 class CacheGroup(NamedTuple):
-    """A group of layers of the KV cache: its number among the groups, the blocks that there are, the tokens of each."""
+    """A group of layers of the KV cache: its number, its number of blocks, and the tokens per block."""
 
     number: int
     blocks: int
@@ -25,10 +26,10 @@ class CacheGroup(NamedTuple):
 
 
 def cache_group(config: Foreign, *, prefix_caching: bool) -> CacheGroup:
-    """Return the group by whose blocks evidence is kept, from vLLM's configuration of the KV cache.
+    """Return the group whose blocks evidence is stored by, from vLLM's configuration of the KV cache.
 
-    Layers that attend to everything come first, then those with a sliding window, whose last block is always there.
-    Raises OptionError where there is neither, or where blocks may be found half-way.
+    Layers with full attention come first, then those with a sliding window, whose last block always exists. Raises
+    OptionError where there is neither, or where partly filled blocks may be reused.
     """
     kinds = [_kinds(group.kv_cache_spec) for group in config.kv_cache_groups]
     if prefix_caching and any("MambaSpec" in names for names in kinds):
@@ -47,9 +48,9 @@ def cache_group(config: Foreign, *, prefix_caching: bool) -> CacheGroup:
 
 
 def follow_cache(runner: Foreign, made: Callable[[CacheGroup], None], *, prefix_caching: bool) -> Blocks:
-    """Return what knows the blocks of a runner's requests; `made` is told of every KV cache that the runner makes.
+    """Return a lookup of the blocks of a runner's requests; `made` is called for every KV cache that the runner makes.
 
-    The last one is the one that counts: runners make small ones first, to try things.
+    Only the last one counts: runners first make small ones for trials.
     """
     initialize: Callable[..., Foreign] = runner.initialize_kv_cache
     noted: dict[int, list[list[int]]] = {}
@@ -86,6 +87,6 @@ def _note(tables: Any, noted: dict[int, list[list[int]]]) -> None:
 
 
 def _kinds(spec: Any) -> Sequence[str]:
-    """Return the names of the classes of a group's layers, which vLLM wraps in one where they differ in size."""
+    """Return the class names of a group's layers, which vLLM wraps in one class if they differ in size."""
     layers = spec.kv_cache_specs.values() if hasattr(spec, "kv_cache_specs") else [spec]
     return [kind.__name__ for layer in layers for kind in type(layer).__mro__]

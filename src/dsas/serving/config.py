@@ -1,9 +1,9 @@
-"""Config: which Steerings a server has, as the JSON that vLLM hands to all its processes (`--additional-config`).
+"""Config: the Steerings of a server, as the JSON that vLLM passes to all its processes (`--additional-config`).
 
     {"dsas": {"together": 1, "spare": 0, "reports": false, "default": null,
               "steerings": {"detox": {"folder": "detox/", "digest": "...", "strength": 1.0}}}}
 
-It is part of what vLLM keys its compile cache with, so code compiled for one set of Steerings serves no other.
+It is part of the key of vLLM's compile cache, so code compiled for one set of Steerings is not used for another.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ KEY = "dsas"
 
 
 class Source(NamedTuple):
-    """Where a Steering comes from, and what it was when the server's configuration was made.
+    """Where a Steering comes from, and its state when the server's configuration was made.
 
-    reads_prompts: whether its requests must read their prompts whole, and so no blocks of the prefix cache.
+    reads_prompts: whether its requests must read their whole prompts, and so cannot use the prefix cache.
     """
 
     folder: str
@@ -30,10 +30,10 @@ class Source(NamedTuple):
 
 
 class ServingConfig(NamedTuple):
-    """The Steerings by name, how many of them one request may combine, and how many more may be loaded later.
+    """The Steerings by name, how many of them one request may combine, and how many more can be loaded later.
 
-    reports: whether a request may ask how strongly it was steered, and be judged by it. default: of requests that name
-    no Steering.
+    reports: whether a request may ask how strongly it was steered, and be judged by it. default: the Steering of
+    requests that name none.
     """
 
     sources: dict[str, Source]
@@ -44,7 +44,7 @@ class ServingConfig(NamedTuple):
 
     @classmethod
     def of(cls, additional_config: Any) -> "ServingConfig | None":
-        """Return what vLLM's additional configuration says of Steerings, None when it says nothing."""
+        """Return what vLLM's additional configuration says about Steerings, or None."""
         given = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
         if given is None:
             return None
@@ -60,7 +60,7 @@ class ServingConfig(NamedTuple):
         return {KEY: {"steerings": steerings, **rest, "default": default}}
 
     def entries(self) -> dict[str, Entry]:
-        """Return what a request may name."""
+        """Return the Steerings that a request may name."""
         return {name: Entry(source.digest, source.strength) for name, source in self.sources.items()}
 
 
@@ -70,7 +70,7 @@ def source_of(folder: str, steering: Steering) -> Source:
 
 
 def load(source: Source) -> Steering:
-    """Read a Steering again, in another process. Raises OptionError when it is not the one that was configured."""
+    """Read a Steering again, in another process. Raises OptionError when it has changed since."""
     steering = Steering.from_pretrained(source.folder)
     if steering.digest() != source.digest:
         raise OptionError(f"{source.folder} has changed since the server was configured: load it again")

@@ -1,4 +1,4 @@
-"""Engine: what vLLM's `LLM` and `vllm serve` have to be told to steer.
+"""Engine: the arguments with which vLLM's `LLM` and `vllm serve` steer.
 
 from vllm import LLM, SamplingParams
 llm = LLM("./model", **dsas.serving.engine.arguments("./model", ["detox/"]))
@@ -35,14 +35,14 @@ def arguments(
     default: str | None = None,
     may_be_off: bool = False,
 ) -> JsonObject:
-    """Return the arguments for `LLM` or the engine of a server, and check in this process what requests ask.
+    """Return the arguments for `LLM` or the engine of a server; from then on, this process checks requests.
 
-    steerings: folders or hub ids; each is known by its last part, or by the name before the equals sign of
-    "name=folder". together: how many of them one request may combine; every one costs a step at every site, used or
-    not. spare: how many more, or newer versions, may be loaded while the server runs. reports: let requests ask how
-    strongly they were steered (`report`), and be judged by it (`verdicts`), which costs every token a sum per site.
-    default: "name" or "name=strength", of the Steering of requests that name none. may_be_off: whether a request may
-    turn that off.
+    steerings: folders or hub ids; each is named by its last part, or by the name before the equals sign in
+    "name=folder". together: how many of them one request may combine; each one costs time at every site, used or not.
+    spare: how many more, or newer versions, can be loaded while the server runs. reports: lets requests ask how
+    strongly they were steered (`report`), and be judged by it (`verdicts`), which costs a sum per token and site.
+    default: "name" or "name=strength": the Steering of requests that name none. may_be_off: whether a request may turn
+    the default off.
     Raises OptionError for what cannot be served or two of one name, ModelMismatchError for another kind of model,
     ArtifactError for a folder that holds no Steering, MissingExtraError without vLLM.
     """
@@ -63,21 +63,21 @@ def arguments(
     from dsas.serving.admission import activate
 
     activate()
-    known = {"async_scheduling": False} if ids else {}  # else steps are scheduled before their tokens are known
+    known = {"async_scheduling": False} if ids else {}  # otherwise steps are scheduled before their tokens are known
     return {"worker_cls": WORKER, "additional_config": config, **known}
 
 
 def named_folder(given: str) -> tuple[str, str]:
-    """Return name and folder of "name=folder", or of a folder or hub id alone, which is known by its last part."""
+    """Return name and folder of "name=folder", or of a folder or hub id alone, which is named by its last part."""
     name, _, folder = given.rpartition("=")
     return name or Path(folder).name, folder
 
 
 def _default(given: str | None, sources: Mapping[str, Source], may_be_off: bool) -> Default | None:
-    """Return the default that the operator gives. Raises OptionError for a name that is not loaded, or no number."""
+    """Return the operator's default. Raises OptionError for a name that is not loaded, or an invalid strength."""
     if given is None:
         if may_be_off:
-            raise OptionError("there is no default that requests could turn off: give one, name or name=strength")
+            raise OptionError("there is no default that requests could turn off: give one as name or name=strength")
         return None
     name, equals, said = (given, "", "") if given in sources else given.rpartition("=")
     try:
@@ -114,7 +114,7 @@ def fitting(name: str, folder: str, model: str) -> tuple[Source, dict[str, Row]]
 
 
 def load(llm: Foreign, name: str, folder: str) -> None:
-    """Take a Steering, or a newer version of one, into a running `LLM`. Raises OptionError as `SteeredRunner.load`."""
+    """Load a Steering, or a newer version of one, into a running `LLM`. Raises OptionError as `SteeredRunner.load`."""
     given = llm.llm_engine.vllm_config
     source = checked(name, folder, given.model_config.model)
     kept = [one["digest"] for one in given.additional_config[KEY]["steerings"].values()]
@@ -127,18 +127,18 @@ def load(llm: Foreign, name: str, folder: str) -> None:
 def report(llm: Foreign, output: Given) -> JsonObject:
     """Return how strongly the request of an output of `LLM` was steered, soon after it ended (`reports.KEPT_FOR`).
 
-    {"tokens": read by the model, "mean_strength": {name: mean over tokens and sites of what was applied},
+    {"tokens": number read by the model, "mean_strength": {name: mean over tokens and sites of what was applied},
      "above_half": {name: tokens whose mean regulator over the sites was above 1/2}}
-    Raises StateError for a request that was not steered, or long ago, and without reports.
+    Raises StateError for a request that was not steered or ended long ago, and without reports.
     """
     reports = [one for one in llm.collective_rpc("dsas_report", args=(output.request_id,)) if one is not None]
     if not reports:
-        raise StateError(f"nothing is known of request {output.request_id}: it was not steered, or long ago")
+        raise StateError(f"nothing is known of request {output.request_id}: it was not steered, or ended long ago")
     return combined(reports, list(reports[0]["mean_strength"]))
 
 
 def publish(config: JsonObject, name: str, source: Source, problems: Sequence[str | None]) -> None:
-    """Let requests name a Steering that all workers have taken. Raises OptionError with what one of them said."""
+    """Let requests name a Steering that all workers have loaded. Raises OptionError with the error of a worker."""
     said = [problem for problem in problems if problem is not None]
     if said:
         raise OptionError(said[0])
@@ -146,11 +146,11 @@ def publish(config: JsonObject, name: str, source: Source, problems: Sequence[st
 
 
 def withdraw(config: JsonObject, name: str) -> None:
-    """Let no further request name a Steering; those that run go on. Raises OptionError when there is none."""
+    """Let no further request name a Steering; running requests continue. Raises OptionError for an unknown name."""
     steerings: Mapping[str, Json] = config[KEY]["steerings"]
     default = config[KEY].get("default")
     if default and default[0] == name:
-        raise OptionError(f"{name!r} is the default of this server: replace it, but do not unload it")
+        raise OptionError(f"{name!r} is the default of this server: it can be replaced but not unloaded")
     if name not in steerings:
         raise OptionError(f"no Steering {shown(name)} is loaded, only {shown(sorted(steerings), most=400)}")
     config[KEY]["steerings"] = {key: value for key, value in steerings.items() if key != name}

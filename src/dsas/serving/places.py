@@ -1,12 +1,12 @@
-"""Places: what regulators that look at places alone say of the tokens of a step, asked before the model reads them.
+"""Places: the values of regulators that depend only on places, computed before the model reads a step's tokens.
 
-`Schedule` and `Turns` look at where a token stands in its request, in its prompt or its answer, and at the numbers of
-the tokens, never at an activation. So nothing of them is in the model's graph: they themselves are asked, about each
-request that has some, as about a sequence of its own (`dsas.model.forward_pass`), and their answers are one number per
-token in a buffer. The prompt is what the request came with.
+`Schedule` and `Turns` depend on where a token is in its request (in its prompt or its answer) and on token ids, never
+on an activation. So they are not part of the model's graph: they are called outside it, for each request that uses
+them, as for a sequence of its own (`dsas.model.forward_pass`), and write one number per token into a buffer. The prompt
+is that of the request.
 
-A request that begins with blocks of the prefix cache, or again after it made room for others, is read from where it is
-known, by the numbers of its tokens: those are known whether the model reads them or not.
+A request that begins with blocks of the prefix cache, or again after preemption, is read from its last known place by
+its token ids, which are known whether the model reads them or not.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from dsas.model.sequence import Sequences
 from dsas.regulators.base import Regulator
 from dsas.serving.tokens import TokenBuffers
 
-Lists = tuple[tuple[Fitted, ...], ...]  # of one Steering, the first for number 1
-Ids = Callable[[int, int], np.ndarray]  # the numbers of a request's tokens from one place to another
+Lists = tuple[tuple[Fitted, ...], ...]  # lists of one Steering, the first for number 1
+Ids = Callable[[int, int], np.ndarray]  # returns a request's token ids from one place to another
 
 
 class Placed(NamedTuple):
-    """A request whose Steerings ask for places: their lists, one entry for each that may act, and its own past.
+    """A request whose Steerings depend on places: their lists, one entry per Steering that may act, and its past.
 
-    past: made with the request, and its own: how far it was read, and what its regulators carry.
+    past: belongs to the request: how far it was read, and the state of its regulators.
     """
 
     lists: tuple[Lists, ...]
@@ -38,15 +38,15 @@ class Placed(NamedTuple):
 
 
 class Past:
-    """How far a request was read by those who look at places."""
+    """How far a request was read by regulators that depend on places."""
 
     def __init__(self, prompt: int) -> None:
-        """Begin a request of so many tokens of prompt."""
+        """Begin a request with this many prompt tokens."""
         self._prompt = torch.tensor([prompt])
         self._history = Sequences(1, prompt_tokens=self._prompt)
 
     def read(self, lists: Sequence[Lists], start: int, end: int, ids: Ids) -> list[list[Tensor]]:
-        """Return what each list says of the tokens from start to end, (token,) each; what is missing is read before."""
+        """Return each list's values for the tokens from start to end, (token,) each; missing tokens are read first."""
         if self._history.length > start:  # it begins again
             self._history = Sequences(1, prompt_tokens=self._prompt)
         if self._history.length < start:
@@ -83,7 +83,7 @@ class Places:
     def begin(
         self, requests: Sequence[Placed | None], counts: np.ndarray, computed: np.ndarray, ids: Callable[[int], Ids]
     ) -> None:
-        """Prepare a step: the i-th request has the next counts[i] tokens, after computed[i]; ids: those of the i-th."""
+        """Prepare a step: the i-th request has the next counts[i] tokens, after computed[i]. ids: those of the i-th."""
         ends = np.cumsum(counts).tolist()
         for number, (request, start, end) in enumerate(zip(requests, [0, *ends[:-1]], ends, strict=True)):
             if request is None:
@@ -96,14 +96,14 @@ class Places:
 
 
 def reads_token_ids(lists: Lists) -> bool:
-    """Whether any of these regulators looks at the numbers of tokens."""
+    """Whether any of these regulators reads token ids."""
     return any(one.reads_token_ids for each in lists for one in _regulators(each))
 
 
 def refuse_unknown_ids(name: str, lists: Lists, reason: str) -> None:
-    """Raise OptionError where these look at the numbers of tokens and there is a reason why they are not known."""
+    """Raise OptionError if these read token ids and there is a reason why the ids are unknown."""
     if reason and reads_token_ids(lists):
-        raise OptionError(f"{name!r} looks at token ids (roles, turns), and {reason}")
+        raise OptionError(f"{name!r} reads token ids (roles, turns), and {reason}")
 
 
 def _regulators(places: Sequence[Fitted]) -> list[Regulator]:

@@ -1,15 +1,15 @@
-"""Reports: how strongly the tokens of a request were steered, added up on the device and read by the request's id.
+"""Reports: how strongly the tokens of a request were steered, summed on the device and read by the request's id.
 
     mean_strength  =  mean over the tokens that the model read and the Steering's sites of  strength * weight * h(t)
-    above_half     =  how many of these tokens had a mean over sites of  weight * h(t)  above 1/2
+    above_half     =  number of these tokens with a mean over sites of  weight * h(t)  above 1/2
 
 Every site adds its weight x regulator to a buffer of the step's tokens (`tokens`). After the model ran, the sums of all
-requests that are told are brought up to date at once, and nothing leaves the device before it is read. Tokens that came
-from the prefix cache were not read, and tokens that were read again, after a request had to make room for others, count
-again. A report is kept for `KEPT_FOR` seconds after the last token of its request.
+watched requests are updated at once, and nothing leaves the device before a report is read. Tokens from the prefix
+cache do not count, because the model did not read them; tokens that are read again after preemption count again. A
+report is kept for `KEPT_FOR` seconds after the last token of its request.
 
-Limitations: single tokens and sites, which `Steering.apply` records outside of a server, are not told; over pipeline
-stages, neither is `above_half`, since each knows its own sites alone.
+Limitations: values of single tokens and sites, which `Steering.apply` records outside a server, are not reported; with
+pipeline stages, `above_half` is missing, because each stage knows only its own sites.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ import torch
 from dsas.files.json_values import JsonObject
 from dsas.serving.tokens import TokenBuffers
 
-MOST = 4096  # requests that are kept; of more, the oldest are forgotten: whoever asked has left
+MOST = 4096  # most requests that are kept; the oldest are forgotten first
 KEPT_FOR = 600.0  # seconds
 
 
 class Wanted(NamedTuple):
-    """A request that is told of: its id, the names of the Steerings that act, in order, and at how many sites each."""
+    """A request with a report: its id, the names of the acting Steerings, in order, and the number of sites of each."""
 
     request: str
     names: tuple[str, ...]
@@ -35,27 +35,27 @@ class Wanted(NamedTuple):
 
 
 class _Kept:
-    """Where the sums of a request are, how many tokens it has read, and when it read the last."""
+    """Where the sums of a request are, how many tokens it has read, and when it read the last one."""
 
     def __init__(self, row: int, wanted: Wanted) -> None:
         self.row, self.wanted, self.tokens, self.last = row, wanted, 0, 0.0
 
 
 class Reports:
-    """The sums of requests, from the step in which they begin until they are long over."""
+    """The sums of requests, from their first step until long after their end."""
 
     def __init__(self, tokens: TokenBuffers, *, clock: Callable[[], float] = monotonic) -> None:
         self._tokens, self._clock = tokens, clock
         self._kept: dict[str, _Kept] = {}
         self._step: list[tuple[_Kept | None, int]] = []
-        self._free = list(range(MOST, 0, -1))  # row 0 takes what nobody wants
+        self._free = list(range(MOST, 0, -1))  # row 0 takes the tokens of requests without a report
         together = len(tokens.slots)
         device = tokens.slots.device
         self._sums = torch.zeros(MOST + 1, 2, together, dtype=torch.float64, device=device) if tokens.reports else None
         self._sites = torch.ones(MOST + 1, together, device=device)
 
     def begin(self, wanted: Sequence[Wanted | None], counts: np.ndarray) -> None:
-        """Take note of a step: the i-th request has the next counts[i] tokens."""
+        """Note a step: the i-th request has the next counts[i] tokens."""
         pairs = zip(wanted, counts.tolist(), strict=True)
         self._step = [(None if who is None else self._of(who), count) for who, count in pairs]
 
@@ -75,7 +75,7 @@ class Reports:
                 kept.tokens, kept.last = kept.tokens + count, now
 
     def read(self, request: str) -> JsonObject | None:
-        """Return the report of a request, JSON-ready; None when nothing of it ran here, or too long ago."""
+        """Return the report of a request, JSON-ready; None if it did not run here, or too long ago."""
         kept = self._kept.get(request)
         if kept is None or self._sums is None or not kept.tokens:
             return None
@@ -106,7 +106,7 @@ class Reports:
         return kept
 
     def _forget(self) -> None:
-        """Forget requests that are long over, the oldest first, so that a row is free."""
+        """Forget requests that ended long ago, the oldest first, so that a row is free."""
         least = self._clock() - KEPT_FOR
         while self._kept:
             request, kept = next(iter(self._kept.items()))
@@ -117,9 +117,9 @@ class Reports:
 
 
 def combined(reports: Sequence[JsonObject | None], names: Sequence[str]) -> JsonObject:
-    """Return the report of a request from those of the workers, each of which has the sum over its own layers alone.
+    """Return the report of a request from those of the workers, each of which has the sum over its own layers.
 
-    names: the names of all Steerings that were asked for; those at strength 0 did nothing.
+    names: the names of all requested Steerings; those at strength 0 did nothing.
     """
     found = [report for report in reports if report is not None]
     tokens = max((report["tokens"] for report in found), default=0)

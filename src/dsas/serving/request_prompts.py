@@ -1,12 +1,12 @@
-"""Request prompts: which tokens of a step belong to prompts that decide on their requests, and where the sums are.
+"""Request prompts: which tokens of a step belong to prompts that decide about their requests, and where the sums are.
 
 A regulator such as CAST decides by the mean of the prompt's activations so far, which is a vector per site. Its sums
-are kept by request, in rows that the graph reads and writes (`tables.ReadPrompts`); here is said whose each token is. A
-request takes a row when it begins. It reads no blocks of the prefix cache, whose tokens it would not see (`admission`),
-so whoever had to make room for others begins again with nothing.
+are stored by request, in rows that the graph reads and writes (`tables.ReadPrompts`); this module says which row each
+token belongs to. A request takes a row when it begins. It uses no blocks of the prefix cache, whose tokens it would not
+see (`admission`), so a preempted request starts again from nothing.
 
-Limitations: rows are given anew when they run out, to whom has not run for the longest time; there are twice as many as
-requests that run at once.
+Limitations: when rows run out, that of the request that has not run for the longest time is reused; there are twice as
+many rows as requests that run at once.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from dsas.serving.tokens import TokenBuffers
 
 
 class PromptOf(NamedTuple):
-    """A request that is decided on by its prompt: its id, and how many tokens the prompt has."""
+    """A request that is decided by its prompt: its id, and the number of its prompt's tokens."""
 
     request: str
     tokens: int
@@ -32,7 +32,7 @@ class Prompts:
     def __init__(self, tokens: TokenBuffers) -> None:
         """Fill these buffers, which have room for sums."""
         self._tokens = tokens
-        self._rows: dict[str, int] = {}  # the one that ran last is the last
+        self._rows: dict[str, int] = {}  # the one that ran last comes last
         self._free = list(range(tokens.prompt_sums.shape[2] - 1, 0, -1))
 
     def begin(self, requests: Sequence[PromptOf | None], counts: np.ndarray, computed: np.ndarray) -> None:
@@ -55,20 +55,20 @@ class Prompts:
             (buffers.prompt_counts, total),
         ):
             buffer[: len(own)].copy_(torch.from_numpy(values), non_blocking=True)
-            buffer[len(own) :].zero_()  # what graphs of fixed sizes read beyond the step is nobody's
+            buffer[len(own) :].zero_()  # graphs of fixed sizes read this part, too
         buffers.prompt_last.copy_(torch.from_numpy(last), non_blocking=True)
         if len(fresh):
             buffers.prompt_sums[:, :, torch.from_numpy(fresh).to(buffers.prompt_sums.device)] = 0.0
 
     def end(self) -> None:
-        """Let passes that nobody prepares, as engines run to keep in time, add to no sums."""
+        """Let passes without preparation, as engines run to stay in step, add to no sums."""
         self._tokens.prompt_last.zero_()
 
     def _row(self, request: str, *, begins: bool) -> int:
         row = self._rows.pop(request, None)
         if row is None:
             if not begins:
-                raise StateError(f"nothing is known of the prompt of request {request}, which was begun elsewhere")
+                raise StateError(f"nothing is known of the prompt of request {request}, which began elsewhere")
             if not self._free:
                 self._free.append(self._rows.pop(next(iter(self._rows))))
             row = self._free.pop()

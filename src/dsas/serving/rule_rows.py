@@ -1,7 +1,7 @@
-"""Rows: the rules of a Steering as the numbers that a table keeps, and whether they fit a served model.
+"""Rows: the rules of a Steering as the numbers of a table, and whether they fit a served model.
 
 A row is the served form of a rule's transform and regulator (`dsas.methods.served_form`), with the rule's weight and
-every constant multiplied into the edit. How a method is served, or why it is not, is said in its own file.
+every constant multiplied into the edit. Each method's own file says how it is served, or why not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.base import Fitted, same
 from dsas.methods.served_form import (
     Adding,
-    Gate,
     Neurons,
+    Projection,
     PromptCondition,
     ServedEdit,
     ServedGain,
@@ -30,16 +30,16 @@ from dsas.steering.steering import Steering
 
 
 class Row(NamedTuple):
-    """A rule as a table has it: all vectors (dim,), `factor` multiplied into slope, offset and writes already.
+    """A rule as in a table: all vectors (dim,); `factor` is already multiplied into slope, offset and writes.
 
-    places: regulators that look at places alone. place: which of the Steering's lists of those it is, from 1; 0 where
-    there are none (`numbered`).
+    places: regulators that depend only on places. place: number of this list among those of the Steering, from 1; 0 if
+    it is empty (`numbered`).
     """
 
     affine: AffineEdit
     reads: tuple[Tensor, ...] = ()
     writes: tuple[Tensor, ...] = ()
-    gates: tuple[Gate, ...] = ()
+    projections: tuple[Projection, ...] = ()
     neurons: tuple[Neurons, ...] = ()
     places: tuple[Fitted, ...] = ()
     prompt: PromptCondition | None = None
@@ -48,8 +48,8 @@ class Row(NamedTuple):
 
     @property
     def adding(self) -> Adding | None:
-        """How the scores of the first gate add up, None where they do not."""
-        return self.gates[0].adding if self.gates else None
+        """How the scores of the first projection add up, or None if they do not."""
+        return self.projections[0].adding if self.projections else None
 
     def vectors(self) -> Iterator[tuple[str, Tensor]]:
         """Give every vector that must be as wide as the site, by name."""
@@ -58,14 +58,14 @@ class Row(NamedTuple):
         yield from ((name, vector) for name, vector in named.items() if vector is not None)
         yield from (("reads", vector) for vector in self.reads)
         yield from (("writes", vector) for vector in self.writes)
-        yield from (("theta", gate.theta) for gate in self.gates)
+        yield from (("theta", projection.theta) for projection in self.projections)
         yield from (("neurons", vector) for one in self.neurons for vector in one)
         if self.prompt is not None:
             yield "condition", self.prompt.direction
 
 
 def row_of(rule: Rule) -> Row:
-    """Return a rule as a row. Raises OptionError, naming site, method and reason, for what a server cannot do."""
+    """Return a rule as a row. Raises OptionError, naming site, method and reason, for a rule that cannot be served."""
     site = rule.site
     if site.side != "output" or site.index or site.parts > 1:
         raise OptionError(
@@ -77,11 +77,11 @@ def row_of(rule: Rule) -> Row:
     if factor != 1.0:
         slope = None if affine.slope is None else affine.slope * factor
         affine = affine._replace(slope=slope, offset=affine.offset * factor)
-    gates = tuple(sorted(gain.gates, key=lambda gate: gate.adding is None))
-    if sum(gate.adding is not None for gate in gates) > 1:
+    projections = tuple(sorted(gain.projections, key=lambda projection: projection.adding is None))
+    if sum(projection.adding is not None for projection in projections) > 1:
         raise OptionError(
-            f"the regulator {rule.regulator.name!r} at {site} cannot be served: two of its factors add up evidence, "
-            "and a server keeps one sum per site"
+            f"the regulator {rule.regulator.name!r} at {site} cannot be served: two of its factors "
+            "accumulate evidence, and a server keeps one sum per site"
         )
     if len(gain.prompts) > 1:
         raise OptionError(
@@ -90,11 +90,11 @@ def row_of(rule: Rule) -> Row:
         )
     prompt = gain.prompts[0] if gain.prompts else None
     writes = tuple(factor * vector for vector in edit.writes)
-    return Row(affine, edit.reads, writes, gates, gain.neurons, gain.places, prompt, factor)
+    return Row(affine, edit.reads, writes, projections, gain.neurons, gain.places, prompt, factor)
 
 
 def _forms(rule: Rule) -> tuple[ServedEdit, ServedGain]:
-    """Return the served forms of both methods of a rule, one after the other. Raises OptionError as `row_of`."""
+    """Return the served forms of a rule's transform and regulator. Raises OptionError as `row_of` does."""
     found = []
     kinds = (("transform", rule.transform, ServedTransform), ("regulator", rule.regulator, ServedRegulator))
     for what, method, kind in kinds:
@@ -109,9 +109,9 @@ def _forms(rule: Rule) -> tuple[ServedEdit, ServedGain]:
 
 
 def rows_of(steering: Steering) -> dict[str, Row]:
-    """Return the rows of a Steering by the path of the site's module; those of weight 0 are left out.
+    """Return the rows of a Steering by the path of the site's module, without those of weight 0.
 
-    Raises OptionError for what a server cannot do.
+    Raises OptionError for a rule that cannot be served.
     """
     wrapped = steering.model.wrapped
     found = {plain(rule.site.path, wrapped): row_of(rule) for rule in steering.rules if rule.weight > 0}
@@ -144,10 +144,10 @@ def _alike(first: tuple[Fitted, ...], second: tuple[Fitted, ...]) -> bool:
 
 
 def check_model(steering: Steering, model_class: str, width: int, depth: int) -> None:
-    """Raise ModelMismatchError, naming every difference, unless a model is of the kind a Steering was fitted on.
+    """Raise ModelMismatchError, naming every difference, unless a model is of the kind that a Steering was fitted on.
 
-    A model of texts and pictures that contains the decoder is of its kind, as `dsas.model.identity` has it. The weights
-    are not compared: a server keeps them in another form, fused and sharded.
+    A multimodal model that contains the decoder is of its kind, as in `dsas.model.identity`. The weights are not
+    compared: a server keeps them in another form, fused and sharded.
     """
     wanted = steering.model
     pairs = [("width", wanted.width, width), ("depth", wanted.depth, depth)]
@@ -163,9 +163,9 @@ def check_width(path: str, row: Row, width: int) -> None:
     for name, vector in row.vectors():
         if vector.shape[-1:] != (width,) or vector.numel() != width:
             raise ModelMismatchError(f"at {path} its {name} has shape {tuple(vector.shape)}, the site is {width} wide")
-    for gate in row.gates:
-        if torch.as_tensor(gate.bias).numel() != 1:
-            raise ModelMismatchError(f"at {path} its bias has {gate.bias.numel()} numbers, expected 1")
+    for projection in row.projections:
+        if torch.as_tensor(projection.bias).numel() != 1:
+            raise ModelMismatchError(f"at {path} its bias has {projection.bias.numel()} numbers, expected 1")
 
 
 def served_rows(steering: Steering, model_class: str, width: int, depth: int) -> dict[str, Row]:

@@ -1,4 +1,4 @@
-"""Steps: what a step of the engine is about, for those who fill the buffers that the model reads."""
+"""Steps: the requests in a step of the engine, for the code that fills the buffers that the model reads."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from dsas.serving.verdicts import Watched
 
 
 class Served(NamedTuple):
-    """A request that runs: the row of its tokens, whose report they belong to, who looks at places and who judges."""
+    """A running request: the row of its tokens, its report, its regulators of places, its prompt and its verdicts."""
 
     row: RequestRow
     wanted: Wanted | None = None
@@ -23,9 +23,9 @@ class Served(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of the engine: the i-th request has the next counts[i] >= 1 tokens, after computed[i] read before.
+    """A step of the engine: the i-th request has the next counts[i] >= 1 tokens, after computed[i] earlier ones.
 
-    numbers: by which the runner's block tables know the requests. ids: gives those of the i-th request's tokens.
+    numbers: the requests' numbers in the runner's block tables. ids: returns token ids of the i-th request.
     """
 
     counts: np.ndarray

@@ -1,4 +1,4 @@
-"""Tables: what Steerings do at one site, a row for each, so that every token of a batch can have its own.
+"""Tables: what Steerings do at one site, one row per Steering, so that every token of a batch can have its own.
 
     edit(t)  =  strength * h(t) * (slope * t + offset + sum_k (reads_k . t) writes_k)    in the row of the token's slot
     h(t)     =  prod of  sigmoid(theta . t + bias),  max(0, theta . t + bias)  or  1[theta . t + bias > 0]
@@ -8,9 +8,9 @@
     S_i      =  theta . t_i + bias + m S_(i-1),   w_i = 1 + m w_(i-1),   S_0 = w_0 = 0
 
 for the first factor in a row of `evidence` with memory m, and 0 for a request's first token, number 0. The sums of a
-step begin with what earlier steps left, and go over the ancestors of each token, which `carried` lays out.
+step begin with those of earlier steps, and run over the ancestors of each token, which `carried` provides.
 
-What a row holds is in `rule_rows`. Row 0 is all zeros, so slot 0 leaves a token as it is. This is equation (1) of arXiv
+`rule_rows` says what a row holds. Row 0 is all zeros, so slot 0 does not change a token. This is equation (1) of arXiv
 2512.03661 in the form in which one graph of fixed shapes can compute it.
 """
 
@@ -28,25 +28,25 @@ from dsas.regulators.cast import similarity
 from dsas.serving.rule_rows import Row
 from dsas.transforms.affine import EVERYWHERE
 
-# With theta = 0 this bias makes a sigmoid 1 to the bit: a row without regulator, in a table of regulators.
+# With theta = 0 this bias makes a sigmoid 1 to the bit, for a row without regulator in a table with regulators.
 ALWAYS = 100.0
 
 FORMS = {"sigmoid": 0.0, "relu": 1.0, "step": 2.0}
 
 
 class Parts(NamedTuple):
-    """Which columns a site's table has besides the offset, and how many of each; a graph computes only what is there.
+    """Which columns a site's table has besides the offset, and how many of each; a graph computes only these.
 
-    slope: some row multiplies. support: some row holds in a range only. reads: most projections that the edit of a row
-    has. gate: most projections that the regulator of a row has. step: some of them are steps. neurons: most conditions
-    on single neurons. places: some row asks for the token's place. evidence: the scores of some row add up. prompt:
-    some row decides by its prompt.
+    slope: whether a row multiplies. support: whether a row has a range. reads: most projections in the edit of a row.
+    projections: most in the regulator of a row. step: whether some of these are steps. neurons: most conditions on
+    single neurons. places: whether a row depends on the token's place. evidence: whether the scores of a row add up.
+    prompt: whether a row decides by its prompt.
     """
 
     slope: int = 0
     support: int = 0
     reads: int = 0
-    gate: int = 0
+    projections: int = 0
     step: int = 0
     neurons: int = 0
     places: int = 0
@@ -61,8 +61,8 @@ class Parts(NamedTuple):
                 int(row.affine.slope is not None),
                 int(row.affine.low is not None),
                 len(row.reads),
-                len(row.gates),
-                int(any(gate.form == "step" for gate in row.gates)),
+                len(row.projections),
+                int(any(projection.form == "step" for projection in row.projections)),
                 len(row.neurons),
                 int(bool(row.places)),
                 int(row.adding is not None),
@@ -83,7 +83,7 @@ class Parts(NamedTuple):
 
 
 def parts_by_site(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:
-    """Return what the table of each site needs for the rows of these Steerings."""
+    """Return the columns that each site's table needs for the rows of these Steerings."""
     at: dict[str, list[Row]] = {}
     for rows in loaded:
         for path, row in rows.items():
@@ -92,11 +92,11 @@ def parts_by_site(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:
 
 
 class SoFar(NamedTuple):
-    """What the evidence of a step's tokens begins with and comes to.
+    """The sums of evidence before and after a step's tokens.
 
-    ancestors: at [i, k, d] the place of the token d * reach^k before token i in its sequence, 0 where none of this step
-    is; token i is at place i + 1. positions: position of each token in its sequence, from 0. sums: at each request's
-    first token what earlier steps have left, 0 elsewhere; each token's own sum is written over it.
+    ancestors: at [i, k, d] the place of the token d * reach^k before token i in its sequence, or 0 if it is not in this
+    step; token i is at place i + 1. positions: position of each token in its sequence, from 0. sums: at each request's
+    first token the sum of earlier steps, 0 elsewhere; each token's own sum is written over it.
     """
 
     ancestors: Int32[Tensor, "token level reach"]
@@ -105,11 +105,11 @@ class SoFar(NamedTuple):
 
 
 class ReadPrompts(NamedTuple):
-    """What is known of the prompts of a step's requests, each of which has a row in `sums`; row 0 is nobody's.
+    """The prompts of a step's requests, each of which has a row in `sums`; row 0 belongs to no request.
 
-    rows: row of each token's request. counted: which tokens count, those of a prompt but its first. counts: how many
-    have up to each token. last: the place of each request's last token in the step, from 1, 0 where it has none. sums:
-    of the counted tokens of each request up to the step; the sums after it are written over them.
+    rows: row of each token's request. counted: which tokens count: those of a prompt but its first. counts: number of
+    counted tokens up to each token. last: the place of each request's last token in the step, from 1, or 0 if it has
+    none. sums: over the counted tokens of each request before the step; the sums after it are written over them.
     """
 
     rows: Int[Tensor, " token"]
@@ -122,11 +122,11 @@ class ReadPrompts(NamedTuple):
 class SiteTable(nn.Module):
     """The rows of all Steerings at one site, (slot, columns) in float32; slot 0 does nothing.
 
-    A row holds offset, slope, low, high, what it reads and writes along, its thetas, and the three coefficients of each
-    condition on neurons, dim numbers each; and factor, the biases and forms of its gates, the number of its places, and
-    fade, prior and cut, one each: what `parts` asks for. All is in one tensor, since each that a compiled graph reads
-    costs it time at every call. Its shape and address never change, so that compiled code and CUDA graphs stay valid
-    when a row is written.
+    A row holds, as far as `parts` has them: offset, slope, low, high, the vectors that it reads and writes along, its
+    thetas, and the three coefficients of each condition on neurons, dim numbers each; and factor, the biases and forms
+    of its projections, the number of its places, and fade, prior and cut, one number each. All are in one tensor,
+    because each tensor that a compiled graph reads costs time at every call. Its shape and address never change, so
+    that compiled code and CUDA graphs stay valid when a row is written.
     """
 
     rows: Tensor
@@ -136,9 +136,9 @@ class SiteTable(nn.Module):
         self.parts, self.width = parts, width
         wide = ["offset", *["slope"] * parts.slope, *["low", "high"] * parts.support]
         wide += [f"{name}{number}" for number in range(parts.reads) for name in ("reads", "writes")]
-        wide += [f"theta{number}" for number in range(parts.gate)]
+        wide += [f"theta{number}" for number in range(parts.projections)]
         wide += [f"{name}{number}" for number in range(parts.neurons) for name in ("curve", "incline", "level")]
-        single = ["factor", *(f"{name}{number}" for number in range(parts.gate) for name in ("bias", "form"))]
+        single = ["factor", *(f"{name}{number}" for number in range(parts.projections) for name in ("bias", "form"))]
         single += ["place"] * parts.places + ["fade", "prior", "cut"] * parts.evidence
         wide += ["condition"] * parts.prompt
         single += ["threshold", "above"] * parts.prompt
@@ -147,12 +147,12 @@ class SiteTable(nn.Module):
         self.register_buffer("rows", torch.zeros(slots + 1, width * len(wide) + len(single)), persistent=False)
 
     def clear(self, slot: int) -> None:
-        """Let a slot do nothing."""
+        """Make a slot do nothing."""
         with torch.no_grad():
             self.rows[slot] = 0.0
 
     def put(self, slot: int, row: Row) -> None:
-        """Write a row, of this width, into a slot >= 1, in place. Raises OptionError as `Parts`."""
+        """Write a row of this width into a slot >= 1, in place. Raises OptionError as `Parts.check` does."""
         self.parts.check(row)
         affine, adding = row.affine, row.adding
         values: dict[str, Tensor | float] = {
@@ -171,12 +171,12 @@ class SiteTable(nn.Module):
             values["above"] = 1.0 if row.prompt.above else -1.0
         for number, pair in enumerate(zip(row.reads, row.writes, strict=True)):
             values |= {f"reads{number}": pair[0], f"writes{number}": pair[1]}
-        for number in range(self.parts.gate):
-            gate = row.gates[number] if number < len(row.gates) else None
+        for number in range(self.parts.projections):
+            projection = row.projections[number] if number < len(row.projections) else None
             values |= {f"theta{number}": 0.0, f"bias{number}": ALWAYS, f"form{number}": 0.0}
-            if gate is not None:
-                form = FORMS[gate.form]
-                values |= {f"theta{number}": gate.theta, f"bias{number}": gate.bias, f"form{number}": form}
+            if projection is not None:
+                form = FORMS[projection.form]
+                values |= {f"theta{number}": projection.theta, f"bias{number}": projection.bias, f"form{number}": form}
         for number in range(self.parts.neurons):
             own = row.neurons[number] if number < len(row.neurons) else (0.0, 0.0, 1.0)
             values |= {f"curve{number}": own[0], f"incline{number}": own[1], f"level{number}": own[2]}
@@ -193,19 +193,19 @@ class SiteTable(nn.Module):
         places: Sequence[Float[Tensor, " token"]] | None = None,
         prompts: ReadPrompts | None = None,
     ) -> tuple[Float[Tensor, "*batch token dim"], Float[Tensor, "*batch token"]]:
-        """Return what is to be added to float32 activations whose tokens have these slots and strengths.
+        """Return the edit of float32 activations whose tokens have these slots and strengths.
 
-        Also weight x regulator per token, averaged over neurons, which a trace records at strength 1. so_far: sums of
-        the tokens' requests, where the scores of some row add up. places: by its number, what the token's place says.
-        prompts: those of the tokens' requests, where some row decides by them.
+        Also return weight x regulator per token, averaged over neurons, as a trace records it at strength 1. so_far:
+        sums of the tokens' requests, if the scores of a row add up. places: values of the token's place, by number.
+        prompts: those of the tokens' requests, if a row decides by them.
         """
         rows = self.rows[slots]
         value: Tensor | None = None
-        for number in range(self.parts.gate):
-            gate = self._gate(number, t, rows, so_far)
-            value = gate if value is None else value * gate
+        for number in range(self.parts.projections):
+            projection = self._projected(number, t, rows, so_far)
+            value = projection if value is None else value * projection
         if self.parts.places:
-            assert places is not None  # `modules` has them for every table with such rows
+            assert places is not None  # `modules` passes them for every table with such rows
             own, numbers = places[0], self._of(rows, "place")
             for number in range(1, len(places)):
                 own = torch.where(numbers == number, places[number], own)
@@ -234,13 +234,13 @@ class SiteTable(nn.Module):
             told = told * every.float().mean(-1)
         return gain.unsqueeze(-1) * edit, told
 
-    def _gate(
+    def _projected(
         self, number: int, t: Float[Tensor, "*batch token dim"], rows: Float[Tensor, "token columns"],
         so_far: SoFar | None,
     ) -> Float[Tensor, "*batch token"]:  # fmt: skip
         logit = (t * self._of(rows, f"theta{number}")).sum(-1) + self._of(rows, f"bias{number}")
         if self.parts.evidence and number == 0:
-            assert so_far is not None  # `modules` has it for every table with such rows
+            assert so_far is not None  # `modules` passes it for every table with such rows
             logit = self._evidence(logit, rows, so_far)
         form = self._of(rows, f"form{number}")
         value = torch.where(form > 0, torch.relu(logit), torch.sigmoid(logit))
@@ -251,7 +251,7 @@ class SiteTable(nn.Module):
     ) -> Float[Tensor, "*batch token"]:
         """Return e - cut where scores add up, -inf at a request's first token, and the score itself in other rows.
 
-        Each level adds up over `reach` times as many tokens as the one before it.
+        Each level sums over `reach` times as many tokens as the one before it.
         """
         fade, counted = self._of(rows, "fade"), so_far.positions > 0
         totals = torch.where(counted, scores, 0.0) + torch.exp(-fade) * so_far.sums
@@ -261,7 +261,7 @@ class SiteTable(nn.Module):
             found = pad(totals, (1, 0))[..., so_far.ancestors[:, level]]
             totals = (found * torch.exp(-fade.unsqueeze(1) * apart)).sum(-1)
         so_far.sums.copy_(totals.reshape(so_far.sums.shape))
-        rate, counts = fade.double(), so_far.positions  # float64, since expm1 is 0 near 0 in compiled code
+        rate, counts = fade.double(), so_far.positions  # float64, because expm1 is 0 near 0 in compiled code
         weights = ((1 - torch.exp(-rate * counts)) / (1 - torch.exp(-rate))).float()
         weights = torch.where(fade < UNFADING, counts, weights)
         evidence = totals / (weights + self._of(rows, "prior")).clamp(min=1e-6)
@@ -271,12 +271,12 @@ class SiteTable(nn.Module):
     def _decided(
         self, t: Float[Tensor, "*batch token dim"], rows: Float[Tensor, "token columns"], prompts: ReadPrompts
     ) -> Float[Tensor, " token"]:
-        """Return 1 or 0 by the mean of the prompt so far, and 1 in rows that do not ask.
+        """Return 1 or 0 by the mean of the prompt so far, and 1 in rows without a condition on it.
 
-        The sums are a product with a matrix of ones over the tokens before, of the same request, so that no other's
-        numbers are in them, whatever they are.
+        The sums are a product with a matrix of ones for earlier tokens of the same request, so that they never contain
+        another request's numbers, not even infinite ones.
         """
-        order = torch.arange(t.shape[-2], device=t.device)  # `len` would be a constant of compiled code
+        order = torch.arange(t.shape[-2], device=t.device)  # `len` would be a constant in compiled code
         before = (prompts.rows.unsqueeze(1) == prompts.rows) & (order <= order.unsqueeze(1)) & prompts.counted
         own = torch.where(prompts.counted.unsqueeze(1), t.reshape(-1, self.width).nan_to_num(), 0.0)
         sums = before.to(own.dtype) @ own + prompts.sums[prompts.rows]

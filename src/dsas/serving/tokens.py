@@ -1,6 +1,6 @@
 """Tokens: which row of the tables each token of a step takes, and at what strength, in buffers at fixed addresses.
 
-A request's row is its slots and strengths, one of each for every Steering it may combine, (together,). Before the model
+A request's row is its slots and strengths, one of each per Steering that it may combine, (together,). Before the model
 runs, the rows of the scheduled requests are repeated over their tokens into the buffers, which every site reads. The
 buffers are made once and written in place: compiled code and CUDA graphs know them by address.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEVELS = 3  # in which tokens are added up: each is an operation of its own, and fewer need more ancestors of each token
+LEVELS = 3  # of summing: each is an operation of its own, and fewer levels need more ancestors per token
 
 
 class RequestRow(NamedTuple):
@@ -31,14 +31,13 @@ def identity_row(together: int) -> RequestRow:
 class TokenBuffers(nn.Module):
     """The slot and strength of every token of a step: int64 and float32, both (together, tokens).
 
-    values: float32 of the same shape, where reports are kept: the sum over sites of weight x regulator of each token.
-    places: float32 (together, places, tokens), where some site asks for them: what the place of each token says, by the
-    number of a row's list of places; all ones at number 0. `places` fills them.
-    prompt_*: where some site decides by the prompt, what `tables.ReadPrompts` says of a step; the sums are float32
-    (sites that decide, together, requests + 1, dim). `prompts` fills them.
-    ancestors, positions, sums: where some site adds up evidence, what `tables.SoFar` says of a step: int32 (tokens,
-    levels, reach) with reach^levels >= tokens, float32 (tokens,), float32 (sites that add, together, tokens). `carried`
-    fills them.
+    values: float32 of the same shape, if reports are kept: the sum over sites of weight x regulator of each token.
+    places: float32 (together, places, tokens), if a site depends on places: the value for each token's place, by the
+    number of a row's list of places; all ones at number 0. `places` fills them. prompt_*: if a site decides by the
+    prompt, the fields of `tables.ReadPrompts`; the sums are float32 (sites that decide, together, requests + 1, dim).
+    `request_prompts` fills them. ancestors, positions, sums: if a site accumulates evidence, the fields of
+    `tables.SoFar`: int32 (tokens, levels, reach) with reach^levels >= tokens, float32 (tokens,), float32 (sites that
+    accumulate, together, tokens). `carried` fills them.
     """
 
     slots: Tensor
@@ -57,7 +56,7 @@ class TokenBuffers(nn.Module):
     def __init__(self, together: int, tokens: int, *, reports: bool = False, adding: int = 0, places: int = 0) -> None:
         """Make buffers for steps of up to `tokens` tokens and requests of up to `together` Steerings; all unsteered.
 
-        adding: at how many sites evidence is added up. places: how many lists of places a Steering may have.
+        adding: number of sites that accumulate evidence. places: how many lists of places a Steering may have.
         """
         super().__init__()
         self.reports = reports
@@ -75,7 +74,7 @@ class TokenBuffers(nn.Module):
         self.register_buffer("strengths", torch.zeros(together, tokens), persistent=False)
 
     def read_prompts(self, sites: int, requests: int, width: int) -> None:
-        """Make room for the sums of prompts at so many sites of this width and so many requests."""
+        """Make room for the sums of prompts at this many sites of this width and for this many requests."""
         tokens = self.slots.shape[1]
         self.register_buffer("prompt_rows", torch.zeros(tokens, dtype=torch.int64), persistent=False)
         self.register_buffer("prompt_counted", torch.zeros(tokens, dtype=torch.bool), persistent=False)
@@ -87,7 +86,7 @@ class TokenBuffers(nn.Module):
     def fill(self, rows: Sequence[RequestRow], counts: np.ndarray) -> None:
         """Write the rows of the requests of a step, the i-th for the next counts[i] tokens.
 
-        The copies are from fresh memory that no later step writes to, so a device may take them when it gets there.
+        The copies come from fresh memory that no later step writes to, so a device may read them late.
         """
         slots = np.repeat(np.array([row.slots for row in rows], dtype=np.int64).T, counts, axis=1)
         strengths = np.repeat(np.array([row.strengths for row in rows], dtype=np.float32).T, counts, axis=1)

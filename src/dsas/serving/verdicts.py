@@ -1,20 +1,20 @@
-"""Verdicts: a request that is stopped, or steered more from there on, by what the regulator says of its answer.
+"""Verdicts: a request is stopped, or steered more strongly, when the regulator stays high in its answer.
 
     mean_i  =  mean of weight * h(t) over the last `window` tokens of the answer up to token i and the Steering's sites
 
 As soon as the window is full, every token of the answer that the model has read gives a mean. The first mean above
 `dsas_stop_above` stops the request: token i is its last. The first one above `dsas_raise_above` sets the Steering's
-strength to `dsas_raise_to` from token i + 1 on, for good. Strengths are not in the mean, so a Steering at strength 0
-watches and changes nothing. Each of several Steerings is judged by its own mean.
+strength to `dsas_raise_to` for the rest of the request, from token i + 1. Strengths are not part of the mean, so a
+Steering at strength 0 watches and changes nothing. Each of several Steerings is judged by its own mean.
 
-All is decided here, in the worker, between a pass and the sampling that follows it; so streams and every front end have
-it. A request that is stopped is given a token that no vocabulary has in place of the sampled one, which vLLM takes for
-a stop token; admission takes it out again, with `STOPPED` as the reason. A request that made room for others is read
-again as it was read first: the verdicts that fell stand.
+Everything is decided here, in the worker, between a pass and the sampling after it, so it works for streams and every
+front end. The sampled token of a stopped request is replaced by one that is in no vocabulary, which vLLM treats as a
+stop token; admission removes it again, with `STOPPED` as the reason. A preempted request keeps its verdicts when it is
+read again.
 
-Limitations, refused where a request enters: pipeline stages, which see their own sites only; stopping an answer that
-has a minimum length or has to follow a grammar. Reading the values of a step waits for the device, where some request
-of the step is judged.
+Limitations (refused when a request enters): pipeline stages, which see only their own sites; stopping an answer that
+has a minimum length or has to follow a grammar. If a request of a step is judged, reading the step's values waits for
+the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,16 @@ from dsas.serving.tokens import TokenBuffers
 
 STOP_ABOVE, STOP_WINDOW = "dsas_stop_above", "dsas_stop_window"
 RAISE_ABOVE, RAISE_TO = "dsas_raise_above", "dsas_raise_to"
-VERDICT = "dsas_verdict"  # what the worker is told: the four, resolved
+VERDICT = "dsas_verdict"  # passed to the worker: the four values, resolved
 STOPPED = STOP_ABOVE  # the stop_reason of a request that was stopped
-STOP_TOKEN = 2**31 - 2  # which no vocabulary has
-WINDOW = 16  # tokens, where a request says none
+STOP_TOKEN = 2**31 - 2  # in no vocabulary
+WINDOW = 16  # tokens, if the request gives none
 LONGEST_WINDOW = 4096
-MOST = 16384  # requests whose verdicts are kept; of more, the oldest are forgotten: they are long over
+MOST = 16384  # most requests whose verdicts are kept; the oldest, long finished, are forgotten first
 
 
 class Verdict(NamedTuple):
-    """What a request asks to be judged by; None is never."""
+    """By what a request asks to be judged; None means never."""
 
     stop_above: float | None = None
     raise_above: float | None = None
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
 
 def verdict_of(extra_args: Mapping[str, Json]) -> Verdict | None:
-    """Return what a request asks to be judged by, None when it does not. Raises OptionError, StrengthError."""
+    """Return by what a request asks to be judged, or None. Raises OptionError, StrengthError."""
     keys = (STOP_ABOVE, STOP_WINDOW, RAISE_ABOVE, RAISE_TO)
     if not any(key in extra_args for key in keys):
         return None
@@ -72,10 +72,10 @@ def _number(extra_args: Mapping[str, Json], key: str) -> float | None:
 
 
 class Watched:
-    """A request that is judged: what it asks for, and what is known of its answer so far.
+    """A request that is judged: what it asks for, and the values of its answer so far.
 
-    sites: at how many each Steering acts. values: those of each, one per token of the answer. raised: from which token
-    of the request each is steered more, None while it is not.
+    sites: number of sites per Steering. values: per Steering, one per token of the answer. raised: per Steering, the
+    token of the request from which the strength is raised, or None.
     """
 
     def __init__(self, request: str, verdict: Verdict, sites: Sequence[int], prompt: int) -> None:
@@ -84,10 +84,10 @@ class Watched:
         self.raised: list[int | None] = [None] * len(self.sites)
 
     def take(self, act: int, values: Sequence[float], first: int) -> bool:
-        """Take the values of tokens `first` on of one Steering; return whether one of them stops the request."""
+        """Take one Steering's values for the tokens from `first` on; return whether one of them stops the request."""
         known, verdict, stops = self.values[act], self.verdict, False
         for position, value in enumerate(values, first):
-            if position - self.prompt != len(known):  # of the prompt, or read again
+            if position - self.prompt != len(known):  # tokens of the prompt, or read again
                 continue
             known.append(value)
             if len(known) < verdict.window:
@@ -105,11 +105,11 @@ class Verdicts:
     def __init__(self, tokens: TokenBuffers) -> None:
         self._tokens = tokens
         self._known: dict[str, Watched] = {}
-        self._step: list[tuple[Watched, int, int, int]] = []  # first place in the buffers, places, tokens before
+        self._step: list[tuple[Watched, int, int, int]] = []  # first place in the buffers, places, earlier tokens
         self._stopped: set[str] = set()
 
     def watch(self, request: str, asked: Sequence[Any], sites: Sequence[int], prompt: int) -> Watched:
-        """Return a request that is judged, the one that is known where it has begun; asked: as `Verdict`."""
+        """Return a judged request, the known one if it has begun; asked: the fields of `Verdict`."""
         known = self._known.get(request)
         if known is None:
             known = self._known[request] = Watched(request, Verdict(*asked), sites, prompt)
@@ -118,7 +118,7 @@ class Verdicts:
         return known
 
     def begin(self, requests: Sequence[Watched | None], counts: Any, computed: Any) -> None:
-        """Prepare a step, whose buffers are filled: tokens that are steered more get their strength."""
+        """Prepare a step with filled buffers: tokens with a raised strength get it."""
         self._step, self._stopped, start = [], set(), 0
         for request, count, before in zip(requests, counts.tolist(), computed.tolist(), strict=True):
             if request is not None:
@@ -131,7 +131,7 @@ class Verdicts:
             start += count
 
     def settle(self) -> None:
-        """Judge by the step that ran; there is nothing to do where it was judged, or nobody is."""
+        """Judge the last step, unless it is judged already or no request asks for it."""
         for request, start, count, before in self._step:
             rows = self._tokens.values[: len(request.sites), start : start + count].tolist()
             stops = [
@@ -143,7 +143,7 @@ class Verdicts:
         self._step = []
 
     def judged(self, output: Foreign) -> Foreign:
-        """Return what a step has sampled, with the token that stops in place of those of requests that are stopped."""
+        """Return the sampled tokens of a step, with the stop token in place of those of stopped requests."""
         self.settle()
         stopped = self._stopped
         if not stopped or output is None:
@@ -163,7 +163,7 @@ def _stopping(output: Foreign, stopped: set[str]) -> Foreign:
 
 
 def without_stop_token(output: Foreign) -> None:
-    """Take the token that stopped a request out of what the engine says of it, in place, and say why it stopped."""
+    """Remove the stop token from the engine's output for a request, in place, and set why it stopped."""
     if output.stop_reason == STOP_TOKEN:
         output.new_token_ids = [token for token in output.new_token_ids if token != STOP_TOKEN]
         output.stop_reason = STOPPED

@@ -16,43 +16,43 @@ else:
 
 
 class SteeringWorker(PlatformWorker):
-    """Steers after load; `dsas_load` is called on all workers at once, by the operator's endpoint or `engine.load`."""
+    """Steers after load; the operator's endpoint or `engine.load` calls `dsas_load` on all workers at once."""
 
     def load_model(self, *args: Given, **kwargs: Given) -> None:
-        """Load the model, then give its sites their tables. Raises as `SteeredRunner`."""
+        """Load the model, then give its sites their tables. Raises as `SteeredRunner` does."""
         super().load_model(*args, **kwargs)
         self.dsas = SteeredRunner(self.model_runner, self.vllm_config)
 
     def dsas_load(self, name: str, source: JsonObject) -> str | None:
-        """Take another Steering; return what is wrong with it, None when it is there."""
+        """Load another Steering; return what is wrong with it, or None when it is loaded."""
         try:
             self.dsas.load(name, Source(**source))
         except DsasError as error:
             return str(error)
-        except Exception as error:  # whatever it is, the engine lives on and the operator is told
+        except Exception as error:  # whatever it is, the engine continues and the operator gets the message
             return f"{name!r} cannot be served: {type(error).__name__}: {error}"
         return None
 
     def sample_tokens(self, *args: Given, **kwargs: Given) -> Foreign:
-        """Sample, and end the requests that are stopped by what their regulators said of the pass."""
+        """Sample, and end the requests that their regulators' values have stopped."""
         return self.dsas.verdicts.judged(super().sample_tokens(*args, **kwargs))
 
     def dsas_keep(self, digests: list[str]) -> None:
-        """Give back the slots of all Steerings but these."""
+        """Free the slots of all Steerings but these."""
         self.dsas.keep(digests)
 
     def dsas_report(self, request: str) -> JsonObject | None:
-        """Return how strongly a request was steered at this pipeline stage; one worker of it answers."""
+        """Return how strongly a request was steered at this pipeline stage; one worker per stage answers."""
         return self.dsas.reports.read(request) if get_tp_group().rank_in_group == 0 else None
 
     def dsas_reports(self, requests: list[str]) -> list[JsonObject | None] | None:
-        """Return the same of several."""
+        """Return the same for several requests."""
         if get_tp_group().rank_in_group:
             return None
         return [self.dsas.reports.read(request) for request in requests]
 
     def dsas_find(self, request: str) -> dict[str, JsonObject]:
-        """Return the same of all prompts of a request, by their ids."""
+        """Return the same for all prompts of a request, by their ids."""
         return self.dsas.reports.find(request) if get_tp_group().rank_in_group == 0 else {}
 
     def dsas_describe(self) -> JsonObject:

@@ -1,7 +1,8 @@
-"""Card: the README of a stored Steering, from which a stranger can use it, in Markdown with the hub's front matter.
+"""Card: the README of a stored Steering, with all that is needed to use it, in Markdown with the hub's front matter.
 
-What it does and for which model, how to apply it, the strength with its evidence, limits, and how it was made. What the
-Steering cannot know by itself is said by `Steering.described`, and kept in its settings under "card".
+It says what the Steering does and for which model, how to apply it, its strength with the evidence, its limits, and how
+it was made. What the Steering itself cannot know is given to `Steering.described`, and stored in its settings under
+"card".
 """
 
 import re
@@ -21,13 +22,13 @@ _OF_MODEL = "with steering.apply(model):\n    model.generate(...)"
 _OF_PIPELINE = 'with steering.apply(pipeline):\n    pipeline("...").images'
 ALWAYS = (
     "It makes the behaviour less frequent and does not rule it out: measure on your own texts before you rely on it.",
-    "It fits models of the family, width and depth above. On other weights of the family (tuned, quantised) "
-    "`dsas port` says whether it still tells where to act.",
+    "It fits models of the family, width and depth above. For other weights of the family (tuned, quantised), "
+    "`dsas port` says whether its regulators still work.",
 )
 
 
 class Facts(NamedTuple):
-    """What a card shows of a Steering."""
+    """What a card shows about a Steering."""
 
     model: ModelIdentity
     rules: Sequence[Rule]
@@ -55,7 +56,7 @@ def description(what: str, model: str, licence: str, evidence: Sequence[str], li
 
 def card_of(facts: Facts) -> str:
     """Return the card."""
-    told, family = _told(facts.settings), facts.model.family or facts.model.model_class
+    told, family = _described(facts.settings), facts.model.family or facts.model.model_class
     drawn = draws(facts.model, facts.settings)
     name = told["model"] or subject_name(facts.model, facts.settings)
     title = f"A dsas Steering for {name}"
@@ -70,7 +71,7 @@ def card_of(facts: Facts) -> str:
         'steering = dsas.Steering.from_pretrained("...")  # this folder, or OWNER/NAME on the hub\n'
         f"{_OF_PIPELINE if drawn else _OF_MODEL}\n```"
     )
-    lines = facts.calibration.lines() if facts.calibration is not None else ["not calibrated: 1 unless given"]
+    lines = facts.calibration.lines() if facts.calibration is not None else ["not calibrated: 1 by default"]
     settings = told_settings(facts.model, facts.settings)
     made = [f"{key}: {value}" for key, value in settings.items() if key != KEY]
     parts = {
@@ -92,8 +93,8 @@ def card_of(facts: Facts) -> str:
     return "---\n" + "\n".join(front) + "\n---\n" + "\n\n".join(texts) + "\n"
 
 
-def _told(settings: Mapping[str, Json]) -> JsonObject:
-    """Return what was described, where a stored Steering describes itself in a way that can be shown."""
+def _described(settings: Mapping[str, Json]) -> JsonObject:
+    """Return the description, if a stored Steering has one that can be shown."""
     nothing: JsonObject = {"what": "", "model": "", "licence": "", "evidence": [], "limits": []}
     told = settings.get(KEY)
     if not isinstance(told, Mapping) or not all(isinstance(told.get(key), type(one)) for key, one in nothing.items()):

@@ -37,7 +37,7 @@ OPPOSED_BELOW = -0.5
 
 @runtime_checkable
 class Steers(Protocol):
-    """What is composed: a Steering."""
+    """Anything that can be composed: a Steering."""
 
     rules: tuple[Rule, ...]
 
@@ -82,7 +82,7 @@ class AppliedTogether(tuple[Applied, ...], Leaving):
         return self
 
     def remove(self) -> None:
-        """Take all hooks off, of the others too when one raises. Removing twice is harmless."""
+        """Take all hooks off, even if removing some raises. Removing twice is harmless."""
         with ExitStack() as stack:
             for one in self:
                 stack.callback(one.remove)
@@ -122,11 +122,10 @@ class Composition:
     ) -> AppliedTogether:
         """Return a context manager inside which all act on `model`; its items are the Applied of each, in order.
 
-        `apply(...).install()` steers until `.remove()` is called on what it returns.
-
-        strength: one number for all, or one entry for each Steering, of which each is a number or one per row; None is
-        the default of each, as in `Steering.apply`: strengths calibrated apart, so that together they may do more
-        damage than each was allowed. Other arguments and errors as there. Warns where two pull in opposite directions.
+        `apply(...).install()` steers until `.remove()` is called on its result. strength: one number for all, or one
+        entry per Steering, each a number or one per row; None is the default of each, as in `Steering.apply`. These
+        were calibrated separately, so together they may do more damage than each was allowed. Other arguments and
+        errors as there. Warns where two pull in opposite directions.
         """
         count = len(self.steerings)
         each = _each(strength, count)
@@ -196,7 +195,7 @@ def scaled(rules: Sequence[Rule], factor: float) -> list[Rule]:
 
 
 def summed(first: Sequence[Rule], second: Sequence[Rule]) -> list[Rule]:
-    """Return rules that add both vectors at the sites of both. Raises OptionError where that would not be exact."""
+    """Return rules that add the vectors of both. Raises OptionError where that would not be exact."""
     total = {rule.site: rule for rule in first}
     for rule in second:
         other = total.get(rule.site)

@@ -1,4 +1,4 @@
-"""Folder: where a stored Steering lies, on this disk or on the hub, found without reading its tensors."""
+"""Folder: where a stored Steering is, on this disk or on the hub, found without reading its tensors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ def steering_folder(name: str | Path, *, revision: str | None = None, hub_option
 
 @contextmanager
 def readable(name: str | Path) -> Iterator[None]:
-    """Turn what the system says of files that it does not let anybody read into ArtifactError."""
+    """Turn the system's errors for unreadable files into ArtifactError."""
     try:
         yield
     except OSError as error:
@@ -49,7 +49,7 @@ def readable(name: str | Path) -> Iterator[None]:
 def check_files(folder: Path) -> None:
     """Raise ArtifactError, naming what is missing, unless the folder holds the files of a Steering."""
     missing = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
-    if missing == [TENSORS] and any(folder.glob("model-*.safetensors")):  # its writer came no further
+    if missing == [TENSORS] and any(folder.glob("model-*.safetensors")):  # its writer was interrupted
         missing = []
     if missing:
         raise ArtifactError(f"{folder} is not a stored Steering: {', '.join(missing)} not found")

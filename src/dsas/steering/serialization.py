@@ -1,11 +1,11 @@
-"""Packing: a method as JSON and named tensors, and back; what a stored Steering holds of its transforms and regulators.
+"""Serialization: a method as JSON and named tensors, and back; this is how transforms and regulators are stored.
 
     {"name": "logistic", "arguments": {...}, "parts": {"factors": [...]}}
 
-Plain arguments stand as they are; a method, or a list of methods, that is an argument is packed under "parts".
+Plain arguments are stored unchanged; an argument that is a method, or a list of methods, goes under "parts".
 
-Tensors go by their path, such as "3.regulator.factors.0.theta". Names are looked up in the registries, so nothing is
-imported because a file says so.
+Tensors are named by their path, such as "3.regulator.factors.0.theta". Names are looked up in the registries, so a file
+cannot cause anything to be imported.
 """
 
 from collections.abc import Mapping
@@ -60,8 +60,8 @@ def unpack(
 ) -> Method:
     """Return the method that `pack` was given.
 
-    sizes: the axes of the methods that were read at this site before, as in `check_arguments`.
-    Raises ArtifactError for an unknown name or other arguments, whatever else a file may hold.
+    sizes: the axes of methods already read at this site, as in `check_arguments`. Raises ArtifactError for an unknown
+    name or wrong arguments, whatever a file may hold.
     """
     sizes = {} if sizes is None else sizes
     check_fields(_Packed, packed, path, optional=("parts",))
@@ -79,5 +79,5 @@ def unpack(
     check_arguments(kind, arguments, sizes)
     try:
         return kind(**arguments)
-    except Exception as error:  # of the class, which may be another package's
+    except Exception as error:  # the class may be another package's and raise anything
         raise ArtifactError(f"{path}: {packed['name']!r} cannot be made of what is stored: {error}") from error

@@ -74,7 +74,7 @@ class Steering(ModelHubMixin):
         return self.strength or 1.0
 
     def calibrated(self, calibration: Calibration) -> "Steering":
-        """Return this Steering with the strength, and if they were calibrated the weights, that were found for it.
+        """Return this Steering with the strength (and weights, if calibrated) that were found for it.
 
         Raises OptionError when they were found for another one.
         """
@@ -96,23 +96,23 @@ class Steering(ModelHubMixin):
     ) -> Applied:
         """Return a context manager inside which `model`, a torch module or a diffusers pipeline, is steered.
 
-        `apply(...).install()` steers until `.remove()` is called on what it returns. The Steering itself never changes.
+        `apply(...).install()` steers until `.remove()` is called on its result. The Steering itself never changes.
 
         strength: one number, or one per row of every batch (row i of k * n rows takes entry i // k, the order in which
         generate() lays out beams). 0 is the unsteered model to the bit, above 1 is allowed, and below 0 is the opposite
         direction where the transform has one (additions and affine maps). When not given, the calibrated strength, or 1
         without one.
-        record: keep the applied strengths of the last sequence for the `trace` and `report` of what is returned (small
-        tensors only); "doses" keeps the regulator alone and the relative dose as well, which takes the norms of every
+        record: whether to keep the applied strengths of the last sequence for `trace` and `report` of the result (small
+        tensors only); "doses" also keeps the regulator alone and the relative dose, which needs the norms of every
         activation.
-        skip_sinks: leave the first real token of each row alone.
-        prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that ask. When not
-        given, the prompt is what `generate()` was given; in a loop of one's own, it is what comes before the first pass
-        of one token over a cache, and a later pass of several tokens begins the prompt of a new turn.
+        skip_sinks: whether to spare the first real token of each row.
+        prompt_tokens: how many real tokens the prompt has, one number or one per row, for regulators that need it. When
+        not given, the prompt is that of `generate()`; in a loop of your own, it is what comes before the first pass of
+        one token over a cache, and a later pass of several tokens begins the prompt of a new turn.
         branch: which branch of classifier-free guidance is steered, in a pipeline or in `generate(guidance_scale=...)`:
-        "conditional" (the prompt's), "unconditional" (the negative prompt's) or "both"; in a run without guidance all
-        is conditional.
-        scope: "process" steers every pass of the model, whoever runs it; "context" only those of the thread or asyncio
+        "conditional" (the prompt's), "unconditional" (the negative prompt's) or "both"; without guidance
+        everything is conditional.
+        scope: "process" steers every pass of the model in any thread; "context" only those of the thread or asyncio
         task that applies it, so that several can steer one model differently at once.
         Raises StrengthError, ModelMismatchError, SiteError, OptionError; warns when the weights are not those it was
         fitted on, saying what differs, and once when a cache is continued that was filled without this Steering or at
@@ -127,11 +127,11 @@ class Steering(ModelHubMixin):
         """Make this Steering part of `model` at one strength, until `.undo()` or the end of a `with` block.
 
         strength: one number, `default_strength` unless given.
-        branch: as in `apply`. What is fused steers all rows, so a pipeline takes "both" alone; a language model steers
-        both in `generate(guidance_scale=...)` whatever is given.
-        A constant regulator's affine map goes into the weights of the linear layers behind its site, where that is
-        exact up to one rounding of the weights, and then costs nothing; every other site's module steers by itself.
-        `.report()` says which is which, and why. Nothing is recorded. A state dict has what is in the weights only.
+        branch: as in `apply`. A fused Steering steers all rows, so a pipeline accepts only "both"; a language model
+        steers both in `generate(guidance_scale=...)` in any case. A constant regulator's affine map goes into the
+        weights of the linear layers at its site, where that is exact up to one rounding of the weights, and then costs
+        nothing; every other site's module steers by itself. `.report()` says which is which, and why. Nothing is
+        recorded. A state dict has what is in the weights only.
         Raises StrengthError unless given one number, OptionError for regulators that read token positions or a branch
         of a pipeline, and as `apply`.
         """
@@ -152,9 +152,9 @@ class Steering(ModelHubMixin):
     ) -> Ported:
         """Return whether the regulators still tell source from control on a relative of the model, in one pass.
 
-        source, control: as in `dsas.fit`, at least 4 each, better others than those it was fitted on. least: AUROC in
-        [0, 1] from which a site holds. reading: its batch_size and max_tokens; the default when not given. What is
-        returned holds a verdict, a line per steered site, and the Steering with its weights on this model.
+        source, control: as in `dsas.fit`, at least 4 each, preferably not those it was fitted on. least: AUROC in [0,
+        1] from which a site holds. reading: for batch_size and max_tokens; the default when not given. The result has a
+        verdict, a line per steered site, and the Steering with its weights on this model.
         Raises TextsError, OptionError, ModelMismatchError.
         """
         subject = subject_of(model, tokenizer)
@@ -218,7 +218,7 @@ class Steering(ModelHubMixin):
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change whenever what this Steering does to a model would change.
 
-        The calibrated strength is not in them: what is done is told by digest and strength together.
+        The calibrated strength is not part of it: digest and strength together say what is done.
         """
         artifact = self._artifact()
         digest = hashlib.sha256(json.dumps(artifact.config["rules"], sort_keys=True).encode())
@@ -229,10 +229,10 @@ class Steering(ModelHubMixin):
     def described(
         self, what: str, *, model: str = "", licence: str = "", evidence: Sequence[str] = (), limits: Sequence[str] = ()
     ) -> "Steering":
-        """Return the same Steering with what its card cannot know by itself; what it does to a model is unchanged.
+        """Return the same Steering with a description for its card; what it does to a model is unchanged.
 
         what: what it does, in a sentence. model: OWNER/NAME on the hub. licence: by its short name, such as apache-2.0.
-        evidence, limits: a sentence each. Raises OptionError for a model or licence that is none.
+        evidence, limits: a sentence each. Raises OptionError for an invalid model or licence.
         """
         told = description(what, model, licence, evidence, limits)
         return Steering(self.rules, self.model, {**self.settings, KEY: told}, self.calibration)
@@ -254,7 +254,7 @@ class Steering(ModelHubMixin):
         return "\n".join([head, *lines])
 
     def rules_on(self, subject: Subject) -> list[Rule]:
-        """Return the rules at the sites' paths in a subject, which differ where others wrap the model or contain it.
+        """Return the rules at the sites' paths in a subject, which differ if it is wrapped or part of another.
 
         Raises ModelMismatchError; warns, saying what differs, of weights that are not those it was fitted on.
         """
@@ -265,7 +265,7 @@ class Steering(ModelHubMixin):
         rules = []
         for number, rule in enumerate(self.rules):
             line: JsonObject = {"site": asdict(rule.site)}
-            if rule.site.layout == "tokens":  # left out, so that digests are those of before pictures could be steered
+            if rule.site.layout == "tokens":  # omitted, so that older digests stay valid
                 del line["site"]["layout"]
             for part, method in (("transform", rule.transform), ("regulator", rule.regulator)):
                 line[part] = pack(method, f"{number}.{part}", tensors)
@@ -285,16 +285,16 @@ class Steering(ModelHubMixin):
             steering = cls(rules, ModelIdentity(**config["model"]), config["settings"], calibration)
             unused = sorted(set(tensors) - set(steering._artifact().tensors))
             if unused:
-                raise ArtifactError(f"{TENSORS} holds what no rule has: {', '.join(unused):.80}")
+                raise ArtifactError(f"{TENSORS} holds tensors of no rule: {', '.join(unused):.80}")
             if calibration is not None and calibration.steering != steering.digest():
-                raise ArtifactError("its calibration was found for another Steering; calibrate this one")
+                raise ArtifactError("its calibration was computed for another Steering; calibrate this one")
         except (ArtifactError, OptionError, SiteError, KeyError) as error:
             raise ArtifactError(f"{folder / CONFIG}: {error}") from error
         return steering
 
 
 def _said(rule: Rule) -> str:
-    """Return what a rule does, without where."""
+    """Return what a rule does, without its site."""
     weight = f", weight {rule.weight:.2f}" if rule.weight != 1 else ""
     accuracy = f", accuracy {rule.accuracy:.2f}" if rule.accuracy is not None else ""
     return f"{rule.transform!r} x {rule.regulator!r}{weight}{accuracy}"

@@ -1,7 +1,7 @@
-"""Stored fields: what the config of a Steering says, held against what it may say before anything is made of it.
+"""Stored fields: the config of a Steering is checked against what it may say before anything is built from it.
 
-Anybody can write a config with right digests, so nothing in it is taken on trust: names, types, ranges, the shapes of
-tensors against each other, and that all of them are used.
+Anybody can write a config with correct digests, so nothing in it is trusted: names, types, ranges and the shapes of
+tensors are checked, and that all tensors are used.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from dsas.steering.calibration_record import Calibration, Spent
 from dsas.steering.serialization import unpack
 from dsas.transforms import TRANSFORMS
 
-DEPTH = 32  # of lists and objects in one another
+DEPTH = 32  # depth of nested lists and objects
 
 
 class _Line(NamedTuple):
@@ -43,14 +43,14 @@ class _Config(NamedTuple):
 
 
 def check_config(config: Json) -> None:
-    """Raise ArtifactError, naming the field, for a config that no Steering was written with, but for its rules."""
+    """Raise ArtifactError, naming the field, for a config that no Steering has written; rules are checked later."""
     check_depth(config)
     check_fields(_Config, config, "it", optional=("calibration",))
     check_fields(ModelIdentity, config["model"], "model", optional=("family", "decoder", "wrapped", "part", "sketch"))
     if (stored := config.get("calibration")) is not None:
-        own = ("format", "strength")  # which `Calibration.from_dict` reads
-        fields = {name: one for name, one in stored.items() if name not in own}
-        check_fields(Calibration, fields, "calibration", optional=("strength", "before"))
+        # `Calibration.from_dict` reads the format, and which value the strength has.
+        fields = {name: 1.0 if name == "strength" else one for name, one in stored.items() if name != "format"}
+        check_fields(Calibration, fields, "calibration", optional=("before",))
         for number, budget in enumerate(stored["budgets"]):
             check_fields(Spent, budget, f"calibration.budgets.{number}", optional=("sure",))
             for interval in (budget["held_out"], *budget["by_kind"].values()):

@@ -1,4 +1,4 @@
-"""Subject words: prompts, positions and pictures for Steerings of pipelines, texts for those of language models."""
+"""Subject words: "prompts", "positions" and "pictures" for Steerings of pipelines, "texts" for language models."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ def subject_name(model: ModelIdentity, settings: Mapping[str, Json]) -> str:
 
 
 def told_settings(model: ModelIdentity, settings: Mapping[str, Json]) -> JsonObject:
-    """Return settings as they are shown: what a pipeline was fitted on are prompts, and pictures or their positions."""
+    """Return settings for display: a pipeline was fitted on prompts, and on pictures or their positions."""
     if not draws(model, settings):
         return dict(settings)
     reading = settings.get("reading")

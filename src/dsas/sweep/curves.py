@@ -1,16 +1,16 @@
-"""Curves: what held-out source and control texts lose under each series of a sweep, for its selectivity.
+"""Curves: how much log-probability held-out source and control texts lose under each series of a sweep.
 
 Source texts are those of the report's part, control texts its kinds of neutral text. Each series gets strengths of its
-own around the stated damage (`dsas.evaluation.loss_curve.ladder`), measured as jobs of the sweep: kept, found again,
-and spread over its workers, all series side by side. Beside each series stands what it is compared with: the series of
-the same transform with the constant regulator, or, where there is none, the same Steering with that regulator.
+own around the stated damage (`dsas.evaluation.loss_curve.ladder`), measured as jobs of the sweep: stored, found again,
+and spread over its workers, all series in parallel. Each series is compared with the series of the same transform with
+the constant regulator or, if there is none, with the same Steering with that regulator.
 
-They are kept in `curves.json`:
+They are stored in `curves.json`:
 
     {"damage": 0.02, "against": {"caa + logistic": "caa + constant"},
      "curves": {"caa + logistic": [{"strength": 0.1, "source": [0.3], "control": {"web": [0.01]}}]}}
 
-with what each text loses, in nats per token; without source texts there are no curves.
+with the loss of each text, in nats per token; without source texts there are no curves.
 """
 
 import json
@@ -30,11 +30,11 @@ from dsas.steering.steering import Steering
 
 CURVES = "curves.json"
 CONSTANT = "constant"
-Read = Callable[[Sequence[tuple[Steering | None, float]]], Sequence[Foreign]]  # what `losses` jobs give, in order
+Read = Callable[[Sequence[tuple[Steering | None, float]]], Sequence[Foreign]]  # results of `losses` jobs, in order
 
 
 class Start(NamedTuple):
-    """A series by name, with the names of what it is made of, and the strength to begin with, > 0."""
+    """A series by name, with the names of its transform and regulator, and the first strength, > 0."""
 
     name: str
     steering: Steering
@@ -44,9 +44,9 @@ class Start(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What was measured: a curve for each series and each Steering that one is compared with, and with which each is.
+    """The curve of each series and of each Steering that one is compared with, and the pairs that are compared.
 
-    damage: nats per token that control texts lose at the stated point. against: by series, the name of a curve.
+    damage: stated damage to control texts, in nats per token. against: by series, the name of the other curve.
     """
 
     damage: float = DAMAGE
@@ -75,7 +75,7 @@ class Curves(NamedTuple):
 
 
 def measure_curves(read: Read, series: Sequence[Start]) -> Curves:
-    """Measure the curve of every series, and of what it is compared with; read: gives losses of Steerings at strengths.
+    """Measure the curves of every series and of what it is compared with; read: returns losses at strengths.
 
     Raises OptionError for a Steering under which the model breaks down at every strength.
     """
@@ -111,7 +111,7 @@ def measure_curves(read: Read, series: Sequence[Start]) -> Curves:
 
 
 def read_curves(path: str | Path) -> Curves:
-    """Read a curves.json; where there is none, nothing was measured. Raises TextsError for anything else."""
+    """Read a curves.json; a missing file means that nothing was measured. Raises TextsError for anything else."""
     path = Path(path)
     if not path.is_file():
         return Curves()

@@ -1,16 +1,16 @@
-"""Front: which points of cost and toxic share nothing beats on both, how much they gain, and which front is better.
+"""Front: which points no other beats in both cost and toxic share, how much they gain, and which front is better.
 
-A point weakly dominates another when it is no worse in both, and dominates it when it is better in one besides.
+A point weakly dominates another when it is no worse in both, and dominates it when it is also better in one.
 Rows are draws of a bootstrap (or one), points are the strengths of a series.
 
     hypervolume = area dominated by the front, inside ideal <= cost <= reference, 0 <= toxic share <= worst,
                   over the area of that box
 
-so 1 is a model that is never toxic at no cost, and 0 one that gains nothing over the unsteered model, which lies in the
-corner (ideal, worst) and so belongs to every front. What costs less than ideal counts as ideal; what costs the
-reference or more counts nothing. With no toxicity to remove (worst = 0) the hypervolume is 0.
+so 1 is a model that is never toxic, at no cost, and 0 one that gains nothing over the unsteered model, which is the
+corner (ideal, worst) and so belongs to every front. A cost below ideal counts as ideal; points that cost the reference
+or more do not count. With no toxicity to remove (worst = 0) the hypervolume is 0.
 
-Limitations: two objectives.
+Limitations: two objectives only.
 
 Source: Zitzler and Thiele 1999 (hypervolume); Zitzler et al. 2003 (the relations between fronts).
 """
@@ -39,7 +39,7 @@ class Front(NamedTuple):
 
 
 def non_dominated(front: Front) -> Bool[np.ndarray, "row point"]:
-    """Return which points no other point of their row dominates; of equal points all stay."""
+    """Return which points no other point of their row dominates; equal points all stay."""
     return np.logical_not(_dominated(front, front).any(axis=1))
 
 
@@ -54,7 +54,7 @@ def hypervolume(front: Front, box: Cost, *, worst: Float[np.ndarray, " row"]) ->
 
 
 def front_dominates(front: Front, other: Front, box: Cost) -> Bool[np.ndarray, " row"]:
-    """Return in which rows `front` weakly dominates every point of the other front, and dominates one.
+    """Return in which rows `front` weakly dominates every point of the other front, and dominates one of them.
 
     Points of `other` that cost the reference or more do not count.
     """

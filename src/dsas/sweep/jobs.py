@@ -1,6 +1,6 @@
-"""Jobs: the pieces that a sweep is made of, each measured by itself, in any process, in any order.
+"""Jobs: the pieces of a sweep, each measured by itself, in any process, in any order.
 
-| task | asks | gives |
+| task | needs | returns |
 |---|---|---|
 | generate | one Steering, one strength, one seed, one batch of the prompts | number and continuation of each prompt |
 | losses | one Steering, one strength, one part of the texts | per text its log-loss, and of how many tokens |
@@ -8,11 +8,11 @@
 | score | texts | for each scorer one probability per text, 0 where the text is empty |
 | judge | a continuation of every prompt | for each of them nats per token under another model |
 
-A job says all that its result depends on, so a result that is kept under it (see `dsas.files.results`) never has to be
-computed again, whoever computed it. What a job gives is plain JSON.
+A job holds all that its result depends on, so a stored result (see `dsas.files.results`) never has to be computed
+again, by any process. The result of a job is plain JSON.
 
-Limitations: several strengths are not sampled in one batch, since a batch's rows share their random numbers and a cell
-would depend on the cells beside it.
+Limitations: several strengths are not sampled in one batch, because a batch's rows share their random numbers and a
+cell would depend on its neighbours.
 """
 
 import math
@@ -48,7 +48,7 @@ PACKAGED: dict[str, Callable[[], Scorer]] = {
     "profanity-check": ProfanityCheck,
     "character-grams": CharacterGrams,
 }
-VERSION = 2  # of the jobs' results: raise it when a measure changes its meaning
+VERSION = 2  # version of the jobs' results: raise it when a measure changes its meaning
 
 
 class Part(NamedTuple):
@@ -69,7 +69,7 @@ class Setup(NamedTuple):
 
     model: folder or id, loaded by each worker; fingerprint: fingerprint of its weights. threads: torch's threads in
     every worker.
-    prompts: to continue. parts: what is read, by name. scorers: names as `scorer_of` takes them.
+    prompts: to continue. parts: texts to read, by name. scorers: names for `scorer_of`.
     judge: folder or id of the model that judges the continuations, or "" for none.
     """
 
@@ -100,7 +100,7 @@ class Job(NamedTuple):
     texts: tuple[str, ...] = ()
 
     def depends(self, setup: Setup) -> list[Foreign]:
-        """Return all that the result depends on, JSON-ready."""
+        """Return everything that the result depends on, JSON-ready."""
         digest = self.steering.digest() if self.steering else ""
         model = [setup.fingerprint, setup.precision, digest, self.strength]
         part = setup.parts.get(self.part, Part())
@@ -119,7 +119,7 @@ def _json(contents: Sequence[Content]) -> list[Foreign]:
 
 
 class Worker:
-    """Runs jobs, one after another; loads each model when the first job that needs it comes, and keeps it."""
+    """Runs jobs, one after another; each model is loaded for the first job that needs it, and kept."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -148,7 +148,7 @@ class Worker:
     def _losses(self, job: Job) -> dict[str, Foreign]:
         part = self._setup.parts[job.part]
         sets = [part.source, *part.perplexity.values()]
-        with self._steered(job):  # all together, since batches of texts as long as one another pad less
+        with self._steered(job):  # all together, because batches of texts of similar length need less padding
             found = perplexity(*self._loaded(self._setup.model), [text for texts in sets for text in texts])
         ends = np.cumsum([len(texts) for texts in sets])[:-1]
         pairs = zip(np.split(found.losses, ends), np.split(found.tokens, ends), strict=True)
@@ -175,7 +175,7 @@ class Worker:
         if not self._scorers:
             self._scorers = [scorer_of(name, device=self._setup.device) for name in self._setup.scorers]
         said = [place for place, text in enumerate(job.texts) if text.strip()]
-        scores = {name: [0.0] * len(job.texts) for name in self._setup.scorers}  # saying nothing is not toxic
+        scores = {name: [0.0] * len(job.texts) for name in self._setup.scorers}  # an empty text is not toxic
         for scorer, found in zip(self._scorers, scores.values(), strict=True):
             for place, score in zip(said, scorer([job.texts[place] for place in said]) if said else (), strict=True):
                 found[place] = float(score)
@@ -187,7 +187,7 @@ class Worker:
 
 
 def scorer_of(name: str, *, device: str = "auto") -> Scorer:
-    """Return a packaged scorer by name, or a transformers classifier by id or folder, followed by @label if need be.
+    """Return a packaged scorer by name, or a transformers classifier by id or folder, with @label if needed.
 
     Raises OptionError for a name that is neither.
     """
@@ -198,4 +198,4 @@ def scorer_of(name: str, *, device: str = "auto") -> Scorer:
         return TextClassifier(model or name, label=label if model else None, device=device)
     except OptionError as error:
         near, reason = closest(name, PACKAGED), str(error).splitlines()[0]
-        raise OptionError(f"no scorer {name!r}, of the packaged ones closest to it: {near}; {reason}") from error
+        raise OptionError(f"no scorer {name!r}; closest packaged ones: {near}; {reason}") from error

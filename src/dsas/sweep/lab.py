@@ -1,4 +1,4 @@
-"""Lab: where jobs are done, by any number of workers, and their results kept and found again."""
+"""Lab: runs jobs with any number of workers, and stores their results."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ JOBS = "jobs"
 
 @contextmanager
 def open_lab(out: Path, setup: Setup, spread: Spread, *, progress: bool) -> Iterator["Lab"]:
-    """Give a lab that keeps its results in the folder `jobs` of `out`; its workers end with it.
+    """Give a lab that stores its results in the folder `jobs` of `out`; its workers end with it.
 
     Raises what `workers_of` raises.
     """
@@ -29,14 +29,14 @@ def open_lab(out: Path, setup: Setup, spread: Spread, *, progress: bool) -> Iter
 
 @final
 class Lab:
-    """Runs jobs whose results are not yet there, and reads back those that are."""
+    """Runs jobs without stored results, and reads the results of the others."""
 
     def __init__(self, out: Path, setup: Setup, workers: Workers, progress: bool) -> None:
         self.setup = setup
         self._results, self._workers, self._progress = Results(out / JOBS), workers, progress
 
     def run(self, jobs: Sequence[Job], what: str) -> list[Foreign]:
-        """Return the results of `jobs`, in their order; each is kept as soon as it is there."""
+        """Return the results of `jobs`, in their order; each is stored as soon as it is done."""
         known = {place: found for place, job in enumerate(jobs) if (found := self.found(job)) is not None}
         missing = [place for place in range(len(jobs)) if place not in known]
         with progress_bar(self._progress) as bar:
@@ -57,7 +57,7 @@ class Lab:
         return [Job("generate", steering, strength, seed=seed, batch=batch) for batch in batches]
 
     def texts(self, steering: Steering | None, strength: float, seed: int) -> tuple[str, ...]:
-        """Return the continuations in the order of the prompts; none before all of their jobs have been run."""
+        """Return the continuations in the order of the prompts; none before all of their jobs have run."""
         parts = [self.found(job) for job in self.generations(steering, strength, seed)]
         if None in parts:
             return ()

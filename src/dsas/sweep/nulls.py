@@ -1,15 +1,16 @@
-"""Nulls: what a push of the same size does that has nothing to do with the behaviour, to set beside a Steering.
+"""Nulls: edits of the same size in directions unrelated to the behaviour, to compare a Steering with.
 
-    random direction    at every site, a vector drawn evenly from all directions, with the regulator as it is
-    turned round        at every site, the vector the other way, with the regulator as it is
+    random direction    at every site, a vector drawn uniformly from all directions, with the same regulator
+    turned round        at every site, the opposite vector, with the same regulator
 
 Both are scaled by one factor, so that on the given texts, at the given strength, the KL divergence from the unsteered
-model is that of the Steering. What the Steering does more than its nulls is due to its direction; what it does as they
-do, any push of that size does. For small strengths KL grows with the square of the strength for all three, so they stay
-matched along a sweep; the report's column of KL says how well.
+model is that of the Steering. What the Steering does more than its nulls is due to its direction; what they do as well,
+any edit of that size does. For small strengths KL grows with the square of the strength for all three, so they stay
+matched along a sweep; the KL column of the report shows how well.
 
-Limitations: Steerings that add vectors only. Each site's direction is drawn for itself, so a random push does not build
-up over the layers as a fitted one does; the factor makes up for it. One draw is one draw: another seed gives another.
+Limitations: only for Steerings that add vectors. Each site's direction is drawn separately, so random edits do not
+accumulate over the layers as fitted ones do; the factor compensates for this. It is a single draw: another seed gives
+another.
 
 Source: matched nulls of arXiv 2608.24335 and 2608.02957.
 """
@@ -29,8 +30,8 @@ from dsas.steering.steering import Steering
 from dsas.transforms.addition import Addition
 from dsas.transforms.affine import Translation
 
-TOLERANCE = 0.02  # of KL, in parts of it
-FAR = 0.2  # of KL, beyond which a null is no match
+TOLERANCE = 0.02  # relative tolerance on KL
+FAR = 0.2  # relative difference of KL beyond which a null is not matched
 ROUNDS = 8
 RANDOM, TURNED = "random direction", "turned round"
 
@@ -60,10 +61,10 @@ def matched_nulls(
 ) -> Nulls:
     """Return the nulls of a Steering at the KL divergence that it has on `texts` at `strength`.
 
-    Raises OptionError for a Steering that does more than add vectors, or moves nothing at that strength.
+    Raises OptionError for a Steering that does more than add vectors, or changes nothing at that strength.
     """
     if not adds_vectors(steering):
-        raise OptionError("nulls are of Steerings that add vectors, such as transform='caa': this one does more")
+        raise OptionError("nulls are only for Steerings that add vectors, such as transform='caa': this one does more")
 
     def moved(one: Steering) -> float:
         return divergence(model, tokenizer, texts, lambda: one.apply(model, strength, record=False)).mean
@@ -71,14 +72,14 @@ def matched_nulls(
     aim = moved(steering)
     if not aim > 0:
         raise OptionError(
-            f"at strength {strength:g} the Steering moves nothing on these texts: there is no KL to match"
+            f"at strength {strength:g} the Steering changes nothing on these texts: there is no KL to match"
         )
     made = {RANDOM: _random(steering, seed), TURNED: _named(-1.0 * steering, steering, TURNED)}
     return Nulls(aim, {name: _matched(name, null, moved, aim) for name, null in made.items()})
 
 
 def _matched(name: str, null: Steering, moved: Callable[[Steering], float], aim: float) -> Null:
-    """Return the null scaled to the KL divergence `aim`, as near as it comes; warns (DsasWarning) where it is far."""
+    """Return the null scaled to the KL divergence `aim`, as near as possible; warns (DsasWarning) if it is far."""
     low, high = 0.0, math.inf  # factors with less than `aim`, and with more
     factor, kl = 1.0, moved(null)
     best = Null(null, factor, kl)

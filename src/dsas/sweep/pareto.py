@@ -1,15 +1,15 @@
 """Pareto: which series of a sweep removes more toxicity at less cost, and how sure that is.
 
 A series is a curve over its strengths, so whole fronts are compared (see `front`), each time on the same draws of
-prompts, sentences and questions (see `resampling`): the front of a draw is that draw's own, its worst toxic share that
-of the draw's unsteered model.
+prompts, sentences and questions (see `resampling`): each draw has its own front, and its worst toxic share is that of
+the draw's unsteered model.
 
 Costs: the perplexity ratio of all tokens together (box from 1 to 1.5 x), the accuracy lost, in points (box from 0 to
-10), or how far pictures of control prompts moved (box from 0 to 30 of 255). What is called toxic here is, of pictures,
-what shows the concept.
+10), or how far pictures of control prompts moved (box from 0 to 30 of 255). For pictures, "toxic" here means showing
+the concept.
 
-Bootstrap intervals of a hypervolume, or of a least share, lean to the good side, since each draw takes its own luckiest
-points; differences between series measured at equally many strengths lean much less.
+Bootstrap intervals of a hypervolume, or of a least share, are biased to the good side, because each draw takes its own
+luckiest points; differences between series with equally many strengths are much less biased.
 
 Limitations: no correction for comparing many series; with 12 of them a few pairs differ by chance at 0.95.
 
@@ -31,7 +31,7 @@ PERPLEXITY_COST = Cost("perplexity ratio", 1.0, 1.5)
 ACCURACY_COST = Cost("accuracy lost", 0.0, 10.0)
 CHANGE_COST = Cost("change of control pictures", 0.0, 30.0)
 PERPLEXITY_BUDGET, ACCURACY_BUDGET, CHANGE_BUDGET = 1.05, 1.0, 5.0
-_MEASURED = {  # each cost with its measure and sign; the first one that is there is the main one
+_MEASURED = {  # each cost with its measure and sign; the first one measured is the main one
     CHANGE_COST: (CHANGE, 1),
     PERPLEXITY_COST: (PERPLEXITY_RATIO, 1),
     ACCURACY_COST: (ACCURACY_CHANGE, -1),
@@ -40,7 +40,7 @@ _ROUNDING = 1e-9  # points of accuracy are differences of shares: 1.000000000000
 
 
 class Comparison(NamedTuple):
-    """How one series stands to another.
+    """How one series compares with another.
 
     difference: the difference of their hypervolumes, `series` minus `other`. above: probability that it is > 0.
     dominates: probability that the front of `series` dominates that of `other`. Both probabilities are shares of the
@@ -122,11 +122,11 @@ def least_toxic(
     change: float = CHANGE_BUDGET,
     scorer: str = ENSEMBLE,
 ) -> list[LeastToxic]:
-    """Return for every series the least toxic share within a budget, chosen on the very samples that are reported.
+    """Return the least toxic share of every series within a budget, chosen on the samples that are reported.
 
-    So it is somewhat too good; each draw chooses anew. A strength chosen on tuning texts has no such flaw.
-    perplexity: largest ratio to unsteered. accuracy: most points lost. change: of control pictures, 0 to 255. What was
-    not measured is not asked for. Raises OptionError for a scorer that was not measured.
+    So it is somewhat optimistic; each draw chooses anew. A strength chosen on tuning texts has no such bias.
+    perplexity: largest ratio to unsteered. accuracy: most points lost. change: of control pictures, 0 to 255. Limits on
+    costs that were not measured are ignored. Raises OptionError for a scorer that was not measured.
     """
     budgets = {PERPLEXITY_COST: perplexity, ACCURACY_COST: accuracy, CHANGE_COST: change}
     kept = [cost_rows(drawn, cost) <= budgets[cost] + _ROUNDING for cost in costs_of(drawn)]

@@ -1,11 +1,11 @@
-"""Plan: what a sweep set out to measure, and how to do it again, from its sweep.json.
+"""Plan: what a sweep is to measure, and how to repeat it, from its sweep.json.
 
     {"model": "...", "prompts": ["..."], "command": "dsas pareto ...", "settings": {"seeds": 3},
      "series": [{"name": "caa + logistic", "transform": "caa", "regulator": "logistic", "chosen": 0.2}]}
 
-chosen: the strength that tuning texts gave, apart from all that samples.jsonl holds; null where none kept the budget.
+chosen: the strength chosen on the tuning texts, independent of samples.jsonl; null if none kept the budget.
 
-The Steerings themselves are not in it.
+It does not contain the Steerings themselves.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ class SeriesPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The whole sweep; prompts in the order in which samples number them."""
+    """The whole sweep; prompts are in the order in which samples number them."""
 
     model: str
     prompts: tuple[str, ...]

@@ -9,7 +9,7 @@ are paired. Row 0 of a table is what was measured (every item once), each furthe
 | toxic | ensemble (by the mean score of all scorers), or a scorer | share of texts with a score above 0.5 |
 | reduction | the same | 1 - toxic / toxic of the unsteered model |
 | perplexity ratio | of text, or mean over the kinds | exp(log-loss of all tokens together, per token, - unsteered) |
-| mean perplexity ratio | the same | mean over texts of their perplexity / the same unsteered, as the paper has it |
+| mean perplexity ratio | the same | mean over texts of their perplexity / the same unsteered, as in the paper |
 | kl | of text, or mean | nats |
 | change | of control prompt, or mean over the kinds | 0 to 255 |
 | accuracy change | of question, or mean | percentage points, above 0 is better |
@@ -17,10 +17,10 @@ are paired. Row 0 of a table is what was measured (every item once), each furthe
 | repetition | all | mean over texts, see `fluency` |
 | expected maximum toxicity | ensemble | mean over prompts of the largest score of its seeds |
 
-A draw without toxic unsteered texts has a reduction of 0 where nothing is toxic, and of minus infinity elsewhere. Of
-pictures, those are called toxic that show the concept.
+A draw without toxic unsteered texts has a reduction of 0 where nothing is toxic, and of minus infinity elsewhere.
+Pictures count as toxic if they show the concept.
 
-Limitations: models, seeds and fits are no sources of spread; one sweep has one of each.
+Limitations: the spread over models, seeds and fits is not included; a sweep has one of each.
 
 Source: Gehman et al. 2020 (expected maximum toxicity); Davison and Hinkley 1997, section 2.4.
 """
@@ -41,7 +41,7 @@ TOXIC, REDUCTION = "toxic", "reduction"
 PERPLEXITY_RATIO, ACCURACY_CHANGE = "perplexity ratio", "accuracy change"
 MEAN_PERPLEXITY_RATIO = "mean perplexity ratio"
 JUDGE_RATIO, REPETITION, MAXIMUM = "judge perplexity ratio", "repetition", "expected maximum toxicity"
-_HUGE = 1e100  # stands for infinity, since a weight of 0 must make it vanish
+_HUGE = 1e100  # stands for infinity, because a weight of 0 must make it vanish
 
 Rows = Float[np.ndarray, "row cell"]
 
@@ -74,7 +74,7 @@ class Resampled(NamedTuple):
 
 
 def resample(samples: Samples, *, resamples: int = 2000, seed: int = 0) -> Resampled:
-    """Draw prompts, sentences and questions again, and return what each draw says of every cell.
+    """Resample prompts, sentences and questions, and return the measures of every cell in each draw.
 
     Raises OptionError for `resamples` < 1.
     """
@@ -121,9 +121,9 @@ def _points(shares: Rows) -> Rows:
     return 100 * (shares - shares[:, :1])
 
 
-# measure, its values in a cell, what becomes of their means, and the number of its stream of random numbers: sentences
-# of a kind are drawn together for all that is measured on them. No stream is
-# that of a plain default_rng(seed), which may have made the data.
+# measure, its values in a cell, the function of their means, and the number of its stream of random numbers: sentences
+# of a kind are drawn together for all their measures. No stream is that of a plain default_rng(seed), which may have
+# made the data.
 _ByKind = tuple[str, Callable[[Cell], dict[str, np.ndarray]], Callable[[Rows], Rows], int]
 _BY_KIND: tuple[_ByKind, ...] = (
     (PERPLEXITY_RATIO, lambda cell: cell.losses, _exp_of_difference, 2),
@@ -139,7 +139,7 @@ def _weights(items: int, resamples: int, seed: Sequence[int]) -> Float[np.ndarra
 
 
 def _weighted(weights: Float[np.ndarray, "row item"], columns: Sequence[np.ndarray]) -> Rows:
-    """Return the weighted sums; column by column, so that equal columns give equal bits wherever they stand."""
+    """Return the weighted sums, column by column, so that equal columns give equal bits at any position."""
     return np.stack([weights @ np.minimum(column, _HUGE) for column in columns], axis=1)
 
 

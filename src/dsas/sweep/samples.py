@@ -1,23 +1,23 @@
-"""Samples: what a sweep measured, one JSON object a line, as arrays for every series and strength.
+"""Samples: what a sweep measured, one JSON object per line, as arrays for every series and strength.
 
     {"series": s, "strength": x, "seed": 0, "measure": "generation", "item": 12, "text": "...",
      "scores": {"tox-block": 0.01}, "judge": 3.2}
     {"series": s, "strength": x, "seed": null, "measure": "loss", "kind": "web", "item": 3, "value": 3.1, "tokens": 19}
     {"series": s, "strength": x, "seed": null, "measure": m, "kind": "web", "item": 3, "value": 0.02}
 
-with m one of kl, choice, change. loss: the text's log-loss in nats per token, over so many predicted tokens. judge:
-nats per token under an independent model, null where nobody judged or there is no text. The unsteered model is the
-series "unsteered" at strength 0; its kl and change are 0, whether they are there or not.
+with m one of kl, choice, change. loss: the text's log-loss in nats per token, over `tokens` predicted tokens. judge:
+nats per token under an independent model, null without a judge or a text. The unsteered model is the series "unsteered"
+at strength 0; its kl and change are 0, whether given or not.
 
-Of a pipeline the text of a generation is what a detector reads in the picture, a score is 1 where it sees the concept,
-and change is how far the picture of a control prompt moved, 0 to 255. "picture", where it is given, names a PNG file in
-the folder of the samples.
+For a pipeline, the text of a generation is what a detector reads in the picture, a score is 1 if it sees the concept,
+and change is how far the picture of a control prompt moved, 0 to 255. "picture", if given, names a PNG file in the
+folder of the samples.
 
 A cell (a series at a strength) is complete when it has all items that any cell has. Cells that a killed sweep left
-incomplete are left out, with a warning that names them; so is a last line that was cut off in the middle. A loss
-or kl that is null or not finite counts as infinite: the steered model broke down there.
+incomplete are skipped, with a warning that names them; so is a truncated last line. A loss or kl that is null or not
+finite counts as infinite: the steered model broke down there.
 
-Limitations: files are not compared, and a cell measured twice with other results is an error.
+Limitations: files are not compared, and a cell measured twice with different results is an error.
 """
 
 import json
@@ -38,7 +38,7 @@ from dsas.model.foreign import Foreign
 UNSTEERED = "unsteered"
 GENERATION, LOSS, KL, CHOICE, CHANGE = "generation", "loss", "kl", "choice", "change"
 _MEASURES = (GENERATION, LOSS, KL, CHOICE, CHANGE)
-_BEFORE = "perplexity"  # of each text, without its number of tokens
+_BEFORE = "perplexity"  # measures per text, without its number of tokens
 
 
 class Cell(NamedTuple):
@@ -65,7 +65,7 @@ class Samples(NamedTuple):
     """The complete cells, unsteered first, then series in the order of the file with rising strengths.
 
     prompts and seeds: their numbers, in the order of the arrays. left_out: a phrase for each incomplete cell. tokens:
-    over how many tokens each sentence's loss is, by kind of text.
+    number of tokens in each sentence's loss, by kind of text.
     """
 
     scorers: tuple[str, ...]
@@ -128,7 +128,7 @@ def read_samples(path: str | Path) -> Samples:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Give every line that is not blank, with its place; a last one that is cut off is left out with a warning."""
+    """Give every line that is not blank, with its place; a truncated last one is skipped with a warning."""
     if not path.is_file():
         siblings = [file.name for file in path.parent.glob("*.jsonl")]
         raise TextsError(f"{path}: no such file; closest in its folder: {closest(path.name, siblings)}")

@@ -1,11 +1,11 @@
-"""Testing: the laws, and tiny models to check them on, for the methods here and for those that others write.
+"""Testing: the laws, and tiny models to check them on, for the methods of dsas and for those of other authors.
 
     check_transform(MyTransform)
     check_regulator(MyRegulator)
     check_steering(steering, tiny_model("llama"), tiny_tokenizer())        # a composition, too; way="fuse", "install"
     check_pipeline(steering, tiny_pipeline("sd"), draw)                    # draw(pipeline, prompts, seeds) -> pictures
 
-Each raises LawBroken, an AssertionError whose message names the law. Not imported by `import dsas`.
+Each raises LawBroken, an AssertionError whose message names the law. It is not imported by `import dsas`.
 """
 
 from dsas.testing.drawings import check_pipeline

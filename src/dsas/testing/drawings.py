@@ -1,7 +1,7 @@
 """The laws as far as a Steering on an image pipeline can keep or break them: `check_pipeline`.
 
-Meant for the tiny pipelines of `dsas.testing.pipelines`: some twenty runs, and copies in other dtypes.
-Limitations: gradients (pipelines run without), and torch.compile.
+It is meant for the tiny pipelines of `dsas.testing.pipelines`: it takes some twenty runs, and copies in other dtypes.
+Limitations: gradients (pipelines run without them) and torch.compile are not checked.
 """
 
 import copy
@@ -30,13 +30,13 @@ Draw = Callable[[Any, Sequence[str], Sequence[int]], Tensor]
 
 
 class Run(NamedTuple):
-    """What one run drew: a picture or its latents for each prompt; and per site what was applied, by picture."""
+    """The result of one run: a picture or its latents per prompt, and what was applied, per site and picture."""
 
     pictures: Tensor
     maps: tuple[Tensor, ...]
 
     def of(self, row: int) -> "Run":
-        """Return what the run made of one prompt."""
+        """Return the run's result for one prompt."""
         return Run(self.pictures[row : row + 1], tuple(grid[row : row + 1] for grid in self.maps))
 
 
@@ -61,7 +61,7 @@ class _Bench(NamedTuple):
         return Run(pictures, tuple(grid for one in applied_of(acting) for grid in one.maps().strengths))
 
     def state(self) -> list[Foreign]:
-        """Return what steering must leave as it was: the modules, and what the pipeline keeps itself."""
+        """Return what steering must not change: the modules, and the pipeline's own attributes."""
         return [[state_of(part) for part in subject_of(self.pipeline).module.children()], sorted(vars(self.pipeline))]
 
 
@@ -69,10 +69,10 @@ def check_pipeline(steering: Steering | Composition, pipeline: Pipeline, draw: D
     """Raise AssertionError, naming the law, if a Steering breaks one of laws 1 to 6 on a diffusers pipeline.
 
     draw: called with the pipeline, prompts, and a seed for each; returns a tensor with a picture, or latents, for each,
-    which depends on nothing else. way: as in `check_steering`; fused, both branches of guidance are steered.
+    which depends on nothing else. way: as in `check_steering`; a fused Steering steers both branches of guidance.
     """
     bench = _Bench(Way(steering, way), pipeline, draw)
-    plain = bench.plain()  # in its first run transformers puts hooks of its own on text encoders
+    plain = bench.plain()  # in its first run transformers puts its own hooks on text encoders
     both = _check_identity(bench, plain)
     _check_rows(bench, both)
     _check_dtypes(bench)

@@ -22,7 +22,7 @@ DIFFERENCE = 1e-6
 
 
 class LawBroken(AssertionError):
-    """A law does not hold; the message names the law and what was seen."""
+    """A law does not hold; the message names the law and what was observed."""
 
 
 def require(law: int, holds: bool, seen: str) -> None:
@@ -49,7 +49,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = TOLERANCE) -> bool:
 
 
 def require_gradient(function: Callable[[Tensor], Tensor], at: Tensor, what: str) -> None:
-    """Require that the slope of `function` at `at` (float64) along a random direction is the one that differences give.
+    """Require that the slope of `function` at `at` (float64) along a random direction equals that from differences.
 
     A function that is flat almost everywhere, such as a threshold, has slope 0 and needs no gradient.
     """

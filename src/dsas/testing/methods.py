@@ -98,7 +98,7 @@ def _check_gradients(method: Fitted, t: Tensor, *forward_pass: ForwardPass) -> N
 
 
 def _with_buffer(method: Fitted, key: str, t: Tensor, *arguments: Given) -> Tensor:
-    """Return what `method` gives for t when its buffer `key` is the last of the arguments."""
+    """Return `method`'s values for t as a function of its buffer `key`, given as the last argument."""
     *forward_pass, value = arguments
     return functional_call(method, {key: value}, (t, *forward_pass))
 

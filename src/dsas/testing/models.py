@@ -1,7 +1,7 @@
 """Tiny random models and a tokenizer, built in code: no download, no file, the same on every machine of one kind.
 
-Each is a few layers of width 32 with seeded weights large enough that its answers depend on every token. They know
-nothing; they have the modules, hooks, caches and output types of the real families, which is what the laws are about.
+Each is a few layers of width 32 with seeded weights large enough that its answers depend on every token. They are
+untrained; they have the modules, hooks, caches and output types of the real families, which the laws are about.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ END = "<|end|>"
 _GROUPED = {"intermediate_size": 64, "num_key_value_heads": 2}
 _WIDE_HEADS = {**_GROUPED, "head_dim": 8}
 
-# What each family needs beyond the sizes above. A sliding window, where there is one, is longer than CONTEXT.
+# What each family needs beyond the sizes above. A sliding window, if any, is longer than CONTEXT.
 _OPTIONS: dict[str, JsonObject] = {
     "gemma2": {**_WIDE_HEADS, "sliding_window": 2 * CONTEXT},
     "gemma3": {**_WIDE_HEADS, "sliding_window": 2 * CONTEXT},
@@ -68,7 +68,7 @@ def tiny_model(family: str = "llama", *, seed: int = 0, layers: int = LAYERS, **
 
 
 def tiny_tokenizer() -> Foreign:
-    """Return a tokenizer with one token per byte, an end token, and, as many have it, no padding token."""
+    """Return a tokenizer with one token per byte, an end token and, like many, no padding token."""
     from tokenizers import Tokenizer
     from tokenizers.decoders import ByteLevel as Decoder
     from tokenizers.models import BPE

@@ -9,11 +9,11 @@ from typing import Any
 from dsas.files.json_values import JsonObject
 from dsas.model.foreign import Foreign
 
-WIDTH = 16  # of the text encoders
+WIDTH = 16  # width of the text encoders
 _SIZE: JsonObject = {"height": 16, "width": 16}
 _SHORT: JsonObject = {**_SIZE, "max_sequence_length": 16}
 _OUT: JsonObject = {"text_encoder_out_layers": (0, 1, 2)}
-# How each is called to draw two branches in two steps: what its own call needs besides prompts, steps and noise.
+# The arguments with which each draws two branches in two steps, besides prompts, steps and noise.
 NEWER_OPTIONS: dict[str, JsonObject] = {
     "flux2": {**_SHORT, **_OUT, "height": 32},
     "klein": {**_SHORT, **_OUT, "height": 32},
@@ -31,12 +31,12 @@ NEWER_OPTIONS: dict[str, JsonObject] = {
 
 
 def flow(diffusers: Foreign) -> Foreign:
-    """Return the scheduler of most of them."""
+    """Return the scheduler of most of these pipelines."""
     return diffusers.FlowMatchEulerDiscreteScheduler()
 
 
 def decoder(causal: bool = False) -> Foreign:
-    """Return a tiny decoder that stands for a text encoder."""
+    """Return a tiny decoder in place of a text encoder."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""Passes: what single rows of a steered model give, in all the ways in which a row can reach it."""
+"""Passes: the results for single rows of a steered model, in all the ways in which a row can reach it."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from dsas.testing.ways import Acting, Way, strengths_of
 
 
 class Pass(NamedTuple):
-    """What one row gave: logits (token, vocabulary) and applied strengths (site, token) of its real tokens."""
+    """The result for one row: logits (token, vocabulary) and applied strengths (site, token) of its real tokens."""
 
     logits: Tensor
     strengths: Tensor
@@ -32,13 +32,13 @@ def padded(ids: list[Tensor], side: str, padding: int) -> dict[str, Tensor]:
 
 
 def steered_rows(way: Way, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:
-    """Steer one pass over a batch, all of it prompt, and return what every row gave."""
+    """Steer one pass over a batch, all of it prompt, and return the result for every row."""
     with way.on(model, prompt_tokens=inputs["attention_mask"].sum(-1)) as acting:
         return read_rows(acting, model, inputs, use_cache=use_cache)
 
 
 def read_rows(acting: Acting, model: nn.Module, inputs: dict[str, Tensor], *, use_cache: bool = False) -> list[Pass]:
-    """Run one pass over a batch that is steered and return what every row gave."""
+    """Run one pass over a steered batch and return the result for every row."""
     logits = logits_of(
         model, inputs["input_ids"], use_cache=use_cache, **{k: v for k, v in inputs.items() if k != "input_ids"}
     )
@@ -62,7 +62,7 @@ def one_row(way: Way, model: nn.Module, ids: Tensor, *, chunk: int | None = None
 
 
 def require_same(found: list[Pass], alone: list[Pass], how: str) -> None:
-    """Require law 2: rows found in some way are those found alone."""
+    """Require law 2: the results for rows in some way equal those for the rows alone."""
     require(2, len(found) == len(alone), f"rows are missing {how}")
     for row, (one, other) in enumerate(zip(found, alone, strict=True)):
         require(2, close(one.strengths, other.strengths), f"row {row} gets other strengths {how} than alone")
@@ -70,7 +70,7 @@ def require_same(found: list[Pass], alone: list[Pass], how: str) -> None:
 
 
 def state_of(model: nn.Module) -> list[Foreign]:
-    """Return what steering must leave as it was: the modules, their classes, hooks and modes, and the parameters."""
+    """Return what steering must not change: the modules, their classes, hooks and modes, and the parameters."""
     modules = [
         (name, id(module), type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
         for name, module in model.named_modules()

@@ -22,9 +22,9 @@ _TEXT_WIDTH, _TOKENS, _LETTERS = 16, 16, "abcdefghijklmnopqrstuvwxyz ,.012345678
 def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Foreign:
     """Return a random pipeline of one of `PIPELINES` or `NEWER_PIPELINES`, in float32 and evaluation mode.
 
-    It has no progress bar. Pictures of `PIPELINES` are 16 x 16 by default (8 x 8 latents); `NEWER_OPTIONS` of
-    `dsas.testing.newer_pipelines` is how the others are called. The global random state is left as it was. Raises
-    OptionError for an unknown family, MissingExtraError without diffusers.
+    It has no progress bar. Pictures of `PIPELINES` are 16 x 16 by default (8 x 8 latents); the others are called with
+    `NEWER_OPTIONS` of `dsas.testing.newer_pipelines`. The global random state is left as it was. Raises OptionError for
+    an unknown family, MissingExtraError without diffusers.
     """
     builders = {"sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "pixart": _pixart}
     if family not in (*PIPELINES, *NEWER_PIPELINES):
@@ -35,7 +35,7 @@ def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Foreign:
     except ImportError as error:
         raise MissingExtraError("diffusers", "diffusion") from error
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of diffusers, about its own parts
+        warnings.simplefilter("ignore", FutureWarning)  # from diffusers, about its own parts
         torch.manual_seed(seed)
         pipeline = builders[family](diffusers) if family in builders else _newer(family, diffusers)
     for component in pipeline.components.values():
@@ -46,7 +46,7 @@ def tiny_pipeline(family: str = "sd", *, seed: int = 0) -> Foreign:
 
 
 class _Parts:
-    """What newer families are made of, too."""
+    """Parts that newer families also use."""
 
     def __init__(self) -> None:
         self.vae, self.clip, self.t5, self.letters, self.pipeline = _vae, _clip, _t5, _letters, tiny_pipeline
@@ -223,7 +223,7 @@ def _t5(width: int) -> Foreign:
 
 
 def _letters() -> Foreign:
-    """Return a tokenizer with one token a letter; number 0 ends and fills."""
+    """Return a tokenizer with one token per letter; number 0 is both end and padding."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split

@@ -1,4 +1,4 @@
-"""Sequences: what a row gives when the passes before it were not its own, or are taken back."""
+"""Sequences: the results for a row when earlier passes were not its own, or are taken back."""
 
 import copy
 
@@ -16,7 +16,7 @@ ALL = 10**6  # more tokens than any prompt here has
 def check_sequences(way: Way, model: Model, ids: list[Tensor], alone: list[Pass]) -> None:
     """Law 9: over a cached prefix and copies of it, with two caches in turn, after a cut: as the row alone.
 
-    ids, alone: rows, and what each gave alone, all of it prompt.
+    ids, alone: rows, and the result for each alone, all of it prompt.
     """
     place = max(range(len(ids)), key=lambda number: len(ids[number]))
     row, other, half, whole = ids[place], ids[place - 1], len(ids[place]) // 2, alone[place]

@@ -1,4 +1,4 @@
-"""Watch: sees what each site's module gives before it is steered and after, to tell whether it was written into."""
+"""Watch: observes the output of each site's module before and after steering, to see whether it was written into."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from dsas.testing.laws import require
 
 
 class Watch:
-    """Watches the sites of a model that nobody else uses, for it replaces their modules' `forward`."""
+    """Watches the sites of a model that is not used elsewhere, because it replaces their modules' `forward`."""
 
     def __init__(self, sites: list[Site], model: nn.Module) -> None:
-        """Note what the sites give from now on; of what a module takes, nothing is watched."""
+        """Watch the outputs of the sites from now on; inputs are not watched."""
         self._model = model
         self._sites = [site for site in dict.fromkeys(sites) if site.side == "output"]
         self._before: dict[Site, tuple[Tensor, Tensor]] = {}
@@ -31,7 +31,7 @@ class Watch:
             module.forward = watched  # type: ignore[method-assign]
 
     def look_after(self) -> None:
-        """Look at what the next module sees, too; to be called once steering is on."""
+        """Also watch the input of the next module; to be called once steering is on."""
         for site in self._sites:
 
             def look(_module: nn.Module, _args: Any, output: Given, _site: Site = site) -> None:

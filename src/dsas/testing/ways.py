@@ -1,4 +1,4 @@
-"""Ways: how a Steering, or a composition of several, comes to act on a model, so that each law is asked of each way.
+"""Ways: how a Steering, or a composition of several, can act on a model, so that each law is checked for each way.
 
 apply     inside a `with` block
 install   from `install` until `remove`
@@ -31,7 +31,7 @@ class Way:
     """One way in which a Steering or a composition acts."""
 
     def __init__(self, steering: Steering | Composition, kind: Kind = "apply") -> None:
-        """Keep both. Raises OptionError for an unknown kind, and for a composition that is to be fused."""
+        """Keep both. Raises OptionError for an unknown kind, and for fusing a composition."""
         if kind not in WAYS:
             raise OptionError(f"unknown way {kind!r}; closest: {closest(kind, WAYS)}")
         self.steering, self.is_fused = steering, kind == "fuse"
@@ -47,7 +47,7 @@ class Way:
 
     @contextmanager
     def on(self, model: Model, strength: Any = None, **options: Any) -> Iterator[Acting]:
-        """Let it act inside the block; options: as of `Steering.apply`; fusing takes none and steers all rows."""
+        """Let it act inside the block. options: those of `Steering.apply`; fusing takes none and steers all rows."""
         if isinstance(self.steering, Steering) and self.is_fused:
             with self.steering.fuse(model, strength, branch="both") as fused:
                 yield fused
@@ -62,15 +62,15 @@ class Way:
                 yield applied
 
     def by_row(self, strengths: Tensor) -> Foreign:
-        """Return strengths, one per row, as `on` takes them: each member gets them all."""
+        """Return strengths per row, as `on` takes them: each member gets them all."""
         return [strengths] * len(self.members) if isinstance(self.steering, Composition) else strengths
 
     def with_steering(self, steering: Steering | Composition) -> "Way":
-        """Return the same way of another Steering."""
+        """Return the same way for another Steering."""
         return Way(steering, self._kind)
 
     def stored(self) -> "Way":
-        """Return the same way of what comes back from files."""
+        """Return the same way for what is saved and loaded."""
         members = []
         for member in self.members:
             with TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ class Way:
 
 
 def applied_of(acting: Acting) -> list[Applied]:
-    """Return what tells what happened: one Applied for each member, none where it is fused."""
+    """Return one Applied per member, or none if it is fused."""
     if isinstance(acting, Fusion):
         return []
     return list(acting) if isinstance(acting, AppliedTogether) else [acting]

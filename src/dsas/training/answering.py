@@ -1,11 +1,11 @@
-"""Answering: what an objective draws from the unsteered model before training, in place of texts that were given.
+"""Answering: answers that an objective samples from the unsteered model before training, instead of given texts.
 
-Answers are drawn at temperature 0.7 and top-p 0.9. Those to a batch of questions are drawn together and kept in the
-checkpoint folder as soon as they are there, so that an interruption costs one batch.
+Answers are sampled at temperature 0.7 and top-p 0.9. Those to a batch of questions are sampled together and stored in
+the checkpoint folder at once, so an interruption loses at most one batch.
 
-Limitations: the rows of a batch share their random numbers, so another batch size gives other answers. Where a template
-lets a model think aloud, its thoughts are part of the answer; `Chat(arguments={"enable_thinking": False})` where there
-is such an argument.
+Limitations: the rows of a batch share their random numbers, so another batch size gives other answers. If a template
+lets a model think aloud, its thoughts are part of the answer; use `Chat(arguments={"enable_thinking": False})` if the
+template has such an argument.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,10 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 
 
 class Answering(NamedTuple):
-    """A model that answers. marks: what tells it from others. chat: options for conversations that have none.
+    """A model that answers. marks: what identifies it. chat: options for conversations that have none.
 
-    folder: where answers are kept, None for nowhere. batch_size: questions per call.
+    folder: where
+    answers are stored; None stores none. batch_size: questions per call.
     """
 
     model: Model

@@ -2,11 +2,11 @@
 
     rate(k)  =  rate * (floor + (1 - floor) (1 + cos(pi k / steps)) / 2)             then the proximal step
 
-Rates have no unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
-activations had been scaled to a root mean square of 1. Otherwise the rate that is right for one model is a thousand
-times too small for the offsets of another and too large for its regulators.
+Learning rates have no unit: an offset moves in units of its neuron's activations, and theta in one over them, as if the
+activations had been scaled to a root mean square of 1. Otherwise the right rate for one model would be a thousand times
+too small for the offsets of another and too large for its regulators.
 
-Source: LinEAS (arXiv 2503.10679) for cosine and proximal step; the units are ours.
+Source: LinEAS (arXiv 2503.10679) for cosine and proximal step; the units are new here.
 """
 
 import math
@@ -20,11 +20,11 @@ from dsas.runtime.rule import Rule
 from dsas.training.plan import Plan
 from dsas.training.proximal import shrink_line_
 
-EPS = 1e-15  # of Adam: gradients by large activations are small, and 1e-8 would hold them back
+EPS = 1e-15  # epsilon of Adam: gradients with large activations are small, and 1e-8 would dominate them
 
 
 class Descent:
-    """The optimiser of a plan at work on leaves, in units of the activations."""
+    """The optimiser of a plan, acting on leaves in units of the activations."""
 
     def __init__(self, rules: Sequence[Rule], leaves: dict[str, Tensor], sizes: Sequence[Tensor], plan: Plan) -> None:
         """Move the leaves of `rules`. sizes: root mean square of each neuron, (dim,) for each site."""
@@ -48,7 +48,7 @@ class Descent:
                 shrink_line_(rule.transform.get_buffer("slope"), rule.transform.get_buffer("offset"), own, tau)
 
     def share(self, number: int) -> float:
-        """Return the rates of step `number` over the first."""
+        """Return the rate of step `number`, divided by the first one."""
         floor = self._plan.optimiser.floor
         return floor + (1 - floor) * (1 + math.cos(math.pi * number / self._plan.steps)) / 2
 
@@ -63,9 +63,9 @@ class Descent:
         return torch.optim.Adam(groups, eps=EPS) if wanted.name == "adam" else torch.optim.SGD(groups)
 
     def _scales_of_leaves(self) -> dict[str, Tensor]:
-        """Return by name the factor that makes a step of the optimiser one in units of the activations.
+        """Return, by name, the factor that turns a step of the optimiser into one in units of the activations.
 
-        Adam takes steps of the rate whatever the unit; those of gradient descent come in the gradient's.
+        Adam's steps have the size of the rate in any unit; those of gradient descent are in the gradient's unit.
         """
         power = 1 if self._plan.optimiser.name == "adam" else 2
         units = {"transform.offset": power, "transform.vector": power, "regulator.theta": -power}

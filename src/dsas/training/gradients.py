@@ -1,4 +1,4 @@
-"""Gradients: `dsas.train`; texts, or prompts of a pipeline, in, and a learned Steering out."""
+"""Gradients: `dsas.train` takes texts, or prompts of a pipeline, and returns a learned Steering."""
 
 import hashlib
 import json
@@ -60,21 +60,21 @@ def train(
 ) -> Steering:
     """Learn a Steering for `model` by gradients through it; the model's weights neither change nor get gradients.
 
-    model: a language model, which goes with its tokenizer; or a diffusers pipeline, and gradients flow through all its
-    denoising steps, of which there should be few.
-    source, target, control: as in `dsas.fit`, at least 4 examples each, without spans; control may be left out where
-    nothing reads it. In conversations the answers are what is steered and kept, each given its prompt. For
+    model: a language model, with its tokenizer; or a diffusers pipeline, in which gradients flow through all denoising
+    steps, so there should be few.
+    source, target, control: as in `dsas.fit`, at least 4 examples each, without spans; control can be omitted if
+    nothing reads it. In conversations, only the answers are learned from and preserved, each given its prompt. For
     `dsas.Imitate` the source holds questions, 200 everyday ones when it is not given, and there is no target.
     objective: a name from `dsas.OBJECTIVES`, or an object such as `dsas.E2E(regulator_form="relu")`.
-    start: where regulators that are learned start: "fitted" in closed form or "scratch" (1/2 everywhere); the
-    transforms start at the identity. Or a Steering to continue from, at its sites and with the regulators that are not
-    learned; the objective says from which rules it can.
-    reading: `batch_size` is the size of a micro-batch: it sets memory and time, and leaves the gradient as it is. When
+    start: where learned regulators start: "fitted" in closed form or "scratch" (1/2 everywhere); transforms start at
+    the identity. Or a Steering to continue from, at its sites and with its regulators where they are not learned; the
+    objective says which rules it can start from.
+    reading: `batch_size` is the size of a micro-batch: it sets memory and time, and does not change the gradient. When
     not given, Reading(batch_size=32), or for a pipeline Drawing(steps=1).
     checkpoint: folder for log.csv, log.jsonl and the state to resume from. Ctrl-C ends training and keeps the best so
     far.
-    Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError. Warns where another Steering is at
-    work on the model, which is then learned on top of it.
+    Raises TextsError, SiteError, OptionError, ActivationError, MissingExtraError. Warns if another Steering is applied
+    to the model; the new one is then learned on top of it.
     """
     wanted = objective if isinstance(objective, Objective) else objective_named(objective, {})
     folder = Path(checkpoint) if checkpoint is not None else None
@@ -83,7 +83,7 @@ def train(
     subject = subject_of(model, tokenizer)
     examples = subject.examples(reading, training=True)
     if wanted.reads_logits:
-        examples.pad_token()  # refuses a subject that says nothing
+        examples.pad_token()  # raises for a subject without tokens
     chosen = asked.sites(subject, sites)
     steered = check_unsteered(subject.module, "training")
     with ranks_here(subject.module, distributed=running.distributed) as ranks:
@@ -96,13 +96,13 @@ def train(
         sets = check_sets(source, control, target, control_needed=wanted.needs_control, paired=wanted.paired)
         examples.check(sets)
         if sets.spans is not None:
-            raise OptionError("training learns from whole texts: leave the spans of the source out")
+            raise OptionError("training learns from whole texts: remove the spans of the source")
         run = Run(examples, chosen, sets.as_dict(), folder, running, ranks, tuple(steered))
         return _trained(asked, run, subject.identity)
 
 
 class _Asked(NamedTuple):
-    """What `train` was asked for, besides the model, its sites and its texts."""
+    """The arguments of `train` besides the model, its sites and its texts."""
 
     objective: Objective
     start: Start
@@ -152,7 +152,7 @@ class _Asked(NamedTuple):
         return found
 
     def settings(self, rules: list[Rule], learned: Learned, run: Run, split: dict[str, list[Content]]) -> JsonObject:
-        """Return what the Steering says of how it was made."""
+        """Return what the Steering's settings say about how it was made."""
         looks = [row for row in learned.rows if row.held_loss is not None and row.step == learned.best_step]
         return {
             "transform": rules[0].transform.name,
@@ -183,7 +183,7 @@ def _drawn(
     control: Sequence[Given],
     target: Sequence[Given] | None,
 ) -> tuple[list[Content], list[Content], list[Content]]:
-    """Return source, control and target as the model answers the source's questions, or everyday ones."""
+    """Return source, control and target from the model's answers to the source's questions, or to everyday ones."""
     if target is not None:
         raise OptionError(f"{objective.name} draws its target from the model itself: remove target=")
     found = objective.drawn(answering, source or everyday_questions(), control)
@@ -217,18 +217,18 @@ def _warn(learned: Learned, rules: list[Rule]) -> None:
     dead = learned.rows[-1].dead if learned.rows else 0
     if dead:
         warnings.warn(
-            f"the regulator is 0 on every source token at {dead} of {len(rules)} sites: nothing is steered there; a "
-            "smaller control_weight or regulator_rate keeps it alive", DsasWarning, stacklevel=4,
+            f"the regulator is 0 on every source token at {dead} of {len(rules)} sites: nothing is steered there; "
+            "a smaller control_weight or regulator_rate prevents this", DsasWarning, stacklevel=4,
         )  # fmt: skip
     said = {
-        "interrupted": f"interrupted after {learned.steps} steps: this is the best so far, of step {learned.best_step}",
-        "diverged": f"the loss is no number after {learned.steps} steps: this is the best before it, of step "
-        f"{learned.best_step}; lower the rates",
+        "interrupted": f"interrupted after {learned.steps} steps: this is the best so far (step {learned.best_step})",
+        "diverged": f"the loss is not finite after {learned.steps} steps: this is the best before it "
+        f"(step {learned.best_step}); lower the rates",
     }
     if learned.stopped in said:
         warnings.warn(said[learned.stopped], DsasWarning, stacklevel=4)
     elif learned.best_step == 0:
         warnings.warn(
-            "no step had a lower loss on held-out texts than the start, so what is returned is the start; a smaller "
-            "control_weight or lower rates let it move", DsasWarning, stacklevel=4,
+            "no step had a lower loss on held-out texts than the start, so the start is returned; try a "
+            "smaller control_weight or lower rates", DsasWarning, stacklevel=4,
         )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Learner: what the loop asks of whoever learns rules: gradients, steps, looks, and a state to resume from.
+"""Learner: what the loop needs in order to learn rules: gradients, steps, evaluations, and a state to resume from.
 
     each step:  gradient of the loss  ->  optimiser  ->  proximal step, tau = sparsity x rate
 
-What the loss is, a subclass says: `dsas.training.trainer` compares activations at the sites,
-`dsas.training.next_tokens` what the model would say.
+Subclasses define the loss: `dsas.training.trainer` compares activations at the sites, `dsas.training.next_tokens` the
+distributions of next tokens.
 """
 
 import math
@@ -40,11 +40,11 @@ class Gradient(NamedTuple):
 
 
 class Learner(ABC):
-    """Learns the leaves of `rules`, in place; the model is as it was once the learner is closed.
+    """Learns the leaves of `rules`, in place; closing the learner restores the model.
 
-    Contract: a subclass says what the loss is by `gradient` and `look`. It runs the model by `passes`, whose steered
+    Contract: a subclass defines the loss in `gradient` and `look`. It runs the model through `passes`, whose steered
     activations carry gradients to the leaves, and clears old gradients with `descent.optimiser.zero_grad`. Ranks that
-    train together share the batches: it runs those of `ranks.local`, and adds up by `with_others`.
+    train together share the batches: it runs those of `ranks.local`, and sums with `with_others`.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Learner(ABC):
 
     @abstractmethod
     def look(self) -> dict[str, float]:
-        """Return columns of the log (fields of `Row`) about the held-out texts; one is `held_loss`."""
+        """Return columns of the log (fields of `Row`) on the held-out texts, including `held_loss`."""
 
     @final
     def close(self) -> None:
-        """Take the hooks off and give the model's weights their flags back."""
+        """Take the hooks off and restore requires_grad of the model's weights."""
         self.passes.__exit__()
 
     @final
     def step(self, number: int) -> Row:
-        """Take step `number`, from 0, and return what it began from; the held-out columns are empty.
+        """Take step `number`, from 0, and return its line of the log; the held-out columns are empty.
 
         Raises OptionError when a regulator is 0 on every source token before anything was learned.
         """
@@ -93,13 +93,13 @@ class Learner(ABC):
 
     @final
     def row(self, number: int) -> Row:
-        """Return the line of step `number` without a loss, as before the step is taken or when it cannot be."""
+        """Return the line of step `number` without a loss, for before the step or when it cannot be taken."""
         rate = self.descent.share(number) * self.plan.optimiser.rate
         return Row(number, None, None, None, support(self.rules), 0, rate, 0.0)
 
     @final
     def state(self) -> dict[str, Tensor]:
-        """Return copies of all that a later step depends on: parameters and what the optimiser remembers."""
+        """Return copies of all that a later step depends on: parameters and the optimiser's state."""
         found = {f"leaf {name}": value.detach().clone() for name, value in self.leaves.items()}
         for name, value in self.leaves.items():
             for key, kept in self.descent.optimiser.state.get(value, {}).items():
@@ -108,7 +108,7 @@ class Learner(ABC):
 
     @final
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state` returned."""
+        """Restore what `state` returned."""
         with torch.no_grad():
             for name, value in self.leaves.items():
                 value.copy_(state[f"leaf {name}"])

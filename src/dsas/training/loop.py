@@ -1,8 +1,8 @@
 """Loop: step after step, with bars, log, checkpoint, early stopping and a Ctrl-C that keeps the best.
 
-What a later step depends on is copied after every whole step; whatever happens in the middle of one, that copy is what
-is written and what training resumes from, so a resumed training ends in the same bits as one that was never cut.
-With several ranks the first keeps files and shows progress; all resume from its state and stop after the same step.
+Everything that a later step depends on is copied after every whole step. Whatever happens during a step, that copy is
+written and resumed from, so a resumed training gives the same bits as one that was never interrupted. With several
+ranks, the first one writes files and shows progress; all resume from its state and stop after the same step.
 """
 
 import time
@@ -20,7 +20,7 @@ Stopped = Literal["finished", "early", "interrupted", "diverged"]
 
 
 class Learned(NamedTuple):
-    """The best parameters by name, what was logged, and why training ended after how many steps."""
+    """The best parameters by name, the log, the number of steps, and why training ended."""
 
     values: dict[str, Tensor]
     rows: tuple[Row, ...]
@@ -32,7 +32,7 @@ class Learned(NamedTuple):
 def learn(trainer: Learner, *, file: Path | None = None, log: Log | None = None, progress: bool = True) -> Learned:
     """Train to the end of the plan, or until the held-out loss no longer falls, or Ctrl-C; return the best parameters.
 
-    file: where the state is kept, to resume from. With no held-out part the best parameters are the last.
+    file: where the state is stored, to resume from. Without a held-out part, the best parameters are the last.
     """
     log = log or Log(None)
     keeper = _Keeper(trainer, file)
@@ -57,7 +57,7 @@ def learn(trainer: Learner, *, file: Path | None = None, log: Log | None = None,
 
 
 class _Keeper:
-    """Holds the state after the last whole step; a context manager that writes it out on leaving."""
+    """Holds the state after the last whole step; a context manager that writes it when it is left."""
 
     def __init__(self, trainer: Learner, file: Path | None) -> None:
         self._trainer, self._written = trainer, time.monotonic()
@@ -67,7 +67,7 @@ class _Keeper:
         trainer.restore(self.state.now)
 
     def advance(self) -> None:
-        """Take one step, or, after the last, one last look."""
+        """Take one step or, after the last one, a final evaluation."""
         trainer, (course, _, best) = self._trainer, self.state
         number, last = course.done, course.done == trainer.plan.steps
         found = trainer.look() if self._looks(number) else {}

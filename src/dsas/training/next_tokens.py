@@ -1,9 +1,9 @@
-"""Next tokens: what objectives share that look at what the model would say instead of at its activations.
+"""Next tokens: the common part of objectives that compare the model's next tokens instead of its activations.
 
     divergence  =  sum over tokens of KL(p || p')              p and p': distributions of the next token; in nats
 
-The distributions of the unsteered model are computed anew in every step, since over the vocabulary they would fill the
-memory. Micro-batches give sums over tokens, so that their gradients add up to that of the whole step.
+The distributions of the unsteered model are computed anew in every step, because over the whole vocabulary they would
+fill the memory. Micro-batches return sums over tokens, so that their gradients add up to that of the whole step.
 """
 
 from abc import abstractmethod
@@ -26,10 +26,10 @@ from dsas.training.ranks import ALONE, Ranks
 
 
 class PairData(NamedTuple):
-    """What is learned from.
+    """The data to learn from.
 
     pairs: pairs of rows, as the objective makes them. target: pooled target activations of each rule, (sample, dim),
-    for their size alone. pad: any token number. batch_size: texts per pass.
+    used for their size alone. pad: any token number. batch_size: texts per pass.
     """
 
     pairs: Sequence[Foreign]
@@ -42,7 +42,7 @@ class PairData(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """What a step takes: pairs, and as many control texts, in the order of a seed; and the weight of control, >= 0."""
+    """The number of pairs, and of control texts, per step; the seed of their order; and the weight of control, >= 0."""
 
     pairs: int
     control_weight: float
@@ -50,9 +50,9 @@ class StepOptions(NamedTuple):
 
 
 class PairsLearner(Learner):
-    """Learns from pairs, some in each step, and holds what is said of control.
+    """Learns from pairs, some in each step, and preserves the next tokens of control texts.
 
-    Contract: a subclass is final and says by `terms` what is made small for the pairs' sake.
+    Contract: a subclass is final and defines in `terms` what is minimised over the pairs.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PairsLearner(Learner):
 
     @abstractmethod
     def terms(self, pairs: Sequence[Foreign]) -> Iterator[tuple[Tensor, list[Seen]]]:
-        """Yield the share of each of this rank's micro-batches in the term; the pass is run when it is asked for."""
+        """Yield the share of each of this rank's micro-batches in the term; each pass runs on demand."""
 
     @final
     def gradient(self, number: int = 0) -> Gradient:
@@ -128,12 +128,12 @@ def placed(batch: Batch, flags: Sequence[Sequence[bool]]) -> Bool[Tensor, "row t
 def divergence(
     after: Float[Tensor, "token vocabulary"], before: Float[Tensor, "token vocabulary"]
 ) -> Float[Tensor, ""]:
-    """Return KL(before || after) of logits, summed over tokens, in float32 or better; computed again going back."""
+    """Return KL(before || after) of logits, summed over tokens, in float32 or better; recomputed going backward."""
     return cheaply(_divergence, after, before)
 
 
 def turn(items: Sequence[Foreign], number: int, count: int, seed: int) -> list[Foreign]:
-    """Return what comes at step `number`, `count` at a time: all in turn, in another order each time round."""
+    """Return the items of step `number`, `count` at a time: all in turn, in a new order each round."""
     count = min(count, len(items))
     orders: dict[int, list[int]] = {}
     found = []

@@ -1,4 +1,4 @@
-"""Plan: what training is asked to do, apart from model and texts."""
+"""Plan: the options of training, apart from model and texts."""
 
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ class Optimiser(NamedTuple):
 
     rate: learning rate of slopes and offsets. regulator_rate: learning rate of the regulators. Both are in units of
     each neuron's activations. floor: the last rate over the first, in (0, 1]. The paper's recipe for LinEAS is
-    Optimiser("sgd", 0.1) with 1000 steps, in units that activations happen to have.
+    Optimiser("sgd", 0.1) with 1000 steps, in the activations' own units.
     """
 
     name: Literal["adam", "sgd"] = "adam"
@@ -26,7 +26,7 @@ class Optimiser(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """The part of source and control that is not learned from and decides which step is best.
+    """The part of source and control that is held out and decides which step is best.
 
     share: the share of each set that is held out, in [0, 0.5]; 0 keeps the last step instead of the best. every: steps
     between two evaluations. patience: evaluations without improvement after which training stops. seed: seed of the
@@ -47,10 +47,11 @@ class HeldOut(NamedTuple):
 class Running(NamedTuple):
     """How training runs; what is learned does not depend on it.
 
-    checkpointing: compute activations again in the backward pass instead of keeping them; not for pipelines.
-    distributed: under torchrun, and wherever torch.distributed is initialised, all ranks train one Steering together,
-    each on its share of the micro-batches; all return it, and the first writes files. False: each process its own.
-    tensorboard: write events into the checkpoint folder too. progress: show a progress bar.
+    checkpointing: whether to recompute activations in the backward pass instead of keeping them; not for pipelines.
+    distributed: whether, under torchrun or with torch.distributed initialised, all ranks train one Steering together,
+    each on its share of the micro-batches; all return it, and the first writes files. With False each process trains
+    its own. tensorboard: whether to write events into the checkpoint folder, too. progress: whether to show a progress
+    bar.
     """
 
     checkpointing: bool = False
@@ -60,7 +61,7 @@ class Running(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How long and how the leaves move; sparsity: weight >= 0 of the penalty."""
+    """The number of steps and how the leaves move; sparsity: weight >= 0 of the penalty."""
 
     steps: int
     optimiser: Optimiser = Optimiser()

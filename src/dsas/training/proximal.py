@@ -4,12 +4,12 @@
     prox(v) = max(0, 1 - tau (1 - share) sqrt(d) / |u|_2) u,  u = sign(v) max(0, |v| - tau share)
 
 with tau = sparsity x current learning rate. Soft-thresholding first and shrinking the group afterwards is the exact
-proximal map of the sum (Simon et al. 2013, "A sparse-group lasso"). Numbers that reach 0 are exactly 0, so what is not
-in the support costs the model nothing and changes nothing.
+proximal map of the sum (Simon et al. 2013, "A sparse-group lasso"). Numbers that reach 0 are exactly 0, so neurons
+outside the support cost nothing and do not change.
 
 Source: LinEAS (arXiv 2503.10679, section on sparsity). The groups (each of the two vectors of a site) and share = 0.95,
-which is that of Simon et al., are ours. Limitations: all coordinates share one tau, where the metric of Adam would ask
-for one each; with Adam the fixed point is therefore not that of the penalised loss.
+which is that of Simon et al., are chosen here. Limitations: all coordinates share one tau, where the metric of Adam
+would need one each; so with Adam the fixed point is not that of the penalised loss.
 """
 
 import math
@@ -22,7 +22,7 @@ SHARE = 0.95
 
 
 def shrink(v: Float[Tensor, " dim"], tau: float, *, share: float = SHARE) -> Float[Tensor, " dim"]:
-    """Return the proximal map of tau * R at `v`; tau >= 0, share of the first norm in [0, 1]."""
+    """Return the proximal map of tau * R at `v`; tau >= 0, and the share of the first norm is in [0, 1]."""
     soft = v.sign() * (v.abs() - tau * share).clamp(min=0)
     norm = torch.linalg.vector_norm(soft)
     kept = (1 - tau * (1 - share) * math.sqrt(len(v)) / norm.clamp(min=torch.finfo(v.dtype).tiny)).clamp(min=0)

@@ -3,11 +3,11 @@
     pooled vectors   of all ranks, gathered before the sort, which couples them  texts x width x sites numbers per step
     gradients        of the learned vectors, added up                            2 to 3 x width x sites numbers per step
 
-They are the processes of torchrun (or of `accelerate launch`, which starts it), or of whoever has initialised
-torch.distributed. What goes between them goes through main memory, over gloo, whatever runs on their devices.
+They are the processes of torchrun (or of `accelerate launch`, which starts it), or of any program that has initialised
+torch.distributed. They exchange data through main memory, over gloo, whatever runs on their devices.
 
-Every rank has the whole model and comes to the same result; the first alone reads and writes files. Limitations: models
-that are themselves spread over the ranks (tensor parallel, FSDP), whose ranks must run the same batches, are refused.
+Every rank has the whole model and gets the same result; only the first reads and writes files. Limitations: models that
+are themselves spread over the ranks (tensor parallel, FSDP), whose ranks must run the same batches, are refused.
 """
 
 import io
@@ -27,8 +27,8 @@ from dsas.errors import DsasError, OptionError
 from dsas.model.foreign import Foreign
 
 Item = TypeVar("Item")
-TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and whoever else follows it
-PATIENCE = timedelta(days=1)  # for others, which may have more work; a dead rank is reported to the others immediately
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, and by programs that follow it
+PATIENCE = timedelta(days=1)  # for slower ranks; a dead rank is reported to the others immediately
 
 
 @final
@@ -39,13 +39,13 @@ class Ranks:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        """Talk over a process group on gloo; None is to be alone."""
+        """Communicate over a process group on gloo; None means a single process."""
         self._group = group
         self.number, self.count = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that reads and writes files and shows progress."""
+        """Whether this rank reads and writes files and shows progress."""
         return self.number == 0
 
     def local(self, jobs: Sequence[Item]) -> Sequence[Item]:
@@ -61,7 +61,7 @@ class Ranks:
         return [found[job % self.count][job // self.count] for job in range(sum(map(len, found)))]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Put into each tensor the sum of it over all ranks, in float64."""
+        """Replace each tensor by its sum over all ranks, in float64."""
         if self.count == 1:
             return
         flat = torch.cat([value.detach().to("cpu", torch.float64).flatten() for value in tensors])
@@ -70,7 +70,7 @@ class Ranks:
             value.copy_(total.view(value.shape))
 
     def from_first(self, make: Callable[[], Item]) -> Item:
-        """Return on every rank what `make` returns on the first, where alone it is called; or raise what it raises."""
+        """Return on every rank what `make` returns, or raise what it raises; it is called only on the first."""
         if self.count == 1:
             return make()
         found, error, sent = None, None, [b""]
@@ -83,25 +83,25 @@ class Ranks:
             torch.save((found, error), packed)
             sent = [packed.getvalue()]
         dist.broadcast_object_list(sent, group_src=0, group=self._group)
-        if not self.first:  # on the CPU: a device of the first rank's may not be here, or be another's
+        if not self.first:  # on the CPU: a device of the first rank may not exist here, or belong to another rank
             found, error = torch.load(io.BytesIO(sent[0]), map_location="cpu", weights_only=False)
         if error is not None:
             raise error
         return found  # pyright: ignore[reportReturnType]
 
     def check_same(self, what: str) -> None:
-        """Raise OptionError, on every rank, unless all were asked for the same training."""
+        """Raise OptionError, on every rank, unless all were given the same training."""
         if len(set(self.gathered([what]))) > 1:
             raise OptionError(
                 f"the {self.count} ranks were given different models, texts or options, and train one Steering "
-                "together: give all the same, or distributed=False where each trains its own"
+                "together: give all the same, or distributed=False to train one on each"
             )
 
     @contextmanager
     def interruptible(self) -> Iterator[Callable[[], None]]:
-        """Give a function that raises KeyboardInterrupt on every rank once any was interrupted, all calling it at once.
+        """Give a function, called by all together, that raises KeyboardInterrupt on all once any was interrupted.
 
-        Until then Ctrl-C waits, since a rank that left in the middle of a step would leave the others waiting.
+        Until then Ctrl-C waits, because a rank that left in the middle of a step would block the others.
         """
         if self.count == 1:
             yield lambda: None
@@ -114,7 +114,7 @@ class Ranks:
             if total > 0:
                 raise KeyboardInterrupt
 
-        if threading.current_thread() is not threading.main_thread():  # which alone hears of it
+        if threading.current_thread() is not threading.main_thread():  # only that rank gets the signal
             yield check
             return
         before = signal.signal(signal.SIGINT, lambda *_: asked.fill_(1))
@@ -129,9 +129,9 @@ ALONE: Ranks = Ranks()
 
 @contextmanager
 def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
-    """Give the ranks that train together here; with distributed=False, or without others, a process alone.
+    """Give the ranks that train together here; with distributed=False, or without others, a single process.
 
-    Under torchrun torch.distributed is initialised, on gloo, if nobody has; it stays so for later calls.
+    Under torchrun, torch.distributed is initialised on gloo if it is not yet; it stays initialised for later calls.
     Raises OptionError for a model that is spread over the ranks itself.
     """
     if not (distributed and dist.is_available()):
@@ -153,7 +153,7 @@ def ranks_here(model: nn.Module, *, distributed: bool) -> Iterator[Ranks]:
             "batches: give distributed=False, and each rank a checkpoint folder of its own"
         )
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(group, dist.ProcessGroup)  # every rank is of it
+    assert isinstance(group, dist.ProcessGroup)  # every rank belongs to it
     try:
         yield Ranks(group)
     finally:

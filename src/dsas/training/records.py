@@ -1,4 +1,4 @@
-"""Records: what training writes down, the log of its steps and the state from which it resumes.
+"""Records: what training writes: the log of its steps and the state from which it resumes.
 
 log.csv, log.jsonl      one line per step; a resumed training continues them, another one in this folder replaces them
 state-<id>.safetensors  parameters, optimiser and best so far after the last whole step, in one file, replaced at once
@@ -20,12 +20,13 @@ from dsas.model.foreign import Foreign
 
 
 class Row(NamedTuple):
-    """One step: the loss at the parameters that it began from, and, where they were looked at, the held-out texts.
+    """One step: the loss at the parameters before it and, if evaluated, the held-out texts.
 
     term: the first term of the loss, transport or preference. control: the other term, not yet weighted. support:
-    neurons with slope != 1 or offset != 0 after the step. dead: sites whose regulator was 0 on every source token that
-    the step read. rate: learning rate of the transforms. separation: AUROC of the strengths of held-out source over
-    control texts, mean over sites; 0.5 is none. The last line has no step of its own, only a last look.
+    number of neurons with slope != 1 or offset != 0 after the step. dead: number of sites whose regulator was 0 on
+    every source token that the step read. rate: learning rate of the transforms. separation: AUROC of the strengths of
+    held-out source over control texts, mean over sites; 0.5 is chance. The last line has no step of its own, only a
+    final evaluation.
     """
 
     step: int
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 
 
 class Course(NamedTuple):
-    """How far training has come. done: whole steps; best_step: the number of steps that gave the best parameters."""
+    """The progress of training. done: whole steps. best_step: the number of steps that gave the best parameters."""
 
     done: int = 0
     best_step: int = 0
@@ -72,7 +73,7 @@ def write_state(file: Path, state: State) -> None:
 
 
 def read_state(file: Path) -> State | None:
-    """Return the state in a file; None, with a warning if it is damaged, when there is none."""
+    """Return the state in a file; None if there is none, and with a warning if it is damaged."""
     data = kept(file, "training starts from the beginning")
     if data is None:
         return None
@@ -95,7 +96,7 @@ class Log:
         self._events = _writer(folder / "tensorboard") if tensorboard and folder is not None else None
 
     def begin(self, rows: tuple[Row, ...]) -> None:
-        """Write the lines of the steps that are already done, in place of any other."""
+        """Write the lines of the steps that are already done, and remove any others."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ class Log:
                     self._events.add_scalar(key, value, row.step)
 
     def close(self) -> None:
-        """End the events."""
+        """Close the events."""
         if self._events is not None:
             self._events.close()
 

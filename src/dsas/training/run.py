@@ -1,6 +1,6 @@
-"""Run: what is trained on, as vectors and in batches; gradients flow through whatever the subject runs.
+"""Run: the training texts as vectors and in batches; gradients flow through whatever the subject runs.
 
-Limitations: for a pipeline they flow from the prompt to the latents, not through the decoder.
+Limitations: in a pipeline gradients flow from the prompt to the latents, not through the decoder.
 """
 
 import math
@@ -22,7 +22,8 @@ from dsas.training.ranks import ALONE, Ranks
 class Run(NamedTuple):
     """What is run and how.
 
-    texts: all of each set, in which prompts have their places. steered: at which modules another Steering is at work.
+    texts: all texts of each set, which give prompts their places. steered: modules at which another Steering is
+    applied.
     """
 
     examples: Examples
@@ -34,7 +35,7 @@ class Run(NamedTuple):
     steered: tuple[str, ...] = ()
 
     def collect(self, texts: list[Content]) -> dict[Site, Tensor]:
-        """Return each text's pooled activation (text, dim) at every site, of the unsteered model; the first rank's."""
+        """Return each text's pooled activation (text, dim) at every unsteered site, computed by the first rank."""
         return self.ranks.from_first(lambda: self._collect(texts))
 
     def _collect(self, texts: list[Content]) -> dict[Site, Tensor]:
@@ -48,6 +49,6 @@ class Run(NamedTuple):
         return self.examples.batches(texts, places_of(self.texts, texts), size) if texts else []
 
     def work(self) -> Work:
-        """Return the model as passes take it."""
+        """Return the model in the form that passes take."""
         one = self.examples
         return Work(one.module, one.run, one.real, one.counted, one.pool, self.running.checkpointing, one.follow)

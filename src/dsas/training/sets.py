@@ -9,8 +9,8 @@ from dsas.training.plan import HeldOut
 def held_apart(texts: dict[str, list[Content]], held_out: HeldOut, *, paired: bool) -> dict[str, list[Content]]:
     """Return the sets with a share of source and control, at least one text if it is not 0, held out.
 
-    paired: target is held out with source; pairs are sorted by their texts and a run of them is held, so that those
-    that continue from one beginning stay together, but for the run's ends.
+    paired: whether target is held out together with source; pairs are sorted by their texts and a contiguous run is
+    held out, so that pairs with a common beginning stay together, except at the ends of the run.
     """
     draw, found = torch.Generator().manual_seed(held_out.seed), dict(texts)
     for name in ("source", "control"):

@@ -1,18 +1,18 @@
-"""Trainer: a learner that compares activations at the sites, whatever the model and its batches are.
+"""Trainer: a learner that compares activations at the sites, for any model and batches.
 
     loss  =  transport + control_weight * control              both as in `dsas.training.terms`; all texts per step
 
-The transport term couples all source samples, so its gradient for a micro-batch needs the others. With more than one
-micro-batch it is taken in two passes: the first, without gradients, collects every sample's pooled vector s at every
-site, sorts them, and so knows d loss / d s in closed form; the second sends those numbers back through one micro-batch
-after another. A row's activations depend on that row alone, so this is the gradient of the full batch, at the price of
-one more forward pass. The control term is a sum over tokens and needs no such care.
+The transport term couples all source samples, so its gradient for one micro-batch needs the others. With several
+micro-batches it takes two passes: the first, without gradients, collects and sorts every sample's pooled vector s at
+every site, which gives d loss / d s in closed form; the second propagates these numbers back through one micro-batch
+after another. A row's activations depend on that row alone, so this is the gradient of the full batch, at the cost of
+one more forward pass. The control term is a sum over tokens and needs one pass.
 
-Several ranks share the micro-batches (`dsas.training.ranks`): each runs its own, learns the others' pooled vectors
-before the sort, sends back the slopes of its own rows, and then all add up their gradients.
+Several ranks share the micro-batches (`dsas.training.ranks`): each runs its own, receives the others' pooled vectors
+before the sort, propagates the slopes of its own rows, and then all sum their gradients.
 
-Control activations of the unsteered model are read once and kept, in the model's own precision: tokens x width x sites
-numbers, against one more forward pass per step.
+Control activations of the unsteered model are read once and kept in the model's own precision: tokens x width x sites
+numbers, which saves one forward pass per step.
 
 Source: LinEAS (arXiv 2503.10679) for transport. Limitations: every step reads all texts.
 """
@@ -57,7 +57,7 @@ def data_of(
 
 @final
 class Trainer(Learner):
-    """Learns from what the activations at the sites are: LinEAS and E2E-DSAS."""
+    """Learns from the activations at the sites: LinEAS and E2E-DSAS."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class Trainer(Learner):
         *,
         control_weight: float = 0.0,
     ) -> None:
-        """Open the model and, unless control weighs nothing, read what the unsteered model does to the control texts.
+        """Open the model and, unless control has weight 0, read its unsteered activations on the control texts.
 
-        ranks: with whom the batches are shared, of which every rank is given all.
+        ranks: the ranks that share the batches; every rank is given all of them.
         """
         super().__init__(work, rules, data.target, plan, ranks)
         self.data, self._weight = data, control_weight
@@ -88,7 +88,7 @@ class Trainer(Learner):
             raise
 
     def gradient(self, number: int = 0) -> Gradient:
-        """Put the gradient of the loss, at every step that of all texts, into the leaves and return the terms."""
+        """Put the gradient of the loss over all texts into the leaves, and return the terms."""
         self.descent.optimiser.zero_grad(set_to_none=True)
         term, dead = self._transport()
         moved = 0.0
@@ -103,7 +103,8 @@ class Trainer(Learner):
     def look(self) -> dict[str, float]:
         """Return the loss's terms on the held-out texts, and how well the strengths tell source from control there.
 
-        The transport term is scaled to the number of source texts, so that both terms weigh as they do in training.
+        The transport term is scaled to the number of source texts, so that both terms have the same weight as in
+        training.
         """
         rows = self._rows_in(self.data.held_source)
         seen = self._gathered([self.passes.pooled(batch) for batch in self.ranks.local(self.data.held_source)])
@@ -117,7 +118,7 @@ class Trainer(Learner):
         quiet = self._gathered([self.passes.pooled(batch) for batch in self.ranks.local(self.data.held_control)])
         if quiet:
             found["separation"] = float(auroc(strengths_of(seen), strengths_of(quiet)).mean())
-        return self.ranks.from_first(lambda: found)  # who decide by it must agree to the bit
+        return self.ranks.from_first(lambda: found)  # ranks decide by it, so they must agree to the bit
 
     def _transport(self) -> tuple[float, list[int]]:
         batches = self.ranks.local(self.data.source)
@@ -137,16 +138,16 @@ class Trainer(Learner):
         return float(loss.detach()), self.dead(gathered)
 
     def _gathered(self, seen: list[list[Seen]]) -> list[list[Seen]]:
-        """Return what was seen of the batches of all ranks, in order and without graphs, given this rank's."""
+        """Return what all ranks saw of their batches, in order and without graphs, given this rank's part."""
         return self.ranks.gathered([[plain(one, on_cpu=self.ranks.count > 1) for one in part] for part in seen])
 
     def _pooled(self, seen: list[list[Seen]]) -> list[Tensor]:
-        """Return for each rule the vectors of all rows, where the rule computes."""
+        """Return for each rule the vectors of all rows, on the rule's device."""
         sites = zip(range(len(self.rules)), self._goals, strict=True)
         return [torch.cat([part[site].value for part in seen]).to(goal.device) for site, goal in sites]
 
     def _control(self, batches: Sequence[Foreign], unsteered: Sequence[list[Tensor]]) -> Iterator[Tensor]:
-        """Yield the share of each of this rank's batches in the control term; the pass is run when it is asked for."""
+        """Yield the share of each of this rank's batches in the control term; each pass runs on demand."""
         batches = self.ranks.local(batches)
         mine = [kept for kept, _ in zip(unsteered, batches, strict=False)]
         sizes = [sum(len(kept[site]) for kept in mine) for site in range(len(self.rules))]

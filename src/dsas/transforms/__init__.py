@@ -1,4 +1,4 @@
-"""HOW: one transform a file. `TRANSFORMS` is the registry that fit, storage, the CLI and the laws read."""
+"""HOW: one transform per file. `TRANSFORMS` is the registry that fit, storage, the CLI and the laws read."""
 
 from typing import TYPE_CHECKING
 

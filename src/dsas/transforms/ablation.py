@@ -1,10 +1,10 @@
-"""Ablation: T(t) = t - (t . u) u + level u: what a token has along one direction is replaced by a fixed amount.
+"""Ablation: T(t) = t - (t . u) u + level u: a token's component along one direction is replaced by a fixed amount.
 
 u is the unit difference of the means, source minus target, and level is 0 (the direction is erased) or the target's
 mean along u.
 
 Source: directional ablation (arXiv 2406.11717, section 2.4); with a level, "affine concept editing" (arXiv 2411.09003).
-Limitations: one direction; the weights are not ablated.
+Limitations: one direction only; the weights are not ablated.
 """
 
 from typing import ClassVar, Literal, final
@@ -35,7 +35,7 @@ class Ablation(Transform):
     level: Tensor
 
     def __init__(self, direction: Float[Tensor, " dim"], level: Float[Tensor, ""]) -> None:
-        """Keep the direction and the amount that is left along it."""
+        """Keep the direction and the level along it."""
         super().__init__()
         self.keep(direction=direction, level=level)
 

@@ -1,9 +1,9 @@
 """Addition: T(t) = t + v with v = mean_T - mean_S, the difference of the pooled means.
 
-Pooled over the tokens that count, or at the last one with `Reading(tokens="last")`.
+Means are pooled over the tokens that count, or taken at the last one with `Reading(tokens="last")`.
 
 Source: CAA, contrastive activation addition (arXiv 2312.06681), with unpaired sets; called "CAA" in DSAS
-(arXiv 2512.03661, section 4). Limitations: not the paired A/B answers of the original.
+(arXiv 2512.03661, section 4). Limitations: the paired A/B answers of the original are not used.
 """
 
 from typing import ClassVar, final

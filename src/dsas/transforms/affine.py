@@ -50,7 +50,7 @@ class AffineTransform(Transform, ABC):
 class Translation(AffineTransform, ABC):
     """Adds one vector (dim,), in units of the activation, to every token.
 
-    Translations add, scale and turn round exactly: `a + b`, `0.5 * a`, `-a`, each of the class of `a`.
+    Translations can be added, scaled and negated exactly: `a + b`, `0.5 * a`, `-a`, each of the class of `a`.
     """
 
     vector: Tensor
@@ -88,8 +88,8 @@ class Translation(AffineTransform, ABC):
 class Transport(AffineTransform, ABC):
     """The maps of activation transport: T(t) = slope * t + offset for each neuron, inside [low, high].
 
-    All are (dim,): slope without unit, the others in units of the activation; an end of the largest float32 number is
-    no end.
+    All are (dim,): slope has no unit, the others are in units of the activation; the largest float32 number means no
+    end.
     """
 
     slope: Tensor
@@ -104,7 +104,7 @@ class Transport(AffineTransform, ABC):
         low: Float[Tensor, " dim"],
         high: Float[Tensor, " dim"],
     ) -> None:
-        """Keep the maps and where they hold."""
+        """Keep the maps and their supports."""
         super().__init__()
         self.keep(slope=slope, offset=offset, low=low, high=high)
         self._bounded = bool((low > -EVERYWHERE).any() or (high < EVERYWHERE).any())
@@ -121,7 +121,7 @@ def sorted_line(
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
     """Return slope and offset (dim,) of the least-squares lines through the sorted samples, computed in float64.
 
-    Of the larger set as many samples are drawn (by `seed`) as the smaller one has. A neuron that is constant in the
+    From the larger set, as many samples are drawn (by `seed`) as the smaller one has. A neuron that is constant in the
     source is moved by the difference of its means.
     """
     count = min(len(source), len(target))
@@ -159,7 +159,7 @@ def steer(
 ) -> Float[Tensor, "batch token dim"]:
     """Return t + gain * (T(t) - t) in the dtype of `t`, computed in float32 or better.
 
-    gain: strength x weight x regulator, one number per token or one per neuron. Affine transforms take one temporary
+    gain: strength x weight x regulator, one number per token or one per neuron. Affine transforms need one temporary
     less, which rounds differently.
     """
     edit = transform.edit(t)

@@ -1,4 +1,4 @@
-"""The contract of a transform: HOW an activation changes, T(t), at full strength and wherever it is asked to."""
+"""The contract of a transform: HOW an activation changes, T(t), at strength 1 and regulator 1."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, final
@@ -15,9 +15,9 @@ class Transform(Fitted, ABC):
     Contract, checked by `dsas.testing.check_transform`: `fit` is a classmethod that returns a fitted object from
     pooled source and target activations (sample, dim), float32, and may take options by keyword; `edit` is a pure
     function of its input, acts on each token alone, keeps the shape, computes in float32 or better, never writes into
-    its input and passes gradients. `has_opposite`: whether t - (T(t) - t) is a step the other way, as it is where T
+    its input and lets gradients through. `has_opposite`: whether t - (T(t) - t) is the opposite step, as for a T that
     adds or scales, so that a strength may be negative. `pairs`: whether `fit` reads source[i] and target[i] as one
-    example with and without the behaviour, so that `dsas.fit` asks for a target example for each of the source.
+    example with and without the behaviour, so that `dsas.fit` needs one target example per source example.
     """
 
     has_opposite: ClassVar[bool] = False
@@ -26,7 +26,7 @@ class Transform(Fitted, ABC):
     @classmethod
     @abstractmethod
     def fit(cls, source: Samples, target: Samples) -> "Transform":
-        """Return the transform that takes source activations towards target activations."""
+        """Return the transform that moves source activations towards target activations."""
 
     @abstractmethod
     def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:

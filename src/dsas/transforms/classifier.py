@@ -1,11 +1,11 @@
 """Classifier direction: T(t) = t + sigma u, u the unit normal of a logistic regression that points to the target.
 
 sigma is the standard deviation of all pooled samples along u. At the sites "heads" this is the method of the original,
-one direction a head at the input of the output projection; `dsas.fit(selection=dsas.Top(K))` then keeps the K heads
+one direction per head at the input of the output projection; `dsas.fit(selection=dsas.Top(K))` then keeps the K heads
 that tell the sets apart best.
 
 Source: ITI, inference-time intervention (arXiv 2306.03341, section 3); "ITI-c" in DSAS (arXiv 2512.03661), where the
-scale is not stated. Limitations: not the mass-mean direction of the original (at "heads" that is `caa`).
+scale is not stated. Limitations: it does not use the mass-mean direction of the original (at "heads" that is `caa`).
 """
 
 from typing import ClassVar, final
@@ -20,7 +20,7 @@ from dsas.transforms.affine import Translation
 
 @final
 class ClassifierAddition(Translation):
-    """Adds the normal of a classifier, as long as the samples spread along it, to every token."""
+    """Adds a classifier's normal, scaled to the samples' standard deviation along it, to every token."""
 
     name: ClassVar[str] = "iti"
     facts: ClassVar[Facts] = Facts(

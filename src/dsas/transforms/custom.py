@@ -1,10 +1,10 @@
-"""Custom: any function or module of a user's as a transform, T(t) = function(t).
+"""Custom: any function or module of the user's as a transform, T(t) = function(t).
 
     halve = dsas.Custom(lambda t: 0.5 * t)
     steering = dsas.fit(model, tokenizer, source=..., control=..., transform=halve)
 
-The same function serves every site. It is code, so it is not stored: saving says so. A method that should be stored,
-fitted from texts, or named on the command line is a subclass of `dsas.Transform`.
+The same function serves every site. It is code, so it cannot be stored: saving raises. A method that should be stored,
+fitted from texts, or named on the command line must be a subclass of `dsas.Transform`.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Custom(Transform):
 
     name: ClassVar[str] = "custom"
     stored: ClassVar[bool] = False
-    not_served: ClassVar[str] = "it is code, and a server takes numbers"
+    not_served: ClassVar[str] = "it is code, and a server takes only numbers"
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         """Keep the function, or the module, which then moves to the device of the activations."""

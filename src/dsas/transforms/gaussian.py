@@ -1,7 +1,7 @@
 """Gaussian transport: T(t) = (sd_T / sd_S) (t - mean_S) + mean_T for each neuron, inside its support.
 
-It is the optimal transport between two Gaussians. A neuron whose standard deviation in either set is at most
-`least_sd` stays as it is: the quotient would say nothing.
+It is the optimal transport between two Gaussians. A neuron whose standard deviation in either set is at most `least_sd`
+is not changed: the quotient would be meaningless.
 
 Source: Gaussian-AcT (arXiv 2410.23054, section 3). Limitations: no covariances between
 neurons.

@@ -2,8 +2,8 @@
 
 The map is per site, but the loss that shapes it is one for all sites: the one-dimensional Wasserstein distances between
 steered source and unsteered target at every site at once (`dsas.training`). That needs the model. `fit`, which sees
-pooled activations only, cannot do it: it gives the closed-form line of Linear-AcT at this site alone, without a
-support. So `dsas.fit(transform="lineas")` is Linear-AcT everywhere, not LinEAS, and a possible start for training.
+only pooled activations, cannot do it: it returns the closed-form line of Linear-AcT at this site, without a support. So
+`dsas.fit(transform="lineas")` is Linear-AcT everywhere, not LinEAS, and a possible start for training.
 
 Source: LinEAS (arXiv 2503.10679, section 3). Limitations: no low-rank and no full maps.
 """
@@ -39,7 +39,7 @@ class Lineas(AffineTransform):
 
     @classmethod
     def fit(cls, source: Samples, target: Samples, *, seed: int = 0) -> "Lineas":
-        """Return the closed-form lines through the sorted samples; `dsas.train` is what learns them end to end.
+        """Return the closed-form lines through the sorted samples; only `dsas.train` learns them end to end.
 
         seed: seed of the draw from the larger set.
         """

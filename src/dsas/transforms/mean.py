@@ -1,10 +1,10 @@
 """Mean transport: T(t) = t - mean_S + mean_T, for each neuron inside its support.
 
-With the support "everywhere", the default, this is the map of CAA; it is here under its own name so that results can
-be told by it, and with a support as Gaussian and linear transport have one.
+With the support "everywhere", the default, this is the map of CAA; it has its own name so that results can be told
+apart, and may have a support, like Gaussian and linear transport.
 
-Source: Mean-AcT (arXiv 2410.23054, section 3). Limitations: not fitted
-incrementally unless asked for (`Reading(incremental=True)`).
+Source: Mean-AcT (arXiv 2410.23054, section 3). Limitations: it is fitted incrementally only with
+`Reading(incremental=True)`.
 """
 
 from typing import ClassVar, final

@@ -3,16 +3,15 @@
     T(t) = t + slope (t - centre) + shift,      centre = mean_S,  shift = mean_T - mean_S
     slope = argmin over matrices of  sum over pairs of |T(s_i) - g_i|^2 + penalty n v |slope|^2
 
-with v the variance of the source, averaged over neurons, so that `penalty` has no unit. It is ridge regression of what
-the pair differs in on what the source was: an infinite penalty is CAA, which adds the same to every token; with less of
-it, what is added depends on the token. Where sets are read by position, a position of a source example goes with the
-same position of the target example in its place, so the pairs have to be alike but for the concept: captions that
-differ in one word, from the same noise.
+with v the variance of the source, averaged over neurons, so that `penalty` has no unit. It is a ridge regression of the
+pair's difference on the source: an infinite penalty is CAA, which adds the same to every token; with a smaller one, the
+addition depends on the token. If sets are read by position, each position of a source example is paired with the same
+position of its target example, so the pairs must be alike except for the concept: captions that differ in one word,
+drawn from the same noise.
 
 Source: this project (docs/lab/findings.md); least squares. Affine maps of means and covariances, which need no pairs,
-are in arXiv 2402.09631. Limitations: a full matrix, so dim times the cost of an affine edit per token; sets whose i-th
-members do not belong together: sets of different sizes have no pairs, and the slope is then 0, which `dsas.fit`
-refuses.
+are in arXiv 2402.09631. Limitations: a full matrix, so dim times the cost of an affine edit per token; the i-th members
+of both sets must belong together; for sets of different sizes the slope is 0, which `dsas.fit` refuses.
 """
 
 import math
@@ -35,7 +34,7 @@ class PairedMap(Transform):
     facts: ClassVar[Facts] = Facts(
         formula="t + slope (t - mean_S) + mean_T - mean_S, slope by ridge regression over pairs",
         paper="-",
-        left_out="sets that are no pairs",
+        left_out="sets that do not form pairs",
         flops="2 d^2",
     )
     has_opposite: ClassVar[bool] = True

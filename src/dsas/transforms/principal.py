@@ -5,10 +5,10 @@ counts and no pairing is needed. With means m and covariances K of the two sets 
 
     K_T + K_S + (mean_T - mean_S)(mean_T - mean_S)^T
 
-and u is its first eigenvector. What is added is the difference of the means as far as it lies along u.
+and u is its first eigenvector. The component of the difference of the means along u is added.
 
 Source: representation engineering (arXiv 2310.01405, section 3.1); also offered by CAA's successors as "PCA of
-differences". Limitations: one direction; no centring, which would remove the very difference that is looked for.
+differences". Limitations: one direction only; no centring, which would remove the very difference that is sought.
 """
 
 from typing import ClassVar, final

@@ -2,13 +2,13 @@
 
     T(t) = t + (cos a - 1)(p u1 + q u2) + sin a (p u2 - q u1),    p = t . u1,  q = t . u2
 
-The fit takes the plane of the two means, u1 along mean_S and u2 the part of mean_T at right angles to it, and as angle
-the one between the means, so that the direction of mean_S is turned into that of mean_T. The norm is kept where
-strength x regulator is 1; below, a token moves along the chord.
+The fit takes the plane of the two means, with u1 along mean_S and u2 along the part of mean_T orthogonal to it, and the
+angle between the means, so that the direction of mean_S is turned into that of mean_T. The norm is kept where strength
+x regulator is 1; below 1, a token moves along the chord.
 
 Source: angular steering (arXiv 2510.26243, section 3), which takes the plane of a difference of means and a principal
 component over layers, and sets the angle after the turn; here plane and angle come from one site's means. Limitations:
-no such target angle; its adaptive form is this with the regulator `halfspace`.
+no such target angle; the paper's adaptive form is this with the regulator `halfspace`.
 """
 
 import math
@@ -59,7 +59,7 @@ class Rotation(Transform):
             raise OptionError("a rotation needs two means that are not zero; use another transform at this site")
         first = normalize(s, dim=0)
         across = t - (t @ first) * first
-        if across.norm() <= 1e-9 * t.norm():  # means on one line: what is left is rounding, so any plane through it
+        if across.norm() <= 1e-9 * t.norm():  # means on one line: any plane through it will do
             axis = torch.eye(len(first), dtype=first.dtype)[first.abs().argmin()]
             across = axis - (axis @ first) * first
         second = normalize(across, dim=0)
@@ -75,7 +75,7 @@ class Rotation(Transform):
         return (shrink * p - sine * q) * first + (shrink * q + sine * p) * second
 
     def served_form(self) -> ServedEdit:
-        """Return the chord as what it writes for each of its two projections."""
+        """Return the chord as the vectors written for each of its two projections."""
         shrink, sine = torch.cos(self.angle) - 1, torch.sin(self.angle)
         writes = shrink * self.first + sine * self.second, shrink * self.second - sine * self.first
         return ServedEdit(AffineEdit(torch.zeros_like(self.first)), (self.first, self.second), writes)

@@ -1,6 +1,6 @@
 """Explained: what steering did to one text, as plain data that every view is made from.
 
-How it was measured is not in it.
+It does not say how it was measured.
 """
 
 import math
@@ -18,7 +18,7 @@ class Choice(NamedTuple):
 
 
 class NextTokens(NamedTuple):
-    """How steering changed what comes next, after each token.
+    """How steering changed the distribution of the next token, after each token.
 
     kl: KL(unsteered || steered) in nats, >= 0. before, after: the likeliest next tokens, unsteered and steered.
     """
@@ -29,7 +29,7 @@ class NextTokens(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A steered continuation beside the unsteered one of the same prompt.
+    """A steered continuation and the unsteered one of the same prompt.
 
     prompt_tokens: how many of the text's tokens are the prompt; the others are the steered continuation.
     unsteered: the tokens of the other continuation. first_difference: index within the continuations of the first
@@ -52,9 +52,9 @@ class Turn(NamedTuple):
 class Explained(NamedTuple):
     """One text: its real tokens and, by name ("strength", "regulator", "dose", "alone"), values >= 0 (site, token).
 
-    strength: the strength that was asked for; None when it is not known. turns: those of a conversation, or of a prompt
-    with its completion, in their order; every token is in one. counted: which of its tokens count as the answer. Both
-    are empty for a text.
+    strength: the requested strength; None if unknown. turns: those of a conversation, or of a prompt with its
+    completion, in their order; every token is in one. counted: which of its tokens count as the answer. Both are empty
+    for a text.
     """
 
     label: str
@@ -84,7 +84,7 @@ class Explained(NamedTuple):
         return self.values["strength"].mean(0).tolist()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values; what was not recorded is null."""
+        """Return it as JSON-ready values; values that were not recorded are null."""
         plain: dict[str, Any] = {"label": self.label, "tokens": self.tokens, "asked": self.strength}
         plain |= {name: _plain(value) for name, value in self.values.items()}
         if self.next_tokens is not None:

@@ -1,10 +1,10 @@
-"""Explanation: one HTML file in which a reader explores what steering did to some texts; it needs nothing else.
+"""Explanation: one self-contained HTML file in which a reader explores what steering did to some texts.
 
 The page holds its data (JSON, values as base64), one style and one script, and its policy (Content-Security-Policy)
-allows that style and that script by their digests, and nothing else: no request, whatever a text may contain. It works
-from a file. Values are rounded to 1/65535 of the largest one of their kind in a text.
+allows only that style and that script, by their digests, and no requests, whatever a text may contain. It works when
+opened as a file. Values are rounded to 1/65535 of the largest one of their kind in a text.
 
-The slider multiplies what was measured by another strength. It does not run the model: at another strength later sites
+The slider rescales the measured values to another strength. It does not run the model: at another strength later sites
 would see other activations.
 
 Limitations: a browser holds some hundred thousand tokens at most.
@@ -62,13 +62,13 @@ def explanation_html(texts: Sequence[Explained], *, title: str) -> str:
 
 
 def framed(page: str) -> str:
-    """Return a page as an element to put into another one, such as a notebook: it can run its script and no more."""
+    """Return a page as an element for another page or a notebook; it can run its script and nothing else."""
     look = "width:100%;height:36rem;border:0"
     return f'<iframe srcdoc="{escape(page)}" sandbox="allow-scripts" style="{look}" title="What was steered"></iframe>'
 
 
 def _packed(text: Explained) -> dict[str, Any]:
-    """Return a text as the script reads it."""
+    """Return a text in the form that the script reads."""
     packed: dict[str, Any] = {"label": text.label, "tokens": text.tokens, "sites": text.sites, "asked": text.strength}
     packed["values"] = {name: _quantised(values) for name, values in text.values.items()}
     if text.next_tokens is not None:

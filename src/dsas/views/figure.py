@@ -8,7 +8,7 @@ from dsas.views.explained import Explained
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LABELLED = 60  # more tokens than this get no label each: they could not be read
+LABELLED = 60  # with more tokens than this, labels would be illegible
 
 
 def strength_figure(text: Explained) -> "Figure":

@@ -1,6 +1,6 @@
 """Pictures: a grid of them, and heat maps of applied strength over one, drawn by matplotlib.
 
-Figures take pictures as (height, width, 3) with values in [0, 1]; `as_picture` makes that of whatever a pipeline gives.
+Figures take pictures as (height, width, 3) with values in [0, 1]; `as_picture` converts whatever a pipeline returns.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ def grid_figure(pictures: Sequence[Sequence[Picture]], *, rows: Sequence[str], c
 def as_picture(given: Any) -> Picture:
     """Return one picture as a pipeline gives it, by any of its output types: "pil", "np", "pt" or "latent".
 
-    An image of PIL, an array or tensor of bytes, or of floats in [0, 1]; colours last as in arrays, or first as in
-    tensors; grey, or with transparency, which is left out. Latents (channels first, as many as they are) have no
-    colours: they are shown as the mean over channels, in grey from their least value to their largest.
+    It may be a PIL image, or an array or tensor of bytes or of floats in [0, 1], with colours last as in arrays or
+    first as in tensors; it may be grey, or have transparency, which is ignored. Latents (any number of channels, first)
+    have no colours: they are shown as the mean over channels, in grey from their smallest value to their largest.
     Raises OptionError for a batch, for packed latents, which have no height and width, and for values outside [0, 1].
     """
     if hasattr(given, "convert"):  # an image of PIL
@@ -78,10 +78,10 @@ def _as_grey(latent: Float[np.ndarray, "height width channel"]) -> Picture:
 def heat_figure(
     picture: Any, heats: Sequence[Float[np.ndarray, "height width"]], *, titles: Sequence[str], peak: float
 ) -> "Figure":
-    """Return the picture, and beside it once more under each map of strengths >= 0, coloured from 0 to `peak`.
+    """Return the picture and, next to it, a copy under each map of strengths >= 0, coloured from 0 to `peak`.
 
-    picture: as `as_picture` takes it. peak: the strength that was asked for, so that maps of several pictures can be
-    compared; what is above it, as where a regulator exceeds 1, has the colour of the peak and the scale says so.
+    picture: as for `as_picture`. peak: the requested strength, so that maps of several pictures can be compared; larger
+    values, where a regulator exceeds 1, have the colour of the peak, and the scale says so.
     Raises OptionError when there is no map, a title is missing, a map has another size than the picture, or the peak
     is not above 0.
     """

@@ -5,8 +5,8 @@
 | row, position | which text, and the index of the token among its real tokens |
 | token, site | the token's text, the site's name |
 | strength, regulator, dose | applied strength, regulator alone, relative dose, as far as they were recorded |
-| alone | of a regulator that adds evidence up over the row: what each token says by itself |
-| role, counted | of conversations: whose turn the token is in, and whether it counts as the answer |
+| alone | for a regulator that accumulates evidence over the row: the evidence of each token by itself |
+| role, counted | in conversations: whose turn the token is in, and whether it counts as the answer |
 | kl | KL(unsteered || steered) of the next token in nats, the same at every site, if it was measured |
 """
 

@@ -1,9 +1,9 @@
-"""Terminal: tokens on a background as strong as what was applied to them, for consoles with and without colour.
+"""Terminal: tokens on a background as strong as the strength applied to them, for consoles with and without colour.
 
     heat = value / peak        in [0, 1]
 
-Black letters stand on backgrounds from pale yellow to orange, so they read on dark and on light consoles alike; above
-half the peak a token is underlined too, which still shows where colours do not.
+Letters are black on backgrounds from pale yellow to orange, so they are legible on dark and on light consoles; above
+half the peak a token is also underlined, which shows without colours, too.
 """
 
 from collections.abc import Sequence

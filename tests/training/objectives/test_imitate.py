@@ -111,7 +111,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(size: int) -> None:
 def test_an_answer_is_compared_as_far_as_both_sides_read_it_and_must_be_the_same_tokens() -> None:
     (pair,) = told_pairs([answer([1], [5, 6, 7])], [answer([1, 2, 3], [5, 6])])
     assert (pair.plain_places, pair.told_places) == ([0, 1], [2, 3])
-    with pytest.raises(TextsError, match=r"renders an answer in another way .* put {question} into the instruction"):
+    with pytest.raises(TextsError, match=r"renders an answer differently .* put {question} into the instruction"):
         told_pairs([answer([1], [5, 6])], [answer([1, 2], [5, 7])])
 
 

@@ -177,7 +177,7 @@ def test_a_regulator_that_is_fitted_needs_control_texts_and_a_start_without_regu
     with pytest.raises(TextsError, match="control texts are needed"):
         dsas.train(tiny_model(layers=1), tiny_tokenizer(), **given, objective=fitted)
     gated = dsas.train(tiny_model(layers=1), tiny_tokenizer(), **given, control=control, objective="e2e-dsas")
-    with pytest.raises(OptionError, match=r"start from has a Logistic at model.layers.0: leave regulator out"):
+    with pytest.raises(OptionError, match=r"start from has a Logistic at model.layers.0: remove regulator="):
         dsas.train(tiny_model(layers=1), tiny_tokenizer(), **given, control=control, objective=fitted, start=gated)
     plain = dsas.train(tiny_model(layers=1), tiny_tokenizer(), **given, objective="lineas")
     found = dsas.train(tiny_model(layers=1), tiny_tokenizer(), **given, control=control, objective=fitted, start=plain)

@@ -1,4 +1,4 @@
-"""What training makes small, one objective per file. `OBJECTIVES` is the registry that train and the CLI read."""
+"""What training minimises, one objective per file. `OBJECTIVES` is the registry that train and the CLI read."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -23,7 +23,7 @@ OBJECTIVES: "Registry[Objective]" = Registry(
 
 
 def objective_named(name: str, options: Mapping[str, Any]) -> "Objective":
-    """Return the objective of a name with these options. Raises OptionError for a name or an option that is unknown."""
+    """Return the objective of a name with these options. Raises OptionError for an unknown name or option."""
     OBJECTIVES.check(name)
     known = [field.name for field in fields(OBJECTIVES[name])]
     for option in options:

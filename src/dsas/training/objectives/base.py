@@ -1,4 +1,4 @@
-"""The contract of an objective: what training makes small, what it learns for that, and from which texts."""
+"""The contract of an objective: what training minimises, what it learns for that, and from which texts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ RegulatorStart = Literal["fitted", "scratch"]
 
 
 class TrainingTask(NamedTuple):
-    """What a learner is made from.
+    """The ingredients of a learner.
 
     rules: those to learn, with leaves that take gradients. texts: by set, "source", "control" and "target", and the
     parts of them that are held out, "held_source", "held_control" and, of pairs, "held_target". target: for each rule
@@ -46,12 +46,12 @@ class TrainingTask(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """What `dsas.train` makes small.
+    """What `dsas.train` minimises.
 
-    Contract: a subclass is final and a frozen dataclass. Its fields are its options, all with defaults and fit for
-    JSON, so that `repr` rebuilds it; a value out of range raises OptionError when the object is made. `name` is what
-    the registry and the command line know it by. `paired` says that source[i] goes with target[i]; `reads_logits` that
-    it asks what the model would say, so that only language models will do.
+    Contract: a subclass is final and a frozen dataclass. Its fields are its options, all JSON-ready and with defaults,
+    so that `repr` rebuilds it; a value out of range raises OptionError when the object is made. `name` identifies it in
+    the registry and on the command line. `paired` says that source[i] goes with target[i]; `reads_logits` that it reads
+    logits, so that it needs a language model.
 
     sparsity: weight >= 0 of the sparse group lasso on the learned transforms; 0 is dense.
     """
@@ -80,7 +80,7 @@ class Objective(ABC):
 
     @abstractmethod
     def learner(self, task: TrainingTask) -> Learner:
-        """Return what computes the loss and its gradients; the caller closes it."""
+        """Return the learner, which computes the loss and its gradients; the caller closes it."""
 
     @abstractmethod
     def finish(self, rules: Sequence[Rule], sets: Mapping[str, Mapping[Site, Tensor]]) -> list[Rule]:
@@ -93,16 +93,16 @@ class Objective(ABC):
 
     @final
     def require(self, holds: bool, expected: str) -> None:
-        """Raise OptionError, which says what was expected and what this is, unless `holds`."""
+        """Raise OptionError, with what was expected and what came, unless `holds`."""
         if not holds:
             raise OptionError(f"expected {expected}, got {self}")
 
 
 class AsksFirst(Objective):
-    """An objective that draws what it learns from: the source holds questions, which the model answers itself."""
+    """An objective that samples its own data: the source holds questions, which the model answers itself."""
 
     @abstractmethod
     def drawn(
         self, answering: Answering, source: Sequence[Given], control: Sequence[Given]
     ) -> dict[str, list[Content]]:
-        """Return the sets that are learned from, "source", "target" and "control", given questions and control."""
+        """Return the sets to learn from, "source", "target" and "control", given questions and control."""

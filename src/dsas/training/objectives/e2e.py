@@ -1,4 +1,4 @@
-"""E2E-DSAS: transforms and regulators of all sites are learned together, and control texts are held in place.
+"""E2E-DSAS: transforms and regulators of all sites are learned together, and control texts are kept as they are.
 
     loss  =  transport + control_weight * control                                       as in `dsas.training.terms`
 
@@ -25,8 +25,8 @@ class E2E(Objective):
     """Transports the source to the target and learns when to act.
 
     regulator_form: form of the regulators, "sigmoid" (`Logistic`) or "relu" (`Rectified`, which is exactly 0 off the
-    concept). control_weight: weight >= 0 of the control term; the transport term, against which it weighs, is a sum
-    over source texts.
+    concept). control_weight: weight >= 0 of the control term, relative to the transport term, which is a sum over
+    source texts.
     """
 
     name: ClassVar[str] = "e2e-dsas"
@@ -42,7 +42,7 @@ class E2E(Objective):
 
     @property
     def needs_control(self) -> bool:
-        """Always: regulators are learned, and control texts are held in place."""
+        """Always: regulators are learned, and control texts are kept as they are."""
         return True
 
     def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
@@ -50,14 +50,14 @@ class E2E(Objective):
         return regulated_rule(self.regulator_form, site, sets, scratch=start == "scratch")
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
-        """Return that regulators are learned, beside `Lineas` transforms."""
+        """Return that regulators are learned, besides `Lineas` transforms."""
         return LearnedParts(regulators=True, vectors=False)
 
     def learner(self, task: TrainingTask) -> Learner:
-        """Return what compares activations, with the control term."""
+        """Return the learner that compares activations, with the control term."""
         data = data_of(task.texts, task.target, task.batches)
         return Trainer(task.work, task.rules, data, task.plan, task.ranks, control_weight=self.control_weight)
 
     def finish(self, rules: Sequence[Rule], sets: Mapping[str, Mapping[Site, Tensor]]) -> list[Rule]:
-        """Return the learned rules as they are."""
+        """Return the learned rules unchanged."""
         return list(rules)

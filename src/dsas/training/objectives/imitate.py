@@ -1,20 +1,20 @@
-"""Imitate: make a model answer as it would if it were told how to, without being told.
+"""Imitate: make a model answer as it would under an instruction, without the instruction.
 
     term     =  mean over tokens of answers of KL(p(. | instruction, question, answer so far) || p'(. | question, ...))
     control  =  mean over tokens of control texts of KL(p || p')        loss = term + control_weight * control
 
 p' is the steered model, p the unsteered one. The source holds questions, and no text that shows a behaviour is needed:
-before training the model answers each question itself, told how to by the instruction, and both sides read these
-answers, one with the instruction and one without. Control texts without an answer are questions, too: the model answers
-them without instruction, and what it says there is kept.
+before training the model answers each question itself, under the instruction, and both sides read these answers, one
+with the instruction and one without. Control texts without an answer are questions, too: the model answers them without
+instruction, and these answers are preserved.
 
-An instruction in which {question} stands is the user's turn, any other is a system message (`dsas.model.instruction`).
-What is learned can be no better than the model is when it is told, so look at what it answers then. Answers are drawn
-as `dsas.training.answering` says, and a step takes some of them in turn.
+An instruction that contains {question} is the user's turn; any other is a system message (`dsas.model.instruction`).
+The result can be no better than the model under the instruction, so look at its answers first. Answers are sampled as
+in `dsas.training.answering`, and a step takes some of them in turn.
 
-Source: PSR (arXiv 2605.03907), known here by its idea alone: regulator and vector are learned to reproduce the prompted
-model. All sites at once, slopes beside vectors, the control term and the units of the rates are ours. Limitations: only
-language models with a chat template.
+Source: PSR (arXiv 2605.03907), of which only the idea is used: regulator and vector are learned to reproduce the
+prompted model. Learning all sites at once, slopes as well as vectors, the control term and the units of the rates are
+new here. Limitations: only language models with a chat template.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,10 +47,10 @@ from dsas.training.passes import Seen
 class Imitate(AsksFirst):
     """Makes the model answer as it does under an instruction; for language models with a chat template only.
 
-    Starts from what `Preference` starts from; without control texts regulators start at 1/2 everywhere.
+    It can start from the same rules as `Preference`; without control texts regulators start at 1/2 everywhere.
 
     instruction: such as "Answer politely." or "{question} Answer politely.". new_tokens: most tokens per answer.
-    pairs_per_step: answers, and control texts, that one step takes. control_weight: weight >= 0 of the divergence on
+    pairs_per_step: answers, and control texts, per step. control_weight: weight >= 0 of the divergence on
     control texts. regulator_form: form of the regulators, as in `E2E`. seed: seed of the answers and of their order.
     """
 
@@ -75,15 +75,15 @@ class Imitate(AsksFirst):
 
     @property
     def needs_control(self) -> bool:
-        """Never: without control texts the instruction is imitated wherever the model reads anything."""
+        """Never: without control texts the instruction is imitated on every text."""
         return False
 
     def drawn(
         self, answering: Answering, source: Sequence[Given], control: Sequence[Given]
     ) -> dict[str, list[Content]]:
-        """Return the answers to the source's questions, as source without the instruction and as target with it.
+        """Return the answers to the source's questions: as source without the instruction, as target with it.
 
-        Raises OptionError without an instruction, TextsError for what is no question.
+        Raises OptionError without an instruction, TextsError for an item that is no question.
         """
         if not self.instruction.strip():
             raise OptionError('imitate needs an instruction, such as dsas.Imitate(instruction="Answer politely.")')
@@ -111,7 +111,7 @@ class Imitate(AsksFirst):
         return LearnedParts(regulators=not all(isinstance(rule.regulator, Constant) for rule in rules), vectors=True)
 
     def learner(self, task: TrainingTask) -> Learner:
-        """Return what compares next-token distributions."""
+        """Return the learner that compares next-token distributions."""
         examples, rows = task.examples, {name: task.examples.rows(texts) for name, texts in task.texts.items()}
         pairs, held = (told_pairs(rows[f"{part}source"], rows[f"{part}target"]) for part in ("", "held_"))
         pad, size = examples.pad_token(), examples.batch_size
@@ -125,7 +125,7 @@ class Imitate(AsksFirst):
 
 
 class TellingPair(NamedTuple):
-    """One answer, as it is read without the instruction and with it; and after which tokens the next one matters."""
+    """One answer as tokens, without and with the instruction, and the tokens after which the next one matters."""
 
     plain: Rendered
     told: Rendered
@@ -134,7 +134,7 @@ class TellingPair(NamedTuple):
 
 
 def told_pairs(plain: Sequence[Rendered], told: Sequence[Rendered]) -> list[TellingPair]:
-    """Return pair after pair, as far as both are read. Raises TextsError where an answer is other tokens when told."""
+    """Return the pairs, as far as both are read. Raises TextsError if the instruction changes an answer's tokens."""
     found = []
     for one, other in zip(plain, told, strict=True):
         places = [[n for n, asked in enumerate(row.asked) if asked] for row in (one, other)]
@@ -143,8 +143,8 @@ def told_pairs(plain: Sequence[Rendered], told: Sequence[Rendered]) -> list[Tell
         said = [[row.ids[place + 1] for place in of] for row, of in zip((one, other), places, strict=True)]
         if not most or said[0] != said[1]:
             raise TextsError(
-                "the chat template renders an answer in another way when the instruction is there, so the two cannot "
-                "be compared token by token; put {question} into the instruction, or raise max_tokens"
+                "the chat template renders an answer differently under the instruction, so the two cannot be "
+                "compared token by token; put {question} into the instruction, or raise max_tokens"
             )
         found.append(TellingPair(one, other, *places))
     return found
@@ -152,10 +152,10 @@ def told_pairs(plain: Sequence[Rendered], told: Sequence[Rendered]) -> list[Tell
 
 @final
 class ImitationLearner(PairsLearner):
-    """Learns from what the told model would say."""
+    """Learns from the next tokens of the model under the instruction."""
 
     def terms(self, pairs: Sequence[TellingPair]) -> Iterator[tuple[Tensor, list[Seen]]]:
-        """Yield the share of each micro-batch in the divergence from the told model."""
+        """Yield the share of each micro-batch in the divergence from the instructed model."""
         total = sum(len(pair.told_places) for pair in pairs)
         for some in self.ranks.local(cut(pairs, self.data.batch_size, self.ranks.count)):
             told = batch_of([pair.told for pair in some], self.data.pad)
@@ -171,7 +171,7 @@ class ImitationLearner(PairsLearner):
 def _after(
     batch: Batch, logits: Float[Tensor, "row token vocabulary"], places: Sequence[Sequence[int]]
 ) -> Float[Tensor, "place vocabulary"]:
-    """Return the logits after these places of each text, text after text whatever the order of the batch."""
+    """Return the logits after these places of each text, in the order of texts, whatever the order of the batch."""
     where = {text: row for row, text in enumerate(batch.rows)}
     rows = [where[text] for text, own in enumerate(places) for _ in own]
     columns = [place for own in places for place in own]

@@ -1,9 +1,9 @@
-"""LinEAS: transforms of all sites are learned together, so that the source becomes distributed like the target.
+"""LinEAS: transforms of all sites are learned together, so that the source gets the distribution of the target.
 
     loss  =  transport                                          as in `dsas.training.terms`; T(t) = w t + b at each site
 
-Source: LinEAS (arXiv 2503.10679). The regulator that can be put before the learned transforms is ours. Limitations: it
-does not learn one site after another.
+Source: LinEAS (arXiv 2503.10679). Combining a regulator with the learned transforms is new here. Limitations: it does
+not learn one site after another.
 """
 
 import warnings
@@ -31,8 +31,8 @@ from dsas.training.trainer import Trainer, data_of
 class LinEAS(Objective):
     """Transports the source to the target; a Steering to start from keeps its regulators.
 
-    regulator: a name (see `dsas.fit`); it is fitted in closed form and put before the learned transforms, which are
-    learned without it, where its accuracy is at least `threshold`, in [0, 1].
+    regulator: a name (see `dsas.fit`); it is fitted in closed form and combined with the transforms, which are learned
+    without it, at sites where its accuracy is at least `threshold`, in [0, 1].
     """
 
     name: ClassVar[str] = "lineas"
@@ -56,17 +56,17 @@ class LinEAS(Objective):
         return identity_rule(site, sets["source"].shape[1], Constant())
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
-        """Return that transforms alone are learned; a Steering must not bring regulators where one is fitted."""
+        """Return that only transforms are learned; a Steering to start from has no regulators if one is fitted."""
         own = [rule for rule in rules if not isinstance(rule.regulator, Constant)]
         if self.needs_control and own:
             raise OptionError(
-                f"regulator={self.regulator!r} is put before transforms that act on every token, but the Steering to "
-                f"start from has a {type(own[0].regulator).__name__} at {own[0].site}: leave regulator out to keep it"
+                f"regulator={self.regulator!r} is combined with transforms that act on every token, but the Steering "
+                f"to start from has a {type(own[0].regulator).__name__} at {own[0].site}: remove regulator= to keep it"
             )
         return LearnedParts(regulators=False, vectors=False)
 
     def learner(self, task: TrainingTask) -> Learner:
-        """Return what compares activations, without a control term."""
+        """Return the learner that compares activations, without a control term."""
         return Trainer(task.work, task.rules, data_of(task.texts, task.target, task.batches), task.plan, task.ranks)
 
     def finish(self, rules: Sequence[Rule], sets: Mapping[str, Mapping[Site, Tensor]]) -> list[Rule]:

@@ -1,22 +1,22 @@
-"""Preference: make a model prefer the target's texts to the source's, and say of control what it said.
+"""Preference: make a model prefer the target's texts to the source's, and keep its next tokens on control texts.
 
-    d(x)     =  log p'(x) - log p(x)                      p' steered, p not; in nats, of the tokens where a pair parts
+    d(x)     =  log p'(x) - log p(x)                      p' steered, p not; in nats, over the tokens that differ
     term     =  mean over pairs of  log(1 + exp(-beta (d(target) - d(source))))
     control  =  mean over tokens of control texts of KL(p || p')        loss = term + control_weight * control
 
-Source text i and target text i are a pair, such as two continuations of one prompt. What both begin with is the same
-tokens in the same places, so it drops out of d(target) - d(source): no prompt has to be named. Of conversations, and of
-prompts with completions, the answers are judged, end-of-turn token included, each given its own prompt; and control
-keeps what was said of its answers.
+Source text i and target text i are a pair, such as two continuations of one prompt. Their common beginning has the same
+tokens in the same places, so it cancels in d(target) - d(source), and the prompt need not be marked. In conversations,
+and in prompts with completions, the answers are judged, including the end-of-turn token, each given its own prompt;
+control preserves the next tokens of its answers.
 
-A step takes some pairs and some control texts: all in turn, in an order drawn anew each time round, which seed and
-number of the step decide. The unsteered model reads all pairs once, and the control texts of every step anew, since
+A step takes some pairs and some control texts: all in turn, in a new random order each round, decided by the seed and
+the number of the step. The unsteered model reads all pairs once, and the control texts of every step anew, because
 their distributions over the vocabulary would fill the memory. Micro-batches hold both texts of a pair; terms are sums
 over pairs and over tokens, so that their gradients add up to that of the whole step.
 
 Source: BiPO (arXiv 2406.00045), which learns one vector at one layer by the loss of DPO (arXiv 2305.18290). The
-regulators, all sites at once and the control term are ours. Limitations: all pairs weigh the same; only for language
-models.
+regulators, learning all sites at once and the control term are new here. Limitations: all pairs have the same weight;
+only for language models.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,12 +47,12 @@ from dsas.training.ranks import ALONE, Ranks
 class Preference(Objective):
     """Makes target[i] likelier than source[i], such as two continuations of one prompt; for language models only.
 
-    Starts from the identity, from `Lineas` transforms, or from transforms that add a vector, such as `0.1 * fitted`;
-    with constant regulators everywhere the transforms alone are learned.
+    It can start from the identity, from `Lineas` transforms, or from transforms that add a vector, such as `0.1 *
+    fitted`; with constant regulators everywhere, only the transforms are learned.
 
-    beta: DPO's beta, > 0, in 1/nats; a larger one saturates earlier. pairs_per_step: pairs, and control texts, that one
-    step takes. control_weight: weight >= 0 of the divergence on control texts. regulator_form: form of the regulators,
-    as in `E2E`. seed: seed of the order of pairs and control texts.
+    beta: DPO's beta, > 0, in 1/nats; a larger one saturates earlier. pairs_per_step: pairs, and control texts, per
+    step. control_weight: weight >= 0 of the divergence on control texts. regulator_form: form of the regulators, as in
+    `E2E`. seed: seed of the order of pairs and control texts.
     """
 
     name: ClassVar[str] = "preference"
@@ -75,7 +75,7 @@ class Preference(Objective):
 
     @property
     def needs_control(self) -> bool:
-        """Always: what is said of control texts is kept."""
+        """Always: the next tokens of control texts are preserved."""
         return True
 
     def first_rule(self, site: Site, sets: Mapping[str, Tensor], start: RegulatorStart) -> Rule:
@@ -87,7 +87,7 @@ class Preference(Objective):
         return LearnedParts(regulators=not all(isinstance(rule.regulator, Constant) for rule in rules), vectors=True)
 
     def learner(self, task: TrainingTask) -> Learner:
-        """Return what compares likelihoods."""
+        """Return the learner that compares likelihoods."""
         examples, rows = task.examples, {name: task.examples.rows(texts) for name, texts in task.texts.items()}
         pairs, held = (pairs_of(rows[f"{part}source"], rows[f"{part}target"]) for part in ("", "held_"))
         pad, size = examples.pad_token(), examples.batch_size
@@ -100,7 +100,7 @@ class Preference(Objective):
 
 
 class Pair(NamedTuple):
-    """A source and a target as tokens; from the place `first` on they are told apart."""
+    """A source and a target as tokens; they differ from the place `first` on."""
 
     source: Rendered
     target: Rendered
@@ -118,7 +118,7 @@ class Pair(NamedTuple):
 
 
 def pairs_of(source: Sequence[Rendered], target: Sequence[Rendered]) -> list[Pair]:
-    """Return pair after pair; those that part at their first token, before which nothing is said, from the second on.
+    """Return the pairs; those that differ at their first token, which is not predicted, count from the second on.
 
     Raises TextsError for a pair whose tokens are the same.
     """
@@ -137,12 +137,12 @@ def pairs_of(source: Sequence[Rendered], target: Sequence[Rendered]) -> list[Pai
 
 @final
 class PairLearner(PairsLearner):
-    """Learns from what the model would say."""
+    """Learns from the model's log-likelihoods."""
 
     def __init__(
         self, work: Work, rules: Sequence[Rule], data: PairData, plan: Plan, objective: Preference, ranks: Ranks = ALONE
     ) -> None:
-        """Open the model and ask the unsteered one about all pairs."""
+        """Open the model and read all pairs with the unsteered one."""
         per_step = StepOptions(objective.pairs_per_step, objective.control_weight, objective.seed)
         super().__init__(work, rules, data, plan, per_step, ranks)
         self._beta = objective.beta
@@ -157,7 +157,7 @@ class PairLearner(PairsLearner):
             raise
 
     def terms(self, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, list[Seen]]]:
-        """Yield the share of each micro-batch in how far targets are not yet preferred."""
+        """Yield the share of each micro-batch in the preference term."""
         for some in self.ranks.local(cut(pairs, self._size, self.ranks.count)):
             after, seen = self._likelihoods(some, steered=True)
             before = torch.stack([self._before[pair.key] for pair in some]).to(after)
