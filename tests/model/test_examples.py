@@ -61,3 +61,13 @@ def test_a_batch_of_less_than_one_row_is_refused() -> None:
         next(batches([[1]], 0, pad=0, side="left"))
     assert list(batches([], 3, pad=0, side="left")) == []
     assert next(batches([[1]], 3, pad=0, side="left")).tokens.dtype == torch.long
+
+
+def test_a_batch_with_as_many_rows_as_tokens_is_padded_by_one_token_where_layouts_must_be_told_apart() -> None:
+    rows = [[1, 2, 3], [4, 5, 6], [7, 8]]
+    (square,) = batches(rows, 3, pad=0, side="right")
+    (padded,) = batches(rows, 3, pad=0, side="right", oblong=True)
+    assert (square.tokens.shape, padded.tokens.shape) == ((3, 3), (3, 4))
+    assert padded.tokens[:, :3].equal(square.tokens)
+    assert padded.mask.sum() == square.mask.sum() == 8
+    assert next(batches([[1]], 3, pad=0, side="right", oblong=True)).tokens.shape == (1, 1)

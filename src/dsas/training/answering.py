@@ -27,8 +27,7 @@ TEMPERATURE, TOP_P = 0.7, 0.9
 class Answering(NamedTuple):
     """A model that answers. marks: what identifies it. chat: options for conversations that have none.
 
-    folder: where
-    answers are stored; None stores none. batch_size: questions per call.
+    folder: where answers are stored; None stores none. batch_size: questions per call.
     """
 
     model: Model
