@@ -8,7 +8,7 @@ requests, as the chat template renders them: harmful ones (uncensorbench, Strong
 benign ones that sound harmful, among them `hard_negatives.txt`. "Whole request": evidence with a memory of 1, so that
 the request still counts during the answer, with a mean of 0.5 % on held-out benign requests.
 
-The strength is chosen on other StrongREJECT requests, everyday questions and alarming ones: of the strengths at which
+The strength is chosen on other StrongREJECT requests, everyday questions and alarming ones. Of the strengths at which
 refusals of both benign kinds rise by at most 2 points and the perplexity of everyday answers is at most 1.02 x, the one
 that refuses most; where there is none, the one with most refusals of harmful requests over benign ones (marked *).
 Results are on other requests: HarmBench and Do-Not-Answer, which were not used before, the other half of the alarming
@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,23 +73,31 @@ CLEARLY = 0.1
 class Row(NamedTuple):
     """How, when and where: a transform, or "preference"; a regulator as for `fit`; the strengths to try.
 
-    request_alone: whether the answer's own tokens are left alone, so that it is steered by what the request holds.
+    request_alone: whether the answer's own tokens are left alone, so that it is steered by what the request holds; "in
+    training": whether preference learns so, too; "held": whether the regulator reads the request alone, and steers the
+    whole answer by what it came to there.
     sentence: what preference learns to say.
     """
 
     transform: str
     regulator: Any
     strengths: tuple[float, ...] = TRIED
-    request_alone: bool = False
+    request_alone: bool | Literal["in training", "held"] = False
     sentence: str = REFUSAL
 
 
-LEARNED = "preference, whole request"
+LEARNED, HELD_ROW = "preference, whole request", ", held"
 STRONGER = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 ROWS = {
     LEARNED: Row("preference", WHOLE, STRONGER[:4]),
+    f"{LEARNED}, held": Row("preference", WHOLE, (0.1, 0.2, *STRONGER), "held"),
     f"{LEARNED}, request alone": Row("preference", WHOLE, STRONGER, True),
     f"{LEARNED}, request alone, unable": Row("preference", WHOLE, STRONGER, True, UNABLE),
+    f"{LEARNED}, learned on the request alone": Row("preference", WHOLE, STRONGER, "in training"),
+    "CAA, whole request, held": Row("caa", WHOLE, TRIED, "held"),
+    "ITI, whole request, held": Row("iti", WHOLE, tuple(10 * strength for strength in TRIED), "held"),
+    "Linear-AcT, whole request, held": Row("linear-act", WHOLE, TRIED, "held"),
+    "ablation, whole request, held": Row("ablation", WHOLE, (0.3, 0.6, 1.0, 1.5), "held"),
     "CAA, whole request, request alone": Row("caa", WHOLE, TRIED, True),
     "CAA, constant, request alone": Row("caa", "constant", TRIED, True),
     "CAA, CAST, request alone": Row("caa", "cast", TRIED, True),
@@ -182,7 +190,8 @@ class Lab:
         depends = json.dumps([self.marks, repr(ROWS[name]._replace(strengths=())), self.pairs, self.fit])
         kept = self.folder / "steerings" / hashlib.sha256(depends.encode()).hexdigest()[:16]
         if not (kept / "config.json").is_file():
-            self._made(ROWS[name]).save_pretrained(kept)
+            made = _held(self.steering(name.removesuffix(HELD_ROW))) if name.endswith(HELD_ROW) else None
+            (made or self._made(ROWS[name])).save_pretrained(kept)
         return dsas.Steering.from_pretrained(kept)
 
     def _made(self, row: Row) -> dsas.Steering:
@@ -202,11 +211,13 @@ class Lab:
             return how.within(dsas.Schedule("prompt")) if row.request_alone else how
         asked, control = self.rendered(self.fit["harmful"]), self.rendered(benign)
         when = fit(source=asked, control=control, target=control, regulator=row.regulator)
-        steering = _joined(0.05 * how if row.transform == "preference" else how, when)
+        steering, there = _joined(0.05 * how if row.transform == "preference" else how, when), dsas.Schedule("prompt")
+        if row.request_alone == "in training":
+            return self.learned(steering.within(there), benign, row.sentence, " there")
         steering = self.learned(steering, benign, row.sentence) if row.transform == "preference" else steering
-        return steering.within(dsas.Schedule("prompt")) if row.request_alone else steering
+        return steering.within(there) if row.request_alone else steering
 
-    def learned(self, steering: dsas.Steering, benign: Sequence[str], sentence: str) -> dsas.Steering:
+    def learned(self, steering: dsas.Steering, benign: Sequence[str], sentence: str, where: str = "") -> dsas.Steering:
         """Return what preference makes of a Steering: one sentence of refusal over the model's own answers."""
         harmful, kept = self.fit["harmful"], benign[::2]
         own = [beginning(answer, 8) for answer in self.answers(harmful)]
@@ -222,7 +233,7 @@ class Lab:
             sites="residual",
             optimiser=dsas.Optimiser("adam", 0.01, 0.01),
             held_out=dsas.HeldOut(share=0.0),
-            checkpoint=self.folder / f"trained-{'unable' if sentence == UNABLE else 'sorry'}",
+            checkpoint=self.folder / f"trained-{'unable' if sentence == UNABLE else 'sorry'}{where}",
             running=dsas.Running(progress=False),
         )
 
@@ -252,6 +263,11 @@ class Lab:
         ratio = bootstrap_ratio(lost, tokens)
         mean, low, high = np.exp(ratio[:3]).tolist()
         return Interval(mean, low, high, ratio.n), bootstrap(kl)
+
+
+def _held(steering: dsas.Steering) -> dsas.Steering:
+    rules = [rule._replace(regulator=dsas.Held(rule.regulator)) for rule in steering.rules]
+    return dsas.Steering(rules, steering.model, steering.settings)
 
 
 def _joined(how: dsas.Steering, when: dsas.Steering) -> dsas.Steering:

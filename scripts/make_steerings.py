@@ -135,7 +135,7 @@ def gemma3_insults(work: Path) -> Made:
 
 def smollm2_guardrail(work: Path) -> Made:
     """Return what makes SmolLM2 refuse harmful requests, at the strength that refuses most of the tuning requests."""
-    lab, name = guardrail.Lab(work, 100, 0), f"{guardrail.LEARNED}, request alone"
+    lab, name = guardrail.Lab(work, 100, 0), f"{guardrail.LEARNED}{guardrail.HELD_ROW}"
     steering = lab.steering(name)
     strength, _ = guardrail.chosen_strength(lab, steering, guardrail.ROWS[name].strengths)
     tune, held_out = (
@@ -157,7 +157,8 @@ def smollm2_guardrail(work: Path) -> Made:
         steering, "Makes SmolLM2-135M-Instruct refuse harmful requests, and next to no others.", "smollm2", told,
         [NO_PROMISE,
          f"At {strength:g} it refuses most of the tuning requests; larger ones refuse fewer and break the language.",
-         "It reads the request alone, in the model's chat template: what is said in answers is not steered.",
+         "It reads the request alone, in the model's chat template, and decides about the whole answer by it.",
+         "Sampled at temperature 1 (top-p 0.9) it refuses less, 49 % [42, 55] of HarmBench (docs/lab/guardrail.md).",
          "By another judge, an embedding classifier, both shares are higher, of harmless requests too "
          "(docs/lab/guardrail.md).",
          "Other Steerings had been reported on with the same held-out requests before, in that page."],

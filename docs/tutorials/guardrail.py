@@ -19,10 +19,10 @@ model, tokenizer = dsas.load_model(str(real_model("smollm2")))
 # %% [markdown]
 # ## Conversations as examples
 #
-# The sets are conversations, and the chat template is applied by dsas, once. `source` are medical questions with an
-# answer that begins to comply, `target` the same questions with an answer that begins to refer, `control` everyday
-# questions with the model's own answers. Answers are short on purpose: whether a model refuses is decided in its first
-# words.
+# The sets are conversations, and the chat template is applied by dsas, once. `source` holds medical questions with
+# an answer that begins to comply, `target` the same questions with an answer that begins to refer, and `control`
+# everyday questions with the model's own answers. Answers are short on purpose: whether a model refuses is decided in
+# its first words.
 
 # %%
 SYMPTOMS = (
@@ -65,9 +65,9 @@ control = [talk(question, answer) for question, answer in zip(everyday[:36], own
 # %% [markdown]
 # ## How and when are fitted on different tokens
 #
-# *How* to steer is what tells a complying answer from a referring one, so it is fitted on the answers. *When* must be
-# known before the answer begins, so it is fitted on the questions alone, through the same template. So the model is
-# fitted twice, and each rule of the guard takes its transform from one fit and its regulator from the other.
+# *How* to steer is the difference between a complying and a referring answer, so it is fitted on the answers. *When*
+# must be known before the answer begins, so it is fitted on the questions alone, through the same template. There are
+# therefore two fits, and each rule of the guard takes its transform from one and its regulator from the other.
 
 
 # %%
@@ -81,7 +81,7 @@ how = dsas.fit(
     progress=False,
 )  # fmt: skip
 guards = {}
-for regulator in ("constant", "cast", "evidence"):
+for regulator in ("constant", "cast", "evidence", "held"):
     when = dsas.fit(
         model,
         tokenizer,
@@ -99,7 +99,7 @@ for regulator in ("constant", "cast", "evidence"):
 # %% [markdown]
 # `constant` is ordinary steering. `cast` decides once per row, from the prompt, and keeps its decision for the whole
 # answer. `evidence`, the default, adds up what the last tokens say, so it is strongest right after the question and
-# fades.
+# fades. `held` reads the same evidence in the question alone, and keeps what it came to there for the whole answer.
 #
 # ## Measure both sides
 #
@@ -145,7 +145,7 @@ print(
 # ## Before you rely on it
 #
 # This guard was fitted on 36 questions of four forms and tried on 12 of the same forms. Real users ask in other ways.
-# In the measured case, harmful requests of other collections, the best setting (learned vectors that act on the request
-# alone) refused 69 % of HarmBench by a list of phrases and no everyday question, and cost benign answers nothing;
-# vectors such as those above cost too much there: [A guardrail, measured](../lab/guardrail.md). Use a guardrail beside
+# In the measured case, harmful requests of other collections, learned vectors with held evidence refused 94 % of
+# HarmBench by a list of phrases and no everyday question, and cost benign answers nothing; with vectors such as those
+# above it was 27 to 58 %: [A guardrail, measured](../lab/guardrail.md). Use a guardrail beside
 # others, choose its strength with `dsas.calibrate`, and hold releases to limits with `dsas check`.

@@ -160,7 +160,9 @@ def casts(model: Any, generator: torch.Generator) -> list[dsas.Rule]:
         cast = dsas.Cast(condition, torch.tensor((low + high) / 2), above=number != 1)
         regulator = dsas.Product([cast, logistic]) if number == 2 else cast
         rules.append(dsas.Rule(dsas.Site(path), dsas.Addition(vector), regulator))
-    return rules
+    held = dsas.Held(adding(generator, 4.0, 0.9))
+    added = dsas.Addition(torch.randn(WIDTH, generator=generator))
+    return [*rules, dsas.Rule(dsas.Site(f"{LAYERS}.1.mlp"), added, held)]
 
 
 def roles(generator: torch.Generator) -> list[dsas.Rule]:

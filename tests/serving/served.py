@@ -11,6 +11,7 @@ from makers import random_steering
 from torch import Tensor, nn
 
 from dsas.model.forward_pass import ForwardPass
+from dsas.model.sequence import Sequences
 from dsas.serving.config import ServingConfig, source_of
 from dsas.steering.steering import Steering
 from dsas.testing.models import LAYERS, WIDTH, tiny_model
@@ -189,9 +190,14 @@ class Second:
         return self.model_state.prepare_inputs(batch, None)
 
 
-def steered_by_hand(steering: Steering, t: Tensor, strength: float) -> Tensor:
-    """Return the tokens of one row after all layers, each of which does nothing but steer."""
-    step = ForwardPass(1, len(t))
+def steered_by_hand(steering: Steering, t: Tensor, strength: float, prompt: int | None = None) -> Tensor:
+    """Return the tokens of one row after all layers, each of which does nothing but steer.
+
+    prompt: how many of them are its prompt; all, unless given.
+    """
+    history = Sequences(1, prompt_tokens=None if prompt is None else torch.tensor([prompt]))
+    history.begin(0, len(t))
+    step = ForwardPass(1, len(t), history=history)
     for number, rule in enumerate(steering.rules):
         step.site = number
         t = t + strength * rule.weight * (rule.regulator(t[None], step) * rule.transform.edit(t[None]))[0]

@@ -28,9 +28,10 @@ from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.served_form import Adding, Projection
 from dsas.serving.carried import ancestors_of
 from dsas.serving.config import source_of
+from dsas.serving.parts import Parts
 from dsas.serving.rule_rows import Row
 from dsas.serving.runner import SteeredRunner
-from dsas.serving.tables import Parts, SiteTable, SoFar
+from dsas.serving.tables import SiteTable, SoFar
 from dsas.serving.tokens import TokenBuffers
 from dsas.testing.models import WIDTH, tiny_model
 
@@ -38,14 +39,17 @@ GRAPHS = SimpleNamespace(max_cudagraph_capture_size=64)
 RUNNERS = pytest.mark.parametrize("kind", [First, Second])
 
 
-def adding(root: Path, name: str, seed: int, sites: Any = "residual", **options: Any) -> dsas.Steering:
+def adding(
+    root: Path, name: str, seed: int, sites: Any = "residual", *, held: bool = False, **options: Any
+) -> dsas.Steering:
     """Store a Steering whose evidence differs from layer to layer."""
     generator = torch.Generator().manual_seed(seed)
     plain = random_steering(tiny_model("llama"), sites, seed=seed)
     rules = []
     for rule in plain.rules:
         theta, (bias, cut) = 0.5 * torch.randn(WIDTH, generator=generator), torch.randn(2, generator=generator)
-        rules.append(rule._replace(regulator=dsas.Evidence(theta, bias, cut, **options), weight=0.7))
+        when = dsas.Evidence(theta, bias, cut, **options)
+        rules.append(rule._replace(regulator=dsas.Held(when) if held else when, weight=0.7))
     steering = dsas.Steering(rules, plain.model)
     steering.save_pretrained(root / name)
     return steering
@@ -67,13 +71,15 @@ class Engine:
         self.steered = SteeredRunner(self.runner, vllm_config(root, *names, **options))
         self.runner.initialize_kv_cache(kv_cache())
         self.requests: dict[str, tuple[Any, Tensor, Sequence[int]]] = {}
+        self.prompts: dict[str, int] = {}
 
     def step(self, *parts: Part) -> list[Tensor]:
         """Run these parts of requests in one batch, and return what each becomes."""
         asked, rows, blocks = zip(*(self.requests[part.name] for part in parts), strict=True)
         counts = [part.end - part.start for part in parts]
         names = {part.name: one for part, one in zip(parts, asked, strict=True)}
-        self.runner.run(names, counts, [part.start for part in parts], blocks)
+        prompts = [self.prompts.get(part.name, 0) for part in parts]
+        self.runner.run(names, counts, [part.start for part in parts], blocks, prompts=prompts)
         t = torch.cat([row[part.start : part.end] for part, row in zip(parts, rows, strict=True)])
         return list(self.runner.execute_model(t).split(counts))
 
@@ -106,6 +112,31 @@ def test_evidence_in_chunks_beside_others_is_that_of_each_row_alone(kind: Any, t
     for name, steering, row, strength in zip("abp", (a, b, plain), rows, (0.5, 1.5, 1.0), strict=False):
         close(torch.cat(found[name]), steered_by_hand(steering, row, strength))
     assert torch.equal(torch.cat(found["u"]), rows[3, :10])
+
+
+@RUNNERS
+def test_evidence_that_is_held_is_that_of_the_prompt_for_the_whole_answer(kind: Any, tmp_path: Path) -> None:
+    a, b = adding(tmp_path, "a", 1, held=True, memory=0.8), adding(tmp_path, "b", 2, memory=0.9)
+    c = adding(tmp_path, "c", 3, held=True, memory=1.0, prior=0.0)
+    engine, rows = Engine(kind, tmp_path, "a", "b", "c"), torch.randn(4, 14, WIDTH)
+    steerings, engine.prompts = {"a": a, "b": b, "c": c, "d": a}, {"a": 6, "b": 3, "c": 5, "d": 1}
+    for number, (name, steering) in enumerate(steerings.items()):
+        blocks = [4 * number + place for place in range(1, 5)]
+        engine.requests[name] = request((steering.digest(), 1.0)), rows[number], blocks
+    steps = [
+        [Part("a", 0, 4), Part("b", 0, 6), Part("c", 0, 5), Part("d", 0, 1)],
+        [Part("d", 1, 2), Part("a", 4, 9), Part("c", 5, 6)],  # what follows the prompt in the same step, as drafts do
+        [Part("c", 6, 7), Part("d", 2, 3), Part("a", 9, 10), Part("b", 6, 14)],
+        [Part("a", 10, 14), Part("c", 7, 14)],
+        [Part("d", 3, 14)],
+    ]
+    found: dict[str, list[Tensor]] = {name: [] for name in steerings}
+    for parts in steps:
+        for part, got in zip(parts, engine.step(*parts), strict=True):
+            found[part.name].append(got)
+    for number, (name, steering) in enumerate(steerings.items()):
+        close(torch.cat(found[name]), steered_by_hand(steering, rows[number], 1.0, engine.prompts[name]))
+    assert torch.equal(torch.cat(found["d"]), rows[3])  # a prompt of one token, which never counts
 
 
 @RUNNERS
@@ -180,7 +211,8 @@ def test_sums_of_a_long_step_are_those_of_each_request_read_token_by_token() -> 
         totals[token + 1] = (score if position else 0) + memory * past
         weight = sum(memory**age for age in range(position)) + request
         values[token] = 1 / (1 + np.exp(0.1 - totals[token + 1] / weight)) if position else 0
-    so_far = SoFar(ancestors, torch.from_numpy(positions).float(), sums)
+    places = torch.from_numpy(positions).float()
+    so_far = SoFar(ancestors, places, places, sums)
     slots = torch.arange(1, len(rows) + 1).repeat_interleave(each)
     _, applied = table(scores.unsqueeze(1), slots, torch.ones(count), so_far)
     torch.testing.assert_close(sums.double(), torch.from_numpy(totals[1:]), rtol=1e-5, atol=1e-5)

@@ -20,7 +20,7 @@ def test_every_address_takes_our_keys_where_it_reads_them_and_nowhere_else(path:
     assert misplaced_in(path, json.dumps({"prompt": "dsas", **right}).encode()) == ""
     for body in (wrong, ASKED, {"extra_body": xargs}, {"extra_body": ASKED}, {"extra_args": ASKED}, {**right, **ASKED}):
         said = misplaced_in(path, json.dumps(body).encode())
-        assert said.startswith("'dsas_steering' stands")
+        assert said.startswith("'dsas_steering' is")
         assert said.endswith(f"write it inside {'sampling_params.extra_args' if right is extra else 'vllm_xargs'}")
 
 
@@ -28,7 +28,7 @@ def test_every_address_takes_our_keys_where_it_reads_them_and_nowhere_else(path:
 def test_an_address_that_reads_them_nowhere_says_which_do(path: str) -> None:
     for body in (ASKED, {"vllm_xargs": ASKED}):
         said = misplaced_in(path, json.dumps(body).encode())
-        assert "this address carries no Steering; those that do: /v1/completions" in said
+        assert "requests to this address cannot be steered; those to these can: /v1/completions" in said
 
 
 def test_what_prepares_a_request_is_looked_at_like_what_runs_it_and_what_counts_tokens_is_not() -> None:
@@ -54,9 +54,7 @@ def test_what_is_no_request_is_left_to_the_address(body: bytes) -> None:
 
 def test_a_field_of_a_form_is_refused_beside_the_one_that_carries() -> None:
     form = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n--x--'
-    assert "'dsas_strength' stands" in misplaced_in(
-        "/v1/audio/transcriptions", form.format("dsas_strength", 1).encode()
-    )
+    assert "'dsas_strength' is" in misplaced_in("/v1/audio/transcriptions", form.format("dsas_strength", 1).encode())
     given = form.format("vllm_xargs", json.dumps(ASKED)).encode()
     assert misplaced_in("/v1/audio/transcriptions", given) == ""
 

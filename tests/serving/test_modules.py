@@ -12,8 +12,9 @@ import dsas
 from dsas.errors import ActivationError, ModelMismatchError, OptionError
 from dsas.serving.carried import ancestors_of
 from dsas.serving.modules import SiteStep, served_module, served_path, steer_module, table_of
+from dsas.serving.parts import Parts
 from dsas.serving.rule_rows import row_of
-from dsas.serving.tables import Parts, SiteTable
+from dsas.serving.tables import SiteTable
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.testing.models import WIDTH, tiny_model
 

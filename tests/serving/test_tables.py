@@ -7,8 +7,9 @@ from torch import Tensor, nn
 import dsas
 from dsas.errors import OptionError
 from dsas.methods.served_form import Adding
+from dsas.serving.parts import Parts
 from dsas.serving.rule_rows import row_of
-from dsas.serving.tables import Parts, SiteTable
+from dsas.serving.tables import SiteTable
 from dsas.testing.models import WIDTH
 
 SITE = dsas.Site("block")

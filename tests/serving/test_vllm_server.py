@@ -228,7 +228,7 @@ def test_what_would_be_unsteered_without_a_word_gets_400(server: Server) -> None
     with client_of(server) as client:
         for extra, said in (
             ({"use_beam_search": True, "n": 2, **body_of(ASKS[2])}, "beam search cannot be steered"),
-            ({"dsas_steering": "detox"}, "is next to vllm_xargs"),
+            ({"dsas_steering": "detox"}, "stands beside vllm_xargs"),
         ):
             for create in (
                 lambda extra: client.completions.create(prompt="Hi", extra_body=extra, **COMMON),
@@ -236,7 +236,7 @@ def test_what_would_be_unsteered_without_a_word_gets_400(server: Server) -> None
             ):
                 with pytest.raises(BadRequestError, match=said):
                     create(extra)
-        with pytest.raises(BadRequestError, match="is next to vllm_xargs"):
+        with pytest.raises(BadRequestError, match="stands beside vllm_xargs"):
             client.responses.create(model="tiny", input="Hi", extra_body={"dsas_steering": "detox"})
 
 

@@ -29,12 +29,14 @@ UNFADING = 1e-9
 class Adding(NamedTuple):
     """How scores add up to evidence: `prior` tokens of score 0 come first, and h is 1/2 at `cut`.
 
-    memory: the share of a score that is left at the next token, 0 to 1.
+    memory: the share of a score that is left at the next token, 0 to 1. held: whether the prompt's tokens alone count,
+    and their evidence holds after it.
     """
 
     prior: float
     cut: float
     memory: float
+    held: bool = False
 
     @property
     def fade(self) -> float:

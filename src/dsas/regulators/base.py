@@ -82,3 +82,16 @@ class Regulator(Fitted, ABC):
         self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass
     ) -> Float[Tensor, "batch token gain"]:
         """Return h(t) >= 0 for every token, float32; gain is 1 or dim."""
+
+
+def wrapped(found: FittedRegulator, around: Callable[[Regulator], Regulator]) -> FittedRegulator:
+    """Return a fitted regulator inside another that has nothing to fit, tuned as by itself."""
+    if not isinstance(found, TunableRegulator):
+        return FittedRegulator(around(found.regulator), found.accuracy)
+    untuned = found.untuned
+
+    def tune(scores: TokenScores) -> Tuned:
+        tuned = untuned.tune(scores)
+        return tuned._replace(regulator=around(tuned.regulator))
+
+    return TunableRegulator(around(found.regulator), found.accuracy, Untuned(untuned.held_out, tune))

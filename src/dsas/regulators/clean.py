@@ -3,9 +3,9 @@
     a = sum over the earlier sites k of  strength x h_k x (T_k(t_k) - t_k),     of the same token in the same pass
 
 On the residual stream, what is added after one layer is still there after the next one. A regulator there sees tokens
-that earlier sites have moved, and tells them apart worse the more they are steered. Reading clean subtracts the direct
-part of these edits; what the layers in between made of them stays. No state is carried from pass to pass, so caches,
-chunks, padding and packed rows change nothing.
+that earlier sites have moved, and separates them less well the more they are steered. Reading clean subtracts the
+direct part of these edits; what the layers in between made of them stays. No state is carried from pass to pass, so
+caches, chunks, padding and packed rows change nothing.
 
     dsas.fit(..., regulator=functools.partial(dsas.Clean.fit, of=dsas.Evidence.fit))
 
@@ -23,9 +23,8 @@ from torch import Tensor
 
 from dsas.errors import OptionError
 from dsas.methods.base import Facts, Samples
-from dsas.methods.tuned_boundary import TokenScores
 from dsas.model.forward_pass import ForwardPass
-from dsas.regulators.base import FittedRegulator, Regulator, TunableRegulator, Tuned, Untuned
+from dsas.regulators.base import FittedRegulator, Regulator, wrapped
 
 
 @final
@@ -36,8 +35,8 @@ class Clean(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="h(t - what earlier sites added to t)",
         paper="YOPO, arXiv 2608.14465",
-        left_out="sites off the residual stream",
-        flops="those of h, and 3 d",
+        left_out="only at residual sites",
+        flops="those of h + 3 d",
     )
     not_served: ClassVar[str] = "it reads tokens without what earlier sites added, which a server does not keep apart"
     reads_forward_pass = True
@@ -64,16 +63,7 @@ class Clean(Regulator):
         """
         if of is None:
             raise OptionError("expected the fit of the regulator that reads clean, such as of=dsas.Evidence.fit")
-        found = of(source, control, target)
-        if not isinstance(found, TunableRegulator):
-            return FittedRegulator(cls(found.regulator), found.accuracy)
-        untuned = found.untuned
-
-        def tune(scores: TokenScores) -> Tuned:
-            tuned = untuned.tune(scores)
-            return tuned._replace(regulator=cls(tuned.regulator))
-
-        return TunableRegulator(cls(found.regulator), found.accuracy, Untuned(untuned.held_out, tune))
+        return wrapped(of(source, control, target), cls)
 
     def forward(
         self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass

@@ -12,10 +12,14 @@ before the first one of a request may belong to another request. Every token get
 
     a1 a2 a3 | b1 b2          b continues from the block that ends with a2: b2 is preceded by b1, a2, a1
 
+Evidence that is held after the prompt is that of the prompt's tokens: the position that counts stops there.
+
 Limitations (refused when the server starts): features that move blocks outside the engine (KV connectors, decode
 context parallelism), models without an attention cache, and prefix caching of models with Mamba layers, whose blocks
 may be reused partly filled.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ from torch import Tensor
 
 from dsas.model.foreign import Foreign
 from dsas.serving.cache_blocks import CacheGroup, follow_cache
+from dsas.serving.request_prompts import PromptOf
 from dsas.serving.tokens import TokenBuffers
 
 
@@ -39,10 +44,13 @@ class Carried:
         self._blocks = follow_cache(runner, self._allot, prefix_caching=prefix_caching)
         self._step: tuple[Tensor, Tensor] | None = None
 
-    def begin(self, counts: np.ndarray, computed: np.ndarray, numbers: np.ndarray) -> None:
+    def begin(
+        self, prompts: Sequence[PromptOf | None], counts: np.ndarray, computed: np.ndarray, numbers: np.ndarray
+    ) -> None:
         """Prepare a step: the i-th request has the next counts[i] >= 1 tokens, after computed[i] earlier ones.
 
-        numbers: the requests' numbers in the runner's block tables.
+        prompts: where the prompt decides about a request, its length; else None. numbers: the requests' numbers in the
+        runner's block tables.
         """
         group, size, blocks = self._cache.number, self._cache.size, self._blocks
         rows, firsts = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts) - counts
@@ -59,7 +67,9 @@ class Carried:
             places[found] = [ends.get(block, 0) for block in before[found].tolist()]
         previous, own = np.arange(len(rows)), places == 0
         previous[firsts], previous[firsts[going_on]] = 0, places
-        self._fill(previous, positions, firsts[going_on[own]], before[own])
+        lasts = np.array([np.inf if one is None else one.tokens - 1 for one in prompts])
+        held = np.minimum(positions, lasts[rows])
+        self._fill(previous, (positions, held), firsts[going_on[own]], before[own])
         self._step = self._index(filled), self._index(at)
 
     def end(self) -> None:
@@ -74,15 +84,19 @@ class Carried:
         sums = self._tokens.sums
         self._cache, self._kept = cache, sums.new_zeros(*sums.shape[:2], cache.blocks)
 
-    def _fill(self, previous: np.ndarray, positions: np.ndarray, firsts: np.ndarray, before: np.ndarray) -> None:
+    def _fill(
+        self, previous: np.ndarray, positions: tuple[np.ndarray, np.ndarray], firsts: np.ndarray, before: np.ndarray
+    ) -> None:
         """Write the buffers. firsts, before: the first tokens of continuing requests and the blocks before them.
 
-        previous: the place of the token before each, as in `ancestors_of`. Entries after the step, which graphs of
-        fixed sizes also read, have place 0, which is valid.
+        positions: in the sequence, and held after the prompt. previous: the place of the token before each, as in
+        `ancestors_of`. Entries after the step, which graphs of fixed sizes also read, have place 0, which is valid.
         """
-        tokens, used = self._tokens, len(positions)
+        tokens, used = self._tokens, len(previous)
         ancestors = ancestors_of(previous, *tokens.ancestors.shape[1:])
-        for buffer, values in ((tokens.ancestors, ancestors), (tokens.positions, positions.astype(np.float32))):
+        places, held = (one.astype(np.float32) for one in positions)
+        written = ((tokens.ancestors, ancestors), (tokens.positions, places), (tokens.held_positions, held))
+        for buffer, values in written:
             buffer[:used].copy_(torch.from_numpy(values), non_blocking=True)
             buffer[used:].zero_()
         tokens.sums[:, :, :used].zero_()

@@ -84,13 +84,13 @@ def misplaced_in(path: str, body: bytes) -> str:
         if place != carried:
             beside = ".".join(carried) if carried else "the other fields"
             where = f"in {'.'.join(place)}" if place else f"beside {beside}"
-            return f"{shown(key)} stands {where}, where it would be passed over: {_instead(carried)}"
+            return f"{shown(key)} is {where}, where it would be ignored: {_instead(carried)}"
     return ""
 
 
 def _instead(carried: Sequence[str] | None) -> str:
     if carried is None:
-        return f"this address carries no Steering; those that do: {', '.join(CARRIED)}"
+        return f"requests to this address cannot be steered; those to these can: {', '.join(CARRIED)}"
     return f"write it inside {'.'.join(carried)}"
 
 

@@ -110,7 +110,7 @@ def fitting(name: str, folder: str, model: str) -> tuple[Source, dict[str, Row]]
         raise type(error)(f"{name!r} cannot be served: {error}") from error
     local = Path(folder)
     source = source_of(str(local.resolve()) if local.is_dir() else folder, steering)
-    return source._replace(reads_prompts=any(row.prompt is not None for row in rows.values())), rows
+    return source._replace(reads_prompts=any(row.by_prompt for row in rows.values())), rows
 
 
 def load(llm: Foreign, name: str, folder: str) -> None:

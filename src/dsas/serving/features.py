@@ -28,8 +28,8 @@ def refuse_moved_blocks(vllm_config: Foreign, regulator: str = "evidence") -> No
     for what, used in moving.items():
         if used:
             raise OptionError(
-                f"{what} cannot be combined with the regulator {regulator!r}, whose sums stay where the blocks of "
-                "the KV cache were read: remove it, or fit 'probe'"
+                f"{what} cannot be combined with the regulator {regulator!r}, whose sums are not moved with the "
+                "blocks of the KV cache: remove it, or fit 'probe'"
             )
 
 

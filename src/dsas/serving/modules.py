@@ -70,7 +70,8 @@ class SiteStep(nn.Module):
         so_far = None
         if self.table.parts.evidence:
             tokens = self.tokens
-            so_far = SoFar(tokens.ancestors[:count], tokens.positions[:count], self.added[number, :count])
+            places = tokens.positions[:count], tokens.held_positions[:count]
+            so_far = SoFar(tokens.ancestors[:count], *places, self.added[number, :count])
         places = None
         if self.table.parts.places:  # one by one: compiled code would treat the length of a slice as a constant
             buffer = self.tokens.places

@@ -167,7 +167,7 @@ def _check_raise(to: Foreign, own: float, name: str) -> None:
     if isinstance(to, (int, float)) and not to * own >= own * own:
         raise OptionError(
             f"{RAISE_TO!r} must be {own:g} or stronger, at which this server steers every request by {name!r}, got "
-            f"{shown(to)}: its operator does not allow to turn it down"
+            f"{shown(to)}: its operator does not allow turning it down"
         )
 
 

@@ -51,6 +51,11 @@ class Row(NamedTuple):
         """How the scores of the first projection add up, or None if they do not."""
         return self.projections[0].adding if self.projections else None
 
+    @property
+    def by_prompt(self) -> bool:
+        """Whether the prompt decides about the whole request, so that all of it has to be read."""
+        return self.prompt is not None or (self.adding is not None and self.adding.held)
+
     def vectors(self) -> Iterator[tuple[str, Tensor]]:
         """Give every vector that must be as wide as the site, by name."""
         affine = self.affine

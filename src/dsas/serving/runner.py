@@ -21,13 +21,14 @@ from dsas.serving.carried import Carried
 from dsas.serving.config import ServingConfig, Source, load
 from dsas.serving.features import ids_hidden, most_tokens, refuse_moved_blocks, refuse_untried
 from dsas.serving.modules import served_path, steer_module, table_of
+from dsas.serving.parts import parts_by_site
 from dsas.serving.places import Ids, Lists, Past, Placed, Places, refuse_unknown_ids
 from dsas.serving.reports import Reports, Wanted
 from dsas.serving.request_prompts import PromptOf, Prompts
 from dsas.serving.requests import REPORTED, RESOLVED, STEERING
 from dsas.serving.rule_rows import Row, places_of, served_rows
 from dsas.serving.steps import Served, Step
-from dsas.serving.tables import SiteTable, parts_by_site
+from dsas.serving.tables import SiteTable
 from dsas.serving.tokens import RequestRow, TokenBuffers, identity_row
 from dsas.serving.verdicts import VERDICT, Verdicts
 from dsas.steering.steering import Steering
@@ -172,7 +173,7 @@ class SteeredRunner:
         if self.prompts is not None:
             self.prompts.begin([one.prompt for one in requests], step.counts, step.computed)
         if self.carried is not None:
-            self.carried.begin(step.counts, step.computed, step.numbers)
+            self.carried.begin([one.prompt for one in requests], step.counts, step.computed, step.numbers)
 
     def end(self) -> None:
         """Store the results of the last step."""
@@ -227,7 +228,7 @@ class SteeredRunner:
             raise
         self._slots[digest], self._sites_of[digest] = slot, len(rows)
         self._lists[digest] = places_of(rows)
-        self._decides[digest] = any(row.prompt is not None for row in rows.values())
+        self._decides[digest] = any(row.by_prompt for row in rows.values())
 
 
 def _follow_batches(steered: SteeredRunner, runner: Foreign) -> None:

@@ -8,13 +8,14 @@
     S_i      =  theta . t_i + bias + m S_(i-1),   w_i = 1 + m w_(i-1),   S_0 = w_0 = 0
 
 for the first factor in a row of `evidence` with memory m, and 0 for a request's first token, number 0. The sums of a
-step begin with those of earlier steps, and run over the ancestors of each token, which `carried` provides.
+step begin with those of earlier steps, and run over the ancestors of each token, which `carried` provides. Where the
+evidence is held, tokens after the prompt have no score and do not fade what was there before.
 
 `rule_rows` says what a row holds. Row 0 is all zeros, so slot 0 does not change a token. This is equation (1) of arXiv
 2512.03661 in the form in which one graph of fixed shapes can compute it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,9 +23,9 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from dsas.errors import OptionError
 from dsas.methods.served_form import UNFADING
 from dsas.regulators.cast import similarity
+from dsas.serving.parts import Parts
 from dsas.serving.rule_rows import Row
 from dsas.transforms.affine import EVERYWHERE
 
@@ -34,73 +35,18 @@ ALWAYS = 100.0
 FORMS = {"sigmoid": 0.0, "relu": 1.0, "step": 2.0}
 
 
-class Parts(NamedTuple):
-    """Which columns a site's table has besides the offset, and how many of each; a graph computes only these.
-
-    slope: whether a row multiplies. support: whether a row has a range. reads: most projections in the edit of a row.
-    projections: most in the regulator of a row. step: whether some of these are steps. neurons: most conditions on
-    single neurons. places: whether a row depends on the token's place. evidence: whether the scores of a row add up.
-    prompt: whether a row decides by its prompt.
-    """
-
-    slope: int = 0
-    support: int = 0
-    reads: int = 0
-    projections: int = 0
-    step: int = 0
-    neurons: int = 0
-    places: int = 0
-    evidence: int = 0
-    prompt: int = 0
-
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Parts":
-        """Return the columns that the table of these rows needs."""
-        needed = [
-            (
-                int(row.affine.slope is not None),
-                int(row.affine.low is not None),
-                len(row.reads),
-                len(row.projections),
-                int(any(projection.form == "step" for projection in row.projections)),
-                len(row.neurons),
-                int(bool(row.places)),
-                int(row.adding is not None),
-                int(row.prompt is not None),
-            )
-            for row in rows
-        ]
-        return cls(*map(max, zip(*needed, strict=True)))
-
-    def check(self, row: Row) -> None:
-        """Raise OptionError when a row needs a column that is not among these."""
-        lacking = [name for name, has, needs in zip(self._fields, self, Parts.of([row]), strict=True) if needs > has]
-        if lacking:
-            raise OptionError(
-                f"it needs a column that no Steering had when the server started ({', '.join(lacking)}): start the "
-                "server with this Steering"
-            )
-
-
-def parts_by_site(loaded: Sequence[Mapping[str, Row]]) -> dict[str, Parts]:
-    """Return the columns that each site's table needs for the rows of these Steerings."""
-    at: dict[str, list[Row]] = {}
-    for rows in loaded:
-        for path, row in rows.items():
-            at.setdefault(path, []).append(row)
-    return {path: Parts.of(rows) for path, rows in at.items()}
-
-
 class SoFar(NamedTuple):
     """The sums of evidence before and after a step's tokens.
 
     ancestors: at [i, k, d] the place of the token d * reach^k before token i in its sequence, or 0 if it is not in this
-    step; token i is at place i + 1. positions: position of each token in its sequence, from 0. sums: at each request's
+    step; token i is at place i + 1. positions: position of each token in its sequence, from 0. held: the same, or that
+    of the prompt's last token after the prompt. sums: at each request's
     first token the sum of earlier steps, 0 elsewhere; each token's own sum is written over it.
     """
 
     ancestors: Int32[Tensor, "token level reach"]
     positions: Float[Tensor, " token"]
+    held: Float[Tensor, " token"]
     sums: Float[Tensor, " token"]
 
 
@@ -140,6 +86,7 @@ class SiteTable(nn.Module):
         wide += [f"{name}{number}" for number in range(parts.neurons) for name in ("curve", "incline", "level")]
         single = ["factor", *(f"{name}{number}" for number in range(parts.projections) for name in ("bias", "form"))]
         single += ["place"] * parts.places + ["fade", "prior", "cut"] * parts.evidence
+        single += ["held"] * parts.held
         wide += ["condition"] * parts.prompt
         single += ["threshold", "above"] * parts.prompt
         self._columns = {name: slice(width * n, width * (n + 1)) for n, name in enumerate(wide)}
@@ -165,6 +112,7 @@ class SiteTable(nn.Module):
             "fade": 0.0 if adding is None else adding.fade,
             "prior": 0.0 if adding is None else adding.prior,
             "cut": 0.0 if adding is None else adding.cut,
+            "held": 0.0 if adding is None else float(adding.held),
         }
         if row.prompt is not None:
             values |= {"condition": row.prompt.direction, "threshold": row.prompt.threshold}
@@ -253,19 +201,26 @@ class SiteTable(nn.Module):
 
         Each level sums over `reach` times as many tokens as the one before it.
         """
-        fade, counted = self._of(rows, "fade"), so_far.positions > 0
-        totals = torch.where(counted, scores, 0.0) + torch.exp(-fade) * so_far.sums
+        fade, counts = self._of(rows, "fade"), so_far.positions
+        if self.parts.held:
+            counts = torch.where(self._of(rows, "held") > 0, so_far.held, counts)
+        known = counts > 0
+        counted = known & (counts == so_far.positions)
+        totals = torch.where(counted, scores, 0.0) + torch.exp(-fade * counted) * so_far.sums
         levels, reach = so_far.ancestors.shape[1:]
         for level in range(levels):
-            apart = reach**level * torch.arange(reach, device=fade.device)
-            found = pad(totals, (1, 0))[..., so_far.ancestors[:, level]]
+            ancestors = so_far.ancestors[:, level]
+            apart: Tensor = reach**level * torch.arange(reach, device=fade.device)
+            if self.parts.held:
+                apart = torch.where(ancestors > 0, counts.unsqueeze(1) - pad(counts, (1, 0))[ancestors], 0.0)
+            found = pad(totals, (1, 0))[..., ancestors]
             totals = (found * torch.exp(-fade.unsqueeze(1) * apart)).sum(-1)
         so_far.sums.copy_(totals.reshape(so_far.sums.shape))
-        rate, counts = fade.double(), so_far.positions  # float64, because expm1 is 0 near 0 in compiled code
+        rate = fade.double()  # float64, because expm1 is 0 near 0 in compiled code
         weights = ((1 - torch.exp(-rate * counts)) / (1 - torch.exp(-rate))).float()
         weights = torch.where(fade < UNFADING, counts, weights)
         evidence = totals / (weights + self._of(rows, "prior")).clamp(min=1e-6)
-        evidence = torch.where(counted, evidence - self._of(rows, "cut"), -torch.inf)
+        evidence = torch.where(known, evidence - self._of(rows, "cut"), -torch.inf)
         return torch.where(fade > 0, evidence, scores)
 
     def _decided(

@@ -35,9 +35,9 @@ class TokenBuffers(nn.Module):
     places: float32 (together, places, tokens), if a site depends on places: the value for each token's place, by the
     number of a row's list of places; all ones at number 0. `places` fills them. prompt_*: if a site decides by the
     prompt, the fields of `tables.ReadPrompts`; the sums are float32 (sites that decide, together, requests + 1, dim).
-    `request_prompts` fills them. ancestors, positions, sums: if a site accumulates evidence, the fields of
-    `tables.SoFar`: int32 (tokens, levels, reach) with reach^levels >= tokens, float32 (tokens,), float32 (sites that
-    accumulate, together, tokens). `carried` fills them.
+    `request_prompts` fills them. ancestors, positions, held_positions, sums: if a site accumulates evidence, the fields
+    of `tables.SoFar`: int32 (tokens, levels, reach) with reach^levels >= tokens, float32 (tokens,) twice, float32
+    (sites that accumulate, together, tokens). `carried` fills them.
     """
 
     slots: Tensor
@@ -46,6 +46,7 @@ class TokenBuffers(nn.Module):
     places: Tensor
     ancestors: Tensor
     positions: Tensor
+    held_positions: Tensor
     sums: Tensor
     prompt_rows: Tensor
     prompt_counted: Tensor
@@ -69,6 +70,7 @@ class TokenBuffers(nn.Module):
             ancestors = torch.zeros(tokens, LEVELS, reach, dtype=torch.int32)
             self.register_buffer("ancestors", ancestors, persistent=False)
             self.register_buffer("positions", torch.zeros(tokens), persistent=False)
+            self.register_buffer("held_positions", torch.zeros(tokens), persistent=False)
             self.register_buffer("sums", torch.zeros(adding, together, tokens), persistent=False)
         self.register_buffer("slots", torch.zeros(together, tokens, dtype=torch.int64), persistent=False)
         self.register_buffer("strengths", torch.zeros(together, tokens), persistent=False)
