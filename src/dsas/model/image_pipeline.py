@@ -61,17 +61,22 @@ class ImagePipeline:
         return PictureRecorder(sites)
 
     def check_fusing(self, sites: Sequence[Site], branch: Branch) -> None:
-        """Raise OptionError unless both branches are steered, and for a site that is a part of its module's output."""
+        """Raise OptionError unless both branches are steered, and for a site that is a part of its module's output.
+
+        Raises StateError for a module that diffusers skips in some passes.
+        """
         kind = type(self.module.pipeline).__name__
         if branch != "both":
             raise OptionError(
                 f"a {kind} that is fused steers all rows, those of the negative prompt too: give branch='both', or use "
                 "steering.apply(...), which steers the conditional branch alone"
             )
+        for site in sites:
+            self.module.check_computed(site)
         joint = [str(site) for site in sites if self.module.is_joint(site)]
         if joint:
             raise OptionError(
-                f"{joint[0]} is one of two streams in one sequence, which a fused module cannot tell apart: use apply()"
+                f"{joint[0]} is one of two streams in one sequence, which a fused module cannot separate: use apply()"
             )
 
     def examples(self, reading: Any = None, *, training: bool = False) -> "PictureExamples":
@@ -151,13 +156,17 @@ class PictureExamples:
         return draw(self.module.pipeline, batch, self.reading, call=call)
 
     def real(self, batch: Prompts) -> Bool[Tensor, "row 1"]:
-        """Return that every position counts."""
+        """Return True for every position: all of them count."""
         return torch.ones(len(batch.prompts), 1, dtype=torch.bool)
 
     counted = real
 
+    def prompt_lengths(self, batch: Prompts) -> Sequence[int]:
+        """Return nothing: pictures have no answers."""
+        return ()
+
     def counted_at(self, batch: Prompts, site: Site, count: int) -> Bool[Tensor, "row place"]:
-        """Return that every position counts."""
+        """Return True for every position: all of them count."""
         return torch.ones(len(batch.prompts), count, dtype=torch.bool)
 
     def pool(self, t: Float[Tensor, "row token dim"], batch: Prompts) -> Float[Tensor, "row dim"]:

@@ -82,8 +82,8 @@ class LanguageModel:
         check_reads_texts(self.module)
         if encodes_media(self.module) and (training or reading.incremental):
             raise OptionError(
-                f"{type(self.module).__name__} reads sounds or pictures with its encoder, which are read at once: no "
-                "training, and no incremental=True"
+                f"{type(self.module).__name__} reads sounds or pictures with its encoder: such a model can be fitted, "
+                "but not trained, nor fitted with incremental=True"
             )
         return TextExamples(self.module, self.tokenizer, reading)
 
@@ -114,8 +114,8 @@ class TextExamples:
         for name in ("control", "target"):
             if asked["source"] == asked[name]:
                 raise TextsError(
-                    f"source and {name} are the same up to their answers, and tokens='last-instruction' reads no "
-                    "further: there is nothing to tell apart; read the answers, or give other instructions"
+                    f"source and {name} differ only in their answers, and tokens='last-instruction' does not read "
+                    "these: read the answers, or give other instructions"
                 )
 
     def depends(self, texts: Sequence[Content], places: Sequence[int]) -> list[Foreign]:
@@ -128,9 +128,9 @@ class TextExamples:
         """Return the examples in batches of at most `size`, sorted by length, padded on the right."""
         rows = self._rows(texts, self.reading.tokens)
         counted = [row.counted for row in rows]
-        found = list(
-            batches([row.ids for row in rows], size, pad=self.pad_token(), side="right", counted=counted, oblong=True)
-        )
+        ids, prompts = [row.ids for row in rows], [row.prompt for row in rows]
+        padding: dict[str, Any] = {"pad": self.pad_token(), "side": "right", "oblong": True}
+        found = list(batches(ids, size, counted=counted, prompts=prompts, **padding))
         for batch in found:
             check_tokens(self.module, batch.tokens.shape[1], int(batch.tokens.max()))
         return found
@@ -220,6 +220,10 @@ class TextExamples:
     def counted(self, batch: Batch) -> Bool[Tensor, "row token"]:
         """Return which tokens of a batch count."""
         return batch.counted
+
+    def prompt_lengths(self, batch: Batch) -> Sequence[int]:
+        """Return how many tokens of each row come before its answer: all where there is none."""
+        return batch.prompts
 
     def counted_at(self, batch: Batch, site: Site, count: int) -> Bool[Tensor, "row place"]:
         """Return which of a site's `count` places count: those of tokens, or of what its encoder takes."""

@@ -138,6 +138,10 @@ class Examples(Protocol):
         """Return which tokens of a batch count; see `dsas.model.rendering`."""
         ...
 
+    def prompt_lengths(self, batch: Foreign) -> Sequence[int]:
+        """Return how many tokens of each row come before its answer: all where there is none; empty for pictures."""
+        ...
+
     def counted_at(self, batch: Foreign, site: Site, count: int) -> Bool[Tensor, "row place"]:
         """Return which of the `count` places of a site count."""
         ...

@@ -33,7 +33,7 @@ class TokenRow(list[int]):
         """Return the first `count` tokens, with all media. Raises TextsError when a medium would be cut."""
         if count < self.end:
             raise TextsError(
-                f"a picture, video or sound takes the tokens up to the {self.end}th, and only {count} are read: raise "
+                f"a picture, video or sound ends at token {self.end}, but only {count} tokens are read: raise "
                 f"max_tokens, as in dsas.Reading(max_tokens={max(1024, 2 * self.end)})"
             )
         own = {name: value[:, :count] if per_token(name) else value for name, value in self.media.items()}
@@ -44,7 +44,8 @@ class Batch(NamedTuple):
     """Padded rows.
 
     rows: number of each row. mask: True on real tokens. counted: True on tokens that count, by default all real ones;
-    see `dsas.model.rendering`. media: further inputs of the model, by name.
+    see `dsas.model.rendering`. media: further inputs of the model, by name. prompts: number of tokens of each row
+    before its answer, all of its tokens where there is none; empty if that was not said.
     """
 
     rows: list[int]
@@ -52,6 +53,7 @@ class Batch(NamedTuple):
     mask: Bool[Tensor, "batch token"]
     counted: Bool[Tensor, "batch token"]
     media: tuple[tuple[str, Tensor], ...] = ()
+    prompts: tuple[int, ...] = ()
 
 
 def greedy(new_tokens: int, pad: int) -> Foreign:
@@ -70,11 +72,13 @@ def batches(
     pad: int,
     side: Literal["left", "right"],
     counted: Sequence[Sequence[bool]] | None = None,
+    prompts: Sequence[int | None] | None = None,
     oblong: bool = False,
 ) -> Iterator[Batch]:
     """Give `rows` in batches of at most `size`, the longest rows first, padded with the token `pad` on one side.
 
-    counted: which tokens of each row count; all when not given. oblong: pad by one token more where there would be
+    counted: which tokens of each row count; all when not given. prompts: number of each row's tokens before its
+    answer, None for a row without an answer. oblong: pad by one token more where there would be
     as many rows as tokens, so that a layout with tokens first can be told from one with rows first. Raises OptionError
     for a size below 1.
     """
@@ -94,7 +98,9 @@ def batches(
             if counted is not None:
                 those[place, where] = torch.tensor(counted[row])
         media = _together([rows[row] for row in index], width, side)
-        yield Batch(index, tokens, mask, mask if counted is None else those, media)
+        ends = [] if prompts is None else [(prompts[row], len(rows[row])) for row in index]
+        before = tuple(whole if prompt is None else prompt for prompt, whole in ends)
+        yield Batch(index, tokens, mask, mask if counted is None else those, media, before)
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:

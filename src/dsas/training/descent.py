@@ -68,6 +68,6 @@ class Descent:
         Adam's steps have the size of the rate in any unit; those of gradient descent are in the gradient's unit.
         """
         power = 1 if self._plan.optimiser.name == "adam" else 2
-        units = {"transform.offset": power, "transform.vector": power, "regulator.theta": -power}
-        found = {f"{n}.{leaf}": own**p for n, own in enumerate(self._sizes) for leaf, p in units.items()}
-        return {name: scale for name, scale in found.items() if name in self._leaves}
+        powers = {"offset": power, "vector": power, "theta": -power}
+        parts = {name: name.split(".") for name in self._leaves}
+        return {name: self._sizes[int(own[0])] ** powers[own[-1]] for name, own in parts.items() if own[-1] in powers}

@@ -111,9 +111,8 @@ class PairsLearner(Learner):
 
 def batch_of(rows: Sequence[Rendered], pad: int) -> Batch:
     """Return rows as one batch, padded on the right with the token `pad`."""
-    (batch,) = batches(
-        [row.ids for row in rows], len(rows), pad=pad, side="right", counted=[row.counted for row in rows]
-    )
+    ids, counted, prompts = zip(*((row.ids, row.counted, row.prompt) for row in rows), strict=True)
+    (batch,) = batches(ids, len(rows), pad=pad, side="right", counted=counted, prompts=prompts)
     return batch
 
 

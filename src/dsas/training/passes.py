@@ -25,10 +25,16 @@ from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign, Given
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.hooks import Hooks, StopForward
+from dsas.model.sequence import Sequences
 from dsas.model.sites import Site
 from dsas.parallel.interruption import Leaving, surely, to_the_end
 from dsas.runtime.rule import Rule
 from dsas.transforms.affine import steer
+
+
+def _no_prompts(_batch: Foreign) -> Sequence[int]:
+    """Return nothing: it is not known where answers begin, so no token belongs to one."""
+    return ()
 
 
 def _all_rows(_hooks: Hooks, _sites: Sequence[Site]) -> None:
@@ -43,7 +49,7 @@ class Work(NamedTuple):
     (batch, dim), each from its own row alone; gradients must flow through. checkpointing: whether to recompute
     activations in the backward pass instead of keeping them, in models that offer it, as those of transformers do.
     follow: as in `Examples.follow`; if it chooses rows, all tokens of a site are real and a site may fire several times
-    per batch.
+    per batch. prompts: as in `Examples.prompt_lengths`.
     """
 
     model: nn.Module
@@ -53,13 +59,14 @@ class Work(NamedTuple):
     pool: Callable[[Tensor, Any], Tensor]
     checkpointing: bool = False
     follow: Callable[[Hooks, Sequence[Site]], Callable[[Site, Tensor, Any], ForwardPass] | None] = _all_rows
+    prompts: Callable[[Any], Sequence[int]] = _no_prompts
 
 
 class Seen(NamedTuple):
     """What one site saw in one pass.
 
     value: what was read of the steered activation. strength: mean over tokens that count of the regulator, (batch,).
-    alive: whether the regulator was above 0 at any of them.
+    alive: whether the regulator was above 0 at any real token, of the prompt too where the answer counts.
     """
 
     value: Tensor
@@ -87,6 +94,7 @@ class Passes(Leaving):
         self._hooks, self._left = Hooks(), ExitStack()
         self._read: Callable[[Tensor], Tensor] | None = None
         self._real = self._counted = torch.ones(1, 1, dtype=torch.bool)
+        self._prompts: Tensor | None = None
         self._seen: dict[int, list[Seen]] = {}
         self._steering, self._looking, self._to_the_end = True, False, False
         self._at: Callable[[Site, Tensor, Any], ForwardPass] | None = None
@@ -134,6 +142,8 @@ class Passes(Leaving):
         to_the_end: bool = False,
     ) -> tuple[Any, list[Seen]]:
         self._real, self._counted = self._work.real(batch).bool(), self._work.counted(batch).bool()
+        prompts = self._work.prompts(batch)
+        self._prompts = torch.tensor(prompts) if prompts else None
         self._seen, self._read, given = {}, read, None
         self._looking, self._steering, self._to_the_end = True, steered, to_the_end
         try:
@@ -162,12 +172,22 @@ class Passes(Leaving):
         """Return which tokens are real, where that is known of the rows of `t`."""
         return self._real if self._real.shape == t.shape[:2] else None
 
+    def _unfollowed(self, t: Tensor) -> ForwardPass:
+        """Return the pass of a whole batch, with the ends of its prompts where the site has the batch's own tokens."""
+        mask = self._of_rows(t)
+        history = Sequences(len(t), prompt_tokens=None if mask is None else self._prompts)
+        history.begin(0, t.shape[1])
+        return ForwardPass(*t.shape[:2], mask=mask, device=t.device, history=history)
+
+    def _noted(self, value: Tensor, gain: Tensor, t: Tensor) -> Seen:
+        real = self._of_rows(t) if self._at is None else None
+        anywhere = gain if real is None else gain[real.to(gain.device)]
+        return Seen(value, _summary(gain, self._those(t)), bool((anywhere > 0).any()))
+
     def _editor(self, number: int, rule: Rule) -> Callable[[Given], Given]:
         def edit(given: Given) -> Foreign:
             whole = rule.site.read(given, rule.site.rows(given, self._counted.shape))
-            step = ForwardPass(*whole.shape[:2], mask=self._of_rows(whole), device=whole.device)
-            if self._at is not None:
-                step = self._at(rule.site, whole, given)
+            step = self._unfollowed(whole) if self._at is None else self._at(rule.site, whole, given)
             t = step.take(whole)
             if len(t) == 0:  # another branch of guidance
                 return None
@@ -175,7 +195,7 @@ class Passes(Leaving):
             gain, steered = cheaply(_steered, rule, t, step) if self._steering else (t.new_zeros(*t.shape[:2], 1), t)
             value = self._read(steered) if self._read is not None else steered
             if self._looking and (self._at is not None or number not in self._seen):
-                self._seen.setdefault(number, []).append(Seen(value, *_summary(gain.detach(), self._those(t))))
+                self._seen.setdefault(number, []).append(self._noted(value, gain.detach(), t))
                 ends_here = not (self._to_the_end or self._work.checkpointing or self._at is not None)
                 if len(self._seen) == len(self._rules) and ends_here:
                     raise StopForward
@@ -215,9 +235,8 @@ def _steered(rule: Rule, t: Tensor, step: ForwardPass) -> tuple[Tensor, Tensor]:
         return gain, steer(t, gain, rule.transform)
 
 
-def _summary(gain: Tensor, counted: Tensor) -> tuple[Tensor, bool]:
-    value = gain.mean(-1).masked_fill(~counted, 0.0)
-    return value.sum(-1) / counted.sum(-1), bool((value > 0).any())
+def _summary(gain: Tensor, counted: Tensor) -> Tensor:
+    return gain.mean(-1).masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1)
 
 
 @contextmanager

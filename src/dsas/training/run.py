@@ -51,4 +51,7 @@ class Run(NamedTuple):
     def work(self) -> Work:
         """Return the model in the form that passes take."""
         one = self.examples
-        return Work(one.module, one.run, one.real, one.counted, one.pool, self.running.checkpointing, one.follow)
+        return Work(
+            one.module, one.run, one.real, one.counted, one.pool, self.running.checkpointing, one.follow,
+            one.prompt_lengths,
+        )  # fmt: skip

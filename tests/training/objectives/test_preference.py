@@ -12,6 +12,7 @@ from blocks import check_gradient
 import dsas
 from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.evaluation.divergence import divergence
+from dsas.model.conversation import Content, content_of
 from dsas.model.identity import ModelIdentity
 from dsas.model.rendering import Rendered, rendered
 from dsas.testing import check_steering, tiny_model, tiny_tokenizer
@@ -26,10 +27,17 @@ from dsas.training.sets import held_apart
 SOURCE = [f"the door {n} is SHUT UP {n}" for n in range(10)]
 TARGET = [f"the door {n} is open, thank you" for n in range(10)]
 QUIET = dsas.Running(progress=False)
+KINDS = ["logistic", "evidence", "of prompts"]
 CONTROL = [f"a line about nothing {n}" for n in range(7)]
 
 
-def learner_of(*, size: int = 32, evidence: bool = False) -> PairLearner:
+def answered(texts: list[str]) -> list[Content]:
+    """Return texts as prompts with their completions, which begin at the third word."""
+    parts = [(" ".join(text.split()[:2]), " " + " ".join(text.split()[2:])) for text in texts]
+    return [content_of({"prompt": prompt, "completion": rest}, "a text") for prompt, rest in parts]
+
+
+def learner_of(*, size: int = 32, kind: str = "logistic") -> PairLearner:
     torch.manual_seed(3)
     model, tokenizer = tiny_model("gpt2", layers=2).double(), tiny_tokenizer()  # its norms stay in float64
     rules = []
@@ -37,9 +45,14 @@ def learner_of(*, size: int = 32, evidence: bool = False) -> PairLearner:
         width = model.config.hidden_size
         line = dsas.Lineas(1 + 0.3 * torch.randn(width).double(), 0.3 * torch.randn(width).double())
         theta, bias = torch.randn(width).double(), torch.tensor(0.2).double()
-        when = dsas.Evidence(theta, bias, torch.tensor(0.1).double()) if evidence else dsas.Logistic(theta, bias)
+        when: dsas.Regulator = dsas.Logistic(theta, bias)
+        if kind != "logistic":
+            when = dsas.Evidence(theta, bias, torch.tensor(0.1).double())
+        if kind == "of prompts":
+            when = dsas.Product([when, dsas.Schedule("prompt")])
         rules.append(learnable(dsas.Rule(site, line, when), torch.device("cpu"), LearnedParts(True, False)))
-    rows = {name: rendered(tokenizer, texts) for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
+    made = answered if kind == "of prompts" else list
+    rows = {name: rendered(tokenizer, made(texts)) for name, texts in (("s", SOURCE), ("t", TARGET), ("c", CONTROL))}
     pairs = pairs_of(rows["s"], rows["t"])
     data = PairData(
         pairs[:8], rows["c"][:5], [torch.randn(4, 32)] * len(rules), pairs[8:], rows["c"][5:], batch_size=size
@@ -50,44 +63,46 @@ def learner_of(*, size: int = 32, evidence: bool = False) -> PairLearner:
         real=lambda batch: batch.mask,
         counted=lambda batch: batch.counted,
         pool=lambda t, _: t.mean(1),
+        prompts=lambda batch: batch.prompts,
     )
     plan = Plan(12, Optimiser("adam", 0.05, 0.05), HeldOut(0.2, every=2))
     return PairLearner(work, rules, data, plan, dsas.Preference(control_weight=0.7, beta=0.5, pairs_per_step=8))
 
 
-@pytest.mark.parametrize("evidence", [False, True])
-def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time(evidence: bool) -> None:
-    learner = learner_of(evidence=evidence)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_value_is_that_of_a_reference_that_reads_one_text_at_a_time(kind: str) -> None:
+    learner = learner_of(kind=kind)
     found = learner.gradient()
     learner.close()
     model = learner._work.model
     steering = dsas.Steering(learner.rules, ModelIdentity.of(model))
 
-    def logs(row: list[int], *, steered: bool) -> np.ndarray:
-        tokens = torch.tensor([row])
+    def logs(row: Rendered, *, steered: bool) -> np.ndarray:
+        tokens = torch.tensor([row.ids])
         with torch.no_grad():
             if not steered:
                 logits = model(input_ids=tokens).logits[0]
             else:
-                with steering.apply(model, 1.0, record=False):
+                with steering.apply(model, 1.0, record=False, prompt_tokens=row.prompt):
                     logits = model(input_ids=tokens).logits[0]
         x = logits.numpy()
         return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
 
-    def moved(row: list[int]) -> float:  # the whole text: what both begin with must drop out by itself
-        places, after, before = np.arange(len(row) - 1), logs(row, steered=True), logs(row, steered=False)
-        return float((after - before)[places, row[1:]].sum())
+    def moved(row: Rendered) -> float:  # the whole text: what both begin with must drop out by itself
+        places, after, before = np.arange(len(row.ids) - 1), logs(row, steered=True), logs(row, steered=False)
+        return float((after - before)[places, row.ids[1:]].sum())
 
-    terms = [np.log1p(np.exp(-0.5 * (moved(pair.target.ids) - moved(pair.source.ids)))) for pair in learner.data.pairs]
+    terms = [np.log1p(np.exp(-0.5 * (moved(pair.target) - moved(pair.source)))) for pair in learner.data.pairs]
     assert found.term == pytest.approx(np.mean(terms), rel=1e-9)
-    kept = [(logs(row.ids, steered=False), logs(row.ids, steered=True)) for row in learner.data.control]
+    control = [(row, np.array(row.asked)) for row in learner.data.control]
+    kept = [(logs(row, steered=False)[asked], logs(row, steered=True)[asked]) for row, asked in control]
     divergence = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in kept])
     assert found.control == pytest.approx(divergence.mean(), rel=1e-9)
 
 
-@pytest.mark.parametrize("evidence", [False, True])
-def test_gradients_are_those_of_finite_differences(evidence: bool) -> None:
-    learner = learner_of(evidence=evidence)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
+    learner = learner_of(kind=kind)
     check_gradient(learner, every=7)
     learner.close()
 
@@ -250,3 +265,35 @@ def test_without_regulators_the_vectors_alone_are_learned() -> None:
     assert {type(rule.regulator) for rule in steering.rules} == {dsas.Constant}
     for old, new in zip(fitted.rules, steering.rules, strict=True):
         assert not torch.equal(new.transform.get_buffer("vector"), old.transform.get_buffer("vector"))
+
+
+def test_what_acts_on_prompts_alone_is_learned_on_and_acts_on_prompts_alone() -> None:
+    model, tokenizer, sets = tiny_model(layers=2), tiny_tokenizer(), (SOURCE, TARGET, CONTROL)
+    source, target, control = (
+        [{"prompt": " ".join(text.split()[:2]), "completion": " " + " ".join(text.split()[2:])} for text in some]
+        for some in sets
+    )
+    given: Any = {"source": source, "target": target, "control": control}
+    fitted = 0.1 * dsas.fit(model, tokenizer, **given, selection="all", progress=False)
+    prompts = dsas.Schedule("prompt")
+    options: Any = {"objective": "preference", "steps": 4, "running": QUIET, "held_out": HeldOut(share=0.0)}
+    learned = dsas.train(model, tokenizer, **given, start=fitted.within(prompts), **options)
+    check_steering(learned, model, tokenizer)
+    for old, new in zip(fitted.rules, learned.rules, strict=True):
+        assert isinstance(new.regulator, dsas.Product)
+        first, second = new.regulator.factors
+        assert isinstance(second, dsas.Schedule)
+        assert second.part == "prompt"
+        assert type(first) is type(old.regulator)
+        assert not torch.equal(first.get_buffer("theta"), old.regulator.get_buffer("theta"))
+    answers: Any = fitted.within(dsas.Schedule("generated"))
+    texts = {"source": SOURCE, "target": TARGET, "control": CONTROL}
+    with pytest.raises(OptionError, match="the regulator is 0 on every source token"):
+        dsas.train(model, tokenizer, **texts, start=answers, **options)
+    constant = 0.1 * dsas.fit(model, tokenizer, **given, regulator="constant", progress=False)
+    alone = dsas.train(model, tokenizer, **given, start=constant.within(prompts), **options)
+    assert isinstance(alone.rules[0].regulator, dsas.Product)
+    assert [type(one) for one in alone.rules[0].regulator.factors] == [dsas.Constant, dsas.Schedule]
+    cast = dsas.fit(model, tokenizer, **given, regulator="logistic*cast", selection="all", progress=False)
+    with pytest.raises(OptionError, match=r"Cast at .* reads prompts, which training does not have"):
+        dsas.train(model, tokenizer, **given, start=cast, **options)

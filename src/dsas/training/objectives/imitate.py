@@ -32,11 +32,10 @@ from dsas.model.instruction import instructed
 from dsas.model.rendering import Rendered
 from dsas.model.sites import Site
 from dsas.model.token_batches import Batch
-from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.training.answering import Answering
 from dsas.training.learner import Learner
-from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, regulated_rule
+from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, fixed, regulated_rule
 from dsas.training.next_tokens import PairData, PairsLearner, StepOptions, batch_of, cut, divergence
 from dsas.training.objectives.base import AsksFirst, RegulatorStart, TrainingTask
 from dsas.training.passes import Seen
@@ -83,7 +82,7 @@ class Imitate(AsksFirst):
     ) -> dict[str, list[Content]]:
         """Return the answers to the source's questions: as source without the instruction, as target with it.
 
-        Raises OptionError without an instruction, TextsError for an item that is no question.
+        Raises OptionError without an instruction, TextsError for an item that is not a question.
         """
         if not self.instruction.strip():
             raise OptionError('imitate needs an instruction, such as dsas.Imitate(instruction="Answer politely.")')
@@ -108,7 +107,7 @@ class Imitate(AsksFirst):
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
         """Return that regulators are learned unless all are constant."""
-        return LearnedParts(regulators=not all(isinstance(rule.regulator, Constant) for rule in rules), vectors=True)
+        return LearnedParts(regulators=not all(fixed(rule.regulator) for rule in rules), vectors=True)
 
     def learner(self, task: TrainingTask) -> Learner:
         """Return the learner that compares next-token distributions."""

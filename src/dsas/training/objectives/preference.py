@@ -31,10 +31,9 @@ from torch.nn.functional import cross_entropy, softplus
 from dsas.errors import TextsError
 from dsas.model.rendering import Rendered
 from dsas.model.sites import Site
-from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
 from dsas.training.learner import Learner
-from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, regulated_rule
+from dsas.training.learning import LEARNED_FORMS, LearnedForm, LearnedParts, fixed, regulated_rule
 from dsas.training.next_tokens import PairData, PairsLearner, StepOptions, batch_of, cut, placed, wide
 from dsas.training.objectives.base import Objective, RegulatorStart, TrainingTask
 from dsas.training.passes import Seen, Work, cheaply
@@ -84,7 +83,7 @@ class Preference(Objective):
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
         """Return that regulators are learned unless all are constant."""
-        return LearnedParts(regulators=not all(isinstance(rule.regulator, Constant) for rule in rules), vectors=True)
+        return LearnedParts(regulators=not all(fixed(rule.regulator) for rule in rules), vectors=True)
 
     def learner(self, task: TrainingTask) -> Learner:
         """Return the learner that compares likelihoods."""
