@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import dsas
+from dsas.methods.moments import Moments
 from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator
 
@@ -52,6 +53,12 @@ class Forgets(Half):
     def __init__(self, vector: Tensor) -> None:
         nn.Module.__init__(self)
         self.keep(vector=2 * vector)
+
+
+class OtherwiseOfMoments(Half):
+    @classmethod
+    def fit_moments(cls, source: Moments, target: Moments) -> dsas.Transform:
+        return cls((2 * target.mean - source.mean).float())
 
 
 class Gate(dsas.Regulator):

@@ -23,6 +23,7 @@ from dsas.errors import WorkerError as WorkerError
 from dsas.evaluation.own_words import general_texts as general_texts
 from dsas.explaining.explanation import explain as explain
 from dsas.fitting.closed_form import fit as fit
+from dsas.fitting.example_stream import Reservoir as Reservoir
 from dsas.fitting.selection import All as All
 from dsas.fitting.selection import Selection as Selection
 from dsas.fitting.selection import Smooth as Smooth
@@ -52,6 +53,7 @@ from dsas.regulators.clean import Clean as Clean
 from dsas.regulators.constant import Constant as Constant
 from dsas.regulators.evidence import Evidence as Evidence
 from dsas.regulators.halfspace import HalfSpace as HalfSpace
+from dsas.regulators.held import Held as Held
 from dsas.regulators.located import Located as Located
 from dsas.regulators.logistic import Logistic as Logistic
 from dsas.regulators.mera import Mera as Mera

@@ -55,6 +55,15 @@ def test_every_way_of_fitting_has_its_option(run: Run, folder: Path) -> None:
     assert settings["reading"]["tokens"] == "last"
 
 
+def test_files_longer_than_the_reservoir_are_fitted_as_generators_of_their_lines_are(run: Run, folder: Path) -> None:
+    settings = json.loads(run(*fit_arguments(folder), "--json", "--reservoir", 4, "--general", 0).out)["settings"]
+    assert settings["reservoir"] == {"size": 4, "seed": 0, "transform": "all examples"}
+    found = dsas.Steering.from_pretrained(folder / "kind")
+    model, tokenizer = dsas.load_model(str(folder / "model"), device="cpu")
+    sets = dict(zip(("source", "control", "target"), map(iter, SETS.values()), strict=True))
+    assert found.digest() == dsas.fit(model, tokenizer, **sets, reservoir=4, progress=False).digest()
+
+
 def test_spans_of_the_source_are_read_and_used(run: Run, folder: Path) -> None:
     lines = [json.dumps({"text": text, "spans": [[0, 7]]}) for text in SETS["rude"]]
     (folder / "rude.jsonl").write_text("\n".join(lines))

@@ -27,7 +27,7 @@ def test_a_line_is_a_text_a_conversation_a_completion_or_a_pair(tmp_path: Path) 
     assert read(tmp_path, {"messages": TALK}, TALK) == [Conversation.of(TALK)] * 2
     assert read(tmp_path, {"prompt": "It is", "completion": " so."}) == [Completion("It is", " so.")]
     assert read(tmp_path, pair, half="rejected") == [Completion("It is", " not.")]
-    assert chosen_of(tmp_path / "a.jsonl", "text") == [Completion("It is", " so.")]
+    assert list(chosen_of(tmp_path / "a.jsonl", "text") or ()) == [Completion("It is", " so.")]
     assert read(tmp_path, {"talk": TALK}, field="talk") == [Conversation.of(TALK)]
     assert chosen_of(tmp_path / "a.jsonl", "talk") is None
 
@@ -36,7 +36,7 @@ def test_columns_that_are_empty_in_a_row_are_as_if_they_were_not_there(tmp_path:
     nothing = dict.fromkeys(("text", "prompt", "completion", "chosen", "rejected"))
     assert read(tmp_path, {**nothing, "messages": TALK}) == [Conversation.of(TALK)]
     assert read(tmp_path, {**nothing, "chosen": TALK, "rejected": [TALK[0]]}, half="chosen") == [Conversation.of(TALK)]
-    assert chosen_of(tmp_path / "a.jsonl", "text") == [Conversation.of(TALK)]
+    assert list(chosen_of(tmp_path / "a.jsonl", "text") or ()) == [Conversation.of(TALK)]
     with pytest.raises(TextsError, match=r"a\.jsonl:1: expected a text or a conversation, got NoneType"):
         read(tmp_path, nothing)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dsas.errors import TextsError
-from dsas.files.text_files import read_spans, read_texts
+from dsas.files.text_files import each_record, read_spans, read_texts
 
 GOOD = {
     "a.txt": "first\n\n  second, indented\ngrüße\n",
@@ -55,10 +55,10 @@ def test_lines_end_where_files_say_so_and_a_mark_at_the_beginning_is_no_text(tmp
         ("a.csv", b'text\n"one\ntwo\n', r"a\.csv: not CSV"),
         ("a.csv", b"text,text\none,two\n", r"a\.csv:1: the column 'text' appears twice"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not JSON"),
-        ("a.jsonl", b'"one"\n{"text": "x", "m": {"a": 1, "a": 2}}', r"a\.jsonl:2: the key 'a' stands there twice"),
+        ("a.jsonl", b'"one"\n{"text": "x", "m": {"a": 1, "a": 2}}', r"a\.jsonl:2: the key 'a' appears twice"),
         ("a.txt", "x".encode("utf-16-le"), r"a\.txt:1: expected UTF-8 text, got a zero byte; is the file UTF-16\?"),
         ("a.csv", b"text\nx\0\n", r"a\.csv:2: expected UTF-8 text, got a zero byte"),
-        ("a.jsonl", b'"hm \\ud83d"', r"a\.jsonl:1: it holds half a character"),
+        ("a.jsonl", b'"hm \\ud83d"', r"a\.jsonl:1: it holds a lone surrogate"),
         ("a.csv", b"text\n" + b"x" * 200_000, r"a\.csv: not CSV: field larger than field limit"),
     ],
 )
@@ -74,6 +74,17 @@ def test_a_file_that_is_not_there_is_refused_with_the_closest_name(tmp_path: Pat
     (tmp_path / "rude.txt").write_text("x")
     with pytest.raises(TextsError, match=r"rood\.txt: no such file; closest in its folder: 'rude\.txt'"):
         read_texts(tmp_path / "rood.txt")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_lines_are_read_one_at_a_time(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    head = "text\n" if name == "a.csv" else ""
+    file.write_text(head + '"one"\n' * 100_000 + '"zero\0"\n')
+    records = each_record(file)
+    assert [next(records)[1] for _ in range(3)] == 3 * [{"a.csv": {"text": "one"}, "a.txt": '"one"'}.get(name, "one")]
+    with pytest.raises(TextsError, match=f"{name}:10000[12]: "):
+        list(records)
 
 
 def test_spans_come_from_the_lines_of_a_jsonl_file(tmp_path: Path) -> None:

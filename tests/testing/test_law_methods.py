@@ -18,6 +18,7 @@ from lawless import (
     NanAtZero,
     Narrow,
     Negative,
+    OtherwiseOfMoments,
     Remembers,
     SeesPadding,
     WrongShape,
@@ -38,6 +39,7 @@ from dsas.testing import LawBroken, check_regulator, check_transform
         (WrongShape, 3),
         (NanAtZero, 3),
         (Forgets, 5),
+        (OtherwiseOfMoments, 6),
     ],
 )
 def test_a_transform_that_breaks_a_law_is_told_which(method: type[dsas.Transform], law: int | None) -> None:

@@ -1,13 +1,13 @@
 """Examples: texts, conversations and prompts with completions, read from files and data sets for the commands."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dsas.errors import OptionError, TextsError
-from dsas.files.data_sets import PREFIX, read_rows
+from dsas.files.data_sets import PREFIX, each_row
 from dsas.files.json_values import Json
-from dsas.files.text_files import DEFAULT_FIELD, field_of, read_records
+from dsas.files.text_files import DEFAULT_FIELD, each_record, field_of
 from dsas.model.chat import AS_IT_IS, PARTS, Chat
 from dsas.model.conversation import USER, Content, Conversation, Half, Message, content_of, kind_of
 
@@ -21,19 +21,41 @@ def read_examples(path: str | Path, field: str, *, chat: Chat = AS_IT_IS, half: 
     "chosen" with "rejected", where `half` says which of the two is meant. chat: options that conversations get.
     Raises TextsError with file and line.
     """
-    records = _records(path)
-    found = [content_of(_example(value, field, place), place, half) for place, value in records]
-    for (place, _), one in zip(records, found, strict=True):
-        if kind_of(one) != kind_of(found[0]):
-            raise TextsError(f"{place} is a {kind_of(one)}: expected a {kind_of(found[0])}, as {records[0][0]} is")
+    found = ExampleFile(path, field, half)
     return [one.under(chat) if isinstance(one, Conversation) else one for one in found]
 
 
-def chosen_of(path: Path, field: str) -> list[Content] | None:
+class ExampleFile:
+    """The examples of a file or data set, as `read_examples` returns them, read anew whenever they are gone through.
+
+    One line is held at a time. Raises TextsError with file and line, on the way.
+    """
+
+    def __init__(self, path: str | Path, field: str, half: Half | None = None) -> None:
+        self._path, self._field = path, field
+        self._half: Half | None = half
+
+    def __iter__(self) -> Iterator[Content]:
+        first: tuple[str, str] | None = None
+        for place, value in _records(self._path):
+            one = content_of(_example(value, self._field, place), place, self._half)
+            kind, at = first = first or (kind_of(one), place)
+            if kind_of(one) != kind:
+                raise TextsError(f"{place} is a {kind_of(one)}: expected a {kind}, as {at} is")
+            yield one
+
+    def checked(self) -> "ExampleFile":
+        """Return itself after it was read once to its end."""
+        for _ in self:
+            pass
+        return self
+
+
+def chosen_of(path: Path, field: str) -> ExampleFile | None:
     """Return the chosen halves of a file of pairs, or None when it holds something else."""
-    first = _records(path)[0][1]
+    _, first = next(_records(path), ("", None))
     paired = isinstance(first, dict) and first.get(field) is None and first.get("chosen") is not None
-    return read_examples(path, field, half="chosen") if paired else None
+    return ExampleFile(path, field, half="chosen").checked() if paired else None
 
 
 def kinds_of_examples(given: Iterable[str], field: str, chat: Chat) -> dict[str, list[Content]]:
@@ -71,8 +93,8 @@ def chat_of(system: str | None, template_args: str, parts: Sequence[str] = PARTS
     return Chat(system, arguments, tuple(parts))
 
 
-def _records(path: str | Path) -> list[tuple[str, Json]]:
-    return read_rows(str(path)) if str(path).startswith(PREFIX) else read_records(path)
+def _records(path: str | Path) -> Iterator[tuple[str, Json]]:
+    return each_row(str(path)) if str(path).startswith(PREFIX) else each_record(path)
 
 
 def _example(value: Json, field: str, place: str) -> Json:

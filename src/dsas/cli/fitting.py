@@ -1,6 +1,8 @@
 """Fit, info and methods: make a Steering from texts, show what a stored one does, list what there is to choose."""
 
 import shutil
+from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,11 +12,11 @@ from dsas.cli import picture_options as drawn
 from dsas.cli.app import app
 from dsas.cli.checks import check_apart, check_methods, check_model, check_out, check_table, resumed_from
 from dsas.cli.choices import Selection
-from dsas.cli.examples import chat_of, chosen_of, read_examples
+from dsas.cli.examples import ExampleFile, chat_of, chosen_of
 from dsas.cli.firing import show_firing
 from dsas.cli.models import loaded_model, loaded_pipeline
 from dsas.cli.options import STEERING, in_method, in_texts
-from dsas.cli.output import say, say_json, show, show_table
+from dsas.cli.output import say, say_json, show, show_table, write_sites
 from dsas.errors import TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_spans
 from dsas.files.tidy_tables import write_rows
@@ -33,6 +35,7 @@ OF_TEXTS = ("incremental", "spans", "tokens", "system", "template_args", "parts"
 OF_TEXTS += ("workers", "ray")
 OF_PICTURES = ("seed", "steps", "guidance", "negative", "branch", "call", "pooling", "positions")
 OF_PICTURES += ("per_step",)
+RESERVOIR = "Examples of each set that are kept; of longer sets all are run, and regulators learn from so many."
 GENERAL = "Texts for the model to write freely, to warn where regulators fire on general text; 0: none."
 
 
@@ -54,7 +57,7 @@ def fit(
     ] = 0.75,
     top: Annotated[int, in_method(min=1, help="With --selection top: how many sites are steered.")] = 48,
     incremental: Annotated[bool, in_method(help="Fit each site with the earlier ones already steered.")] = False,
-    spans: Annotated[bool, in_method(help="Learn from single tokens: the source .jsonl has 'spans'.")] = False,
+    spans: Annotated[bool, in_method(help="Learn from labelled tokens: the source .jsonl has 'spans'.")] = False,
     tokens: options.Tokens = "auto",
     system: options.System = None,
     template_args: options.TemplateArgs = options.NO_ARGS,
@@ -62,6 +65,7 @@ def fit(
     batch_size: Annotated[int, in_texts(min=1, help="Texts per forward pass.")] = 16,
     max_tokens: Annotated[int, in_texts(min=1, help="Longer texts are cut to this many tokens.")] = 512,
     general: Annotated[int, in_texts(min=0, help=GENERAL)] = 40,
+    reservoir: Annotated[int, in_texts(min=4, help=RESERVOIR)] = 4096,
     seed: drawn.Seed = 0,
     steps: drawn.Steps = 20,
     guidance: drawn.Guidance = None,
@@ -76,15 +80,16 @@ def fit(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Fit a Steering from texts, conversations or a pipeline's prompts, and write it; an interrupted fit resumes."""
     given = dict(locals())
     check_apart(incremental=incremental, spans=spans, workers=workers > 1, ray=bool(ray))
     chat = chat_of(system, template_args, parts)
-    texts: dict[str, list[Foreign]] = {"source": list(read_examples(source, field, half="rejected"))}
-    texts["control"] = list(read_examples(control, field))
-    goal = read_examples(target, field, half="chosen") if target else chosen_of(source, field)
+    texts: dict[str, Iterable[Foreign]] = {"source": ExampleFile(source, field, half="rejected").checked()}
+    texts["control"] = ExampleFile(control, field).checked()
+    goal = ExampleFile(target, field, half="chosen").checked() if target else chosen_of(source, field)
     labels = read_spans(source) if spans else None
     pictures = drawn.Drawn(
         steps, drawn.call_options(call, guidance, negative), seed, branch, pooling, positions, per_step
@@ -92,6 +97,7 @@ def fit(
     collected = resumed_from(out, "collected")
     for folder in (out, collected):
         check_out(folder)
+    check_table(table)
     check_methods([transform], [regulator])
     check_model(model, "transformers model or a diffusers pipeline")
     pipeline = drawn.is_pipeline(model)
@@ -100,9 +106,10 @@ def fit(
     import dsas
 
     loaded = (loaded_pipeline if pipeline else loaded_model)(model, device, precision)
-    shown = [one.under(chat) if isinstance(one, Conversation) else one for one in texts["source"]]
+    first = islice(texts["source"], general)
+    shown = [one.under(chat) if isinstance(one, Conversation) else one for one in first]
     if labels is not None:
-        texts["source"] = list(map(dsas.Example, texts["source"], labels))
+        texts["source"] = list(map(dsas.Example, texts["source"], labels))  # which holds all of them
     reading = dsas.Reading(tokens, True, batch_size, max_tokens, incremental, dsas.Spread(workers, ray), chat)
     steering = dsas.fit(
         *loaded,
@@ -113,10 +120,12 @@ def fit(
         sites=sites,
         selection={"threshold": dsas.Threshold(threshold), "top": dsas.Top(top)}.get(selection, selection),
         reading=pictures.drawing(batch_size) if pipeline else reading,
+        reservoir=reservoir,
         checkpoint=collected,
         progress=not as_json,
     )
     steering.save_pretrained(out)
+    write_sites(table, steering)
     shutil.rmtree(collected, ignore_errors=True)
     steered = not pipeline and regulator != "constant" and any(rule.weight > 0 for rule in steering.rules)
     fires = _general(loaded, steering, shown, general, max_tokens, not as_json) if general and steered else None
@@ -150,17 +159,19 @@ def info(
     import dsas
 
     found = dsas.Steering.from_pretrained(folder)
-    if table is not None:
-        write_rows(table, [line._asdict() for line in found.report()])
+    write_sites(table, found)
     show(found, as_json)
 
 
 @app.command(epilog="Example: `dsas methods --json`")
-def methods(as_json: options.AsJson = False) -> None:
+def methods(table: options.Table = None, as_json: options.AsJson = False) -> None:
     """List every transform and regulator: name, formula, paper, limitations, cost per token."""
+    check_table(table)
     kinds = {"transform": TRANSFORMS, "regulator": REGULATORS}
     rows = [{"kind": kind, "name": name, **of[name].facts._asdict()} for kind, of in kinds.items() for name in of]
+    if table is not None:
+        write_rows(table, rows)
     if as_json:
         say_json(rows)
     else:
-        show_table(list(rows[0]), [list(row.values()) for row in rows])
+        show_table([key.replace("left_out", "limitations") for key in rows[0]], [list(row.values()) for row in rows])

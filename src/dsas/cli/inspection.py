@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsas.cli.app import app
-from dsas.cli.checks import check_model
+from dsas.cli.checks import check_model, check_table
 from dsas.cli.examples import chat_of, chosen_of, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import (
@@ -19,6 +19,7 @@ from dsas.cli.options import (
     Sites,
     Source,
     System,
+    Table,
     TemplateArgs,
     Tokens,
     in_model,
@@ -26,6 +27,7 @@ from dsas.cli.options import (
 )
 from dsas.cli.output import say, say_json, show_table
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 
 if TYPE_CHECKING:
     from dsas.fitting.text_checks import Inspection
@@ -48,13 +50,16 @@ def inspect_data(
     field: Field = DEFAULT_FIELD,
     device: Device = "auto",
     precision: Precision = "auto",
+    table: Table = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what a regulator would learn instead of the behaviour; exit status 1 when something must be fixed."""
+    """Check whether a regulator would learn something else than the behaviour; exit status 1 if they need fixing."""
     chat = chat_of(system, template_args)
     sources, controls = read_examples(source, field, half="rejected"), read_examples(control, field)
-    goal = read_examples(target, field, half="chosen") if target else chosen_of(source, field)
+    chosen = None if target else chosen_of(source, field)
+    goal = read_examples(target, field, half="chosen") if target else chosen and list(chosen)
     held = read_examples(held_out, field) if held_out else None
+    check_table(table)
     if model is not None:
         check_model(model)
     from dsas.fitting.text_checks import against_style, inspect_texts, separability
@@ -68,6 +73,8 @@ def inspect_data(
             *loaded, source=sources, control=controls, sites=sites, reading=reading, progress=not as_json
         )
         found = against_style(curve, found)
+    if table is not None:
+        write_rows(table, found.rows())
     if as_json:
         say_json(found.as_dict())
     else:

@@ -1,8 +1,11 @@
 """Data sets: rows of a data set on the Hugging Face hub, or of a local folder that `datasets` can read.
 
 They are named hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME:SPLIT:COLUMN for one column; a folder may stand for OWNER/NAME.
+A split may be a slice as `datasets` has it, such as train[:100] or train[50%:].
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,18 @@ PREFIX = "hub:"
 
 
 def read_rows(name: str, *, configuration: str = "") -> list[tuple[str, Json]]:
-    """Return the place of each row, for messages, and the row: an object, or the value of the column.
+    """Return what `each_row` yields, for data sets that are held whole."""
+    return list(each_row(name, configuration=configuration))
+
+
+def each_row(name: str, *, configuration: str = "") -> Iterator[tuple[str, Json]]:
+    """Yield the place of each row, for messages, and the row: an object, or the value of the column.
 
     configuration: which one of a data set on the hub that has several; a folder has none.
     Raises TextsError, naming the data set, for one that is not there or cannot be read; MissingExtraError without
     `datasets`.
     """
-    parts = name.removeprefix(PREFIX).split(":")
+    parts = re.split(r":(?![^\[]*\])", name.removeprefix(PREFIX))  # not inside of a slice, such as train[:100]
     if len(parts) not in (2, 3) or not all(parts):
         raise TextsError(f"{name}: expected hub:OWNER/NAME:SPLIT or hub:OWNER/NAME:SPLIT:COLUMN")
     try:
@@ -34,4 +42,5 @@ def read_rows(name: str, *, configuration: str = "") -> list[tuple[str, Json]]:
     column = parts[2] if len(parts) == 3 else None
     if column is not None and column not in rows.column_names:
         raise TextsError(f"{name}: no column {column!r}; closest: {closest(column, rows.column_names)}")
-    return [(f"{name}, row {number}", row if column is None else row[column]) for number, row in enumerate(rows)]
+    for number, row in enumerate(rows):
+        yield f"{name}, row {number}", row if column is None else row[column]

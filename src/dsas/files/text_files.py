@@ -23,9 +23,15 @@ def read_texts(path: str | Path, *, field: str = DEFAULT_FIELD) -> list[str]:
 
 
 def read_records(path: str | Path) -> list[tuple[str, Json]]:
-    """Return what each line of a file holds, with its place, "file:line": a text, a JSON value or a row of a table.
+    """Return what `each_record` yields, for files that are held whole."""
+    return list(each_record(path))
 
-    Raises TextsError, with file and line, for a file that is missing, of another kind, or empty.
+
+def each_record(path: str | Path) -> Iterator[tuple[str, Json]]:
+    """Yield what each line of a file holds, with its place, "file:line": a text, a JSON value or a row of a table.
+
+    Only one line is held at a time. Raises TextsError, with file and line, for a file that is missing, of another kind,
+    or empty.
     """
     path = Path(path)
     readers = {".txt": _lines, ".jsonl": _json_lines, ".csv": _rows}
@@ -34,17 +40,19 @@ def read_records(path: str | Path) -> list[tuple[str, Json]]:
     if not _is_file(path):
         siblings = [file.name for file in path.parent.glob("*") if file.suffix.lower() in readers]
         raise TextsError(f"{path}: no such file; closest in its folder: {closest(path.name, siblings)}")
+    empty = True
     try:
-        records = list(readers[path.suffix.lower()](path))
+        for record in readers[path.suffix.lower()](path):
+            empty = False
+            yield record
     except OSError as error:
         raise TextsError(f"{path}: it cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise TextsError(f"{path}: expected UTF-8 text: {error}") from error
     except csv.Error as error:
         raise TextsError(f"{path}: not CSV: {error}") from error
-    if not records:
+    if empty:
         raise TextsError(f"{path}: there is no text in it")
-    return records
 
 
 def read_spans(path: str | Path) -> list[list[tuple[int, ...]]]:
@@ -79,20 +87,17 @@ def _is_file(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Json]]:
-    for number, line in enumerate(_split(path), start=1):
-        _check_text(line, f"{path}:{number}")
-        if line.strip():
-            yield f"{path}:{number}", line
+    with path.open(encoding=ENCODING) as file:
+        for number, ended in enumerate(file, start=1):  # other line breaks of Unicode may be part of a text
+            line = ended.removesuffix("\n")
+            _check_text(line, f"{path}:{number}")
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
 def _check_text(text: str, place: str) -> None:
     if "\0" in text:
         raise TextsError(f"{place}: expected UTF-8 text, got a zero byte; is the file UTF-16?")
-
-
-def _split(path: Path) -> list[str]:
-    """Return the lines of a file; other characters that Unicode counts as line breaks may be part of a text."""
-    return path.read_text(encoding=ENCODING).split("\n")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Json]]:
@@ -111,7 +116,7 @@ def json_of(text: str, place: str) -> Json:
     except TextsError:
         raise
     except UnicodeEncodeError as error:
-        raise TextsError(f"{place}: it holds half a character (a lone surrogate), which no tokenizer reads") from error
+        raise TextsError(f"{place}: it holds a lone surrogate, which is not a character") from error
     except (ValueError, RecursionError) as error:
         raise TextsError(f"{place}: not JSON: {str(error) or type(error).__name__}") from error
     return value
@@ -122,7 +127,7 @@ def _object(place: str, pairs: list[tuple[str, Json]]) -> JsonObject:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise TextsError(f"{place}: the key {shown(twice)} stands there twice")
+        raise TextsError(f"{place}: the key {shown(twice)} appears twice")
     return found
 
 
@@ -153,7 +158,7 @@ def text_of(value: Json, place: str) -> str:
 
 
 def field_of(value: Json, field: str, place: str) -> Json:
-    """Return a field of a row, or a value that is no row as it is. Raises TextsError, naming the place."""
+    """Return a field of a row, or the value itself when it is not a row. Raises TextsError, naming the place."""
     if not isinstance(value, dict):
         return value
     if field not in value:

@@ -41,8 +41,7 @@ def collect(
 
     places: the position of each text in its set; see `places_of`.
     """
-    file = checkpoint_file(examples.module, [list(map(repr, sites)), examples.depends(texts, places)], checkpoint)
-    store = _Store(len(texts), sites, file)
+    store = _Store(len(texts), sites, file_of(examples, texts, places, sites, checkpoint))
     batches = examples.batches(texts, places, examples.batch_size)
     waiting = [batch for batch in batches if not store.done[batch.rows].all()]
     if examples.spread == Spread():
@@ -64,13 +63,16 @@ def numbered(sets: Mapping[str, Sequence[Content]]) -> tuple[list[Content], dict
     return texts, {name: [row[text] for text in members] for name, members in sets.items()}
 
 
-def places_of(sets: Mapping[str, Sequence[Content]], texts: Sequence[Content]) -> list[int]:
-    """Return the position of each text in its set; the first position if it is in several sets."""
+def places_of(sets: Mapping[str, Sequence[Content]], texts: Sequence[Content], start: int = 0) -> list[int]:
+    """Return the position of each text in its set; the first position if it is in several sets.
+
+    start: the position of the first text of each set, if these are parts of sets.
+    """
     places: dict[Content, int] = {}
     for members in sets.values():
         for place, text in enumerate(members):
             places[text] = min(place, places.get(text, place))
-    return [places[text] for text in texts]
+    return [start + places[text] for text in texts]
 
 
 class _Store:
@@ -110,6 +112,19 @@ class _Store:
 
     def __exit__(self, *_exception: object) -> None:
         self._write()
+
+
+def file_of(
+    examples: Examples,
+    texts: Sequence[Content],
+    places: Sequence[int],
+    sites: Sequence[Site],
+    folder: str | Path | None,
+) -> Path | None:
+    """Return the file of a folder in which the vectors of these texts are kept; None without a folder."""
+    if folder is None:
+        return None
+    return checkpoint_file(examples.module, [list(map(repr, sites)), examples.depends(texts, places)], folder)
 
 
 def checkpoint_file(model: nn.Module, read: list[Foreign], checkpoint: str | Path | None) -> Path | None:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsas.fitting.collect import collect, numbered, places_of
+from dsas.fitting.collect import collect, numbered
+from dsas.fitting.gathering import Gathered
 from dsas.fitting.incremental import PausedPasses
 from dsas.fitting.site_rule import SiteData
 from dsas.model.examples import ExampleSets
@@ -24,7 +25,10 @@ Collected = Generator[SiteData, Rule, None]
 
 
 class Task(NamedTuple):
-    """What to collect: the subject, how its examples are read, at which sites, and where activations are stored."""
+    """What to collect: the subject, how its examples are read, at which sites, and where activations are stored.
+
+    gathered: the examples that are kept, with their vectors, of all that there are.
+    """
 
     subject: Subject
     examples: Examples
@@ -32,6 +36,7 @@ class Task(NamedTuple):
     sites: Sequence[Site]
     checkpoint: str | Path | None
     progress: bool
+    gathered: Gathered
 
 
 def collected(task: Task) -> Collected:
@@ -40,14 +45,11 @@ def collected(task: Task) -> Collected:
 
 
 def _at_once(task: Task) -> Collected:
-    examples, sets = task.examples, task.sets.as_dict()
-    texts, rows = numbered(sets)
-    places = places_of(sets, texts)
-    found = collect(examples, texts, places, task.sites, checkpoint=task.checkpoint, progress=task.progress)
+    examples, found = task.examples, task.gathered
     tokens = _labelled(task)
     for site in task.sites:
-        parts = {name: found[site][members] for name, members in rows.items()}
-        data = _site_data(site, parts, by_position=examples.by_position)
+        parts = found.vectors(site)
+        data = _site_data(site, parts, by_position=examples.by_position)._replace(moments=found.moments(site))
         steps = parts["source"].shape[1]
         if examples.per_step and steps > 1:  # the text encoders run once
             each = [{name: x[:, k : k + 1] for name, x in parts.items()} for k in range(steps)]

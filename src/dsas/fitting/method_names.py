@@ -9,10 +9,12 @@ functools.partial(dsas.Logistic.fit, ...)    any function with the signature of 
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from dsas.errors import OptionError
+from dsas.methods.moments import Moments
 from dsas.regulators import REGULATORS, factors_of
 from dsas.regulators.base import FittedRegulator, Regulator
 from dsas.regulators.product import Product
@@ -20,6 +22,7 @@ from dsas.transforms import TRANSFORMS
 from dsas.transforms.base import Transform
 
 FitTransform = Callable[[Tensor, Tensor], Transform]
+FitMoments = Callable[[Moments, Moments], Transform | None]
 FitRegulator = Callable[..., FittedRegulator]
 
 
@@ -35,12 +38,25 @@ def transform_fit(transform: str | Transform | FitTransform) -> FitTransform:
     return TRANSFORMS[transform].fit
 
 
+def moments_fit(transform: FitTransform) -> FitMoments | None:
+    """Return how a transform is made from moments, with the same options; None if its own class does not say."""
+    options: dict[str, Any] = {}
+    while isinstance(transform, partial):
+        if transform.args:
+            return None
+        options, transform = {**transform.keywords, **options}, transform.func
+    of = getattr(transform, "__self__", None)
+    if isinstance(of, type) and issubclass(of, Transform) and transform == of.fit and "fit_moments" in vars(of):
+        return partial(of.fit_moments, **options)
+    return None
+
+
 def regulator_fit(regulator: str | Regulator | FitRegulator) -> FitRegulator:
     """Return the requested function (source, control, target) -> FittedRegulator. Raises OptionError."""
     if isinstance(regulator, Regulator):
         return lambda _source, _control, _target: FittedRegulator(regulator, None)
     if isinstance(regulator, nn.Module):
-        raise OptionError(f"a {type(regulator).__name__} is no regulator: make it a subclass of dsas.Regulator")
+        raise OptionError(f"a {type(regulator).__name__} is not a regulator: make it a subclass of dsas.Regulator")
     if callable(regulator):
         return regulator
     kinds = [REGULATORS[name] for name in factors_of(regulator)]

@@ -14,15 +14,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsas.errors import DsasWarning, OptionError
-from dsas.fitting.method_names import FitRegulator, FitTransform, takes_groups
+from dsas.fitting.method_names import FitRegulator, FitTransform, moments_fit, takes_groups
 from dsas.fitting.selection import Selection
 from dsas.methods.linear_boundary import Labelled, held_out_accuracy, separate
+from dsas.methods.moments import Moments
 from dsas.model.labelled_tokens import LabelledTokens
 from dsas.model.sites import Site
 from dsas.regulators.base import FittedRegulator, TunableRegulator, Untuned
 from dsas.regulators.perstep import PerStep
 from dsas.regulators.product import Product
 from dsas.runtime.rule import Rule
+from dsas.transforms.base import Transform
 
 
 class SiteData(NamedTuple):
@@ -30,6 +32,7 @@ class SiteData(NamedTuple):
 
     samples: what the transform learns from instead of source and target; the tokens are then those of pictures, and a
     regulator that cannot learn from them learns from the pooled vectors. steps: the same at each denoising step.
+    moments: those of all source and target examples, where these are only some of them.
     """
 
     site: Site
@@ -39,13 +42,18 @@ class SiteData(NamedTuple):
     tokens: LabelledTokens | None = None
     samples: tuple[Tensor, Tensor] | None = None
     steps: tuple["SiteData", ...] = ()
+    moments: tuple[Moments, Moments] | None = None
 
 
 class SiteFit(NamedTuple):
-    """A site's rule, and what its regulator still needs from single tokens; None when it is final."""
+    """A site's rule, and what its regulator still needs from single tokens; None when it is final.
+
+    of_moments: whether the transform was made from moments.
+    """
 
     rule: Rule
     untuned: Untuned | None
+    of_moments: bool
 
 
 class Recipe(NamedTuple):
@@ -64,9 +72,15 @@ class Recipe(NamedTuple):
             draw = partial(separate, components=5)
             accuracy = held_out_accuracy(Labelled.of(data.source, data.control), draw)
         (weight,) = self.selection.weights([accuracy])
-        moved = self.transform(*(data.samples or (data.source, data.target)))
+        whole = self._of_moments(data)
+        moved = self.transform(*(data.samples or (data.source, data.target))) if whole is None else whole
         untuned = fitted.untuned if isinstance(fitted, TunableRegulator) else None
-        return SiteFit(Rule(data.site, moved, fitted.regulator, weight, accuracy), untuned)
+        return SiteFit(Rule(data.site, moved, fitted.regulator, weight, accuracy), untuned, whole is not None)
+
+    def _of_moments(self, data: SiteData) -> Transform | None:
+        """Return the transform made from the moments of all examples; None where it takes samples, or has them all."""
+        of = None if data.moments is None else moments_fit(self.transform)
+        return None if of is None or data.moments is None else of(*data.moments)
 
     def _regulated(self, data: SiteData) -> FittedRegulator:
         grouped = takes_groups(self.regulator)

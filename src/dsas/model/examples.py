@@ -64,8 +64,10 @@ def check_sets(
     spans outside their text or in another set than the source, and pairs that do not match. Warns of examples that are
     in source and in another set.
     """
-    if target is None and any(isinstance(_inner(one), Mapping) and "chosen" in _inner(one) for one in source):
-        target = [_inner(one) for one in source]
+    source, control = members_of("source", source), members_of("control", control)
+    target = None if target is None else members_of("target", target)
+    if target is None and any(isinstance(inner(one), Mapping) and "chosen" in inner(one) for one in source):
+        target = [inner(one) for one in source]
     if target is None:
         warnings.warn("no target texts were given: the control texts are the target", DsasWarning, stacklevel=3)
         target = control
@@ -81,7 +83,7 @@ def check_sets(
     for name in ("control", "target"):
         shared = set(texts["source"]) & set(texts[name])
         if shared and shared == set(texts["source"]) | set(texts[name]):
-            raise TextsError(f"source and {name} hold the same texts: there is nothing to tell apart")
+            raise TextsError(f"source and {name} hold the same texts: nothing distinguishes them")
         if shared:
             warnings.warn(
                 f"{len(shared)} texts are both in source and in {name}, for example {min(map(as_text, shared))!r:.60}",
@@ -96,16 +98,51 @@ def check_texts(name: str, examples: Sequence[Given], *, minimum: int = MINIMUM_
 
     Raises TextsError, naming the set, for too few examples, an empty or invalid one, and different kinds.
     """
-    if isinstance(examples, str | Example | Conversation | Completion | Mapping):
-        raise TextsError(f"{name} must be a list of texts, got one text; put it into a list")
-    if len(examples) and isinstance(examples[0], Mapping) and "role" in examples[0]:
-        raise TextsError(f"{name} must be a list of conversations, got one conversation; put it into a list")
     half = HALVES.get(name)
-    found = [content_of(_inner(one), f"{name}[{number}]", half) for number, one in enumerate(examples)]
+    members = enumerate(members_of(name, examples))
+    found = [content_of(inner(one), f"{name}[{number}]", half) for number, one in members]
     if len(found) < minimum:
         raise TextsError(f"{name} must hold at least {minimum} texts, got {len(found)}")
     check_kinds({name: found})
     return found
+
+
+def members_of(name: str, given: Any) -> list[Any]:
+    """Return the members of a set, of any kind that can be gone through once. Raises TextsError for anything else."""
+    if isinstance(given, str | bytes | Example | Conversation | Completion | Mapping):
+        raise TextsError(f"{name} must be a list of texts, got one text; put it into a list")
+    try:
+        found = list(given)
+    except TypeError as error:
+        raise TextsError(f"{name} must be a list of texts or conversations, got {type(given).__name__}") from error
+    if found and isinstance(found[0], Mapping) and "role" in found[0]:
+        raise TextsError(f"{name} must be a list of conversations, got one conversation; put it into a list")
+    return found
+
+
+def check_more(given: Mapping[str, Sequence[Given]], start: int, first: ExampleSets) -> ExampleSets:
+    """Return more examples of the sets that begin with `first`; start: the place of the first of them in its set.
+
+    Raises TextsError, as `check_sets` does, for what is wrong with one of them, or for spans if `first` has none.
+    """
+    texts: dict[str, list[Content]] = {}
+    for name, members in given.items():
+        places = [f"{name}[{start + number}]" for number in range(len(members))]
+        texts[name] = [content_of(inner(one), at, HALVES.get(name)) for one, at in zip(members, places, strict=True)]
+        odd = [number for number, one in enumerate(texts[name]) if kind_of(one) != first.kind]
+        if odd:
+            raise TextsError(
+                f"{places[odd[0]]} is a {kind_of(texts[name][odd[0]])}: expected a {first.kind}, as source[0] is; sets "
+                "cannot be mixed"
+            )
+    spans = _spans(given, texts, start)
+    if spans is not None and first.spans is None:
+        raise TextsError(
+            f"source examples after the first {start} have spans, and the first {start} have none: give some of those "
+            "with spans first"
+        )
+    none: list[Spans] = [()] * len(texts["source"])
+    return ExampleSets(**texts, spans=none if spans is None else spans, kind=first.kind)
 
 
 def check_kinds(sets: Mapping[str, Sequence[Content]]) -> None:
@@ -118,7 +155,8 @@ def check_kinds(sets: Mapping[str, Sequence[Content]]) -> None:
                 raise TextsError(f"{name}[{number}] is a {kind_of(one)}: expected a {first}; sets cannot be mixed")
 
 
-def _inner(one: Any) -> Any:
+def inner(one: Any) -> Any:
+    """Return what an example with spans holds; anything else as it is."""
     return one.text if isinstance(one, Example) else one
 
 
@@ -133,17 +171,17 @@ def _check_pairs(source: list[Content], target: list[Content]) -> None:
         raise TextsError(f"source[{same[0]}] and target[{same[0]}] are the same text: neither can be preferred")
 
 
-def _spans(given: dict[str, Sequence[Given]], texts: Mapping[str, Sequence[Content]]) -> list[Spans] | None:
+def _spans(
+    given: Mapping[str, Sequence[Given]], texts: Mapping[str, Sequence[Content]], start: int = 0
+) -> list[Spans] | None:
     found: dict[str, list[Spans]] = {}
     for name, members in given.items():
         found[name] = [one.spans if isinstance(one, Example) else () for one in members]
         for number, (content, spans) in enumerate(zip(texts[name], found[name], strict=True)):
             for span in spans:
-                _check_span(span, content, f"{name}[{number}]")
+                _check_span(span, content, f"{name}[{start + number}]")
         if name != "source" and any(found[name]):
-            raise TextsError(
-                f"spans mark where a source text shows the behaviour; {name} has some, too: leave them out"
-            )
+            raise TextsError(f"spans mark where a source text shows the behaviour; remove those of {name}")
     return found["source"] if any(found["source"]) else None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from dsas.methods.base import Fitted
+from dsas.methods.moments import Moments
 from dsas.model.foreign import Given
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.sequence import Sequences
@@ -34,6 +35,7 @@ def check_transform(method: type[Transform] | Transform, *, dim: int = 16, seed:
         with untouched(3, f"{method.__name__}.fit", source, target):
             transform = method.fit(source, target)
         require(5, isinstance(transform, method), f"{method.__name__}.fit returned a {type(transform).__name__}")
+        _check_moments(transform, source, target)
     else:
         transform = method
     t = torch.randn(ROWS, TOKENS, dim, generator=generator)
@@ -86,6 +88,15 @@ def check_regulator(method: type[Regulator] | Regulator, *, dim: int = 16, seed:
 def _pooled(generator: torch.Generator, dim: int) -> tuple[Tensor, Tensor]:
     """Return two sets of unequal size, apart by about one standard deviation."""
     return torch.randn(12, dim, generator=generator) + 0.5, torch.randn(9, dim, generator=generator) - 0.5
+
+
+def _check_moments(transform: Transform, source: Tensor, target: Tensor) -> None:
+    own = "fit_moments" in vars(type(transform))  # a class with another `fit` does not inherit it
+    made = transform.fit_moments(Moments.of(source), Moments.of(target)) if own else None
+    if made is not None:
+        numbers = zip(transform.buffers(), made.buffers(), strict=True)
+        same = type(made) is type(transform) and all(close(one, other) for one, other in numbers)
+        require(6, same, f"{type(transform).__name__}.fit_moments made another transform than fit of the samples")
 
 
 def _check_gradients(method: Fitted, t: Tensor, *forward_pass: ForwardPass) -> None:

@@ -9,6 +9,7 @@ Source: CAA, contrastive activation addition (arXiv 2312.06681), with unpaired s
 from typing import ClassVar, final
 
 from dsas.methods.base import Facts, Samples
+from dsas.methods.moments import Moments
 from dsas.transforms.affine import Translation
 
 
@@ -18,10 +19,15 @@ class Addition(Translation):
 
     name: ClassVar[str] = "caa"
     facts: ClassVar[Facts] = Facts(
-        formula="t + mean_T - mean_S", paper="CAA, arXiv 2312.06681", left_out="paired answers A/B", flops="d"
+        formula="t + mean_T - mean_S", paper="CAA, arXiv 2312.06681", left_out="no paired answers A/B", flops="d"
     )
 
     @classmethod
     def fit(cls, source: Samples, target: Samples) -> "Addition":
         """Return t + mean(target) - mean(source), the means taken in float64."""
         return cls((target.double().mean(0) - source.double().mean(0)).float())
+
+    @classmethod
+    def fit_moments(cls, source: Moments, target: Moments) -> "Addition":
+        """Return the same from moments."""
+        return cls((target.mean - source.mean).float())

@@ -16,6 +16,7 @@ from torch import Tensor
 from dsas.errors import OptionError
 from dsas.methods.affine_edit import AffineEdit
 from dsas.methods.base import Samples
+from dsas.methods.moments import Moments
 from dsas.methods.served_form import ServedEdit
 from dsas.transforms.base import Transform
 
@@ -152,6 +153,13 @@ def support_of(source: Samples, support: Support) -> tuple[Tensor, Tensor]:
         raise OptionError(f"support must be 'everywhere' or two percentiles 0 <= low < high <= 100, got {support}")
     ends = np.percentile(source.double().numpy(), [low, high], axis=0)
     return torch.from_numpy(ends[0]).float(), torch.from_numpy(ends[1]).float()
+
+
+def extremes(source: Moments, support: Support) -> tuple[Tensor, Tensor] | None:
+    """Return `support_of` the samples with these moments, or None where it lies within their extremes."""
+    if support == "everywhere":
+        return support_of(source.mean[None], support)
+    return (source.low.float(), source.high.float()) if tuple(support) == (0, 100) else None
 
 
 def steer(

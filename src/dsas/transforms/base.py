@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.methods.base import Fitted, Samples
+from dsas.methods.moments import Moments
 
 
 class Transform(Fitted, ABC):
@@ -18,6 +19,7 @@ class Transform(Fitted, ABC):
     its input and lets gradients through. `has_opposite`: whether t - (T(t) - t) is the opposite step, as for a T that
     adds or scales, so that a strength may be negative. `pairs`: whether `fit` reads source[i] and target[i] as one
     example with and without the behaviour, so that `dsas.fit` needs one target example per source example.
+    `fit_moments` makes the same of moments, for sets that are too large to hold, where nothing else is needed.
     """
 
     has_opposite: ClassVar[bool] = False
@@ -27,6 +29,11 @@ class Transform(Fitted, ABC):
     @abstractmethod
     def fit(cls, source: Samples, target: Samples) -> "Transform":
         """Return the transform that moves source activations towards target activations."""
+
+    @classmethod
+    def fit_moments(cls, source: Moments, target: Moments) -> "Transform | None":
+        """Return what `fit` returns for samples of these moments, with its options; None where it needs the samples."""
+        return None
 
     @abstractmethod
     def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:

@@ -12,7 +12,8 @@ from typing import ClassVar, final
 import torch
 
 from dsas.methods.base import Facts, Samples
-from dsas.transforms.affine import Support, Transport, support_of
+from dsas.methods.moments import Moments
+from dsas.transforms.affine import Support, Transport, extremes, support_of
 
 
 @final
@@ -29,3 +30,12 @@ class MeanTransport(Transport):
         """Return the map, computed in float64; support: percentiles (low, high) of the source, or "everywhere"."""
         offset = (target.double().mean(0) - source.double().mean(0)).float()
         return cls(torch.ones_like(offset), offset, *support_of(source, support))
+
+    @classmethod
+    def fit_moments(
+        cls, source: Moments, target: Moments, *, support: Support = "everywhere"
+    ) -> "MeanTransport | None":
+        """Return the same from moments; None for a support within the extremes of the source."""
+        ends = extremes(source, support)
+        offset = (target.mean - source.mean).float()
+        return None if ends is None else cls(torch.ones_like(offset), offset, *ends)
