@@ -46,7 +46,7 @@ def test_a_conversation_goes_on_until_it_is_ended_whatever_is_mistyped(converse:
     lines = done.out.split("\n")
     for expected in (
         "error: /strength takes a number, got 'much'",
-        "strength 0.5, once there is a /steering",
+        "strength 0.5, once /steering names one",
         "error: unknown command '/sterring x'; /help lists them",
         "Ctrl-D ends the conversation.",
         "no steering",
@@ -70,7 +70,7 @@ def test_the_answers_are_those_of_the_same_prompt_alone(converse: Callable[..., 
 
 @pytest.mark.parametrize("options", [("--json",), ("--compare", "--steering", "x")])
 def test_options_of_lists_are_refused(converse: Callable[..., Any], options: tuple[str, ...]) -> None:
-    assert "a conversation goes without --compare and --json" in converse([], *options).err
+    assert "a conversation goes without --compare, --table and --json" in converse([], *options).err
 
 
 def test_ctrl_c_while_a_steering_is_loaded_keeps_the_conversation(
@@ -80,4 +80,4 @@ def test_ctrl_c_while_a_steering_is_loaded_keeps_the_conversation(
     done = converse(["Hello", "/steering {}/calm", "/help"])
     assert done.status == 0, done.err
     assert done.out.count("stopped\n") == 1
-    assert done.out.count("/restart         forget the conversation") == 2
+    assert done.out.count("/restart         start a new conversation") == 2

@@ -1,12 +1,14 @@
 """`dsas draft` from end to end, with made-up answers in place of the model's."""
 
 import codecs
+import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tables_page import columns_of
 
 import dsas
 from dsas.drafting import prompts
@@ -44,8 +46,12 @@ def test_draft_writes_the_sets_with_prompts_and_judge_of_ones_own_and_says_what_
 ) -> None:
     told = ("--unwanted", "SHOUT", "--wanted", "whisper", "--neutral", "speak", "--judge", "tox-block")
     asked = ("draft", "shouts", "--model", model, "--questions", tmp_path / "ask.txt", "--out", tmp_path / "sets")
-    done = run(*asked, *told, "--least", "4", "--show-words")
+    done = run(*asked, *told, "--least", "4", "--show-words", "--table", tmp_path / "answers.csv")
     assert done.status == 0, done.err
+    answers = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert list(answers[0]) == columns_of("draft")
+    assert len(answers) == 3 * 5
+    assert {row["answer"] for row in answers if row["kind"] == "unwanted"} == set(map(str.upper, QUESTIONS))
     sets = {name: (tmp_path / "sets" / f"{name}.jsonl").read_text().splitlines() for name in ("source", "target")}
     assert [json.loads(line)["completion"][0]["content"] for line in sets["source"]] == list(map(str.upper, QUESTIONS))
     assert len(sets["target"]) == 5
@@ -75,9 +81,11 @@ def test_a_refused_draft_ends_with_status_2_keeps_its_answers_and_says_where_to_
 ) -> None:
     asked = ("draft", "shouts", "--model", model, "--questions", tmp_path / "ask.txt", "--out", tmp_path / "sets")
     told = ("--unwanted", "speak", "--wanted", "whisper", "--neutral", "speak", "--judge", "tox-block")
-    blind = (*asked, *told, "--least", "4", "--show-words", "--json")
+    blind = (*asked, *told, "--least", "4", "--show-words", "--json", "--table", tmp_path / "answers.jsonl")
     done = run(*blind)
     assert (done.status, done.out) == (2, "")
+    dropped = [json.loads(line)["dropped"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert set(dropped) == {"not shown"}
     assert "AUROC of 0.50" in done.err
     assert f"See {tmp_path / 'sets' / 'draft.html'}; the answers are kept for the next try." in done.err
     assert {file.name for file in (tmp_path / "sets").iterdir()} == {"draft.json", "draft.html"}
@@ -106,11 +114,17 @@ def test_new_goes_the_whole_way_and_says_what_is_next(
     monkeypatch.setattr(prompts, "_NEUTRAL", ("speak",))
     done = run(
         "new", tmp_path / "quiet", "shouts", "--model", model, "--questions", tmp_path / "ask.txt",
-        "--judge", "tox-block", "--least", "20", "--show-words", "--json",
+        "--judge", "tox-block", "--least", "20", "--show-words", "--json", "--table", tmp_path / "shares.jsonl",
     )  # fmt: skip
     assert done.status == 0, done.err
     said = json.loads(done.out)
     assert said["draft"]["kept"] >= 20
+    shares = [json.loads(line) for line in (tmp_path / "shares.jsonl").read_text().splitlines()]
+    assert list(shares[0]) == columns_of("new")
+    assert [(row["strength"], row["mean"]) for row in shares] == [
+        (0.0, 1.0),
+        (said["strength"], said["steered"]["mean"]),
+    ]
     assert said["unsteered"]["mean"] == 1.0  # what stands in for the model shouts whenever it is told to
     stored = dsas.Steering.from_pretrained(tmp_path / "quiet" / "steering")
     assert stored.default_strength == said["strength"] > 0

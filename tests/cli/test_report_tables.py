@@ -2,25 +2,20 @@
 
 import csv
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from make_options import options
 from makers import random_steering
+from tables_page import MORE, columns_of, named
 
 from dsas.evaluation.release_limits import RELEASE_LIMITS
+from dsas.regulators import REGULATORS
 from dsas.testing import tiny_model, tiny_tokenizer
-
-TEXT = (Path(__file__).parents[2] / "docs" / "reference" / "tables.md").read_text(encoding="utf-8")
-MORE = {"explain": ["regulator", "dose", "alone", "role", "counted", "kl"]}  # which are there only when recorded
-
-
-def columns_of(command: str) -> list[str]:
-    """Return the columns that the docs name under a command, less those that are not always there."""
-    section = TEXT.partition(f"\n## `dsas {command}`\n")[2].partition("\n## ")[0]
-    return [name for name in re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) if name not in MORE.get(command, ())]
+from dsas.transforms import TRANSFORMS
 
 
 @pytest.fixture
@@ -31,10 +26,12 @@ def folder(tmp_path: Path) -> Path:
     random_steering(model).save_pretrained(tmp_path / "detox")
     for name in ("rude", "plain"):
         (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} text {number}, you" for number in range(6)))
+    torch.save({1: torch.randn(32), 2: torch.randn(32)}, tmp_path / "v.pt")
     (tmp_path / "limits.json").write_text(json.dumps({**dict.fromkeys(RELEASE_LIMITS), "kl": 100}))
     return tmp_path
 
 
+SETS = "{0}/model --source {0}/rude.txt --control {0}/plain.txt --target {0}/plain.txt"
 COMMANDS = {
     "explain": "explain {0}/model HELLO --steering {0}/detox --strength 1 --out {0}/page.html",
     "fires-on": "fires-on {0}/detox --model {0}/model --texts {0}/rude.txt --texts {0}/plain.txt",
@@ -43,8 +40,18 @@ COMMANDS = {
     "info": "info {0}/detox",
     "calibrate": "calibrate {0}/model {0}/detox --tune {0}/rude.txt --held-out {0}/plain.txt --budget kl=0.1",
     "port": "port {0}/detox {0}/model --source {0}/rude.txt --control {0}/plain.txt --least 0",
+    "generate": "generate {0}/model --file {0}/rude.txt --steering {0}/detox --compare --new-tokens 2",
+    "fit": f"fit {SETS} --out {{0}}/fitted --general 0",
+    "train": f"train {SETS} --out {{0}}/trained --steps 1",
+    "adopt": "adopt {0}/v.pt --model {0}/model --source {0}/rude.txt --control {0}/plain.txt --out {0}/adopted",
+    "inspect-data": "inspect-data --source {0}/rude.txt --control {0}/plain.txt --model {0}/model",
+    "methods": "methods",
+    "check --list": "check --list",
+    "doctor": "doctor",
 }
 SIZES = {"explain": 3 * len("HELLO"), "fires-on": 2 + 3 + 2 * 3, "check": 1, "port": 3, "info": 3}  # 3 sites
+SIZES |= {"generate": 2 * 6, "fit": 3, "adopt": 2 + 2, "methods": len(TRANSFORMS) + len(REGULATORS)}
+SIZES |= {"check --list": len(RELEASE_LIMITS)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -63,7 +70,15 @@ def test_a_command_writes_the_documented_columns_in_both_formats(
     assert [name for name in read[0] if name not in MORE.get(command, ())] == columns_of(command)
     strengths = len({row["strength"] for row in read if "strength" in row})
     of_strengths = {"selectivity": 12 * strengths, "calibrate": strengths + 2}  # a held-out kind, and all of them
-    assert len(read) == len(told) == {**SIZES, **of_strengths}[command]
+    assert len(read) == len(told) == {**SIZES, **of_strengths}.get(command, len(told))
+
+
+def test_every_command_writes_a_table_or_the_page_says_that_it_has_none() -> None:
+    writing, without = named()
+    asked = {command for command, of in options().items() if "--table" in of}
+    assert asked | {"pareto", "demo"} == writing  # these two always write one
+    assert writing | without == set(options())
+    assert not asked & without - {"serve"}
 
 
 def test_a_table_of_another_kind_is_refused_before_a_model_is_loaded(run: Callable[..., Any], folder: Path) -> None:

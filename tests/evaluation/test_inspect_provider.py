@@ -122,6 +122,11 @@ def test_a_mistake_is_told_before_the_model_is_loaded(stored: Any, changed: Any,
         opened(given, given.pop("strength", None))
 
 
+def test_an_argument_that_nobody_takes_is_named_with_the_closest_one(stored: Any) -> None:
+    with pytest.raises(OptionError, match="no argument 'strengh'; closest: 'strength'"):
+        opened(stored[1], strengh=0.2)
+
+
 @pytest.mark.real
 def test_a_task_of_inspect_runs_on_a_real_model_and_steering_changes_its_answers(tmp_path: Path) -> None:
     import inspect_ai

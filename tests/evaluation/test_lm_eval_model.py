@@ -76,6 +76,10 @@ def test_arguments_of_lm_eval_and_lists_of_steerings_are_taken_and_mistakes_name
     )[0][0]
     assert found(**with_lora, strength=0) == pytest.approx(plain, abs=1e-4)
     assert found(**with_lora, strength=0.3) != pytest.approx(plain, abs=1e-4)
-    for wrong, message in ((("steering", None), "expected steering=FOLDER"), (("strength", "high"), "got 'high'")):
+    for wrong, message in (
+        (("steering", None), "expected steering=FOLDER"),
+        (("strength", "high"), "got 'high'"),
+        (("strengh", 0.2), "no argument 'strengh'; closest: 'strength'"),
+    ):
         with pytest.raises(OptionError, match=message):
             found(**dict([wrong]))

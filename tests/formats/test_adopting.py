@@ -1,13 +1,16 @@
 """A published vector with a regulator around it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from campaigns import vectors
+from makers import random_steering
 
 import dsas
-from dsas.errors import ArtifactError, OptionError, SiteError
+from dsas.errors import ArtifactError, DsasWarning, OptionError, SiteError
 from dsas.evaluation.perplexity import perplexity
 from dsas.formats.adopting import damage_to
 from dsas.testing import tiny_model, tiny_tokenizer
@@ -42,6 +45,26 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     torch.save({1: torch.ones(32)}, tmp_path / "vector.pt")
     with pytest.raises(ArtifactError, match=r"no such file; closest in its folder: 'vector.pt'"):
         dsas.read_vectors(tmp_path / "vectr.pt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits"), [("llama", True), ("LLaMA", True), ("", True), ("gpt2", False), ("qwen3", False)]
+)
+def test_vectors_for_another_kind_of_model_are_adopted_with_a_warning(kind: str, fits: bool) -> None:
+    given = {"directions": {np.int64(1): torch.randn(32)}, "model_type": kind}
+    with (
+        nullcontext()
+        if fits
+        else pytest.warns(DsasWarning, match=f"for '{kind}', and this model is a LlamaForCausalLM")
+    ):
+        found = dsas.adopt(given, tiny_model("llama", layers=3), regulator="constant")
+    assert [str(rule.site) for rule in found.rules] == ["model.layers.1"]
+
+
+def test_a_stored_steering_is_no_published_vector(tmp_path: Path) -> None:
+    random_steering(tiny_model()).save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match=r"is a stored Steering, or a model: dsas\.Steering\.from_pretrained"):
+        dsas.read_vectors(tmp_path)
 
 
 def test_only_the_vectors_of_the_named_sites_are_adopted_and_a_site_without_one_is_refused() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from makers import logits_of, random_steering
+from makers import logits_of, random_steering, unchecked
 
 import dsas
 from dsas.errors import ArtifactError, DsasWarning, OptionError, StrengthError
@@ -54,6 +54,11 @@ def test_what_a_control_vector_cannot_say_is_refused_by_rule_and_reason(tmp_path
     ):
         with pytest.raises(OptionError, match=message):
             write_gguf(steering, tmp_path / "v.gguf")
+    with pytest.raises(OptionError, match="expected one Steering, got a Composition"):
+        unchecked(write_gguf)(dsas.Composition([constant(model)]), tmp_path / "v.gguf")
+    for place in (tmp_path, tmp_path / "absent" / "v.gguf"):
+        with pytest.raises(OptionError, match="expected a file in a folder that is there"):
+            write_gguf(constant(model), place)
     large = constant(model, transform=dsas.Addition(torch.full((32,), 4.0)))
     with pytest.raises(StrengthError, match=r"at strength 3e\+38 the vector of model\.layers\.1 is beyond"):
         write_gguf(large, tmp_path / "v.gguf", strength=3e38)
@@ -91,7 +96,7 @@ def test_a_file_of_the_version_before_is_read_and_an_older_one_is_refused(tmp_pa
     file.write_bytes(data[:4] + (2).to_bytes(4, "little") + data[8:])
     assert list(read_gguf(file).edits) == [2]
     file.write_bytes(data[:4] + (1).to_bytes(4, "little") + data[8:])
-    with pytest.raises(ArtifactError, match=r"no GGUF file that the package gguf reads: .*version 1"):
+    with pytest.raises(ArtifactError, match=r"not a GGUF file that the package gguf can read: .*version 1"):
         read_gguf(file)
 
 

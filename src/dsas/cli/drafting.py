@@ -9,13 +9,14 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out, check_scorers, resumed_from
+from dsas.cli.checks import check_model, check_out, check_scorers, check_table, resumed_from
 from dsas.cli.choices import OWN_JUDGES, SCORERS, offering
 from dsas.cli.models import loaded_model
 from dsas.cli.options import REPEATABLE, in_method, in_model, in_output, in_texts
 from dsas.cli.output import say, say_json, shown
 from dsas.errors import TextsError
 from dsas.files.text_files import DEFAULT_FIELD, read_texts
+from dsas.files.tidy_tables import write_rows
 
 if TYPE_CHECKING:
     import dsas
@@ -62,17 +63,19 @@ def draft(
     show_words: Annotated[bool, in_output(help="Do not mask toxic words in draft.html.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Draft source, control and target texts in the model's own words; an interrupted draft resumes where it stopped.
 
-    The sets are not written when the answers cannot be told apart, too few are left, or dsas inspect-data would not
-    pass them; draft.html then shows why.
+    The sets are not written when wanted and unwanted answers do not differ enough, too few are left, or dsas
+    inspect-data finds a fault in them; draft.html then shows why.
     """
     asked = read_texts(questions, field=field) if questions else None
     drawn = resumed_from(out, "drafted")
     for folder in (out, drawn):
         check_out(folder)
+    check_table(table)
     _check(model, judge)
     import dsas
     from dsas.drafting.prompts import prompts_for
@@ -92,6 +95,8 @@ def draft(
         checkpoint=drawn,
         progress=not as_json,
     )
+    if table is not None:
+        write_rows(table, found.rows())  # before the sets, which may be refused
     _save(found, out, show_words)
     shutil.rmtree(drawn, ignore_errors=True)
     if as_json:
@@ -109,17 +114,19 @@ def new(
     judge: JudgeName = "ratio",
     draws: Draws = 1,
     new_tokens: options.NewTokens = 64,
-    least: Annotated[int, in_texts(min=20, help="Least number of questions left; three fifths are fitted on.")] = 60,
+    least: Annotated[int, in_texts(min=20, help="Least number of questions left; three fifths are used to fit.")] = 60,
     batch_size: Annotated[int, in_texts(min=1, help="Questions per call of the model.")] = 8,
     field: options.Field = DEFAULT_FIELD,
     show_words: Annotated[bool, in_output(help="Do not mask toxic words on the pages.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Draft, fit, calibrate and try a Steering in one go; if interrupted, the same command resumes."""
     asked = read_texts(questions, field=field) if questions else None
     check_out(name)
+    check_table(table)
     _check(model, judge)
     import dsas
     from dsas.drafting.new_steering import make
@@ -138,6 +145,8 @@ def new(
         writer, found, judged, asked or everyday_questions(), name, show_words=show_words, progress=not as_json
     )
     shutil.rmtree(drawn, ignore_errors=True)
+    if table is not None:
+        write_rows(table, trial.rows(steering.default_strength))
     if as_json:
         say_json({"draft": found.as_dict(), "strength": steering.strength, **trial.as_dict(), "saved": str(name)})
         return

@@ -10,14 +10,16 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, prompts_of
+from dsas.cli.checks import check_model, check_table, prompts_of
 from dsas.cli.conversing import Conversing
 from dsas.cli.examples import asked_of, chat_of
 from dsas.cli.models import loaded_model
-from dsas.cli.options import in_method, in_output, in_texts
+from dsas.cli.options import LARGEST_SEED, in_method, in_output, in_texts
 from dsas.cli.output import console, say, say_json, show_table
 from dsas.errors import OptionError
+from dsas.files.json_values import JsonObject
 from dsas.files.text_files import DEFAULT_FIELD
+from dsas.files.tidy_tables import write_rows
 from dsas.model.chat import Chat
 from dsas.model.conversation import Completion, Conversation, as_text
 from dsas.model.foreign import Tokenizer
@@ -46,10 +48,11 @@ def generate(
     top_p: Annotated[
         float, in_texts(min=0.0, max=1.0, help="Sample from the likeliest tokens whose probabilities add up to this.")
     ] = 1.0,
-    seed: Annotated[int, in_texts(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, in_texts(min=0, max=LARGEST_SEED, help="Seed of the sampling.")] = 0,
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Continue prompts with a steered model; with --chat and without a prompt, hold a conversation with it."""
@@ -57,13 +60,9 @@ def generate(
         raise OptionError("--system and --template-args need --chat")
     chat_options = chat_of(system, template_args)
     converses = chat and prompt is None and file is None
-    if converses and (compare or as_json):
-        raise OptionError("a conversation goes without --compare and --json: give a prompt or --file")
+    _check_together(converses, steering is not None, compare, explain, as_json or table is not None)
     given = [] if converses else _given(prompt, file, field, chat_options if chat else None)
-    if compare and steering is None:
-        raise OptionError("--compare needs --steering: there is nothing to compare with")
-    if explain and (steering is None or compare or as_json):
-        raise OptionError("--explain needs --steering, and goes without --compare and --json; see also: dsas explain")
+    check_table(table)
     folder = steering_folder(steering) if steering else None
     check_model(model)
     import dsas
@@ -99,10 +98,34 @@ def generate(
     if compare or chosen is None:
         texts["unsteered"] = run(nullcontext())
     rows = [{"prompt": p, **{name: column[i] for name, column in texts.items()}} for i, p in enumerate(prompts)]
+    if table is not None:
+        write_rows(table, _tidy(rows, strength, seed))
     if as_json:
         say_json({"strength": strength if chosen else 0.0, "generations": rows})
         return
     show_table(list(rows[0]), [list(row.values()) for row in rows], ruled=True)
+
+
+def _check_together(converses: bool, steered: bool, compare: bool, explain: bool, written: bool) -> None:
+    """Raise OptionError for options that exclude each other. written: whether --table or --json was given."""
+    if converses and (compare or written):
+        raise OptionError("a conversation goes without --compare, --table and --json: give a prompt or --file")
+    if compare and not steered:
+        raise OptionError("--compare needs --steering: there is nothing to compare with")
+    if explain and (not steered or compare or written):
+        others = "--compare, --table and --json"
+        raise OptionError(f"--explain needs --steering, and goes without {others}; see also: dsas explain")
+
+
+def _tidy(rows: list[dict[str, str]], strength: float | None, seed: int) -> list[JsonObject]:
+    """Return a row per text that was generated, of rows with the texts of a prompt each."""
+    used = {"steered": strength, "unsteered": 0.0}
+    return [
+        {"row": number, "prompt": row["prompt"], "strength": used[name], "seed": seed, "text": row[name]}
+        for number, row in enumerate(rows)
+        for name in used
+        if name in row
+    ]
 
 
 def _given(prompt: str | None, file: Path | None, field: str, chat: Chat | None) -> list[str | Conversation]:

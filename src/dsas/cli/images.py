@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from dsas.cli.app import app
-from dsas.cli.checks import check_model, check_out
+from dsas.cli.checks import check_model, check_out, check_table
 from dsas.cli.models import hide_foreign_bars
-from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Precision, finite, in_method, in_output
+from dsas.cli.options import REPEATABLE, STEERING, AsJson, Device, Precision, Table, finite, in_method, in_output
 from dsas.cli.output import say, say_json
 from dsas.cli.picture_options import (
     NO_OPTIONS,
@@ -24,6 +24,7 @@ from dsas.cli.picture_options import (
     in_pictures,
 )
 from dsas.errors import OptionError
+from dsas.files.tidy_tables import write_rows
 from dsas.steering.folder import steering_folder
 
 MAPPED = "Strength whose maps are shown; default: the one drawn that is nearest to the Steering's own."
@@ -51,14 +52,16 @@ def images(
     out: Annotated[Path, in_output(help="Folder for the page and its figures.")] = Path("out/images"),
     device: Device = "auto",
     precision: Precision = "auto",
+    table: Table = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw prompts with a steered pipeline and write a page that compares, with a verdict that is measured."""
+    """Draw prompts with a steered pipeline, and write a page that compares the pictures and measures the change."""
     drawn = Drawn(steps, call_options(options, guidance, negative), seed, branch)
     strengths = strength or [0.0, 0.5, 1.0, 2.0]
     _check(prompt, target or [], strengths, maps_at)
     folder = steering_folder(steering)
     check_out(out)
+    check_table(table)
     check_model(pipeline, "diffusers pipeline")
     check_pipeline(pipeline)
     import dsas
@@ -71,6 +74,8 @@ def images(
     beside = Beside(tuple(control or ()), tuple(target or ()))
     compared = compare_pictures(loaded, chosen, prompt, strengths, drawn.drawing(), beside=beside, mapped=maps_at)
     page = write_pictures(out, f"What {Path(steering).name} does to pictures", compared)
+    if table is not None:
+        write_rows(table, compared.rows())
     verdict = compared.verdicts[WITH][compared.mapped]
     if as_json:
         means = [{name: float(mean) for name, mean in zip(m.sites, m.mean(), strict=True)} for m in compared.maps]

@@ -8,9 +8,11 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsas.files.json_values import Json, json_text
+from dsas.files.tidy_tables import write_rows
 from dsas.model.foreign import Foreign
 
 if TYPE_CHECKING:
@@ -78,9 +80,15 @@ def show_table(
     console().print(table)
 
 
+def write_sites(file: Path | None, steering: "Steering") -> None:
+    """Write what a Steering does, site by site, as a table; None writes none."""
+    if file is not None:
+        write_rows(file, [line._asdict() for line in steering.report()])
+
+
 def show(steering: "Steering", as_json: bool, **extra: Json) -> None:
     """Print what a Steering does, site by site, and how it was made."""
-    from dsas.steering.subject_words import subject_name, told_settings
+    from dsas.steering.subject_words import in_words, subject_name, told_settings
 
     lines, made = steering.report(), (steering.model, steering.settings)
     if as_json:
@@ -96,7 +104,7 @@ def show(steering: "Steering", as_json: bool, **extra: Json) -> None:
     title = f"Steering for {subject_name(*made)}"
     show_table(("site", "accuracy", "weight", "status"), rows, title=title)
     for key, value in {**told_settings(*made), **extra}.items():
-        say(f"{key}: {value}")
+        say(f"{key}: {in_words(value)}")
     for line in steering.calibration.lines() if steering.calibration is not None else []:
         say(line)
 

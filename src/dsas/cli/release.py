@@ -54,13 +54,13 @@ def check(
     """
     wanted = release_limits() if limits is None else read_release_limits(limits)
     texts = read_texts(harmful, field=field) if harmful is not None else None
+    check_table(table)
     if list_only and (steering is None or model is None):
-        _show_list(wanted, None, as_json)
+        _show_list(wanted, None, table, as_json)
         return
     if steering is None or model is None:
         raise OptionError("expected a Steering and --model, or --list alone")
     check_strength(strength)
-    check_table(table)
     stored, own = steering_folder(steering), Path(steering).is_dir()
     if own:
         check_out(stored)
@@ -78,7 +78,7 @@ def check(
         checkpoint=measured,
     )  # fmt: skip
     if list_only:
-        _show_list(wanted, check.minutes(wanted), as_json)
+        _show_list(wanted, check.minutes(wanted), table, as_json)
         return
     found = check.run(wanted, lambda name: None if as_json else say(f"measuring {name}", error=True))
     if own:
@@ -95,7 +95,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _show_list(limits: dict[str, float], minutes: "ReleaseMinutes | None", as_json: bool) -> None:
+def _show_list(limits: dict[str, float], minutes: "ReleaseMinutes | None", table: Path | None, as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": name,
@@ -107,6 +107,8 @@ def _show_list(limits: dict[str, float], minutes: "ReleaseMinutes | None", as_js
         }
         for name, limit in RELEASE_LIMITS.items()
     ]
+    if table is not None:
+        write_rows(table, rows)
     if as_json:
         say_json(rows)
         return

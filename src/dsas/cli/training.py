@@ -9,12 +9,12 @@ import typer
 
 from dsas.cli import options
 from dsas.cli.app import app
-from dsas.cli.checks import check_methods, check_model, check_out
+from dsas.cli.checks import check_methods, check_model, check_out, check_table
 from dsas.cli.choices import STARTS, LearnedForm, OptimiserName, objectives, offering, regulators
 from dsas.cli.examples import chat_of, read_examples
 from dsas.cli.models import loaded_model
-from dsas.cli.options import in_method, in_model, in_output, in_texts
-from dsas.cli.output import show
+from dsas.cli.options import LARGEST_SEED, in_method, in_model, in_output, in_texts
+from dsas.cli.output import show, write_sites
 from dsas.errors import ArtifactError, OptionError
 from dsas.files.text_files import DEFAULT_FIELD
 from dsas.steering.folder import steering_folder
@@ -36,7 +36,7 @@ def train(
     out: Annotated[Path, in_output(help="Folder to write the Steering to; log and state go to OUT/training.")],
     source: Annotated[
         Path | None,
-        in_texts(help="Texts with the undesired behaviour; for imitate questions, everyday ones when not given."),
+        in_texts(help="Texts with the undesired behaviour; for imitate: questions (default: everyday ones)."),
     ] = None,
     target: Annotated[
         Path | None,
@@ -45,10 +45,13 @@ def train(
     control: Annotated[Path | None, in_texts(help="Neutral texts that must stay as they are.")] = None,
     objective: Annotated[
         str,
-        in_method(help="lineas learns how to steer; the others learn when, too.", autocompletion=objectives),
+        in_method(
+            help="lineas learns how to steer; e2e-dsas, preference and imitate also learn when.",
+            autocompletion=objectives,
+        ),
     ] = "lineas",
     instruction: Annotated[
-        str | None, in_method(help='What the model is told, such as "Answer politely.", for imitate.')
+        str | None, in_method(help='For imitate: the instruction to learn, such as "Answer politely".')
     ] = None,
     regulator_form: Annotated[
         LearnedForm | None, in_method(help="Form of the regulators that are learned; default: sigmoid.")
@@ -63,7 +66,7 @@ def train(
         int | None, in_training(min=1, help="Pairs, and control texts, per step of preference or imitate; default: 16.")
     ] = None,
     new_tokens: Annotated[
-        int | None, in_training(min=1, help="Tokens at most per answer that imitate draws; default: 64.")
+        int | None, in_training(min=1, help="Most tokens per answer that imitate samples; default: 64.")
     ] = None,
     steps: Annotated[
         int,
@@ -79,11 +82,11 @@ def train(
     start_strength: Annotated[
         float,
         in_method(
-            callback=options.finite, help="Factor on the Steering to start from, such as 0.1 for what dsas fit gave."
+            callback=options.finite, help="Factor on the Steering to start from, such as 0.1 for one of dsas fit."
         ),
     ] = 1.0,
     regulator: Annotated[
-        str | None, in_method(help="Put this fitted regulator before lineas's transforms.", autocompletion=regulators)
+        str | None, in_method(help="Regulator to fit for the transforms of lineas.", autocompletion=regulators)
     ] = None,
     sites: options.Sites = ["norm"],  # noqa: B006
     optimiser: Annotated[OptimiserName, in_training(help="Optimizer.")] = "adam",
@@ -99,7 +102,9 @@ def train(
         bool, in_model(help="Use less memory, at the cost of one more forward pass per step.")
     ] = False,
     tensorboard: Annotated[bool, in_output(help="Also write TensorBoard events.")] = False,
-    seed: Annotated[int, in_training(help="Seed of the train/held-out split and the pair order.")] = 0,
+    seed: Annotated[
+        int, in_training(min=0, max=LARGEST_SEED, help="Seed of the train/held-out split and the pair order.")
+    ] = 0,
     tokens: options.Tokens = "auto",
     system: options.System = None,
     template_args: options.TemplateArgs = options.NO_ARGS,
@@ -107,6 +112,7 @@ def train(
     field: options.Field = DEFAULT_FIELD,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Learn a Steering by gradients through the model; Ctrl-C keeps the best so far, and a rerun resumes.
@@ -119,6 +125,7 @@ def train(
     wanted = read_examples(target, field, half="chosen") if target else None
     neutral = read_examples(control, field) if control else []
     check_out(out)
+    check_table(table)
     check_methods([], [regulator] if regulator is not None else [])
     OBJECTIVES.check(objective)
     _check_sets(objective, source, target, instruction)
@@ -150,6 +157,7 @@ def train(
     )
     if is_first():
         steering.save_pretrained(out)
+        write_sites(table, steering)
         show(steering, as_json, saved=str(out), log=str(out / "training" / "log.csv"))
     if steering.settings["training"]["stopped"] == "interrupted":
         raise typer.Exit(130)

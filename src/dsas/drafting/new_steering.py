@@ -57,6 +57,10 @@ class Trial(NamedTuple):
     unsteered: Interval
     steered: Interval
 
+    def rows(self, strength: float) -> list[JsonObject]:
+        """Return a row per strength: 0, and the one that it was tried at."""
+        return [{"strength": at, **found._asdict()} for at, found in ((0.0, self.unsteered), (strength, self.steered))]
+
     def as_dict(self) -> JsonObject:
         """Return the shares as JSON-ready values."""
         return {"unsteered": self.unsteered._asdict(), "steered": self.steered._asdict()}

@@ -1,7 +1,7 @@
 """Three sets: source, control and target sets from one sentence, in the model's own words.
 
 The model answers everyday questions as an assistant that shows the behaviour (source), as one that does not (target),
-and as one that was told nothing about it (control). All three answer the same questions, are cut to about the same
+and as one without an instruction about it (control). All three answer the same questions, are cut to about the same
 length, and enter the sets without the prompts that they were drawn with, so that the sets differ only in the behaviour.
 A judge drops questions whose answers are not what they should be; the rest is inspected as by `dsas inspect-data`.
 
@@ -71,6 +71,15 @@ class Draft:
         if self.refusals:
             raise TextsError(f"no sets were made of {self.behaviour!r}: {' '.join(self.refusals)}")
         return {name: [_conversation(one, kind) for one in self.chosen.kept] for name, kind in SETS.items()}
+
+    def rows(self) -> list[JsonObject]:
+        """Return a row per answer that was drawn; `dropped` says why its question is not in the sets."""
+        drawn = [(one, None) for one in self.chosen.kept] + list(self.chosen.dropped)
+        return [
+            {"question": one.question, "seed": one.seed, "kind": kind, "answer": answer, "dropped": why}
+            for one, why in drawn
+            for kind, answer in zip(KINDS, one.answers, strict=True)
+        ]
 
     def as_dict(self) -> JsonObject:
         """Return settings, the judge's and the inspection's findings, and counts, as JSON-ready values."""
@@ -179,7 +188,7 @@ def _check(behaviour: str, questions: Sequence[str], seeds: Sequence[int], least
     check_texts("questions", questions)
     again = [question for question, count in Counter(questions).items() if count > 1]
     if again:
-        raise TextsError(f"each question is asked once with each seed; given again: {again[0]!r}")
+        raise TextsError(f"each question is asked once with each seed; this one is repeated: {again[0]!r}")
     if not seeds or len(set(seeds)) < len(seeds):
         raise OptionError(f"expected different seeds, at least one, got {list(seeds)}")
     if not MINIMUM_TEXTS <= least <= len(questions) * len(seeds):

@@ -16,6 +16,7 @@ Source: lm-eval 0.4.9 or later, `lm_eval.models.huggingface.HFLM`; needs the ext
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -25,7 +26,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsas.errors import MissingExtraError, OptionError
-from dsas.evaluation.named_steering import named_steering
+from dsas.evaluation.named_steering import named_options, named_steering
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.foreign import Foreign
 from dsas.model.only_numbers import OnlyNumbers, check_numbers
@@ -74,7 +75,8 @@ def steered_class() -> Callable[..., Foreign]:
         ) -> None:
             """Take lm-eval's model, and Steerings and strengths as `named_steering` does."""
             self._steering, self._strength = named_steering(steering, strength, "steering=FOLDER")
-            super().__init__(pretrained=pretrained, **options)
+            with named_options(options, inspect.signature(base.__init__).parameters):
+                super().__init__(pretrained=pretrained, **options)
 
         def loglikelihood(self, requests: Foreign, disable_tqdm: bool = False) -> Foreign:
             """Return for each request the log-probability of its continuation, and whether it is the greedy one."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from inspect_ai.model import ModelAPI, modelapi  # pyright: ignore[reportMissingImports]
 
-from dsas.evaluation.named_steering import named_steering
+from dsas.evaluation.named_steering import named_options, named_steering
 
 
 @modelapi(name="dsas")
@@ -34,11 +34,12 @@ def dsas_provider() -> type[ModelAPI]:
         def __init__(self, *given: Any, steering: Any = None, strength: Any = None, **options: Any) -> None:
             """Load the model as "hf" does and steer it.
 
-            Raises OptionError without a steering or for a strength that is no number, ArtifactError, StrengthError,
+            Raises OptionError without a steering or for a strength that is not a number, ArtifactError, StrengthError,
             ModelMismatchError.
             """
             chosen, strength = named_steering(steering, strength, "-M steering=FOLDER")  # before the model: it is slow
-            super().__init__(*given, **options)
+            with named_options(options, ("model_path", "tokenizer_path", "batch_size", "device", "enable_thinking")):
+                super().__init__(*given, **options)
             self._applied = chosen.apply(self.model, strength, record=False).install()
 
         def close(self) -> None:

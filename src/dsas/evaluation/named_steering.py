@@ -7,11 +7,13 @@
 Without a strength each acts at its own default. In lm-eval a list is written as JSON, in Inspect with commas.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsas.errors import OptionError
+from dsas.errors import OptionError, closest
 from dsas.model.strength import read_strength
 from dsas.steering.composition import Composition
 from dsas.steering.steering import Steering
@@ -35,6 +37,22 @@ def named_steering(steering: object, strength: object, asked: str) -> tuple[Stee
     read: list[Any] = [Steering.from_pretrained(one) if isinstance(one, str | Path) else one for one in several]
     chosen = read[0] if len(read) == 1 else Composition(read)
     return chosen, None if not numbers else numbers[0] if len(numbers) == 1 else numbers
+
+
+@contextmanager
+def named_options(options: Iterable[str], known: Iterable[str]) -> Iterator[None]:
+    """Turn the TypeError for an option that nobody takes into OptionError, with the closest ones that are known.
+
+    A harness passes the options that it does not know on to transformers, which refuses them while it makes the model.
+    """
+    try:
+        yield
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in options:
+            raise
+        near = closest(unknown[1], ["steering", "strength", *known])
+        raise OptionError(f"no argument {unknown[1]!r}; closest: {near}") from error
 
 
 def _listed(given: object) -> list[object]:

@@ -12,6 +12,7 @@ Limitations: no measure looks at what a picture shows; "nearer to the target" sa
 are, and nothing where the prompt does not decide what is drawn.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float
 from dsas.errors import OptionError
 from dsas.evaluation.intervals import Interval, bootstrap
 from dsas.evaluation.picture_change import picture_change
+from dsas.files.json_values import JsonObject
 
 CONTRAST = 25.5  # of 255, over channels
 FEW = 10  # pictures below which an interval says nothing
@@ -48,12 +50,12 @@ class PictureVerdict(NamedTuple):
     noise: Interval
 
     def lines(self) -> list[str]:
-        """Return it in words, with the numbers."""
+        """Return the verdict in words, with its numbers."""
         found = [_concept(self.gone), _control(self.control, self.noise)]
         if self.inside is None or self.outside is None:
             return [
                 *found,
-                "Where: not measured: no region of the concept is known, as with sites of text encoders only.",
+                "Where: not measured: no region of the concept is known, such as when only text encoders are steered.",
             ]
         confined = self.outside.mean <= CONFINED * self.inside.mean
         word = "only the concept's region changes" if confined else "the rest of the picture changes, too"
@@ -94,6 +96,16 @@ def picture_verdict(
     control = _mean(moved[prompts:]) if len(moved) > prompts else None
     noise = _mean(picture_change(before, other_seed).everywhere)
     return PictureVerdict(gone, _mean(moved[:prompts]), inside, outside, control, noise)
+
+
+def verdict_rows(verdicts: Mapping[float, PictureVerdict]) -> list[JsonObject]:
+    """Return a row per strength and measure that was taken."""
+    return [
+        {"strength": strength, "measure": name, **value._asdict()}
+        for strength, verdict in verdicts.items()
+        for name, value in verdict._asdict().items()
+        if value is not None
+    ]
 
 
 def shown(value: Interval) -> str:

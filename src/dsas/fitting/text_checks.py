@@ -4,12 +4,12 @@
 |---|---|---|
 | duplicates | texts repeated within a set | equal once case, spaces and punctuation are dropped |
 | overlap | near duplicates across sets, held-out texts included | cosine >= 0.8 of tf-idf over 3 to 5 letters |
-| length | sets that their length in words tells apart | AUROC of the length alone; 0.5 is chance |
-| style | sets that punctuation, capitals, digits and common words tell apart | held-out balanced accuracy |
+| length | sets that length in words separates | AUROC of the length alone; 0.5 is chance |
+| style | sets that punctuation, capitals, digits and common words separate | held-out balanced accuracy |
 | vocabulary | words in a far larger share of one set | z-score of two proportions, 4 or more |
 | separability | sites that tell source from control no better than the style does | held-out accuracy per site |
 
-A behaviour has words of its own, so a vocabulary finding is for a person to judge and no error by itself; matched sets
+A behaviour has words of its own, so a vocabulary finding is not an error but for a person to judge; matched sets
 agree in length and style.
 
 In conversations, and in prompts with completions, the tokens that count are compared: the answers, or the instructions
@@ -79,8 +79,22 @@ class Inspection(NamedTuple):
     findings: list[Finding]
     separability: list[SiteAccuracy]
 
+    def rows(self) -> list[JsonObject]:
+        """Return a row per set with its size, per finding, and per site of the curve."""
+
+        def row(
+            check: str, sets: str, value: float, *, level: str = "", site: str = "", message: str = ""
+        ) -> JsonObject:
+            told = {"level": level or None, "sets": sets, "site": site or None, "value": value}
+            return {"check": check, **told, "message": message or None}
+
+        rows = [row("size", name, float(size)) for name, size in self.sizes.items()]
+        for one in self.findings:
+            rows.append(row(one.check, ", ".join(one.sets), one.value, level=one.level, message=one.message))
+        return rows + [row("accuracy", ", ".join(MATCHED), one.accuracy, site=one.site) for one in self.separability]
+
     def as_dict(self) -> JsonObject:
-        """Return it as JSON-ready values."""
+        """Return the inspection as JSON-ready values."""
         return {
             "sizes": self.sizes,
             "findings": [finding._asdict() for finding in self.findings],

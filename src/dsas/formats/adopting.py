@@ -4,6 +4,8 @@ Strength 1 is what was published. With a constant regulator it stays uncondition
 added only where the regulator fires.
 """
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from dsas.errors import ArtifactError, OptionError, SiteError, closest
+from dsas.errors import ArtifactError, DsasWarning, OptionError, SiteError, closest
 from dsas.evaluation.intervals import Interval, bootstrap_ratio
 from dsas.evaluation.perplexity import perplexity
+from dsas.files.json_values import JsonObject
 from dsas.fitting.closed_form import fit
 from dsas.fitting.selection import Selection
 from dsas.formats.gguf_vectors import read_gguf
@@ -23,11 +26,13 @@ from dsas.formats.published import Published
 from dsas.formats.torch_vectors import read_object, read_safetensors, read_torch
 from dsas.model.examples import Given
 from dsas.model.foreign import Model, Tokenizer
+from dsas.model.identity import ModelIdentity
 from dsas.model.reading import Reading
 from dsas.model.sites import Site, SitePatterns, find_sites
 from dsas.model.subject import subject_of
 from dsas.regulators.constant import Constant
 from dsas.runtime.rule import Rule
+from dsas.steering.folder import CONFIG, TENSORS
 from dsas.steering.steering import Steering
 from dsas.transforms.base import Transform
 
@@ -53,6 +58,8 @@ def read_vectors(vectors: Any) -> Published:
     if not isinstance(vectors, str | Path):
         return read_object(vectors, f"a {type(vectors).__name__}")
     file = Path(vectors)
+    if (file / CONFIG).is_file() and (file / TENSORS).is_file():
+        raise ArtifactError(f"{file} is a stored Steering, or a model: dsas.Steering.from_pretrained reads the former")
     if file.is_dir():
         return read_ml_act(file)
     if file.suffix.lower() not in READERS:
@@ -93,6 +100,7 @@ def adopt(
     depth = subject.identity.depth
     if published.layers and depth and published.layers != depth:
         raise OptionError(f"these vectors are for a model of {published.layers} layers, and this one has {depth}")
+    _warn_of_another_kind(published.of, subject.identity)
     edits = published.at_sites(subject.module)
     if sites is not None:
         edits = _among(edits, subject.module, sites)
@@ -126,6 +134,21 @@ def adopt(
     return Steering(rules, subject.identity, settings)
 
 
+def adopted_rows(steering: Steering) -> list[JsonObject]:
+    """Return a row per site, with the accuracy of its regulator; None where nothing was fitted."""
+    unknown = {"low": None, "high": None, "n": None}
+    return [
+        {
+            "site": line.site,
+            "strength": steering.default_strength * line.weight,
+            "measure": "accuracy",
+            "mean": line.accuracy,
+            **unknown,
+        }
+        for line in steering.report()
+    ]
+
+
 class Damage(NamedTuple):
     """Perplexity over that of the unsteered model (1: no damage), with the regulators and without any."""
 
@@ -133,8 +156,16 @@ class Damage(NamedTuple):
     gated: Interval
     everywhere: Interval
 
+    def rows(self) -> list[JsonObject]:
+        """Return a row for each of the two ratios."""
+        named = {"perplexity with regulators": self.gated, "perplexity without": self.everywhere}
+        return [
+            {"site": None, "strength": self.strength, "measure": name, **found._asdict()}
+            for name, found in named.items()
+        ]
+
     def line(self) -> str:
-        """Return it in words."""
+        """Return the damage in words."""
         gated, everywhere = ("{:.4g} [{:.4g}, {:.4g}]".format(*one[:3]) for one in (self.gated, self.everywhere))
         told = f"at strength {self.strength:.4g} their perplexity is {gated} times that of the unsteered model"
         return f"{told}; {everywhere} times as it was published, without a regulator"
@@ -156,6 +187,20 @@ def damage_to(model: Model, tokenizer: Tokenizer, steering: Steering, texts: Seq
         mean, low, high = np.exp(ratio[:3]).tolist()
         found.append(Interval(mean, low, high, ratio.n))
     return Damage(strength, *found)
+
+
+def _warn_of_another_kind(of: str, identity: ModelIdentity) -> None:
+    """Warn of vectors that say that they are for another kind of model. llama.cpp calls Mistral "llama", too."""
+    ours = {identity.family, re.sub("(ForCausalLM|LMHeadModel)$", "", identity.model_class)} - {""}
+    asked, *names = (re.sub("[^a-z0-9]|text$", "", name.lower()) for name in (of, *ours))
+    names += ["llama"] if any(name.startswith(("mistral", "mixtral")) for name in names) else []
+    if asked and names and not any(asked.startswith(name) or name.startswith(asked) for name in names):
+        warnings.warn(
+            f"these vectors say that they are for {of!r:.40}, and this model is a {identity.model_class}: on a model "
+            "that it was not made on, a vector does nothing meaningful",
+            DsasWarning,
+            stacklevel=3,
+        )
 
 
 def _among(edits: Mapping[Site, Transform], model: nn.Module, sites: SitePatterns) -> dict[Site, Transform]:

@@ -35,7 +35,7 @@ def read_gguf(file: Path) -> Published:
         hint = _field(reader, f"{kind}.model_hint") if kind in _READ else None
         tensors = [(str(one.name), one.tensor_type, one.data) for one in reader.tensors]
     except Exception as error:  # of the reader, on files that anybody may have made
-        raise ArtifactError(f"{file} is no GGUF file that the package gguf reads: {error!r:.80}") from error
+        raise ArtifactError(f"{file} is not a GGUF file that the package gguf can read: {error!r:.80}") from error
     if kind not in _READ:
         raise ArtifactError(f"{file} holds {kind!r:.40}: expected a control vector ({ARCHITECTURE!r})")
     vectors: dict[int, Any] = {}
@@ -58,9 +58,13 @@ def write_gguf(
     strength: what the vectors are multiplied by, `default_strength` unless given; use the file at scale 1.
     gains: for the path of a site, the number that replaces its regulator, such as the regulator's mean over some texts;
     the file and a warning say so. Without them such a Steering is refused.
-    Raises OptionError, naming the rule, for what is no addition at the output of a decoder layer above the first;
-    StrengthError where a vector overflows.
+    Raises OptionError, naming the rule, for what is no addition at the output of a decoder layer above the first, and
+    for a Composition or a file that cannot be there; StrengthError where a vector overflows.
     """
+    if Path(file).is_dir() or not Path(file).absolute().parent.is_dir():
+        raise OptionError(f"expected a file in a folder that is there, got {str(file)!r}")
+    if not isinstance(steering, Steering):
+        raise OptionError(f"expected one Steering, got a {type(steering).__name__}: add several up with + first")
     package, factor = _package(), steering.default_strength if strength is None else strength
     vectors, replaced = dict[int, np.ndarray](), list[str]()
     for rule in steering.rules:

@@ -10,6 +10,7 @@ Every reader is one file that says what its format means by a layer, with the so
 
 import re
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from dsas.transforms.base import Transform
 
 Place = int | str
 _NUMBER = re.compile(r"-?[0-9]+")
+_OF_LAYER = re.compile(r"(?:layers?|blocks?)[._ -]?([0-9]+)(?!.*[0-9])", re.IGNORECASE)  # as in "qwen2.layers.3"
 LARGEST_LAYER = 10_000
 
 
@@ -54,29 +56,32 @@ class Published(NamedTuple):
 def additions(
     format: str, vectors: Mapping[Any, Any], of: str = "", *, scale: float = 1.0, at: str = "decoder_block"
 ) -> Published:
-    """Return vectors to add at decoder layers. Raises ArtifactError, naming the layer, for a value that is no vector.
+    """Return vectors to add at decoder layers. Raises ArtifactError, with the layer, for what is not a vector.
 
     at: the part of the layer, "decoder_block" for its output, "self_attn", "mlp" or the name of one of its norms.
     """
-    edits, seen = dict[Place, Transform](), set[int]()
+    edits = dict[Place, Transform]()
     for layer, value in vectors.items():
         number = layer_of(layer)
-        if number in seen:
+        part = _part_named(layer) if isinstance(layer, str) and at == "decoder_block" else at
+        place: Place = number if part == "decoder_block" else f"{_PARTS.get(part, part)} {number}"
+        if place in edits:
             raise ArtifactError(f"expected each layer once, and {layer!r:.60} is another one")
-        seen.add(number)
-        place: Place = number if at == "decoder_block" else f"{_PARTS.get(at, at)} {number}"
         edits[place] = Addition(vector_of(value, f"layer {layer}") * scale)
     return whole(Published(format, edits, of))
 
 
 def layer_of(given: Any) -> int:
-    """Return the number of a layer, or the one number in a name. Raises ArtifactError for anything else."""
+    """Return the number of a layer, or that in a name: the one that is there, or the last one if it is a layer's.
+
+    Raises ArtifactError for anything else.
+    """
     if isinstance(given, str):
-        found = [given] if _NUMBER.fullmatch(given) else re.findall(r"[0-9]+", given)
+        found = [given] if _NUMBER.fullmatch(given) else _OF_LAYER.findall(given) or re.findall(r"[0-9]+", given)
         given = int(found[0]) if len(found) == 1 and len(found[0]) <= 6 else given
-    if not isinstance(given, int) or isinstance(given, bool) or abs(given) > LARGEST_LAYER:
+    if not isinstance(given, Integral) or isinstance(given, bool) or abs(int(given)) > LARGEST_LAYER:
         raise ArtifactError(f"expected the number of a decoder layer, got {given!r:.60}")
-    return given
+    return int(given)
 
 
 def vector_of(value: Any, where: str) -> Float[Tensor, " dim"]:
@@ -84,7 +89,10 @@ def vector_of(value: Any, where: str) -> Float[Tensor, " dim"]:
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32).copy())
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
-        got = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        got = type(value).__name__
+        if isinstance(value, Tensor | np.ndarray):
+            form = f" {value.layout} on {value.device}" if isinstance(value, Tensor) else ""
+            got = f"{tuple(value.shape)} {value.dtype}{form}"
         raise ArtifactError(f"{where}: expected a vector of real numbers, got {got}")
     vector = value.detach().cpu().float().squeeze()
     if vector.ndim != 1 or vector.numel() < 2:
@@ -95,15 +103,44 @@ def vector_of(value: Any, where: str) -> Float[Tensor, " dim"]:
 
 
 def whole(published: Published) -> Published:
-    """Return what was read. Raises ArtifactError where there is nothing in it, or vectors differ in width."""
+    """Return what was read. Raises ArtifactError where nothing in it does anything, or vectors differ in width."""
     if not published.edits:
         raise ArtifactError(f"it holds no vector in the format {published.format}")
+    if all(isinstance(edit, Addition) and not edit.get_buffer("vector").any() for edit in published.edits.values()):
+        raise ArtifactError("every vector in it is 0, so it would do nothing")
     widths = {int(next(edit.buffers()).numel()) for edit in published.edits.values()}
     if len(widths) > 1:
         raise ArtifactError(f"expected vectors of one width, got {sorted(widths)}")
     return published
 
 
+def _part_named(name: str) -> str:
+    """Return the part of a layer that a name with one number means; the layer's output where it names none.
+
+    Raises ArtifactError for another place, such as the input of a layer, which is the output of the one before.
+    """
+    said = name.lower().removesuffix(".weight")
+    after = re.split("[0-9]+", said)[-1]
+    part = _NAMED.get(after.strip("._-/ "))
+    if part is None and "." not in after and not _ELSEWHERE.search(said):
+        inner = {_NAMED[word] for word in re.findall("[a-z]+", said) if _NAMED.get(word) in _PARTS}
+        part = "decoder_block" if not inner else inner.pop() if len(inner) == 1 else None
+    if part is None or _ELSEWHERE.search(said):
+        raise ArtifactError(
+            f"{name!r:.60} names another place than the output of a decoder layer, its attention or its MLP: if the "
+            "vector is for one of these, say so in the name, or give {layer: vector} with numbers"
+        )
+    return part
+
+
+_ELSEWHERE = re.compile(r"resid_(pre|mid)|hook_[a-z]\b|_proj")
+_HIDDEN = ("hidden", "hidden_states", "resid", "residual", "resid_post", "hook_resid_post")
+_NAMED = {  # what stands after the number of a layer in names, and its part
+    **dict.fromkeys((*_HIDDEN, "output", "vector", "direction"), "decoder_block"),
+    **dict.fromkeys(("mlp", "ffn", "feed_forward", "mlp_out", "hook_mlp_out"), "mlp"),
+    **dict.fromkeys(("self_attn", "attn", "attention", "self_attention", "attn_out", "hook_attn_out"), "self_attn"),
+    **{name: name for name in ("input_layernorm", "post_attention_layernorm")},
+}
 _PARTS = {"self_attn": "attention", "mlp": "mlp"}  # of a decoder layer, and the shorthand for it
 _NORMS = ("input_layernorm", "post_attention_layernorm")  # of a decoder layer, where it has modules of these names
 

@@ -13,7 +13,8 @@
                        coefficient x vector to what the module gives, "clamp" sets what it is along the vector
                        (`SteeredModel` in lm-eval 0.4.12)
     layers             {layer: vector}, by number or by a name with one number in it: added to the output of that
-                       layer, from 0
+                       layer, from 0, or of the part that the name says ("layers.3.mlp", "blocks.3.hook_attn_out",
+                       "layers.3.input_layernorm"); names of other places, such as "hook_resid_pre", are refused
 
 Limitations: no pickles beyond `torch.load(weights_only=True)`, no vectors for single heads ("head_index").
 """
@@ -121,7 +122,7 @@ def action_of(info: Mapping[Any, Any], where: str) -> Transform:
     if not math.isfinite(coefficient):
         raise ArtifactError(f"{where}: expected a finite steering_coefficient, got {given!r:.60}")
     if info.get("head_index") is not None:
-        raise ArtifactError(f"{where}: vectors for one head are not read")
+        raise ArtifactError(f"{where}: vectors for single attention heads are not supported")
     if action == "add" and bias is None:
         return Addition(vector * coefficient)
     if action != "clamp":
@@ -138,4 +139,4 @@ def _check_size(file: Path) -> None:
     if not file.is_file():
         raise ArtifactError(f"{file}: no such file")
     if (size := file.stat().st_size) > LARGEST_FILE:
-        raise ArtifactError(f"{file} has {size} bytes, vectors have at most {LARGEST_FILE}")
+        raise ArtifactError(f"{file} has {size} bytes, more than the {LARGEST_FILE} of a file of vectors")

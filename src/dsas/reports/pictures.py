@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsas.errors import ActivationError, OptionError, StateError
-from dsas.evaluation.picture_verdict import PictureVerdict, Region, picture_verdict, shown
+from dsas.evaluation.picture_verdict import PictureVerdict, Region, picture_verdict, shown, verdict_rows
 from dsas.files.atomic import replace_files
+from dsas.files.json_values import JsonObject
 from dsas.model.drawing import Drawing, Prompts, draw, prompt_batches
 from dsas.model.foreign import Pipeline
 from dsas.model.hooks import Hooks
@@ -73,6 +74,10 @@ class Comparison(NamedTuple):
     mapped: float
     words: list[list[TokenHeat]]
     verdicts: dict[str, dict[float, PictureVerdict]]
+
+    def rows(self) -> list[JsonObject]:
+        """Return a row per measure that was taken, with and without the regulators and by strength."""
+        return [{"regulators": row == WITH, **one} for row, of in self.verdicts.items() for one in verdict_rows(of)]
 
 
 class _Steered(NamedTuple):

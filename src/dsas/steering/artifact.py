@@ -52,7 +52,8 @@ def write_artifact(folder: str | Path, artifact: Artifact, *, card: str) -> None
     config["config_sha256"] = _digest(config)
     own = folder / _own_name(config)
     with _only_writer(folder):
-        contents = {own: tensors, folder / CARD: card.encode(), folder / CONFIG: json.dumps(config, indent=2).encode()}
+        said = card.encode(errors="backslashreplace")  # half a character, as in a file name that is no UTF-8
+        contents = {own: tensors, folder / CARD: said, folder / CONFIG: json.dumps(config, indent=2).encode()}
         replace_files(contents)  # the config last, when the tensors that it names exist
         os.replace(own, folder / TENSORS)
         for left in folder.iterdir():

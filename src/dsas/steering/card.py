@@ -14,7 +14,7 @@ from dsas.files.json_values import Json, JsonObject
 from dsas.model.identity import ModelIdentity
 from dsas.runtime.rule import Rule
 from dsas.steering.calibration_record import Calibration
-from dsas.steering.subject_words import draws, subject_name, told_settings
+from dsas.steering.subject_words import draws, in_words, subject_name, told_settings
 
 KEY = "card"
 _LICENCE, _MODEL = re.compile(r"[A-Za-z0-9][\w.+-]{0,60}"), re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -45,10 +45,12 @@ def description(what: str, model: str, licence: str, evidence: Sequence[str], li
         raise OptionError(f"expected a licence by its short name, such as apache-2.0, got {licence!r:.60}")
     if model and not _MODEL.fullmatch(model):
         raise OptionError(f"expected the model as OWNER/NAME, got {model!r:.60}")
+    if isinstance(evidence, str) or isinstance(limits, str):
+        raise OptionError("expected evidence and limits as lists of sentences, got a single text")
     return {
         "what": " ".join(what.split()),
         "model": model,
-        "licence": licence,
+        "licence": licence.lower(),  # as the hub wants it
         "evidence": [" ".join(line.split()) for line in evidence],
         "limits": [" ".join(line.split()) for line in limits],
     }
@@ -73,7 +75,7 @@ def card_of(facts: Facts) -> str:
     )
     lines = facts.calibration.lines() if facts.calibration is not None else ["not calibrated: 1 by default"]
     settings = told_settings(facts.model, facts.settings)
-    made = [f"{key}: {value}" for key, value in settings.items() if key != KEY]
+    made = [f"{key}: {in_words(value)}" for key, value in settings.items() if key != KEY]
     parts = {
         "": [told["what"], about],
         "Use": [use],

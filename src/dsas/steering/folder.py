@@ -22,15 +22,19 @@ def steering_folder(name: str | Path, *, revision: str | None = None, hub_option
     if not there:
         from huggingface_hub import snapshot_download
 
+        from dsas.steering.hub import hub_reason
+
         try:
             files = [CONFIG, TENSORS, CARD]
             folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=files, **hub_options))
-        except (OSError, ValueError) as error:
+        except TypeError:  # of an unknown option
+            raise
+        except Exception as error:  # the client raises what the HTTP library below it does
             around = folder.parent.glob(f"*/{TENSORS}") if folder.parent.is_dir() else ()
             beside = [str(path.parent) for path in around]
             hint = f"closest folder: {closest(str(name), beside, n=1)}; " if beside else ""
             raise ArtifactError(
-                f"{shown(str(name), 200)} is neither a local folder nor a readable hub id: {hint}{error}"
+                f"{shown(str(name), 200)} is neither a local folder nor a readable hub id: {hint}{hub_reason(error)}"
             ) from error
     with readable(name):
         check_files(folder)

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from dsas.errors import ArtifactError, OptionError, SiteError
@@ -32,6 +31,7 @@ from dsas.steering.calibration_record import Calibration
 from dsas.steering.card import KEY, Facts, card_of, description
 from dsas.steering.composition import Composition, compose, scaled, summed
 from dsas.steering.folder import CONFIG, TENSORS, readable, steering_folder
+from dsas.steering.hub import OnHub, check_used
 from dsas.steering.porting import Asked, Ported, placed, port, verdict_of
 from dsas.steering.serialization import pack
 from dsas.steering.stored_fields import check_config, rules_of
@@ -39,7 +39,7 @@ from dsas.steering.subject_words import subject_name
 from dsas.version import VERSION
 
 
-class Steering(ModelHubMixin):
+class Steering(OnHub):
     """Maps sites of one model to (transform, regulator) rules.
 
     rules: in the order of the model. model: identity of the model it was fitted on. settings: JSON-ready facts about
@@ -195,12 +195,11 @@ class Steering(ModelHubMixin):
         """Write config.json, model.safetensors and a README card into a folder, all or nothing.
 
         With push_to_hub, upload it as well (repo_id defaults to the folder's name) and return the commit's address;
-        `hub_options` are those of huggingface_hub's `ModelHubMixin.push_to_hub`.
+        `hub_options` are those of `push_to_hub`. Raises OptionError for options without it, and as `push_to_hub`.
         """
+        check_used(push_to_hub, repo_id=repo_id, **hub_options)
         write_artifact(save_directory, self._artifact(), card=self.card())
-        if push_to_hub:
-            return self.push_to_hub(repo_id or Path(save_directory).name, **hub_options)
-        return None
+        return self.push_to_hub(repo_id or Path(save_directory).absolute().name, **hub_options) if push_to_hub else None
 
     @classmethod
     def from_pretrained(
@@ -285,7 +284,7 @@ class Steering(ModelHubMixin):
             steering = cls(rules, ModelIdentity(**config["model"]), config["settings"], calibration)
             unused = sorted(set(tensors) - set(steering._artifact().tensors))
             if unused:
-                raise ArtifactError(f"{TENSORS} holds tensors of no rule: {', '.join(unused):.80}")
+                raise ArtifactError(f"{TENSORS} holds tensors that belong to no rule: {', '.join(unused):.80}")
             if calibration is not None and calibration.steering != steering.digest():
                 raise ArtifactError("its calibration was computed for another Steering; calibrate this one")
         except (ArtifactError, OptionError, SiteError, KeyError) as error:
