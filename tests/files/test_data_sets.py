@@ -28,6 +28,8 @@ def test_a_column_gives_its_values_and_a_split_its_rows_with_their_places(folder
     assert read_rows(f"hub:{folder}:train:text")[1] == (f"hub:{folder}:train:text, row 1", "line 1")
     assert read_rows(f"hub:{folder}:train:messages")[2][1] == [{"role": "user", "content": "hello 2"}]
     assert sorted(read_rows(f"hub:{folder}:train")[0][1]) == ["messages", "text"]
+    assert [value for _, value in read_rows(f"hub:{folder}:train[1:]:text")] == ["line 1", "line 2"]
+    assert len(read_rows(f"hub:{folder}:train[:2]")) == 2
 
 
 def test_a_data_set_that_is_not_there_and_a_column_it_does_not_have_are_named(folder: Path) -> None:

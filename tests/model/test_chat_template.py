@@ -3,13 +3,14 @@
 The templates are shortened to what they do with system, user and assistant messages, thinking and tool calls.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import pytest
 from makers import templated
 
 import dsas
-from dsas.errors import OptionError, TextsError
+from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.model.chat_template import chat_prompts
 from dsas.model.conversation import Conversation, content_of
 from dsas.model.rendering import Rendered, rendered
@@ -253,7 +254,9 @@ def test_a_template_that_moves_the_system_message_once_an_answer_follows_is_refu
     """An older Mistral writes the system message into the last message, if that is the user's."""
     old = templated(MISTRAL.replace("WHERE", "loop.last"), specials=("<s>", "</s>"), bos="<s>")
     assert read(old, [USER, SAID])[1] == " So it is."
-    with pytest.raises(TextsError, match=r"differently once the answer follows \(at 'Be brief\..*cannot be told"):
+    with pytest.raises(
+        TextsError, match=r"differently once the answer follows \(at 'Be brief\..*unknown which tokens are the answer"
+    ):
         read(old, [SYSTEM, USER, SAID])
     assert read(old, [SYSTEM, USER, SAID], "all")[0].counted[0]
 
@@ -318,10 +321,21 @@ def test_tool_calls_can_be_left_out_or_read_alone_and_their_results_are_not_read
     assert read(tokenizer, messages, parts=("text", "thinking"))[1].strip() == "Look."
 
 
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
+def test_a_part_of_an_answer_that_the_template_drops_is_told_unless_it_is_left_out(key: str) -> None:
+    tokenizer = tokenizer_of(REAL["qwen 2.5"])
+    answer = {"role": "assistant", "content": "Look.", key: CALLS["tool_calls"] if key == "tool_calls" else "Hm."}
+    with pytest.warns(DsasWarning, match=f"drops the {key} of answers"):
+        assert read(tokenizer, [USER, answer])[1] == "Look."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tokenizer, [USER, answer], parts=("text",))[1] == "Look."
+
+
 def test_a_conversation_without_an_answer_is_refused_and_told_what_can_be_read() -> None:
     with pytest.raises(TextsError, match=r"ends with a message of user, so it has no answer.*'last-instruction'"):
         read(tokenizer_of(REAL["qwen 2.5"]), [USER, SAID, USER])
-    with pytest.raises(TextsError, match="no message stands before the answer: add the user's"):
+    with pytest.raises(TextsError, match="there is no message before the answer: add the user's"):
         rendered(tokenizer_of(REAL["qwen 2.5"]), [Conversation.of([SAID])], "last-instruction")
 
 
@@ -336,7 +350,7 @@ def test_a_tokenizer_without_a_template_reads_no_conversations_unless_it_is_give
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arguments": {"tokenize": True}}, "'tokenize' is no argument of a template"),
+        ({"arguments": {"tokenize": True}}, "'tokenize' cannot be a template argument"),
         ({"arguments": {"tools": [print]}}, "template arguments must be JSON-ready"),
         ({"parts": ("thought",)}, "parts must be one or several of .*; closest: 'thinking'"),
         ({"parts": ()}, "parts must be one or several of"),

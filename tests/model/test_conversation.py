@@ -120,3 +120,29 @@ def test_a_span_outside_of_its_message_is_refused(span: Any) -> None:
     marked = [dsas.Example(talk, [span]) for talk in talks("no")]
     with pytest.raises(TextsError, match=r"source\[0\]: expected spans \(message, start, stop\) with message from 0"):
         check_sets(marked, talks("fine"), talks("yes"))
+
+
+@pytest.mark.parametrize("tools", [[{"name": "clock"}], '[{"name": "clock"}]'])
+def test_what_a_row_says_to_its_template_is_kept_beside_the_options_of_the_reading(tools: Any) -> None:
+    row = {"messages": talks("x", 1)[0], "tools": tools, "chat_template_kwargs": {"thinking": False}}
+    reading = dsas.Chat(system="Be brief.", arguments={"thinking": True, "date": "today"}, parts=("text",))
+    found = content_of(row, "source").under(reading).chat
+    assert found.arguments == {"tools": [{"name": "clock"}], "thinking": False, "date": "today"}
+    assert (found.system, found.parts) == ("Be brief.", ("text",))
+    assert content_of({**row, "tools": None, "chat_template_kwargs": None}, "source").chat == dsas.Chat()
+    paired = {"prompt": row["messages"][:1], "completion": row["messages"][1:], "tools": tools}
+    assert content_of(paired, "source").chat.arguments == {"tools": [{"name": "clock"}]}
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"tools": "clock"}, "source 3: its arguments of the chat template cannot be read"),
+        ({"tools": {"name": "clock"}}, "source 3: expected 'tools' as a list of JSON schemas"),
+        ({"chat_template_kwargs": [1]}, "source 3: expected 'tools' as a list of JSON schemas"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "'tokenize' cannot be a template argument"),
+    ],
+)
+def test_arguments_of_a_row_that_no_template_takes_are_refused_by_its_place(own: Any, message: str) -> None:
+    with pytest.raises(TextsError, match=message):
+        content_of({"messages": talks("x", 1)[0], **own}, "source 3")

@@ -243,6 +243,7 @@ def test_an_activation_that_is_not_finite_names_its_site() -> None:
     ("options", "error", "message"),
     [
         ({"drawing": {"positions": 0}}, OptionError, "needs steps, images, batch_size, positions >= 1"),
+        ({"drawing": {"seed": 10**30}}, OptionError, "a seed of less than 64 bits"),
         ({"reading": dsas.Drawing(options={"generator": 1})}, OptionError, r"options must not hold \['generator'\]"),
         ({"reading": dsas.Reading()}, OptionError, "a pipeline is read by a dsas.Drawing, got a Reading"),
         ({"tokenizer": object()}, OptionError, "a pipeline has its own tokenizers"),

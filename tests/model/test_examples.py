@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from makers import unchecked
 
 from dsas.errors import OptionError, TextsError
-from dsas.model.examples import check_texts
+from dsas.model.examples import check_sets, check_texts
 from dsas.model.token_batches import batches
 
 
@@ -20,6 +20,9 @@ from dsas.model.token_batches import batches
         ([], "source must hold at least 4 texts, got 0"),
         (["a", "b", "  \n", "d"], r"source\[2\] must be a text that is not empty, got '  \\n'"),
         (["a", None, "c", "d"], r"source\[1\] must be a text that is not empty, got None"),
+        (None, "source must be a list of texts or conversations, got NoneType"),
+        (7, "source must be a list of texts or conversations, got int"),
+        (b"bytes", "source must be a list of texts, got one text"),
         ("a bare string", "source must be a list of texts, got one text; put it into a list"),
     ],
 )
@@ -30,6 +33,13 @@ def test_a_set_of_texts_that_cannot_be_used_is_named(texts: Any, message: str) -
 
 def test_a_set_of_texts_that_can_be_used_is_kept_as_it_is() -> None:
     assert check_texts("source", ("a", "b", "a", " d ")) == ["a", "b", "a", " d "]
+
+
+def test_what_can_be_gone_through_once_is_a_set_and_is_gone_through_once() -> None:
+    word = {"source": "bad", "control": "fine", "target": "good"}
+    sets = {name: iter([f"{said} {number}" for number in range(4)]) for name, said in word.items()}
+    found = unchecked(check_sets)(**sets).as_dict()
+    assert found == {name: [f"{said} {number}" for number in range(4)] for name, said in word.items()}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -67,6 +68,65 @@ def test_a_prompt_of_one_token_is_a_prompt(model: Any) -> None:
     with random_steering(model, regulator=GENERATED).apply(model) as applied:
         generate(model, PROMPT[:, :1])
         assert strengths(applied) == [0.0] + [1.0] * 3
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig"])
+def test_virtual_tokens_that_come_before_a_prompt_belong_to_it(model: Any, kind: str, inside: bool) -> None:
+    peft = pytest.importorskip("peft")
+    options = {"encoder_hidden_size": 8} if kind == "PromptEncoderConfig" else {}
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3, **options)
+    steering = random_steering(tiny_model(layers=1), regulator=GENERATED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft itself, and that virtual tokens come before the text
+        tuned = peft.get_peft_model(model, config).eval()
+        with steering.apply(tuned.base_model if inside else tuned) as applied:
+            tuned.generate(input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT), **OPTIONS)
+            assert strengths(applied) == [0.0] * 10 + [1.0] * 3
+
+
+def encoding(kind: str) -> Any:
+    """Return a tiny model with an encoder, and the site of its decoder's first block."""
+    from transformers import GPT2Config, T5Config, T5ForConditionalGeneration, ViTConfig
+    from transformers import VisionEncoderDecoderConfig as Config
+    from transformers import VisionEncoderDecoderModel as Model
+
+    torch.manual_seed(0)
+    if kind == "t5":
+        sizes = {"num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16}
+        model: Any = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=32, **sizes)).eval()
+        model.generation_config.decoder_start_token_id = 0
+        return model, "decoder.block.0"
+    options = {"bos_token_id": 0, "eos_token_id": None, "add_cross_attention": True, "is_decoder": True}
+    decoder = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=40, **options)
+    seen = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    )
+    config = Config.from_encoder_decoder_configs(seen, decoder, decoder_start_token_id=0, pad_token_id=0)
+    model = Model(config).eval()
+    model.generation_config.decoder_start_token_id = 0
+    return model, "decoder.transformer.h.0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "prompt"),
+    [
+        ("t5", {}, 1),
+        ("t5", {"decoder_input_ids": [[0, 5, 6]]}, 3),
+        ("t5", {"decoder_input_ids": [[5, 6, 7]]}, 4),  # generate() puts the start token before it
+        ("t5", {"decoder_input_ids": [[5, 6, 7]], "decoder_attention_mask": [[0, 1, 1]]}, 4),
+        ("pictures", {"input_ids": [[5, 6, 7]]}, 4),
+    ],
+)
+def test_a_decoders_prompt_is_what_generate_makes_of_it(kind: str, given: Any, prompt: int) -> None:
+    model, site = encoding(kind)
+    encoded = {"input_ids": PROMPT} if kind == "t5" else {"pixel_values": torch.rand(1, 3, 8, 8)}
+    own = {name: torch.tensor(ids) for name, ids in given.items()}
+    with random_steering(model, site, regulator=GENERATED).apply(model) as applied:
+        model.generate(**{**encoded, **own}, **OPTIONS)
+        assert strengths(applied) == [0.0] * prompt + [1.0] * 3
+        hidden = [place for place, real in enumerate(applied.trace().real[0].tolist()) if not real]
+        assert hidden == ([1] if "decoder_attention_mask" in given else [])
 
 
 def test_padding_of_the_prompt_is_read_where_the_model_is_given_a_prepared_mask(model: Any) -> None:

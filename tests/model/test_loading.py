@@ -1,5 +1,7 @@
 """Loading: a model and its tokenizer from a folder, and what happens when there is none."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +109,29 @@ def test_what_is_no_model_is_refused_by_name_and_says_what_is_expected(name: str
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no model could be loaded from"):
         load_model(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model.safetensors", lambda own: own[: len(own) // 2]),  # a download that was cut off
+        ("model.safetensors", lambda own: b""),
+        ("config.json", lambda own: own[: len(own) // 2]),
+        ("config.json", lambda own: own.replace(b'"hidden_size": 32', b'"hidden_size": 48')),
+        ("config.json", lambda own: own.replace(b'"hidden_size": 32', b'"hidden_size": "wide"')),
+        ("config.json", lambda own: own.replace(b'"num_attention_heads": 4', b'"num_attention_heads": 0')),
+        ("tokenizer.json", lambda own: own[: len(own) // 2]),
+    ],
+    ids=["cut weights", "no weights", "cut config", "width", "no width", "no heads", "cut tokenizer"],
+)
+def test_a_folder_with_a_damaged_file_ends_in_one_error_of_ours(
+    folder: Path, tmp_path: Path, file: str, change: Callable[[bytes], bytes]
+) -> None:
+    copied = tmp_path / "damaged"
+    shutil.copytree(folder, copied)
+    (copied / file).write_bytes(change((folder / file).read_bytes()))
+    with pytest.raises(OptionError, match=r"no model could be loaded from .*damaged"):
+        load_model(str(copied), device="cpu")
 
 
 def test_an_unknown_precision_is_refused_with_those_there_are(folder: Path) -> None:

@@ -38,6 +38,7 @@ def model() -> Any:
         ({"cu_seq_lens_q": [0, 2, 4]}, None, [(0, 0, 2), (0, 2, 2)]),  # what is left is filling
         ({"cu_seq_lens_q": [0, 2, 2, 6]}, None, [(0, 0, 2), (0, 2, 4)]),
         ({"cu_seq_lens_q": [0, 6], "position_ids": [[0, 1, 0, 1, 2, 3]]}, None, None),
+        ({"position_ids": [[[0, 1, 0]], *([[[0, 5, 5]]] * 3)]}, None, [(0, 0, 2), (0, 2, 1)]),  # pictures have three
         ({"position_ids": None}, None, None),
         ({}, None, None),
     ],
@@ -46,8 +47,12 @@ def test_texts_begin_where_what_the_model_was_given_begins_anew(
     given: dict[str, Any], real: Any, spans: list[tuple[int, int, int]] | None
 ) -> None:
     read = {name: None if value is None else torch.tensor(value) for name, value in given.items()}
-    shapes = [value.shape for value in read.values() if value is not None and value.ndim == 2]
+    shapes = [value.shape[-2:] for value in read.values() if value is not None and value.ndim > 1]
     assert spans_of(read, *(shapes[0] if shapes else (1, 6)), real) == spans
+
+
+def test_one_row_of_positions_is_for_all_rows() -> None:
+    assert spans_of({"position_ids": PLACES}, 2, 6, None) == [(0, 0, 4), (0, 4, 2), (1, 0, 4), (1, 4, 2)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Runs of a pipeline: what is steered by branch inside of one, and refused outside of it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -219,6 +220,25 @@ def test_an_adapter_that_was_loaded_after_apply_is_noticed(site: str) -> None:
         else:
             with pytest.raises(StateError, match=r"1 steered modules, such as .*to_q, were replaced"):
                 drawn(pipeline, "sd")
+
+
+@pytest.mark.parametrize("way", ["apply", "fuse"])
+def test_a_block_that_diffusers_skips_in_some_passes_is_refused_until_it_is_not(way: str) -> None:
+    cached = pytest.importorskip("diffusers.hooks").FirstBlockCacheConfig(threshold=1e9)
+    pipeline = tiny_pipeline("flux")
+    blocks, plain = steered_at(pipeline, "flux", "transformer.transformer_blocks.0"), drawn(pipeline, "flux")
+    pipeline.transformer.enable_cache(cached)
+
+    def applied() -> None:
+        with blocks.apply(pipeline, branch="both"):
+            drawn(pipeline, "flux")
+
+    run = applied if way == "apply" else partial(blocks.fuse, pipeline, 1.0, branch="both")
+    with pytest.raises(StateError, match=r"FBC\w+ of diffusers skips this module .* call disable_cache"):
+        run()
+    pipeline.transformer.disable_cache()
+    with blocks.apply(pipeline):
+        assert not close(drawn(pipeline, "flux"), plain)
 
 
 def test_a_modular_pipeline_is_steered_in_the_branch_that_its_guider_prepares() -> None:

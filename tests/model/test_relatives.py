@@ -163,6 +163,19 @@ def test_sites_of_a_vision_tower_are_refused_on_a_model_of_texts_and_never_taken
         steering.apply(tiny_model())
 
 
+def test_a_model_inside_of_a_module_of_the_users_own_is_named_where_it_fits() -> None:
+    class Valued(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.policy, self.value = model, torch.nn.Linear(32, 1)
+
+    steering = adding(tiny_model())
+    with pytest.raises(ModelMismatchError, match=r"or give the LlamaForCausalLM that is in it as \.policy"):
+        steering.apply(Valued(tiny_model()))
+    with pytest.raises(ModelMismatchError, match=r"fit one on this model$"):
+        steering.apply(Valued(tiny_model(layers=2)))
+
+
 def test_a_multimodal_model_of_another_depth_is_refused() -> None:
     with pytest.raises(ModelMismatchError, match="depth 3 here, 2 in the model given; fit one on this model"):
         adding(tiny_model()).apply(llava(layers=2))

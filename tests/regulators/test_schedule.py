@@ -10,6 +10,7 @@ import dsas
 from dsas.errors import OptionError
 from dsas.model.forward_pass import ForwardPass
 from dsas.model.sequence import Sequences
+from dsas.model.strength import read_prompt_tokens
 from dsas.testing import tiny_model
 from dsas.testing.passes import padded
 
@@ -101,16 +102,25 @@ def test_lengths_that_do_not_divide_the_batch_are_refused_when_the_model_runs(pr
         generated(tiny_model(layers=1), dsas.Schedule(), prompt_tokens)
 
 
-@pytest.mark.parametrize("prompt_tokens", [0, -1, [3, 0], []])
+@pytest.mark.parametrize("prompt_tokens", [0, -1, [3, 0], [], 10**30])
 def test_a_prompt_length_that_is_no_number_of_tokens_is_refused(prompt_tokens: Any) -> None:
     model = tiny_model(layers=1)
     with pytest.raises(OptionError, match="prompt_tokens must be a number of tokens >= 1, or one per row, got"):
         unchecked(dsas.Steering.apply)(random_steering(model), model, prompt_tokens=prompt_tokens)
 
 
-@pytest.mark.parametrize("arguments", [("middle", 0, None), ("all", -1, None), ("all", 3, 3), ("prompt", 4, 2)])
-def test_a_window_that_is_none_is_refused(arguments: tuple[Any, int, int | None]) -> None:
+@pytest.mark.parametrize("prompt_tokens", ["seven", [1, None], [[1], [2, 3]]])
+def test_a_prompt_length_that_is_no_number_at_all_is_refused_in_the_same_words(prompt_tokens: Any) -> None:
+    with pytest.raises(OptionError, match="prompt_tokens must be a number of tokens >= 1, or one per row, got"):
+        unchecked(read_prompt_tokens)(prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("middle", 0, None), ("all", -1, None), ("all", 3, 3), ("prompt", 4, 2), ("all", "1", None), ("all", 0, 2.5)],
+)
+def test_a_window_that_is_none_is_refused(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(
-        OptionError, match="part 'all', 'prompt', 'generated' or 'denoising' and 0 <= start < stop, got"
+        OptionError, match="part 'all', 'prompt', 'generated' or 'denoising' and whole numbers 0 <= start < stop, got"
     ):
         unchecked(dsas.Schedule.__init__)(dsas.Schedule.__new__(dsas.Schedule), *arguments)

@@ -43,6 +43,37 @@ def test_each_row_ends_one_token_after_the_first_window_above_the_threshold_in_e
             assert lengths_of(rows, prompt, pad) == wanted
 
 
+@pytest.mark.parametrize("way", ["embeddings", "without a cache", "new tokens over a cache"])
+def test_an_answer_ends_at_the_same_token_however_its_prompt_is_given(way: str) -> None:
+    model, ids = tiny_model("llama"), torch.randint(1, 250, (1, 9), generator=torch.Generator().manual_seed(0))
+    steering = random_steering(model, "residual", seed=3)
+    given = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 0, "max_new_tokens": NEW}
+    with steering.apply(model, 0.5) as applied:
+        model.generate(ids, **given)
+        means = applied.trace().strengths[:, 0, 9:].mean(0).unfold(-1, WINDOW, 1).mean(-1) / 0.5
+        threshold = float(means.sort().values[-5:-3].mean())
+        wanted = int((means > threshold).nonzero()[0]) + WINDOW + 1
+        assert WINDOW + 1 < wanted < NEW
+    with steering.apply(model, 0.5) as applied:
+        guard = {"stopping_criteria": [dsas.Guard(applied, threshold, WINDOW)], **given}
+        if way == "embeddings":
+            found = model.generate(inputs_embeds=model.get_input_embeddings()(ids), **guard)
+        elif way == "without a cache":
+            found = model.generate(ids, use_cache=False, **guard)[:, 9:]
+        else:
+            cache = model(ids[:, :5], use_cache=True).past_key_values
+            mask = torch.ones_like(ids)
+            found = model.generate(ids[:, 5:], attention_mask=mask, past_key_values=cache, **guard)[:, 4:]
+    assert found.shape[1] == wanted
+
+
+def test_beams_which_are_not_the_rows_that_were_read_are_refused() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    given = {**tokenizer("Hi", return_tensors="pt"), "num_beams": 2, "max_new_tokens": 4}
+    with random_steering(model).apply(model, 0.5) as applied, pytest.raises(StateError, match="use num_beams=1"):
+        model.generate(**given, stopping_criteria=[dsas.Guard(applied, 0.5, 1)])
+
+
 def test_a_guard_that_could_not_see_anything_is_an_error() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     steering, inputs = random_steering(model), tokenizer("Hi", return_tensors="pt")

@@ -59,6 +59,14 @@ def test_a_trace_of_modules_that_were_replaced_while_they_were_steered_is_refuse
     applied.trace()
 
 
+def test_a_prompt_that_would_run_past_a_module_that_was_replaced_is_refused() -> None:
+    model: Any = tiny_model()
+    with random_steering(model, "mlp").apply(model, record=False):
+        model.model.layers[1].mlp = tiny_model(seed=1).get_submodule("model.layers.1.mlp")
+        with pytest.raises(StateError, match=r"1 steered modules, such as model.layers.1.mlp, were replaced"):
+            logits_of(model, torch.tensor([[1, 2, 3]]))
+
+
 def test_a_layer_that_is_compiled_afterwards_is_the_same_module() -> None:
     model: Any = tiny_model()
     check = noted(model, ["model.layers.1"])

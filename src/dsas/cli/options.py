@@ -15,6 +15,7 @@ in_model = partial(typer.Option, rich_help_panel="Model")
 in_output = partial(typer.Option, rich_help_panel="Output")
 
 LARGEST_STRENGTH = 3.4e38
+LARGEST_SEED = 2**40  # torch takes 64 bits, and the seeds of batches are multiples of it
 
 STEERING = "Folder or hub id of a Steering."
 REPEATABLE = "May be given several times."

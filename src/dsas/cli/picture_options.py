@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from dsas.cli.choices import Branch
-from dsas.cli.options import in_method
+from dsas.cli.options import LARGEST_SEED, in_method
 from dsas.errors import OptionError
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ DRAWN = (
 INDEX = "model_index.json"
 in_pictures = partial(typer.Option, rich_help_panel="Pictures")
 
-Seed = Annotated[int, in_pictures(help="Seed of the first prompt; prompt i has SEED + i.")]
+Seed = Annotated[int, in_pictures(min=0, max=LARGEST_SEED, help="Seed of the first prompt; prompt i has SEED + i.")]
 Steps = Annotated[int, in_pictures(min=1, help="Denoising steps.")]
 Guidance = Annotated[float | None, in_pictures(help="Guidance scale; default: the pipeline's own.")]
 Negative = Annotated[str | None, in_pictures(help="Negative prompt, the same for every prompt.")]
-BranchName = Annotated[Branch, in_method(help="Which branch of guidance is steered, or read.")]
+BranchName = Annotated[Branch, in_method(help="Which branch of guidance is read or steered.")]
 CallOptions = Annotated[str, in_pictures("--options", help="JSON object of further arguments of the pipeline's call.")]
 PoolingName = Annotated[Pooling, in_pictures(help="Learn from the mean over a picture's positions, or from each one.")]
 Positions = Annotated[int, in_pictures(min=1, help="With --pooling position: how many are read per picture or prompt.")]
@@ -50,7 +50,7 @@ class Drawn(NamedTuple):
     per_step: bool = False
 
     def drawing(self, batch_size: int = 4) -> "Drawing":
-        """Return it as the library takes it."""
+        """Return the options as the library takes them."""
         import dsas  # here, because it imports torch
 
         return dsas.Drawing(**self._asdict(), batch_size=batch_size)
@@ -85,7 +85,7 @@ def check_pipeline(name: str) -> None:
     try:
         kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError) as error:
-        raise OptionError(f"{index} is no JSON object: {error}") from error
+        raise OptionError(f"{index} is not a JSON object: {error}") from error
     if not isinstance(kind, str):
         raise OptionError(f"{index} does not say which pipeline it is: it has no _class_name")
 

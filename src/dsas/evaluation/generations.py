@@ -198,6 +198,7 @@ def _check(sampling: Sampling, seeds: Sequence[int]) -> None:
         "repetition_penalty > 0": sampling.repetition_penalty > 0,
         "new_tokens >= 1": sampling.new_tokens >= 1,
         "batch_size >= 1": sampling.batch_size >= 1,
+        "seeds of at most 2**40": max(map(abs, seeds)) <= 2**40,  # those of batches are multiples, in 64 bits
     }
     broken = [bound for bound, holds in bounds.items() if not holds]
     if broken:

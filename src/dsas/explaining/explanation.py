@@ -84,7 +84,7 @@ def explain(
     decoder = type(decoder_of(subject.module)).__name__
     if prompt is not None and decoder in _READS_AGAIN:
         raise OptionError(
-            f"{decoder} reads other tokens than those that it generates, so what was applied to each cannot be told: "
+            f"{decoder} reads other tokens than those that it generates, so what was applied to each is unknown: "
             "generate inside steering.apply(model), and explain the finished text by text="
         )
     subject.examples().pad_token()  # refuses a subject without tokens
@@ -122,10 +122,11 @@ class _Row(NamedTuple):
         return trace._replace(turns=(found,), counted=(tuple(counted),))
 
 
-def _listed(given: Any) -> Sequence[Given]:
+def _listed(given: Any) -> Any:
     """Return one example as a list, and several as they are."""
     one = isinstance(given, str | Mapping | Conversation | Completion)
-    return [given] if one or (given and isinstance(given[0], Mapping) and "role" in given[0]) else given or []
+    first: Any = given[0] if isinstance(given, list | tuple) and given else None
+    return [given] if one or (isinstance(first, Mapping) and "role" in first) else given
 
 
 def _rows(tokenizer: Tokenizer, contents: Sequence[Content], *, generate: bool, special_tokens: bool) -> list[_Row]:

@@ -192,11 +192,25 @@ def counted(given: Options, columns: int) -> int | None:
     return mask.shape[1] - columns if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > columns else None
 
 
+_IN_CACHE = ("PREFIX_TUNING", "CARTRIDGE")  # PEFT's ways to tune keys and values of virtual tokens
+
+
 def virtual_columns(model: nn.Module, length: int) -> int:
-    """Return how many leading columns of a cache are the virtual tokens of PEFT's prefix tuning."""
+    """Return how many leading columns of a cache are virtual tokens that PEFT has put into it."""
+    kind, count = _virtual_tokens(model)
+    return length if kind in _IN_CACHE and count == length else 0
+
+
+def prompt_columns(model: object) -> int:
+    """Return how many virtual tokens PEFT puts before a prompt, as embeddings."""
+    kind, count = _virtual_tokens(model)
+    return 0 if kind in _IN_CACHE else count
+
+
+def _virtual_tokens(model: object) -> tuple[str, int]:
+    """Return the kind of PEFT's active adapter, and its number of virtual tokens."""
     config = getattr(model, "active_peft_config", None)
-    kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
-    return length if kind == "PREFIX_TUNING" and getattr(config, "num_virtual_tokens", None) == length else 0
+    return str(getattr(config, "peft_type", "")).rpartition(".")[2], int(getattr(config, "num_virtual_tokens", 0) or 0)
 
 
 def cache_in(output: Given) -> Foreign:

@@ -42,7 +42,7 @@ class Chat:
         """Raise OptionError for arguments that are not the template's or not JSON-ready, and for unknown parts."""
         for name in self.arguments:
             if name in _OURS:
-                raise OptionError(f"{name!r} is no argument of a template: dsas itself decides what is rendered")
+                raise OptionError(f"{name!r} cannot be a template argument: dsas sets it itself")
         try:
             json.dumps(dict(self.arguments))
         except (TypeError, ValueError) as error:
@@ -58,6 +58,14 @@ class Chat:
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.as_dict(), sort_keys=True))
+
+    def over(self, other: "Chat") -> "Chat":
+        """Return these options, with those of another where there are none here."""
+        if AS_IT_IS in (self, other):
+            return other if self == AS_IT_IS else self
+        system = other.system if self.system is None else self.system
+        parts = other.parts if self.parts == PARTS else self.parts
+        return Chat(system, {**other.arguments, **self.arguments}, parts)
 
     def as_dict(self) -> JsonObject:
         """Return the options, JSON-ready."""

@@ -4,7 +4,7 @@ The answer is the part of the assistant's last message that the model itself wou
 
 1. Where the template marks what is generated ({% generation %}), by the marks of the last such message. 2. Else as the
    difference of two renderings: the messages before the answer with the generation prompt, and all messages. What the
-   generation prompt already holds, such as <think>, is no part of the answer. 3. Where the full rendering does not
+   generation prompt already holds, such as <think>, is not part of the answer. 3. Where the full rendering does not
    begin with the first one (templates that drop thinking from answers but open it in the prompt) but does begin with
    that without generation prompt: from where the template puts the message's content.
 
@@ -13,11 +13,12 @@ is an answer to that prompt: it is refused, with the reason.
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import final
 
-from dsas.errors import OptionError, TextsError
+from dsas.errors import DsasWarning, OptionError, TextsError
 from dsas.files.json_values import Json, JsonObject
 from dsas.model.chat import AS_IT_IS, Chat
 from dsas.model.conversation import ASSISTANT, USER, Conversation, Message
@@ -42,6 +43,7 @@ BRACKETS = {
         ("<|START_ACTION|>", "<|END_ACTION|>"),
     ],
 }
+_KEYS = {"tool_calls": "tool-calls", "reasoning_content": "thinking", "thinking": "thinking"}  # part of each key
 
 
 @final
@@ -74,7 +76,7 @@ class ChatTemplate:
         Raises TextsError with the template's own reason when it refuses them, and for no messages.
         """
         if not messages:
-            raise TextsError("no message stands before the answer: add the user's, or read tokens='answer'")
+            raise TextsError("there is no message before the answer: add the user's, or read tokens='answer'")
         return self._apply([one.as_dict() for one in messages], generate=generate)
 
     def whole(self, messages: Sequence[Message], *, generate: bool = False) -> str:
@@ -114,8 +116,8 @@ class ChatTemplate:
         raise TextsError(
             "this chat template renders the messages before an answer differently once the answer follows (at "
             f"{(ready or plain)[differs : differs + 30]!r}, where the whole conversation has "
-            f"{whole[differs : differs + 30]!r}), so which tokens answer that prompt cannot be told: mark the answer "
-            "in the template with {% generation %}, read tokens='all', or leave out what it moves, such as the system "
+            f"{whole[differs : differs + 30]!r}), so it is unknown which tokens are the answer: mark the answer "
+            "in the template with {% generation %}, read tokens='all', or remove what it moves, such as the system "
             "message"
         )
 
@@ -163,6 +165,19 @@ class ChatTemplate:
             found["tool-calls"] = [(start, len(whole) - end)]
         blank = [one for one in found["thinking"] if not _inside(whole[slice(*one)])]
         return {**found, "empty": blank}
+
+    def tell_dropped(self, messages: Sequence[Message], parts: Sequence[str]) -> None:
+        """Warn where these parts of the last message, which is the assistant's, are not in the full rendering."""
+        last, before = messages[-1].as_dict(), [one.as_dict() for one in messages[:-1]]
+        for key in [key for key, part in _KEYS.items() if part in parts and last.get(key)]:
+            without = {name: value for name, value in last.items() if name != key}
+            if last["content"] and self._apply([*before, without]) == self.text(messages):
+                warnings.warn(
+                    f"the chat template drops the {key} of answers, so the rest is read alone: leave it out, or say it "
+                    "in the content as the model writes it",
+                    DsasWarning,
+                    stacklevel=5,
+                )
 
     def _generated(self, messages: Sequence[Message]) -> list[Range]:
         """Return the ranges that the template marks as generated."""

@@ -9,6 +9,8 @@
 | {"prompt": messages, "completion": messages} | `Conversation` | the same |
 | {"chosen": ..., "rejected": ...}, with or without a "prompt" | target and source, each as above | the same |
 
+Beside messages, "tools" and "chat_template_kwargs" are the template's arguments for them, as in TRL.
+
 All are frozen and hashable, so that each is read once however many sets it is in. The content of a message may be a
 list of parts, texts and `dsas.model.media`, which a multimodal model reads with its processor.
 """
@@ -18,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
-from dsas.errors import TextsError
+from dsas.errors import OptionError, TextsError
 from dsas.files.json_values import Json, JsonObject
 from dsas.model.chat import AS_IT_IS, Chat
 from dsas.model.media import Medium, medium_of
@@ -79,8 +81,8 @@ class Conversation:
         return cls(_messages(messages, "the conversation"), chat)
 
     def under(self, chat: Chat) -> "Conversation":
-        """Return this conversation with these options unless it has its own."""
-        return replace(self, chat=chat) if self.chat == AS_IT_IS else self
+        """Return this conversation with these options where it has none of its own."""
+        return replace(self, chat=self.chat.over(chat))
 
     def answered(self, answer: str) -> "Conversation":
         """Return this conversation followed by an answer of the assistant."""
@@ -107,7 +109,7 @@ class Completion:
     completion: str
 
     def as_dict(self) -> JsonObject:
-        """Return both, JSON-ready."""
+        """Return role and content, JSON-ready."""
         return {"prompt": self.prompt, "completion": self.completion}
 
 
@@ -183,7 +185,7 @@ def answer_text(content: Content) -> str:
 
 
 def instruction_text(content: Content) -> str:
-    """Return what asks for the answer: the prompt, or the last message that is no answer; all of a text."""
+    """Return what asks for the answer: the prompt, or the last message that is not an answer; all of a text."""
     if isinstance(content, str):
         return content
     if isinstance(content, Completion):
@@ -201,6 +203,8 @@ def content_of(given: Any, where: str, half: Half | None = None) -> Content:
         return given
     if isinstance(given, Mapping):
         found = _of_mapping(given, where, half)
+        if isinstance(found, Conversation):
+            found = found.under(_template_options(given, where))
     elif isinstance(given, Sequence) and not isinstance(given, str):
         found = Conversation(_messages(given, where))
     else:
@@ -217,7 +221,7 @@ def _of_mapping(given: Mapping[str, Any], where: str, half: Half | None) -> Cont
         return Conversation(_messages(given["messages"], where))
     if "chosen" in given or "rejected" in given:
         if half is None:
-            raise TextsError(f"{where} has a chosen and a rejected half, which only source and target can take")
+            raise TextsError(f"{where} has a chosen and a rejected half, which only source and target may have")
         if half not in given:
             raise TextsError(f"{where}: expected both 'chosen' and 'rejected', got no {half!r}")
         return _joined(given.get("prompt"), given[half], where)
@@ -226,6 +230,21 @@ def _of_mapping(given: Mapping[str, Any], where: str, half: Half | None) -> Cont
     raise TextsError(
         f"{where}: expected 'messages', 'prompt' with 'completion', or 'chosen' with 'rejected', got the keys "
         f"{', '.join(map(repr, given)) or '(none)'}"
+    )
+
+
+def _template_options(given: Mapping[str, Any], where: str) -> Chat:
+    """Return the template's arguments that a row has of its own. Raises TextsError for what is no argument."""
+    more, tools = ({} if given.get(key) is None else given[key] for key in ("chat_template_kwargs", "tools"))
+    try:
+        more, tools = (json.loads(one) if isinstance(one, str) else one for one in (more, tools))
+        if isinstance(more, Mapping) and not (tools and isinstance(tools, Mapping)):
+            return Chat(arguments={**more, **({"tools": tools} if tools else {})})
+    except (ValueError, OptionError) as error:
+        raise TextsError(f"{where}: its arguments of the chat template cannot be read: {error}") from error
+    raise TextsError(
+        f"{where}: expected 'tools' as a list of JSON schemas and 'chat_template_kwargs' as an object, got "
+        f"{tools!r:.60} and {more!r:.60}"
     )
 
 

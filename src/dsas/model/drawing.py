@@ -55,6 +55,8 @@ class Drawing(NamedTuple):
     def check(self) -> None:
         """Raise OptionError for a value out of range."""
         counts = {name: getattr(self, name) for name in ("steps", "images", "batch_size", "positions")}
+        if abs(self.seed) > 2**62:
+            raise OptionError(f"a Drawing needs a seed of less than 64 bits, got {self.seed}")
         if min(counts.values()) < 1 or self.pooling not in get_args(PicturePooling):
             raise OptionError(
                 f"a Drawing needs {', '.join(counts)} >= 1 and pooling one of {get_args(PicturePooling)}, "
@@ -64,7 +66,7 @@ class Drawing(NamedTuple):
             raise OptionError(f"options must not hold {taken}: those are set by the other fields of a Drawing")
 
     def as_dict(self) -> JsonObject:
-        """Return it as JSON-ready values; options that are not plain values become their text."""
+        """Return this Drawing as JSON-ready values; options that are not plain values become their text."""
         plain = {name: x if _is_plain(x) else repr(x)[:80] for name, x in self.options.items()}
         return {**self._asdict(), "options": plain}
 

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from dsas.errors import StateError
+from dsas.model.caches import prompt_columns
 from dsas.model.foreign import Arguments, Foreign, Given, Options
 from dsas.model.hooks import Hooks
 from dsas.model.sequence import Sequences
@@ -34,6 +36,7 @@ class Generation:
 
     def __init__(self, owner: nn.Module, columns: int | None, mask: Tensor | None, guided: bool) -> None:
         self.owner, self.columns, self.mask, self.guided = owner, columns, mask, guided
+        self.ahead = 0  # tokens that the model itself puts before the prompt, with embeddings of their own
         self._main: weakref.ref[Sequences] | None = None
         self._passes, self._cached = 0, False  # number of passes; whether the first was given a cache
 
@@ -49,6 +52,8 @@ class Generation:
     def prompt(self, tokens: int, *, cached: bool, main: bool) -> int | None:
         """Return the number of columns of the prompt; None for all that the first pass reads."""
         if self.columns is None and main and not cached:
+            self.columns = tokens
+        if self.ahead and self._passes == 1 and self.columns is not None and tokens == self.columns + self.ahead:
             self.columns = tokens
         return self.columns if main else None
 
@@ -82,6 +87,8 @@ class Generations:
     @contextmanager
     def _run(self, owner: nn.Module, args: Arguments, kwargs: Options) -> Iterator[None]:
         call = _read(owner, args, kwargs)
+        prepares: Foreign = getattr(owner, "prepare_inputs_for_generation", None)
+        call.ahead = prompt_columns(getattr(prepares, "__self__", owner))  # PEFT's wrapper puts its own method there
         outer = self.current
         if outer is not None and outer.owner is owner and outer.columns is not None and call.columns is not None:
             call.columns = min(outer.columns, call.columns)  # a draft model continues from what was generated
@@ -110,24 +117,50 @@ class Generations:
 def _read(owner: nn.Module, args: Arguments, kwargs: Options) -> Generation:
     """Read a call of `owner.generate(*args, **kwargs)`."""
     given = {**dict(zip(("inputs", "generation_config"), args, strict=False)), **kwargs}
-    asked = given.get("guidance_scale")
-    for settings in (given.get("generation_config"), getattr(owner, "generation_config", None)):
-        asked = getattr(settings, "guidance_scale", None) if asked is None else asked
+    asked = _setting(owner, given, "guidance_scale")
     guided = asked is not None and asked != 1
     encodes = getattr(getattr(owner, "config", None), "is_encoder_decoder", False)
     if encodes:
-        prompt, mask = given.get("decoder_input_ids"), given.get("decoder_attention_mask")
+        prompt, mask = _decoder_prompt(owner, given), given.get("decoder_attention_mask")
     else:
         prompt, mask = _first(given, "inputs_embeds", "inputs", "input_ids"), given.get("attention_mask")
     mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
     columns = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.ndim >= 2 else None
-    if encodes:
-        generate: Foreign = getattr(type(owner), "generate", None)
-        plain = getattr(generate, "__module__", "") == "transformers.generation.utils"
-        columns = 1 if plain and prompt is None else None  # the start token of decoders
+    generate: Foreign = getattr(type(owner), "generate", None)
+    if encodes and getattr(generate, "__module__", "") == "transformers.generation.utils":
+        if columns is None:
+            columns = 1  # the start token of decoders
+        elif _begins_otherwise(owner, given, prompt):
+            columns += 1
+            mask = None if mask is None else torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
     if columns is not None and mask is not None:
         columns = max(columns, mask.shape[1])  # the mask covers the cached columns, too; ids are only the new ones
     return Generation(owner, columns, mask, guided)
+
+
+def _setting(owner: nn.Module, given: Options, name: str) -> Foreign:
+    """Return an option of `generate`: as given to it, or by the configuration given to it, or by the model's own."""
+    found = given.get(name)
+    for settings in (given.get("generation_config"), getattr(owner, "generation_config", None)):
+        found = getattr(settings, name, None) if found is None else found
+    return found
+
+
+def _decoder_prompt(owner: nn.Module, given: Options) -> Given:
+    """Return the decoder's prompt: also `input_ids` where the encoder reads a picture or a sound."""
+    beside = getattr(owner, "main_input_name", "input_ids") != "input_ids"
+    return _first(given, "decoder_input_ids", *(["input_ids"] if beside else []))
+
+
+def _begins_otherwise(owner: nn.Module, given: Options, prompt: Foreign) -> bool:
+    """Whether `generate` puts the decoder's start token before a prompt, because it begins with another one."""
+    config: Foreign = owner.config
+    kinds = f"{type(owner).__name__} {getattr(getattr(config, 'encoder', None), 'model_type', '')}"
+    if config.model_type == "whisper" or "donut" in kinds.lower():
+        return False
+    found = (_setting(owner, given, name) for name in ("decoder_start_token_id", "bos_token_id"))
+    start = next((one for one in found if one is not None), None)
+    return start is not None and bool((prompt[:, 0] != torch.as_tensor(start, device=prompt.device)).all())
 
 
 def _first(given: Options, *names: str) -> Given:

@@ -100,7 +100,7 @@ class Maps(NamedTuple):
 
         picture: as the pipeline gave it, by any output type ("pil", "np", "pt", "latent"). image: which one; of a video
         whose frames are rows of their own, which frame.
-        Raises OptionError when there is no such image, or what is given is no picture, MissingExtraError without
+        Raises OptionError when there is no such image, or what is given is not a picture, MissingExtraError without
         matplotlib.
         """
         from dsas.views.pictures import as_picture, heat_figure
@@ -199,6 +199,8 @@ class PictureRecorder:
         """Raise StateError: the prompt of a picture is in no pass of a denoiser."""
         raise StateError("a pipeline that draws pictures reads no prompt that ends")
 
+    read_end = prompt_end
+
     def maps(self, strength: Float[Tensor, " row"], *, thread: Thread | None = None) -> Maps:
         """Return the record of the last run; `strength` as given. Raises StateError when there is none."""
         run = self._runs.of(thread)
@@ -251,7 +253,7 @@ def _grid(run: _Run, site: int, kind: int) -> Grid:
     if not kept:
         return torch.zeros(0, 0, 0, 0)
     if len({len(one) for passes in kept.values() for one in passes}) > 1:
-        raise StateError("passes of one run had different numbers of rows, and whose each row is is not known")
+        raise StateError("passes of one run had different numbers of rows, so the picture of each row is unknown")
     each = {number: torch.stack(passes).mean(0).cpu() for number, passes in kept.items()}
     idle = torch.zeros_like(next(iter(each.values())))  # where the denoiser of another step ran
     return torch.stack([each.get(number, idle) for number in run.steps], dim=1)

@@ -69,7 +69,9 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto") -> L
     try:
         tokenizer, kind = _reader(source, gguf)
         model = kind.from_pretrained(source, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
+    except DsasWarning:  # where warnings are made errors
+        raise
+    except Exception as error:  # of many kinds, from several libraries, such as that of a file that was cut off
         wanted = "a folder with a transformers model, a hub id or a .gguf file"
         raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): {error}") from error
     if device not in SPREADS:
@@ -164,7 +166,7 @@ def load_pipeline(name: str, *, device: str = "auto", precision: str = "auto") -
         if precision == "auto" and place.type == "cpu" and not fast_on_this_cpu(dtype):
             dtype = torch.float32
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
-    except (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # of many kinds, from several libraries
         newer = isinstance(error, (AttributeError, ImportError))  # a class that the folder names does not exist
         hint = "; it may need a newer diffusers or transformers, or a package beside them" if newer else ""
         hint = _made_by(Path(name)) or hint

@@ -4,7 +4,7 @@ The decoder's arguments say where one text ends and the next begins:
 
     cu_seq_lens_q   cumulative lengths, as flash attention and transformers' continuous batching take them
     seq_idx         the number of each token's text, as hybrid models take it
-    position_ids    positions that restart among a row's real tokens
+    position_ids    positions that restart among a row's real tokens; the first of four, where pictures have three more
 
 A text is then a row of its own for regulators, strengths and records: `Packing.take` puts the texts of an activation
 into rows, padded on the right, and `put` puts them back.
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dsas.errors import StateError
-from dsas.model.foreign import Options
+from dsas.model.foreign import Given, Options
 
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
 
@@ -69,12 +69,12 @@ def spans_of(
     Raises StateError when boundaries are given that cannot be read.
     """
     lengths = next((given[name] for name in _LENGTHS if isinstance(given.get(name), Tensor)), None)
-    numbers, positions = given.get("seq_idx"), given.get("position_ids")
+    numbers, positions = given.get("seq_idx"), _positions(given.get("position_ids"), rows)
     if lengths is not None:
         return _by_lengths(lengths.tolist(), rows, columns)
     if isinstance(numbers, Tensor) and numbers.shape == (rows, columns):
         begins = numbers[:, 1:] != numbers[:, :-1]
-    elif isinstance(positions, Tensor) and positions.shape[-2:] == (rows, columns) and positions.ndim == 2:
+    elif positions is not None and positions.shape == (rows, columns):
         begins, back = positions[:, 1:] == 0, positions[:, 1:] < positions[:, :-1]
         if real is not None:
             begins, back = (both & real[:, 1:] & real[:, :-1] for both in (begins, back))
@@ -93,6 +93,16 @@ def spans_of(
         edges = [int(kept[0]), *(starts.nonzero().flatten() + 1).tolist(), int(kept[-1]) + 1] if len(kept) else []
         spans += [(row, first, last - first) for first, last in pairwise(edges) if last > first]
     return spans
+
+
+def _positions(given: Given, rows: int) -> Int[Tensor, "row column"] | None:
+    """Return positions per row: those of the text where others, of pictures, follow them; one row may be for all."""
+    if not isinstance(given, Tensor):
+        return None
+    own = given[0] if given.ndim == 3 and len(given) == 4 else given
+    if own.ndim != 2:
+        return None
+    return own.expand(rows, -1) if len(own) == 1 else own
 
 
 def _by_lengths(edges: list[int], rows: int, columns: int) -> list[tuple[int, int, int]] | None:

@@ -116,15 +116,17 @@ class PicturePasses:
     def at(self, site: Site, t: Tensor, given: Given) -> ForwardPass:
         """Return the pass at a site that reads `t` from its module's output: which rows to steer, and at which step.
 
-        Raises StateError when the rows or the step are not known, unless both branches are steered.
+        Raises StateError when the rows or the step are not known, unless both branches are steered, and for a module
+        that diffusers skips in some passes.
         """
+        self._parts.check_computed(site)
         part = site.path.partition(".")[0]
         made = self._state.passes.get(part)
         if made is None:
             made = _Pass(0, Chosen(slice(0, 0), UNKNOWN, f"nothing is known of the rows of the {part}"))
         each, refusal = self._rows_of_each(site, made, len(t)), made.chosen.refusal
         if not each and not refusal:
-            refusal = f"{len(t)} rows in a pass of {made.batch}: which are conditional cannot be told"
+            refusal = f"{len(t)} rows in a pass of {made.batch}: it is unknown which are conditional"
         if refusal and self._branch != "both":
             raise StateError(f"site {site}: {refusal}; {_WAY_OUT}")
         rows, copies, _ = made.chosen
@@ -154,7 +156,7 @@ class PicturePasses:
         encoding, rows = self._run.encoding, len(tokens)
         branch = None if encoding is None else encoding.branch(name, rows)
         where = "outside of the pipeline's encode_prompt" if encoding is None else "other than once per prompt"
-        refusal = f"the {name} was called {where}, so whether it reads prompts or negative ones is unknown"
+        refusal = f"the {name} was called {where}, so it is unknown whether it reads prompts or negative prompts"
         wanted = self._branch == "both" or branch in (None, self._branch)
         chosen = Chosen(slice(0, rows if wanted else 0), 1 if branch else UNKNOWN, "" if branch else refusal)
         self._state.passes[name] = _Pass(rows, chosen, branch=branch or "")
@@ -165,7 +167,7 @@ class PicturePasses:
         sample: Foreign = next(iter(given.values()), None)
         one = sample[0] if isinstance(sample, (list, tuple)) and sample else sample
         if not isinstance(one, Tensor):
-            raise OptionError(f"the {name} ran without pictures (got {sorted(given)}), which steering needs")
+            raise OptionError(f"the {name} ran without the pictures that steering needs (got {sorted(given)})")
         place, beside = self._run.now(), name in self._parts.companions
         denoising = denoising_of(
             self.pipeline.scheduler, given.get("timestep", given.get("t")), running=place is not None
@@ -179,7 +181,7 @@ class PicturePasses:
             text = given.get("encoder_hidden_states", given.get("cap_feats"))
             chosen = self._state.guidance.chosen(Call(name, len(sample), images, named, at, text, beside))
         if denoising is None and not chosen.refusal:
-            chosen = chosen._replace(refusal=f"which denoising step this pass of the {name} is cannot be told")
+            chosen = chosen._replace(refusal=f"it is unknown which denoising step this pass of the {name} is")
         frames = sample.shape[2] if isinstance(sample, Tensor) and sample.ndim == 5 else 1
         size, text_tokens = _size(sample, given), self._parts.text_tokens(name, given)
         self._state.passes[name] = _Pass(len(sample), chosen, denoising, frames, size, text_tokens)

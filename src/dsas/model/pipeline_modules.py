@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from dsas.errors import OptionError, StateError
 from dsas.model.compiled_code import uncompiled
-from dsas.model.foreign import Given, Pipeline
+from dsas.model.foreign import Foreign, Given, Pipeline
 from dsas.model.guidance import Branch, Order
 from dsas.model.sites import JOINT, MIXED, STREAMS, Site
 
 __all__ = ["PIPELINE_FAMILIES", "Branch", "PipelineFamily", "PipelineModules"]
 _DENOISER = re.compile(r"(unet|transformer)(_\d+)?")  # if there are two, each runs its own steps
 _TEMPORAL = re.compile(r"(^|\.)(motion_modules|temp_\w+|temporal_\w+|transformer_in)(\.|$)")  # rows are positions
+_SKIPS = re.compile(r"(FBC|MagCache|SeaCache)\w*|TransformerBlockSkipHook")  # hooks of diffusers on skipped blocks
 
 
 class PipelineFamily(NamedTuple):
@@ -159,6 +160,17 @@ class PipelineModules(nn.Module):
                 raise StateError(
                     f"the {name} of this {type(self.pipeline).__name__} was replaced after the Steering was applied, "
                     "so it is not steered: leave the Steering and apply it again"
+                )
+
+    def check_computed(self, site: Site) -> None:
+        """Raise StateError for a site whose module diffusers skips in some passes, to save time or to guide."""
+        registry: Foreign = getattr(self.get_submodule(site.path), "_diffusers_hook", None)
+        for hook in getattr(registry, "hooks", {}).values():
+            if _SKIPS.fullmatch(type(hook).__name__):
+                raise StateError(
+                    f"site {site}: a {type(hook).__name__} of diffusers skips this module in some passes and puts "
+                    "something else in place of what it gives, which would be steered again: call disable_cache() (or "
+                    "take off the guider that skips layers), or choose sites inside the blocks, such as 'attention'"
                 )
 
     def reads_text(self, site: Site) -> bool:

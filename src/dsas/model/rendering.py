@@ -34,7 +34,7 @@ from dsas.model.conversation import (
     up_to_answer,
 )  # fmt: skip
 from dsas.model.encoded_media import encoded_apart, medium_and_text, reads_apart
-from dsas.model.examples import Given, Spans
+from dsas.model.examples import Given, Spans, members_of
 from dsas.model.foreign import Tokenizer
 from dsas.model.processing import processed
 from dsas.model.reading import Tokens
@@ -112,9 +112,10 @@ def read_through(tokenizer: Tokenizer, texts: Sequence[Given], max_tokens: int) 
     """
     if isinstance(texts, str):
         raise TextsError(f"expected a list of texts, got one text: {texts[:40]!r}")
-    if not texts:
+    members = members_of("texts", texts)
+    if not members:
         raise TextsError("expected at least one text, got none")
-    contents = [one if isinstance(one, str) else content_of(one, f"text {number}") for number, one in enumerate(texts)]
+    contents = [one if isinstance(one, str) else content_of(one, f"text {n}") for n, one in enumerate(members)]
     return [row.cut_answer(max_tokens) for row in rendered(tokenizer, contents)]
 
 
@@ -276,8 +277,9 @@ class _Row:
         if isinstance(self.content, Completion):
             return [(len(self.content.prompt), len(self.whole))], [], None
         assert self._template is not None
-        answer = self._template.answer(self._messages)
-        parts, wanted = self._template.parts(self._messages, answer), self.content.chat.parts
+        answer, wanted = self._template.answer(self._messages), self.content.chat.parts
+        self._template.tell_dropped(self._messages, wanted)
+        parts = self._template.parts(self._messages, answer)
         unwanted = [one for part in PARTS if part != "text" and part not in wanted for one in parts[part]]
         only = [one for part in wanted if part != "text" for one in parts[part]]
         return answer, [*parts["empty"], *unwanted], None if "text" in wanted else only

@@ -19,7 +19,7 @@ def per_row(
 
     copies: how often the rows are repeated as a whole, one copy after another, as branches of guidance are; 0 if
     unknown, in which case only one value, or one per row, can be given.
-    Raises StrengthError (OptionError for anything but strengths) when the batch is no multiple of the values given.
+    Raises StrengthError (OptionError for anything but strengths) when the batch is not a multiple of the values given.
     """
     if copies == 0 and len(values) not in (1, rows):
         kind = StrengthError if what == "strengths" else OptionError
@@ -54,7 +54,7 @@ def read_strength(strength: Strength) -> Float[Tensor, "*row"]:
     """Return a strength of either sign, a float32 scalar or one value per row. Raises StrengthError unless finite."""
     try:
         value = torch.as_tensor(strength, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise StrengthError(f"strength must be one number or one per row, got {strength!r:.60}") from error
     if value.ndim > 1 or value.numel() == 0:
         raise StrengthError(f"strength must be one number or one per row, got shape {tuple(value.shape)}")
@@ -67,7 +67,10 @@ def read_prompt_tokens(prompt_tokens: PromptTokens) -> Int[Tensor, " row"] | Non
     """Return prompt lengths as one value per row, or None when not given. Raises OptionError unless whole and >= 1."""
     if prompt_tokens is None:
         return None
-    value = torch.as_tensor(prompt_tokens).reshape(-1)
+    try:
+        value = torch.as_tensor(prompt_tokens).reshape(-1)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        value = torch.zeros(0)
     if value.is_floating_point() or value.numel() == 0 or bool((value < 1).any()):
         raise OptionError(f"prompt_tokens must be a number of tokens >= 1, or one per row, got {prompt_tokens!r:.60}")
     return value.long()

@@ -138,6 +138,13 @@ class TokenRecorder:
         ends = [one.turn.end if one.turn.end is not None else one.current.end for one in sequences.each]
         return max(ends)
 
+    def read_end(self) -> int:
+        """Return the column after the last token that the last sequences read. Raises StateError as `prompt_end`."""
+        sequences = self._ran.of(None)
+        if sequences is None:
+            raise StateError("nothing was recorded: run the model once while steering is applied with record=True")
+        return max(one.current.end for one in sequences.each)
+
     def maps(self, strength: Float[Tensor, " row"], *, thread: threading.Thread | None = None) -> Maps:
         """Raise StateError: a language model draws no pictures."""
         raise StateError("a model of texts draws no pictures: use trace() instead of maps()")

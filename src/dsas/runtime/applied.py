@@ -123,8 +123,7 @@ class Applied(Leaving):
 
     def remove(self) -> None:
         """Take the hooks off; twice is harmless. Warns when a site never fired though the model ran uncompiled."""
-        idle = self._take_off()
-        if idle:
+        if idle := self._take_off():
             warnings.warn(f"these sites never fired, so nothing was steered there: {idle}", DsasWarning, stacklevel=2)
 
     @property
@@ -146,6 +145,10 @@ class Applied(Leaving):
     def prompt_end(self) -> int:
         """Return the cache position where the prompt of the last sequences ends. Raises StateError as `trace` does."""
         return self._recording.prompt_end()
+
+    def read_end(self) -> int:
+        """Return the cache position after the last token that was read. Raises StateError as `trace` does."""
+        return self._recording.read_end()
 
     def maps(self, *, thread: threading.Thread | None = None) -> Maps:
         """Return the strengths applied in the last run of a pipeline, per site, picture, step and position.
@@ -193,9 +196,8 @@ class Applied(Leaving):
         """Take the hooks off and return the sites that never fired, if the model ran and this is known."""
         with self._lock:
             was_active, unwatched = self._hooks.active, to_the_end(self._put_away)
-        if unwatched or not (was_active and self._called):
-            return []
-        return [name for name, fired in zip(self._names, self._fired, strict=True) if not fired]
+        known = was_active and self._called and not unwatched
+        return [name for name, fired in zip(self._names, self._fired, strict=True) if known and not fired]
 
     def _put_away(self) -> bool:
         self._installed = self._passes.active = False
@@ -224,13 +226,13 @@ class Applied(Leaving):
         return self._scope.here() and self._passes.acts()
 
     def _begin(self, read: Callable[..., Foreign], args: Arguments, kwargs: Options) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if not self._passes.active or not self._scope.here():
+        if torch.compiler.is_compiling() or not self._passes.active or not self._scope.here():
             return
         step = read(args, kwargs)
         if step is not None or not self._passes.always:  # otherwise a part that runs before the model itself
             self._local.running = True
+            if step is not None and step.tokens > 1:
+                self._places.check_sites()
             if self._recorder is not None:
                 self._recorder.begin(step)
 

@@ -10,8 +10,8 @@ Once the window is full, every token of the answer that the model has read gives
 ends with token i; here `generate` has already sampled token i + 1 when it asks, so that token is in the answer as well.
 
 Limitations: it reads what was recorded, so it needs a strength other than 0 and the default of `record`. Assisted
-decoding is not supported, because it reads tokens that it may take back. If a model has no end token, transformers does
-not pad rows that ended before the others.
+decoding is not supported, because it reads tokens that it may take back; beam search is refused, because its rows are
+not those that the model has read. If a model has no end token, transformers does not pad rows that ended before others.
 """
 
 from typing import Any, final
@@ -21,6 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dsas.errors import OptionError, StateError
+from dsas.model.token_trace import Trace
 from dsas.runtime.applied import Applied
 
 
@@ -38,13 +39,31 @@ class Guard:
         self.applied, self.above, self.window = applied, above, window
 
     def __call__(self, input_ids: Tensor, scores: Any, **_options: Any) -> Bool[Tensor, " row"]:
-        """Return which rows end here, Bool (row,). Raises StateError at strength 0 or with record=False."""
+        """Return which rows end here, Bool (row,).
+
+        Raises StateError at strength 0, with record=False, and for other rows than the model has read.
+        """
         if not bool((self.applied.strength != 0).all()):
             raise StateError("a guard reads what was applied, and strength 0 applies nothing: use another strength")
-        read = input_ids.shape[1] - 1  # all but the last sampled token
-        if read - self.applied.prompt_end() < self.window:
+        end, read = self.applied.prompt_end(), self.applied.read_end()  # not from ids: of embeddings there are none
+        if read - end < self.window:
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        trace = self.applied.trace(start=read - self.window)
+        trace = self._last(read)
         assert trace.strength is not None
         means = trace.strengths[..., -self.window :].nanmean(0).mean(-1) / trace.strength
+        if len(means) != len(input_ids):
+            raise StateError(
+                f"a guard was asked about {len(input_ids)} rows, but the model has read {len(means)}: beam search and "
+                "guidance with both branches steered run other rows; use num_beams=1 and the conditional branch"
+            )
         return (means > self.above).to(input_ids.device)
+
+    def _last(self, read: int) -> Trace:
+        """Return the record of at least the last `window` tokens. Raises StateError where several were read at once."""
+        try:
+            trace = self.applied.trace(start=read - self.window)
+        except StateError:  # without a cache, every pass begins at the first token
+            trace = self.applied.trace()
+        if trace.strengths.shape[-1] < self.window:
+            raise StateError("a guard judges tokens that are read one by one: assisted decoding guesses several")
+        return trace

@@ -33,13 +33,7 @@ class Places:
         """
         if not hooks.active:
             return
-        modules = dict(self._model.named_modules())
-        moved = [path for path, module in self._sites if uncompiled(modules.get(path, self._model)) is not module]
-        if moved:
-            raise StateError(
-                f"{len(moved)} steered modules, such as {moved[0]}, were replaced after the Steering was applied (as "
-                "when an adapter is loaded): leave the Steering and apply it again"
-            )
+        self.check_sites()
         paths = self._now()
         if paths != self._paths:
             self._paths = paths
@@ -49,6 +43,21 @@ class Places:
                 DsasWarning,
                 stacklevel=2,
             )
+
+    def check_sites(self) -> None:
+        """Raise StateError where a module was replaced since it was noted."""
+        moved = [path for path, module in self._sites if self._at(path) is not module]
+        if moved:
+            raise StateError(
+                f"{len(moved)} steered modules, such as {moved[0]}, were replaced after the Steering was applied (as "
+                "when an adapter is loaded or merged): leave the Steering and apply it again"
+            )
+
+    def _at(self, path: str) -> nn.Module | None:
+        try:
+            return uncompiled(self._model.get_submodule(path))
+        except AttributeError:
+            return None
 
     def _now(self) -> tuple[str, ...]:
         """Return the paths of the modules, compiled or not."""

@@ -20,13 +20,14 @@ Limitations: whether the transform still does what it did is not measured: see `
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsas.errors import DsasWarning, OptionError
+from dsas.errors import DsasWarning, ModelMismatchError, OptionError
 from dsas.model.conversation import Content
 from dsas.model.evaluation_mode import evaluation_mode
 from dsas.model.examples import Given, check_kinds, check_texts
@@ -34,6 +35,7 @@ from dsas.model.identity import ModelIdentity
 from dsas.model.reading import Reading
 from dsas.model.sites import labels
 from dsas.model.subject import Examples, Subject
+from dsas.model.wrappers import class_name
 from dsas.runtime.applied import Applied, ApplyOptions
 from dsas.runtime.fuse import check_unsteered
 from dsas.runtime.rule import Rule
@@ -139,11 +141,27 @@ def _there(
     rules: Sequence[Rule], fitted: ModelIdentity, subject: Subject, identity: ModelIdentity
 ) -> tuple[list[Rule], list[str]]:
     """Return the rules at their paths in a relative, and how it differs (nothing for the same model)."""
-    relation = fitted.compare(identity)
+    try:
+        relation = fitted.compare(identity)
+    except ModelMismatchError as error:
+        inside = _inside(fitted, subject)
+        if not inside:
+            raise
+        raise ModelMismatchError(f"{error}, or give the {fitted.model_class} that is in it as .{inside}") from error
     there = fitted.sites_in(subject.module, [rule.site for rule in rules])
     known = fitted.differences(identity, subject.module) if relation == "relative" else []
-    differences = known or (["they have other values"] if relation == "relative" else [])
+    differences = known or (["their values differ"] if relation == "relative" else [])
     return [rule._replace(site=site) for rule, site in zip(rules, there, strict=True)], differences
+
+
+def _inside(fitted: ModelIdentity, subject: Subject) -> str:
+    """Return the path of a model of the fitted kind inside a module of the user's own; empty where there is none."""
+    for path, one in subject.module.named_modules():
+        if path and fitted.width and class_name(one) == fitted.model_class:
+            with suppress(ModelMismatchError):
+                fitted.compare(ModelIdentity.of(one))
+                return path
+    return ""
 
 
 def _scored(
