@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct, asked to talk like a pirate (`drafted.py`). The vector is made by repeng 0.4 itself
 (`ControlVector.train`, PCA of differences) from the drafted answers, wanted ones as positive and unwanted ones as
-negative, each after the plain question, and goes through a GGUF file. It is adopted as it was ("constant"), and with
+negative, each after the plain question, and goes through a GGUF file. It is adopted unchanged ("constant"), and with
 the default regulator fitted on the same answers against neutral ones. At each stated damage the strength is the largest
 at which, on 30 other questions, neither neutral answers nor wanted ones after the request lose more nats per token.
 

@@ -1,4 +1,4 @@
-"""Question: on which tokens of a conversation should a regulator be fitted that has to tell answers apart?
+"""Question: which tokens of a conversation should a regulator be fitted on to separate kinds of answers?
 
 Labelled texts (`behaviours.py`) are answers to one and the same request, in the chat template of SmolLM2:
 insulting comments against others, satirical headlines against others. CAA with the logistic regulator at all sites of

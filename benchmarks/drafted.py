@@ -1,6 +1,6 @@
 """Claim: sets drafted from one sentence give a Steering that removes the behaviour and leaves other answers alone.
 
-SmolLM2-135M-Instruct answers everyday questions. Behaviours are told by rules that nothing was trained on:
+SmolLM2-135M-Instruct answers everyday questions. Behaviours are recognised by rules that nothing was trained on:
 
 | behaviour | shown by an answer |
 |---|---|
@@ -12,12 +12,12 @@ SmolLM2-135M-Instruct answers everyday questions. Behaviours are told by rules t
 | answers in capital letters | with more than 80 % capitals among its letters |
 | talks like a pirate | with a word of pirates |
 
-`follow` says which of them this model shows when it is told to, by each prompt that drafts use (n = 100 questions).
+`follow` says which of them this model shows when asked to, by each prompt that drafts use (n = 100 questions).
 `draft` drafts sets from 70 of the questions, with the rule as the judge, and says how well the model itself judges.
 `measure` fits CAA on them with each regulator, at the largest strength where, on 30 other questions, neither neutral
 answers nor the same answers to the request for the behaviour lose 0.02 nats per token. It asks the last 100 questions
 under the two prompts that ask for the behaviour in the user's turn (200 prompts, 3 seeds: share of answers that show
-it, how surprising they are to the unsteered model after the plain question, share of 4-grams said again), and neutrally
+it, how surprising they are to the unsteered model after the plain question, share of repeated 4-grams), and neutrally
 (what the unsteered model's own answers lose, and how far the next-token distributions move). Beside it: no steering,
 a system prompt that forbids the behaviour, one that takes the request back in the same turn (of four wordings the one
 that this model heeded most on 25 of the fit questions), and what learns to imitate that (`dsas.Imitate`, on the fit
@@ -61,7 +61,7 @@ from dsas.model.tokenizing import pad_token
 QUESTIONS = everyday_questions()
 FIT, TUNE, TEST = QUESTIONS[::2][:70], QUESTIONS[::2][70:], QUESTIONS[1::2]
 SEEDS, NEW_TOKENS, DAMAGE = (0, 1, 2), 32, 0.02
-DRAWS = {"pirate": 3}  # of each question; 5 of behaviours that the model shows less often when it is told to
+DRAWS = {"pirate": 3}  # of each question; 5 of behaviours that the model shows less often when asked to
 STEPS, OPTIMISER = 40, dsas.Optimiser("adam", 0.01, 0.01)  # of imitation
 SAMPLING = Sampling(0.7, 0.9, 1.0, NEW_TOKENS, 50, special_tokens=False)
 REGULATORS = {"constant": "constant", "logistic": "logistic", "CAST": "cast", "evidence (the default)": "auto"}

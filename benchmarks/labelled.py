@@ -1,6 +1,6 @@
 """Labelled: sentences written for this, half neutral and half an insult, with the insulting span marked by hand.
 
-They play no part in fitting: they test whether a regulator tells apart tokens of one text.
+They play no part in fitting: they test whether a regulator distinguishes tokens of one text.
 Insults are mild on purpose, and none is aimed at a group. In half of the texts the insult comes first.
 """
 

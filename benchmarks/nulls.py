@@ -1,4 +1,4 @@
-"""Question: how much of what CAA takes away does any push of the same size take away?
+"""Question: how much of the effect of CAA does a random direction of the same size have?
 
 Writes the demo's texts into files and runs `dsas pareto --nulls` on them, as a user would: CAA without a regulator and
 with the paper's, and beside each a random direction and the opposite one at the same KL divergence. The prompts are

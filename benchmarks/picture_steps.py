@@ -4,7 +4,7 @@ The concepts of `picture_concepts.py`, strength 1, the same captions and noise a
 regulator, in windows of the ten steps, at two kinds of sites. The keys and values of cross-attention read the tokens of
 the prompt at every step; the outputs of cross-attention are read position by position, there also with a regulator for
 each step, and with a map and a regulator for each step. Windows were chosen with --choose, on tuning captions from
-other noise. Pictures are kept in --out. It has not been run to its end yet, so the docs have no numbers of it.
+other noise. Pictures are kept in --out. It has not been run to its end yet, so the docs have no numbers from it.
 
     python benchmarks/picture_steps.py [--n 200] [--concepts red square night] [--settings ...] [--choose]
                                        [--out out/pictures]
@@ -55,7 +55,7 @@ class Stepwise(NamedTuple):
     steerings: tuple[dsas.Steering, ...]
 
     def digest(self) -> str:
-        """Return what tells it from others."""
+        """Return what identifies these Steerings."""
         return " ".join(one.digest() for one in self.steerings)
 
     def apply(self, pipeline: object, strength: float, *, record: bool) -> object:

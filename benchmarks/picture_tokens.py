@@ -59,7 +59,7 @@ def transport(source: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def located(source: Tensor, control: Tensor) -> dsas.Regulator:
-    """Return the regulator of tokens that tells two sets of captions apart; the captions are its groups."""
+    """Return the regulator of tokens that separates two sets of captions; the captions are its groups."""
     owners = torch.arange(len(source) + len(control)).repeat_interleave(source.shape[1])
     return dsas.Located.fit(source.flatten(0, 1), control.flatten(0, 1), source[:, 0], groups=owners).regulator
 

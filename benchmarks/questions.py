@@ -9,7 +9,7 @@
 
 All come from the package evals, in its order, and go into `dsas.evaluation.choice`. SocialIQA is asked as
 lm-evaluation-harness asks it ("Q: ...", then "A:"). The real models of the demo answer hardly more than chance in any
-of them: of the first 600 questions of SocialIQA, SmolLM2 answers 39 % (standard error 2 %, chance 33 %), so small
+set. Of the first 600 questions of SocialIQA, SmolLM2 answers 39 % (standard error 2 %, chance 33 %), so small
 losses do not show.
 
 Limitations: no examples in the prompt.

@@ -1,7 +1,7 @@
 """Claim: the regulator decides what steering costs: at equal damage to clean text, they differ many times in effect.
 
 CAA with each regulator at the residual stream, fitted on 130 texts of a behaviour (see `behaviours.py`) and 130 control
-texts: of the same kind, or half of them web sentences, or half of them drawn from the model itself; the target is
+texts (of the same kind, or half of them web sentences, or half of them drawn from the model itself); the target is
 always the control of the same kind. Read on others: by how many nats per token texts with the behaviour become less
 probable at the strength where control texts (of the same kind, Wikipedia, web) lose the stated damage on average
 (`dsas.evaluation.selectivity`), with 95 % intervals over texts, by kind of control text, and as a ratio to the constant
@@ -102,7 +102,7 @@ def fitted(row: Row, texts: Texts, loaded: LoadedModel, folder: Path) -> dsas.St
 
 
 def marks_of(steering: dsas.Steering) -> str:
-    """Return what tells this Steering from others, also where no registry knows its regulators."""
+    """Return what identifies this Steering, also where no registry knows its regulators."""
     digest = hashlib.sha256()
     for rule in steering.rules:
         plain = {k: v for k, v in rule.regulator.arguments().items() if not isinstance(v, torch.Tensor)}

@@ -89,6 +89,8 @@ def check_metadata(wheel: Path) -> None:
     extras = set(said.get_all("Provides-Extra") or [])
     require(extras == set(project["optional-dependencies"]), "the extras differ")
     require(extras == {*NEEDS, *NEVER_ASKED_FOR}, f"nothing is tried of {extras - {*NEEDS, *NEVER_ASKED_FOR}}")
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    require(cited is not None and cited[1] == project["version"], "CITATION.cff has another version")
     top = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     print(f"metadata: {said['Name']} {said['Version']}; the changelog begins with {top[1] if top else 'nothing'}")
 

@@ -324,9 +324,9 @@ def test_sets_that_differ_in_their_answers_alone_are_not_fitted_on_their_instruc
     model: Any, tokenizer: Any
 ) -> None:
     reading = dsas.Reading("last-instruction")
-    with pytest.raises(TextsError, match="source and control are the same up to their answers"):
+    with pytest.raises(TextsError, match="source and control differ only in their answers"):
         fitted(model, tokenizer, reading=reading)
-    with pytest.raises(TextsError, match="source and control are the same up to their answers"):
+    with pytest.raises(TextsError, match="source and control differ only in their answers"):
         dsas.train(model, tokenizer, **sets(), reading=reading, running=dsas.Running(progress=False))
 
 

@@ -5,7 +5,7 @@ thing with the concept (sizes, positions and, unless it is the concept, the back
 told scene of two things of which one has it. Slices of that list are captions without overlap, to fit on, to choose on
 and to report on. Source, control and target made from one scene differ in one word and in nothing else.
 
-Limitations: sizes and positions are no concepts; no scenes of two things that both have it.
+Limitations: sizes and positions are not concepts; no scenes of two things that both have it.
 """
 
 import itertools
@@ -24,7 +24,7 @@ WORDS: dict[Aspect, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "bac
 
 
 def aspect_of(concept: str) -> Aspect:
-    """Return what a concept is a value of. Raises OptionError for a word that is no shape, colour or background."""
+    """Return what a concept is a value of. Raises OptionError for a word that is not a shape, colour or background."""
     for aspect, words in WORDS.items():
         if concept in words:
             return aspect

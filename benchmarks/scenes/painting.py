@@ -48,7 +48,7 @@ def paint(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> UInt8[np.ndarray, "image height width 3"]:
-    """Return one picture a caption. guidance: 1 is none (the empty caption is then not run at all)."""
+    """Return one picture per caption. guidance: 1 is none (the empty caption is then not run at all)."""
     pipeline.set_progress_bar_config(disable=True)
     painted = []
     for start in range(0, len(captions), _BATCH):

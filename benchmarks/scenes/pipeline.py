@@ -4,7 +4,7 @@
 |---|---|---|---|
 | picture to latents | AutoencoderKL | 32x32x3 to 8x8x4 | 0.7 million |
 | denoiser | UNet2DConditionModel | 8x8 and 4x4, attention at 4x4 | 4.0 million |
-| text | CLIPTextModel | 2 layers, width 96, one token a word | 0.2 million |
+| text | CLIPTextModel | 2 layers, width 96, one token per word | 0.2 million |
 
 DDIM with v-prediction, zero terminal SNR and trailing timesteps (2305.08891), so 20 steps and fewer do.
 
@@ -79,7 +79,7 @@ def blank_pipeline(sizes: Sizes = Sizes()) -> "StableDiffusionPipeline":
 
 
 def word_tokenizer() -> "PreTrainedTokenizerFast":
-    """Return a tokenizer with one token a word of the world, made from the captions' own words."""
+    """Return a tokenizer with one token per word of the world, made from the captions' own words."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -61,9 +61,8 @@ for kind, prompt in prompts.items():
 # %% [markdown]
 # ## With a regulator around it
 #
-# The vector is the same; examples now show where the behaviour is and where it is not. The control set has to hold what
-# must
-# stay: plain talk about food, and general text, which the model can draw from itself.
+# The vector is the same; examples now show where the behaviour occurs and where it does not. The control set has to
+# hold what must stay: plain talk about food, and general text, which the model writes itself.
 
 # %%
 general = dsas.general_texts(model, tokenizer, 24, progress=False)
@@ -76,7 +75,7 @@ for kind, prompt in prompts.items():
 # ## What was gained
 #
 # At a strength where general text loses 0.01 nats per token, how much does gloomy text lose, and how many times as much
-# as under the published vector? The larger the ratio, the more selective the regulator made it. None of these texts was
+# as with the published vector? The larger the ratio, the more selective the regulator makes it. None of these texts was
 # fitted on.
 
 # %%
@@ -93,7 +92,7 @@ found = measure_selectivity(
     progress=False,
 )
 print(f"at {found.damage} nats lost per token of general text, gloomy text loses {found.nats.mean:.2f}")
-print(f"that is {found.ratio.mean:.1f} times what the published vector takes from it" if found.ratio else "")
+print(f"that is {found.ratio.mean:.1f} times what it loses with the published vector" if found.ratio else "")
 
 # %% [markdown]
 # ## Write it back

@@ -51,7 +51,7 @@ for name, rows in sets.items():
 
 # %% [markdown]
 # All three sets answer the same questions at about the same length, and none of them holds the prompt that asked for
-# the behaviour. So what they differ in is the behaviour.
+# the behaviour. So they differ only in the behaviour.
 #
 # ## Fit and try
 #
@@ -90,8 +90,8 @@ for question, first, second in zip(questions[140:142], before, steered, strict=F
 # %% [markdown]
 # ## What it does where nobody asks for pirates
 #
-# The regulator should leave plain answers alone. `fires_on` reads texts that nothing was fitted on and says how high
-# the regulators' values are on each kind.
+# The regulator should leave plain answers alone. `fires_on` reads texts that nothing was fitted on and reports the mean
+# value of the regulators on each kind.
 
 # %%
 from dsas.evaluation.firing import fires_on

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Methods of your own
 #
-# A transform says *how* an activation changes, a regulator *when*, an objective *what training makes small*. Each is
+# A transform says *how* an activation changes, a regulator *when*, an objective *what training minimises*. Each is
 # one class. You will write one of each, let the laws check them, give them a golden test, and use them.
 #
 # Everything here runs on a model of two layers that `dsas.testing` makes in code.
@@ -23,8 +23,9 @@ from dsas.testing.laws import LawBroken
 # `Approach` pulls a token part of the way to the target's mean: T(t) = t + share (mean_T - t). Unlike a constant vector
 # it moves far tokens more.
 #
-# The contract: constructor arguments are all there is to it and go through `keep`; `fit` is a classmethod of pooled
-# source and target activations, shape (sample, dim); `edit` returns T(t) - t without writing into its input.
+# The contract: the constructor arguments define the transform completely and go through `keep`; `fit` is a classmethod
+# that takes pooled source and target activations of shape (sample, dim); `edit` returns T(t) - t without writing into
+# its input.
 
 
 # %%
@@ -34,7 +35,7 @@ class Approach(dsas.Transform):
 
     name: ClassVar[str] = "approach"
     facts: ClassVar[dsas.Facts] = dsas.Facts(
-        formula="t + share (mean_T - t)", paper="-", left_out="covariances", flops="2 d"
+        formula="t + share (mean_T - t)", paper="-", left_out="no covariances", flops="2 d"
     )
     goal: Tensor
 
@@ -74,7 +75,7 @@ test_half_way_to_the_mean()
 
 
 # %%
-class Careless(Approach.__bases__[0]):
+class Careless(dsas.Transform):
     """Breaks a law on purpose."""
 
     name: ClassVar[str] = "careless"
@@ -102,7 +103,7 @@ except LawBroken as broken:
 # %% [markdown]
 # ## A regulator
 #
-# `Nearest` steers a token the more, the nearer it is to the source's mean than to the control's:
+# `Nearest` steers a token more strongly the nearer it is to the source's mean than to the control's:
 # h(t) = sigmoid((|t - c|^2 - |t - s|^2) / (2 v)), with v the mean variance of both sets.
 #
 # `fit` returns a `FittedRegulator` with the held-out accuracy, or None when it does not measure one; `forward` returns
@@ -116,7 +117,7 @@ class Nearest(dsas.Regulator):
 
     name: ClassVar[str] = "nearest"
     facts: ClassVar[dsas.Facts] = dsas.Facts(
-        formula="sigmoid((|t - c|^2 - |t - s|^2) / (2 v))", paper="-", left_out="covariances", flops="4 d"
+        formula="sigmoid((|t - c|^2 - |t - s|^2) / (2 v))", paper="-", left_out="no covariances", flops="4 d"
     )
     source: Tensor
     control: Tensor
@@ -170,9 +171,9 @@ print("mean strength of the rude and the plain text:", [round(float(row.mean()),
 # %% [markdown]
 # ## An objective
 #
-# `dsas.train` makes an objective small by gradients. `MeanMatching` moves the mean of the steered source to the mean of
-# the target. It says what is learned (`learned`), where it starts (`first_rule`), and gives a `Learner`, which computes
-# the loss from `self.passes` and fills in the gradients.
+# `dsas.train` minimises an objective by gradient descent. `MeanMatching` moves the mean of the steered source to the
+# mean of the target. It says what is learned (`learned`), where it starts (`first_rule`), and gives a `Learner`, which
+# computes the loss from `self.passes` and fills in the gradients.
 
 # %%
 from dsas.training.learning import identity_rule

@@ -2,11 +2,11 @@
 # # Read a Pareto report and choose
 #
 # Which method is better? One number cannot say: more strength removes more toxicity and does more damage. `dsas
-# pareto` sweeps methods over strengths and seeds, and draws what is gained against what is lost. You will run a small
+# pareto` sweeps methods over strengths and seeds, and plots what is gained against what is lost. You will run a small
 # sweep and learn to read its report.
 #
 # You need `pip install 'dsas[demo]'`. The sweep here is tiny (24 prompts, one seed, three strengths) so that it takes
-# two minutes; its intervals are as wide as that deserves.
+# two minutes; its intervals are correspondingly wide.
 
 # %%
 import csv
@@ -100,8 +100,8 @@ with (out / "sweep" / "dominance.csv").open(encoding="utf-8") as file:
 # ## Choose
 #
 # 1. **Fix the budget first**: how much may ordinary text lose? Say it before you see the toxicity.
-# 2. **Take the largest strength within it on the tuning texts.** The report marks it. Toxicity plays no part in the
-#    choice, so what is reported at that strength is not a pick of the luckiest point.
+# 2. **Take the largest strength that keeps it on the tuning texts.** The report marks that strength. Toxicity plays no
+#    part in the choice, so what is reported there is not the luckiest point.
 # 3. **Compare series at equal damage**, not at equal strength: strength 0.1 means something else for every method.
 # 4. **Read the judge and distinct-n beside toxicity.** Gibberish is not toxic either.
 # 5. **Look at the intervals.** With 24 prompts nearly everything overlaps. The lab uses 303 to 503 prompts and 3 seeds:

@@ -51,8 +51,8 @@ print(f"{len(steered)} of {len(steering.report())} sites are steered")
 # %% [markdown]
 # ## Count
 #
-# A detector reads the pictures: drawn scenes can be read exactly. The captions are held out, and the noise is the same
-# at every strength.
+# A detector says what is in each picture; scenes drawn by code it reads exactly. The captions are held out, and the
+# noise is the same at every strength.
 
 # %%
 asked = [caption(scene) for scene in report_on]

@@ -93,7 +93,7 @@ for request in (
     print(request, "\n ", ask(**request))
 
 # %% [markdown]
-# ## At once
+# ## Several at once
 #
 # Four requests in four threads, each with a strength of its own: every one gets the answer that it would get alone.
 
@@ -131,7 +131,7 @@ server.shutdown()
 # $ serving/bin/dsas serve ./model --steering detox/ --steering calm/ --port 8000
 # ```
 #
-# A request names what is loaded, and nothing else:
+# A request can only name Steerings that are loaded:
 #
 # ```json
 # {"model": "./model", "messages": [{"role": "user", "content": "How was the soup?"}],

@@ -192,7 +192,7 @@ def test_texts_that_the_regulators_leave_alone_end_the_search_early_and_others_d
 
 def test_a_budget_that_the_smallest_strength_breaks_is_an_error_that_says_by_how_much() -> None:
     with pytest.raises(
-        StrengthError, match=r"0\.005 itself gives mean-perplexity 2 \(at most 1\.05\): start lower, or allow"
+        StrengthError, match=r"0\.005 itself gives mean-perplexity 2 \(at most 1\.05\): use a smaller start, or"
     ):
         run(Known(lambda mild, harsh: 2.0 if mild else 1.0))
 

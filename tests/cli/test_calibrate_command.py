@@ -147,7 +147,7 @@ def test_bad_input_ends_with_status_2_and_writes_nothing(
 def test_a_steering_that_is_not_in_a_folder_needs_a_place_to_be_written_to(run: Run, folder: Path) -> None:
     arguments = ["someone/detox" if argument == folder / "detox" else argument for argument in simple(folder)]
     status, _, err = run(*arguments)
-    assert (status, "--out must say where" in err) == (2, True)
+    assert (status, "so give --out, the folder" in err) == (2, True)
 
 
 @pytest.mark.filterwarnings("default")

@@ -33,7 +33,7 @@ def test_of_a_known_family_it_tells_sites_limits_and_what_is_supported(run: Run,
     assert status == 0
     assert lines["residual"]["found"] == "3, the first transformer.h.0, the last transformer.h.2"
     assert lines["decoder"]["found"] == "GPT2Model at transformer"
-    assert lines["longest text"]["found"] == "256 tokens, the positions that it has embeddings for"
+    assert lines["longest text"]["found"] == "256 tokens, one per position embedding"
     assert {lines[name]["state"] for name in ("fit", "apply", "generate", "explain", "reads a text")} == {"ok"}
     assert lines["serve"]["state"] == "unknown"
 

@@ -30,7 +30,7 @@ def test_the_command_prints_the_verdict_and_stores_the_steering_of_the_other_mod
     asked += ["--source", tmp_path / "rude.txt", "--control", tmp_path / "plain.txt"]
     status, out, _ = run(*asked)
     assert status == 0
-    assert "the model differs: they have other values" in out
+    assert "the model differs: their values differ" in out
     assert "verdict: fits\n" in out
     dsas.Steering.from_pretrained(tmp_path / "there").apply(model)  # and no warning
     told = json.loads(run(*asked, "--json", "--tune", tmp_path / "plain.txt", "--held-out", tmp_path / "other.txt")[1])

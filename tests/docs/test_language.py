@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.py")]
-SOURCES = [*(ROOT / "src" / "dsas").rglob("*.py"), *(ROOT / "examples").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "tutorials").glob("*.py")]
+SOURCES = [path for part in ("src", "examples", "scripts", "benchmarks") for path in (ROOT / part).rglob("*.py")]
 
 UNITS = (
     "nats|lines?|values?|numbers?|FLOPs|rows?|columns?|files?|vectors?|microseconds|us|ms|texts|tokens|one|pictures?|"
@@ -26,6 +26,7 @@ STUMBLES = {
         r"(?<![`\"'\w])[a-z_]+: of (the|each|what|an?|its|all|both|one|which)\b(?=[^=]*$)"
     ),
     "'left out:' for limitations": re.compile(r"\bLeft out:"),
+    "'told apart' for separated or distinguished": re.compile(r"\btold apart\b|\bcannot be told\b"),
     "another word for the regulator": re.compile(r"\b(coeff|coefficient of steering|hook point|scale factor)\b"),
 }
 

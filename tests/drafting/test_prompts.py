@@ -40,7 +40,7 @@ def test_arguments_of_the_template_reach_it() -> None:
 
 def test_a_tokenizer_without_a_template_or_with_one_that_drops_the_question_is_refused() -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(OptionError, match="has no chat template, so it cannot be told how to answer"):
+    with pytest.raises(OptionError, match="has no chat template, so it cannot be instructed"):
         rendered(tokenizer, "Be brief.", "Why?", {})
     tokenizer.chat_template = "hello"
     with pytest.raises(OptionError, match="drops the system prompt or the question"):

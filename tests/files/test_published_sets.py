@@ -37,7 +37,7 @@ def test_another_layout_is_refused_with_the_closest_name(tmp_path: Path) -> None
     with pytest.raises(TextsError, match=r"no field 'prompt'; closest: 'prompts'"):
         published_set("xstest-safe", folder=folder)
     folder = written(tmp_path, "xstest-safe", [{"prompt": "a", "label": "SAFE"}])
-    with pytest.raises(TextsError, match=r"expected rows with \('label', 'safe'\), and none of 1 is one"):
+    with pytest.raises(TextsError, match=r"expected rows with \('label', 'safe'\), but none of its 1 rows has it"):
         published_set("xstest-safe", folder=folder)
     with pytest.raises(OptionError, match="no published set 'xstest'; closest: 'xstest-safe'"):
         published_set("xstest")

@@ -123,7 +123,7 @@ def test_without_a_target_the_control_texts_are_the_target_and_that_is_said() ->
 
 @pytest.mark.parametrize("name", ["control", "target"])
 def test_identical_sets_are_refused_in_whatever_order_and_shared_texts_are_counted(name: str) -> None:
-    with pytest.raises(TextsError, match=f"source and {name} hold the same texts: there is nothing to tell apart"):
+    with pytest.raises(TextsError, match=f"source and {name} hold the same texts: nothing distinguishes them"):
         fit(**{name: SOURCE[::-1]})
     with pytest.warns(DsasWarning, match=f"2 texts are both in source and in {name}, for example 'SHUT UP 0'"):
         fit(**{name: [*CONTROL, *SOURCE[:2]]})
@@ -146,7 +146,7 @@ def test_a_set_that_is_too_small_or_holds_an_empty_text_is_refused_by_name(name:
         ({"regulator": "logistic*nothing"}, "unknown regulator 'nothing'; closest: "),
         ({"regulator": "product"}, "write a product as the names of its factors"),
         ({"transform": torch.nn.ReLU()}, r"got a bare ReLU; wrap it as dsas.Custom\(module\)"),
-        ({"regulator": torch.nn.ReLU()}, "a ReLU is no regulator: make it a subclass of dsas.Regulator"),
+        ({"regulator": torch.nn.ReLU()}, "a ReLU is not a regulator: make it a subclass of dsas.Regulator"),
     ],
 )
 def test_unknown_methods_and_options_are_refused_before_the_model_runs(options: Any, message: str) -> None:
@@ -347,7 +347,7 @@ def test_with_spans_a_tuned_boundary_is_drawn_between_tokens_and_still_fires_as_
         (
             {"control": [dsas.Example("the door", ((0, 2),))] * 4},
             TextsError,
-            "a source text shows the behaviour; control has some, too",
+            "a source text shows the behaviour; remove those of control",
         ),
         (
             {"source": marked((0, 2)), "reading": dsas.Reading(incremental=True)},

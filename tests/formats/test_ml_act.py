@@ -78,14 +78,14 @@ def test_gaussian_and_mean_act_are_told_by_the_name_of_their_folder(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "state", "message"),
     [
-        (PATH, gaussian_state(), "Mean-AcT and Gaussian-AcT both save: name its folder"),
+        (PATH, gaussian_state(), "Mean-AcT and Gaussian-AcT both save: put it into a"),
         (PATH, {"net.w1": torch.ones(1, 4)}, r"expected net\.w1 and net\.b1, or mu1, .* got 'net\.w1'"),
         (PATH, linear_state(**{"net.b1": torch.full((1, WIDTH), torch.inf)}), r"net\.b1 holds values that are not"),
         (PATH, linear_state(**{"net.b1": torch.ones(1, 4)}), "differ in length"),
         (PATH, linear_state(quantiles_src="q_1_99"), "expected two ends in quantiles_src, got None"),
         (PATH, linear_state(quantiles_src=[torch.ones(3), torch.ones(3)]), "quantiles_src has 3 numbers, the state 32"),
         (PATH, [torch.ones(4)], "expected the state of a hook of ml-act, got list"),
-        (f"{PATH}:1", linear_state(), "its first output, as the name of the file"),
+        (f"{PATH}:1", linear_state(), "named after a module and its first output"),
     ],
 )
 def test_what_is_no_state_is_refused(tmp_path: Path, name: str, state: Any, message: str) -> None:

@@ -133,9 +133,9 @@ def test_nobody_is_asked_for_what_is_here_and_nobody_twice(monkeypatch: pytest.M
     [
         ("no_such_package.anywhere:Method", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("test_registry:Absent", "AttributeError: .*Absent"),
-        ("test_registry:NoTransform", r"it is no subclass of dsas\.Transform"),
-        ("test_registry:TEXTS", r"it is no subclass of dsas\.Transform"),
-        ("makers:Position", r"it is no subclass of dsas\.Transform"),
+        ("test_registry:NoTransform", r"it is not a subclass of dsas\.Transform"),
+        ("test_registry:TEXTS", r"it is not a subclass of dsas\.Transform"),
+        ("makers:Position", r"it is not a subclass of dsas\.Transform"),
         ("test_registry:Nameless", "AttributeError: .*name"),
         ("test_registry:Taken", "the name 'caa' is taken by Addition"),
     ],

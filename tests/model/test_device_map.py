@@ -106,7 +106,7 @@ def test_a_model_on_disk_is_trained_to_the_same_bits_and_left_as_it_was(spread: 
 
 def test_workers_do_not_load_a_model_that_one_device_may_not_hold(spread: Any) -> None:
     spread.config._name_or_path = "here"
-    with pytest.raises(OptionError, match="workers load the model whole, each on one device, and this one is spread"):
+    with pytest.raises(OptionError, match="each worker loads the whole model on one device, but this one is spread"):
         dsas.fit(spread, tiny_tokenizer(), **SETS, reading=dsas.Reading(spread=dsas.Spread(workers=2)), progress=False)
 
 

@@ -127,7 +127,7 @@ def hearing(kind: str, value: Any, number: int) -> list[dict[str, Any]]:
     ("source", "message"),
     [
         ([f"bad {n}" for n in range(4)], "is a text|is a conversation"),
-        ([talk("audio", "so", n) for n in range(4)], "reads one, and the text that belongs to it"),
+        ([talk("audio", "so", n) for n in range(4)], "reads one of them and its text"),
         ([hearing("image", medium("image", 0), n) for n in range(4)], "WhisperProcessor reads no images"),
         ([hearing("audio", EIGHT_KHZ, n) for n in range(4)], "8000 values per second, the model takes 16000: resample"),
     ],
@@ -138,7 +138,7 @@ def test_what_such_a_model_cannot_read_is_said(family: Multimodal, source: list[
 
 
 def test_neither_incremental_fits_nor_training_read_sounds(family: Multimodal) -> None:
-    with pytest.raises(OptionError, match="no training, and no incremental=True"):
+    with pytest.raises(OptionError, match="not trained, nor fitted with incremental=True"):
         dsas.fit(family.model, family.processor, **sets(), reading=dsas.Reading(incremental=True), progress=False)
 
 

@@ -87,7 +87,7 @@ def test_where_text_and_image_are_one_stream_a_map_has_no_height(family: str) ->
 def test_where_rows_are_positions_of_a_video_a_branch_is_refused() -> None:
     pipeline = tiny_pipeline("animatediff")
     steering = constant_at(pipeline, "animatediff", "unet.mid_block.motion_modules.0.transformer_blocks.0")
-    with steering.apply(pipeline), pytest.raises(StateError, match=r"which are conditional cannot be told.*both"):
+    with steering.apply(pipeline), pytest.raises(StateError, match=r"it is unknown which are conditional.*both"):
         draw(pipeline, "animatediff")
 
 
@@ -108,7 +108,7 @@ def test_perturbed_attention_is_refused_with_and_without_guidance(guidance_scale
         **base.components, requires_safety_checker=False, pag_applied_layers="mid"
     )
     pipeline.set_progress_bar_config(disable=True)
-    with steered_at(base, "sd").apply(pipeline), pytest.raises(StateError, match="which are conditional is not known"):
+    with steered_at(base, "sd").apply(pipeline), pytest.raises(StateError, match="not known which are conditional"):
         drawn(pipeline, "sd", pag_scale=2.0, guidance_scale=guidance_scale)
 
 
@@ -129,7 +129,7 @@ def test_a_third_pass_at_one_place_of_the_schedule_belongs_to_no_branch() -> Non
     calls = [Call("transformer", 2, 2, place=place) for place in (0, 0, 0, 1, 1)]
     found = [guidance.chosen(call) for call in calls]
     assert [one.rows.stop for one in found if not one.refusal] == [2, 0, 2, 0]
-    assert "not known in a run with guidance" in found[2].refusal
+    assert "conditional in a run with guidance" in found[2].refusal
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_what_reads_a_conversation_with_a_picture_says_what_it_needs() -> None:
     template = dsas.Reading(chat=dsas.Chat(arguments={"chat_template": family.processor.chat_template}))
     with pytest.raises(OptionError, match="has images, which a tokenizer does not read: pass the model's processor"):
         dsas.fit(tokenizer=family.processor.tokenizer, reading=template, **own)
-    with pytest.raises(TextsError, match=r"takes the tokens up to the \d+th, and only 8 are read: raise max_tokens"):
+    with pytest.raises(TextsError, match=r"ends at token \d+, but only 8 tokens are read: raise max_tokens"):
         dsas.fit(tokenizer=family.processor, reading=dsas.Reading(max_tokens=8), **own)
     video = {"type": "video", "video": [medium("image", 0)] * 4}
     asked = [[{"role": "user", "content": [video]}, *talk("image", f"so {n}", 1)[1:]] for n in range(4)]

@@ -85,7 +85,7 @@ def test_two_processes_that_share_a_model_steer_fit_and_port_as_one(tmp_path: Pa
             assert {one[name] for name in ("logits", "trace", "fit", "fit incrementally", "continued")} == {True}
             assert (one["itself"], one["verdict"]) == ("exact", "fits")
         assert (own["ddp"]["compared"], own["ddp"]["warned"]) == ("exact", [])
-        part = f"weights were compared in the part of process {rank} of 2 alone"
+        part = f"only the weights of the part process {rank} of 2 were compared"
         assert (own["fsdp2"]["compared"], own["fsdp2"]["differences"]) == ("relative", [part])
         (said,) = own["fsdp2"]["warned"]
         assert "weights are of type DTensor, compared by their local values; " + part in said

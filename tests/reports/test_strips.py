@@ -63,5 +63,5 @@ def test_what_is_no_picture_is_told_by_its_name(tmp_path, name):
     (tmp_path / "no picture.png").write_text("x")
     (tmp_path / "loop.png").symlink_to("loop.png")
     strange = cell(tmp_path, "a", value=0, items=1)._replace(pictures={("", 0): name})
-    with pytest.raises(TextsError, match="which a sample names, is no picture"):
+    with pytest.raises(TextsError, match="which a sample names, is not a picture"):
         strips.picture_strips(tmp_path, {"unsteered": strange}, ["x"])

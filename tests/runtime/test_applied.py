@@ -52,7 +52,9 @@ def test_an_exception_inside_the_block_comes_out_as_it_is_without_a_warning_abou
 def test_a_model_that_runs_on_no_tokens_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
     with (
-        pytest.raises(dsas.DsasError, match=r"without input_ids or inputs_embeds \(got \['input'\]\)"),
+        pytest.raises(
+            dsas.DsasError, match=r"without input_ids or inputs_embeds, one of which steering needs \(got \['input'\]\)"
+        ),
         random_steering(model, "0").apply(model),
     ):
         model(torch.randn(1, 2, WIDTH))

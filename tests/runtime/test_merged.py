@@ -59,13 +59,13 @@ def test_what_is_in_no_weights_is_refused_by_site_and_reason(tmp_path: Path) -> 
     model = model_of("llama", torch.float32)
     with (
         random_steering(model, "residual").fuse(model) as fused,
-        pytest.raises(OptionError, match=r"model\.layers\.0 and 1 more are in no weights: its regulator looks at the"),
+        pytest.raises(OptionError, match=r"model\.layers\.0 and 1 more cannot be merged: its regulator looks at the"),
     ):
         fused.save_pretrained(tmp_path)
     bare: Any = torch.nn.Sequential(torch.nn.Linear(32, 32))
     rules = [dsas.Rule(dsas.Site("0"), dsas.Addition(torch.ones(32)), dsas.Constant())]
     with (
         dsas.Steering(rules, dsas.model.identity.ModelIdentity.of(bare)).fuse(bare) as fused,
-        pytest.raises(OptionError, match="only models of transformers are saved, got Sequential"),
+        pytest.raises(OptionError, match="only transformers models can be saved, got Sequential"),
     ):
         fused.save_pretrained(tmp_path)

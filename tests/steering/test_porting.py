@@ -97,7 +97,7 @@ def test_a_site_that_tells_no_more_is_left_out_and_the_verdict_counts_those_that
 def test_a_ported_steering_is_of_the_new_model_and_no_more_a_relative_of_it(fitted: dsas.Steering) -> None:
     model = tiny_model(seed=1)
     found = fitted.port(model, tiny_tokenizer(), source=SOURCE, control=CONTROL, least=0.0)
-    assert found.differences == ("they have other values",)
+    assert found.differences == ("their values differ",)
     assert found.steering.settings["ported from"] == fitted.model.as_dict()
     with pytest.warns(DsasWarning, match=r"not measured here; steering.port\(...\)"):
         fitted.apply(model)

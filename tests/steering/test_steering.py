@@ -213,7 +213,7 @@ def test_the_card_has_front_matter_the_lines_of_use_the_settings_and_the_picture
     card = (tmp_path / CARD).read_text()
     metadata = huggingface_hub.ModelCard(card).data
     assert metadata.library_name == "dsas"
-    for part in ("with steering.apply(model):", "- texts: {'source': 6}", "- selection: all", repr(steering)):
+    for part in ("with steering.apply(model):", "- texts: source 6", "- selection: all", repr(steering)):
         assert part in card
     assert dsas.Steering.from_pretrained(tmp_path).settings == steering.settings
 

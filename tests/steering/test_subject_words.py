@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 import dsas
 from dsas.model.identity import ModelIdentity
 from dsas.model.subject import subject_of
-from dsas.steering.subject_words import draws, told_settings
+from dsas.steering.subject_words import draws, in_words, told_settings
 from dsas.testing import tiny_model
 from dsas.testing.pipelines import PIPELINES, tiny_pipeline
 
@@ -53,3 +53,17 @@ def test_a_vector_of_another_library_for_a_pipeline_is_told_by_its_denoiser() ->
         dsas.Site("unet.mid_block.resnets.0", layout="picture"), dsas.Addition(torch.ones(16)), dsas.Constant()
     )
     assert "pipeline" in dsas.Steering([rule], subject_of(pipeline).identity).card()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"source": 24, "skip_sinks": True, "site": None}, "source 24, skip_sinks yes, site none"),
+        ({"chat": {"system": "Be brief.", "arguments": {}}}, "chat (system Be brief., arguments (none))"),
+        ({"texts": [24, 48], "worth": 2.5}, "texts [24, 48], worth 2.5"),
+        ({}, "none"),
+        ("two\nlines", r"two\nlines"),
+    ],
+)
+def test_settings_are_shown_in_words_each_on_one_line(value: Any, words: str) -> None:
+    assert in_words(value) == words

@@ -191,8 +191,8 @@ class _Search(NamedTuple):
             spent = zip(self.budgets, self.curve[self.start], strict=True)
             said = ", ".join(f"{budget.damage} {damage:.4g} (at most {budget.most:g})" for budget, damage in spent)
             raise StrengthError(
-                f"no strength from {self.start:g} up keeps the budget, for {self.start:g} itself gives {said}: "
-                "start lower, or allow more"
+                f"no strength from {self.start:g} up keeps the budget, since {self.start:g} itself gives {said}: "
+                "use a smaller start, or a looser budget"
             )
         return found
 
@@ -205,8 +205,8 @@ class _Search(NamedTuple):
         excess = np.array(alone) - NONE[first.damage]
         if not (np.isfinite(excess).all() and excess.max() > 0):
             raise OptionError(
-                f"per='site' needs sites that do damage alone, but at strength {strength:.4g} none does (a budget of "
-                "kl, first in the list, tells more than one of perplexity); use per='all'"
+                f"per='site' needs sites that do damage on their own, but at strength {strength:.4g} none does (a "
+                "budget of kl, first in the list, is more sensitive than one of perplexity); use per='all'"
             )
         counted = np.maximum(excess, excess.max() / _SPREAD)
         weights = {rule.site: rule.weight * float(counted.min() / c) for rule, c in zip(steered, counted, strict=True)}
@@ -251,8 +251,8 @@ def _warn(calibration: Calibration, silence: float | None) -> None:
     if silence is not None:
         warnings.warn(
             f"the tuning texts cannot tell how strong this Steering may be: its regulators are {silence:.2g} on them, "
-            f"as a mean over tokens and sites, so up to strength {calibration.strength:g}, which is kept, they are "
-            "hardly damaged; tune on texts on which it acts, too, such as wanted answers where the behaviour is asked "
+            f"as a mean over tokens and sites, so they are hardly damaged up to strength {calibration.strength:g}, "
+            "which is kept; tune also on texts on which it acts, such as wanted answers where the behaviour is asked "
             "for, or texts that border on it (dsas fires-on says where it acts)",
             DsasWarning,
             stacklevel=3,

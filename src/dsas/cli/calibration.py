@@ -42,7 +42,7 @@ def calibrate(
     worst: Annotated[bool, in_method(help="Keep the budget for the worst kind of text, not for the mean.")] = False,
     sure: Annotated[
         float,
-        in_method(help="How sure to be that other texts keep the budget, such as 0.9; 0: not at all."),
+        in_method(help="Confidence with which other texts must keep the budget, such as 0.9; 0: no such check."),
     ] = 0.0,
     per: Annotated[PerSite, in_method(help="all: one strength; site: choose the weight of each site as well.")] = "all",
     start: Annotated[float, in_method(help="Smallest strength to try.")] = 0.005,
@@ -69,7 +69,7 @@ def calibrate(
     sets = {"tune": kinds_of_examples(tune, field, chat), "held_out": kinds_of_examples(held_out, field, chat)}
     folder = out or Path(steering)
     if out is None and not folder.is_dir():
-        raise OptionError(f"{steering!r} is no local folder, so --out must say where to write the calibrated Steering")
+        raise OptionError(f"{steering!r} is not a local folder, so give --out, the folder to write the result to")
     stored = steering_folder(steering)
     measured = resumed_from(folder, "calibrated")
     for written in (folder, measured):

@@ -33,12 +33,12 @@ def check_methods(transforms: Iterable[str], regulators: Iterable[str]) -> None:
 def check_model(name: str, kind: str = "transformers model") -> None:
     """Raise OptionError for a model that is neither there nor a hub id, and for a pipeline where none is meant."""
     if "pipeline" not in kind and (Path(name) / "model_index.json").is_file():
-        raise OptionError(f"{name!r} holds a diffusers pipeline, not a {kind}: `dsas fit` and `dsas images` take those")
+        raise OptionError(f"{name!r} holds a diffusers pipeline, not a {kind}: `dsas fit` and `dsas images` take one")
     file = name.endswith(".gguf")
     if not (Path(name).is_file() if file else Path(name).is_dir() or _HUB_ID.fullmatch(name)):
         or_file = " or a .gguf file" if kind.startswith("transformers model") else ""
         wanted = f"a folder with a {kind}, or a hub id{or_file}"
-        raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): nothing is there")
+        raise OptionError(f"no model could be loaded from {name!r} (expected {wanted}): it does not exist")
 
 
 def check_out(folder: Path) -> None:
@@ -60,7 +60,7 @@ def check_out_file(file: Path) -> None:
     """Raise OptionError unless the file can be written."""
     whole = os.path.abspath(file)
     if os.path.lexists(whole) and not os.path.isfile(whole):
-        found = "a device or pipe" if os.path.exists(whole) else "a link to what is not there"
+        found = "a device or pipe" if os.path.exists(whole) else "a broken link"
         found = "a folder" if os.path.isdir(whole) else found
         raise OptionError(f"cannot write {file}: expected a file, but it is {found}")
     check_out(file.parent)
@@ -82,7 +82,7 @@ def _problem(there: Path, names: Sequence[str]) -> str | None:
     if not there.is_dir():
         return f"expected a folder, but {there} is a file"
     if len(names) > MOST_FOLDERS:
-        return f"{len(names)} folders in one another would have to be made, more than {MOST_FOLDERS}"
+        return f"{len(names)} nested folders would have to be made, more than {MOST_FOLDERS}"
     if not os.access(there, os.W_OK | os.X_OK):
         return f"no permission to write in {there}"
     try:
@@ -114,7 +114,7 @@ def check_enough(sets: Mapping[str, Sequence[object]]) -> None:
     for option, texts in sets.items():
         if len(texts) < LEAST_TEXTS:
             needed = f"selectivity needs at least {LEAST_TEXTS} texts of each kind"
-            raise TextsError(f"{needed}, got {len(texts)} by {option}")
+            raise TextsError(f"{needed}, got {len(texts)} from {option}")
 
 
 def check_scorers(names: Iterable[str]) -> None:
@@ -125,7 +125,7 @@ def check_scorers(names: Iterable[str]) -> None:
             near = closest(name, SCORERS)
             raise OptionError(
                 f"no scorer {name!r}; closest packaged ones: {near}; "
-                "others are the folder of a classifier, or its id on the hub, owner/name"
+                "or give the folder of a classifier, or its id on the hub, owner/name"
             )
 
 

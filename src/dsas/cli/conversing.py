@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import dsas
     from dsas.explaining.dialogue import Dialogue
 
-HELP = """/strength 0.2    steer at this strength, 0 for not at all
-/steering NAME   steer by another Steering, a folder or hub id; none for no steering
-/restart         forget the conversation
+HELP = """/strength 0.2    steer at this strength, 0 for none
+/steering NAME   use another Steering (folder or hub id); none for no steering
+/restart         start a new conversation
 /help            this list
 Ctrl-C stops an answer, Ctrl-D ends the conversation."""
 
@@ -69,7 +69,7 @@ class Conversing:
         value = value.strip()
         if name == "/strength" and value:
             self._strength = _number(value)
-            self._say(f"strength {self._strength:g}" + ("" if self._steering else ", once there is a /steering"))
+            self._say(f"strength {self._strength:g}" + ("" if self._steering else ", once /steering names one"))
         elif name == "/steering" and value:
             self._choose(value)
         elif name == "/restart" and not value:

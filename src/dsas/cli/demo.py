@@ -15,7 +15,7 @@ from dsas.cli.output import console, say, say_json
 @app.command(epilog="Example: `dsas demo --out out/demo --model smollm2`")
 def demo(
     out: Annotated[Path, in_output(help="Folder for report, Steering and measurements.")] = Path("out/demo"),
-    model: Annotated[DemoModel, in_model(help="Taken from registry packages.")] = "smollm2",
+    model: Annotated[DemoModel, in_model(help="Packaged model to steer.")] = "smollm2",
     full: Annotated[bool, in_texts("--full", help="Measure more strengths, prompts and sentences.")] = False,
     prompts: Annotated[
         int | None, in_texts(min=1, max=303, help="Held-out prompts; default: the 150 harshest, with --full all 303.")

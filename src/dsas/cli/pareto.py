@@ -53,7 +53,8 @@ def pareto(
         in_texts(help="Other texts with the undesired behaviour, used by no fit, to measure selectivity on."),
     ] = None,
     transform: Annotated[
-        list[str], in_method(help=f"Each is fitted with every --regulator. {REPEATABLE}", autocompletion=transforms)
+        list[str],
+        in_method(help=f"A name; each is fitted with every --regulator. {REPEATABLE}", autocompletion=transforms),
     ] = ["caa"],  # noqa: B006
     regulator: Annotated[
         list[str], in_method(help=f"A name, or a product of names, a*b. {REPEATABLE}", autocompletion=regulators)
@@ -67,7 +68,8 @@ def pareto(
     ] = False,
     sites: options.Sites = ["residual"],  # noqa: B006
     strength: Annotated[
-        list[float], in_method(callback=options.finite, help=f"The same grid for all methods. {REPEATABLE}")
+        list[float],
+        in_method(callback=options.finite, help=f"Strengths to sweep, the same for all methods. {REPEATABLE}"),
     ] = STRENGTHS,
     seeds: Annotated[int, in_measures(min=1, help="Continuations per prompt.")] = 3,
     budget: Annotated[

@@ -32,10 +32,10 @@ def port(
     control: options.Control,
     least: Annotated[float, in_method(min=0.0, max=1.0, help="Least AUROC at which a site counts as intact.")] = 0.75,
     tune: Annotated[
-        list[str], in_texts(help=f"Neutral texts to choose the strength anew: [KIND=]FILE. {REPEATABLE}")
+        list[str], in_texts(help=f"Neutral texts used to choose the strength again: [KIND=]FILE. {REPEATABLE}")
     ] = [],  # noqa: B006
     held_out: Annotated[
-        list[str], in_texts(help=f"Other neutral texts, to check the strength: [KIND=]FILE. {REPEATABLE}")
+        list[str], in_texts(help=f"Other neutral texts, used to check the strength: [KIND=]FILE. {REPEATABLE}")
     ] = [],  # noqa: B006
     budget: Annotated[
         list[str], in_method(help=f"Damage that the strength may do: perplexity=RATIO or kl=NATS. {REPEATABLE}")
@@ -50,9 +50,9 @@ def port(
     table: options.Table = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say for each site whether the regulator still tells source from control on another model of the same family.
+    """Test at each site whether the regulator still separates source from control on another model of the family.
 
-    Use texts that the Steering was not fitted on. With --tune and --held-out the strength is calibrated there, too.
+    Use texts that the Steering was not fitted on. With --tune and --held-out the strength is calibrated as well.
     """
     if bool(tune) != bool(held_out):
         raise OptionError("the strength is calibrated with --tune and --held-out together: give both, or neither")

@@ -23,13 +23,15 @@ def serve(
     together: Annotated[int, in_method(min=1, help="How many Steerings one request may combine.")] = 1,
     spare: Annotated[int, in_method(min=0, help="How many more Steerings may be loaded while the server runs.")] = 0,
     reports: Annotated[
-        bool, in_method(help="Let requests ask how strongly they were steered, and be judged by it.")
+        bool, in_method(help="Let requests ask which strengths were applied, and be stopped or raised by them.")
     ] = False,
     default: Annotated[
-        str | None, in_method(help="Steering of requests that name none.", metavar="NAME[=STRENGTH]")
+        str | None, in_method(help="Steering for requests that name none.", metavar="NAME[=STRENGTH]")
     ] = None,
     allow_off: Annotated[bool, in_method(help="Let requests turn the default Steering off.")] = False,
-    check: Annotated[bool, in_method(help="Check on random weights whether all this will serve, and exit.")] = False,
+    check: Annotated[
+        bool, in_method(help="Check on random weights whether the Steerings can be served, and exit.")
+    ] = False,
 ) -> None:
     """Serve a model with vLLM; requests choose Steerings by name. All other options are those of `vllm serve`."""
     if model.startswith("-"):

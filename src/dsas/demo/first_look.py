@@ -31,7 +31,7 @@ class FirstLook(NamedTuple):
     steered: tuple[Explained, ...]
 
     def __rich__(self) -> Text:
-        """Return it for a terminal, with tokens coloured by the strength that was applied to them."""
+        """Return the text for a terminal, with tokens coloured by the strength that was applied to them."""
         plain = Text.assemble(("unsteered\n", "bold"), PROMPT, self.unsteered, "\n\n")
         return plain.append_text(coloured(self.steered))
 

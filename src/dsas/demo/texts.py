@@ -2,7 +2,7 @@
 
 Unwanted text is sampled from the model itself: continuations of toxicity prompts, each kept with its prompt, sorted
 by an ensemble of scorers into toxic (source) and clean (half of the control). So source and control share prompts,
-style, length and author, and what tells them apart is the behaviour; the other half of the control is Wikipedia. The
+style, length and author, and differ only in the behaviour; the other half of the control is Wikipedia. The
 target is Wikipedia too: the regulator decides where to steer, and a target far from the source gives a clear direction.
 Selectivity is read on prompts of the report that the scorers find toxic by themselves: people wrote them, and nothing
 was fitted on them. Prompts and sentences are split before anything is measured, so that no text that is reported on

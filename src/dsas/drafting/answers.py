@@ -1,4 +1,4 @@
-"""Answers: what a model says to questions under each kind of prompt, and how it tells answers apart.
+"""Answers: what a model says to questions under each kind of prompt, and how it judges answers.
 
     ratio(answer) = log p(answer | unwanted prompt, question) - log p(answer | neutral prompt, question)
     yes(answer)   = log p(yes) - log p(no),   after "Would you say that whoever wrote this answer <behaviour>?"
@@ -57,7 +57,7 @@ class Triple(NamedTuple):
         return self.unwanted, self.wanted, self.neutral
 
     def evened(self) -> "Triple":
-        """Return it with whole sentences only, and answers of about one length."""
+        """Return the answers with whole sentences only, and answers of about one length."""
         return Triple(self.question, self.seed, *evened([ended(answer) for answer in self.answers]))
 
 

@@ -1,7 +1,7 @@
 """Choosing: which questions stay in the sets, and why the others were dropped.
 
 A question stays with all three answers or goes with all three, so that source, control and target answer the same
-questions and no topic tells them apart. A question is dropped for one of these reasons, tried in this order:
+questions and do not differ in topic. A question is dropped for one of these reasons, tried in this order:
 
 | reason | what it means |
 |---|---|

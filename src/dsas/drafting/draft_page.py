@@ -46,7 +46,7 @@ def draft_page(
     page.heading("What was dropped")
     if chosen.dropped:
         counts = chosen.counts().items()
-        page.table([{"reason": reason, "questions": count} for reason, count in counts], "Questions are dropped whole")
+        page.table([{"reason": reason, "questions": count} for reason, count in counts], "Questions and their answers")
     else:
         page.paragraph("Nothing.")
     _findings(page, inspection)
@@ -54,7 +54,7 @@ def draft_page(
         page.paragraph("No answers are shown: the list of words to mask could not be fetched. Read the .jsonl files.")
         return page
     page.heading("Examples of what was kept")
-    _examples(page, chosen.kept[:SHOWN], words, "The answers as they are in the sets")
+    _examples(page, chosen.kept[:SHOWN], words, "The answers, as the sets have them")
     page.heading("Examples of what was dropped")
     for reason in chosen.counts():
         _examples(page, [one for one, why in chosen.dropped if why == reason][:SHOWN_PER_REASON], words, reason)

@@ -7,7 +7,7 @@ model's own odds. The cut is chosen from the answers themselves, because a small
 
 so that most answers counted as showing the behaviour were asked to show it, even if a model seldom follows its prompt.
 A gain near 0 means that the model never does, or that the judge does not see it, and nothing can be filtered. The AUROC
-says how well the two kinds can be told apart overall.
+says how well it separates the two kinds overall.
 
 Limitations: the cut is chosen on the answers that it then filters, so the shares at it are a little too good.
 """
@@ -54,11 +54,11 @@ class Verdict(NamedTuple):
 
     @property
     def tells(self) -> bool:
-        """Whether unwanted and neutral answers can be told apart well enough to filter by it."""
+        """Whether the judge separates unwanted from neutral answers well enough to filter by it."""
         return self.shares["unwanted"] - FALSE_WEIGHS * self.shares["neutral"] >= LEAST_GAIN
 
     def as_dict(self) -> JsonObject:
-        """Return it as JSON-ready values."""
+        """Return the verdict as JSON-ready values."""
         return self._asdict()
 
 

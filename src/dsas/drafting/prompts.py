@@ -42,7 +42,7 @@ _NEUTRAL = (
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the model is told, by kind, at least one of each: system prompts, or users' turns that hold "{question}".
+    """Instructions to the model by kind, at least one of each: system prompts, or users' turns that hold "{question}".
 
     template: arguments of the chat template. Models that can think aloud are asked for answers alone.
     Raises OptionError for a kind without a prompt or a single text instead of a list.
@@ -67,7 +67,7 @@ class Prompts:
         return prompts[number % len(prompts)]
 
     def as_dict(self) -> dict[str, Json]:
-        """Return them as JSON-ready values."""
+        """Return the prompts as JSON-ready values."""
         return {**{kind: list(getattr(self, kind)) for kind in KINDS}, "template": dict(self.template)}
 
 

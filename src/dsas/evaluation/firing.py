@@ -49,8 +49,8 @@ class Firing:
     """What regulators do on one kind of text.
 
     value: mean regulator value. above_half: share in [0, 1] of (token, site) pairs whose value exceeds one half.
-    auroc: how well a token of the first kind is told from one of this kind, in [0, 1]; None for the first kind itself.
-    tokens: how many were read.
+    auroc: how well the regulator separates tokens of the first kind from those of this kind, in [0, 1]; None for the
+    first kind itself. tokens: how many were read.
     """
 
     kind: str
@@ -99,7 +99,7 @@ class FiringReport:
         return found
 
     def as_dict(self) -> JsonObject:
-        """Return it as JSON-ready values."""
+        """Return the report as JSON-ready values."""
         return {
             "kinds": [_plain(one) for one in self.kinds],
             "sites": list(self.sites),

@@ -21,6 +21,6 @@ def register() -> Callable[..., Foreign]:
     kind = steered_class()
     from lm_eval.api.registry import model_registry, register_model
 
-    if NAME not in model_registry.keys():  # noqa: SIM118, it is no dict
+    if NAME not in model_registry.keys():  # noqa: SIM118, it is not a dict
         register_model(NAME)(kind)  # pyright: ignore[reportArgumentType]
     return kind

@@ -54,8 +54,8 @@ def general_texts(
             if len(found) >= n:
                 return list(found)[:n]
     raise TextsError(
-        f"expected {n} different texts of at least {LEAST_WORDS} words, and in {ROUNDS} rounds the model wrote "
-        f"{len(found)}: ask for fewer or longer ones (new_tokens)"
+        f"expected {n} different texts of at least {LEAST_WORDS} words, but the model wrote {len(found)} in {ROUNDS} "
+        "rounds: ask for fewer, or for longer ones (new_tokens=)"
     )
 
 

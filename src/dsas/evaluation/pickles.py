@@ -90,7 +90,7 @@ class _NoArray:
     """Stands for `numpy.ndarray` in a pickle, where it is named and never called."""
 
     def __new__(cls, *_: Foreign) -> "_NoArray":
-        raise ArtifactError("expected arrays that are filled with bytes, got one of memory alone")
+        raise ArtifactError("expected arrays with their bytes, got one without")
 
 
 def _checked(shape: Foreign, dtype: Foreign, size: int, *, exactly: bool = True) -> np.dtype:
@@ -158,7 +158,7 @@ class _Restricted(_Python):
         asked = f"{module}.{name}"
         if asked not in _HARMLESS and asked not in self._records:
             known = sorted(self._records)
-            raise ArtifactError(f"it asks for {asked}, which is neither a number, a container nor one of {known}")
+            raise ArtifactError(f"it needs {asked}, which is neither a number, a container nor one of {known}")
         return _HARMLESS.get(asked, Record)
 
     def load_build(self) -> None:
@@ -196,10 +196,10 @@ def load_pickle(path: Path, records: Collection[str]) -> Foreign:
     """Return what a pickle or an uncompressed joblib file holds, with the classes named in `records` as `Record`.
 
     records: "module.name". Raises ArtifactError, with the file's name, for any global that is neither harmless nor in
-    `records`, for an array that contradicts its description, and for a file that is no pickle or is larger than 1 GiB.
+    `records`, for an array that contradicts its description, and for a file that is not a pickle or exceeds 1 GiB.
     """
     if (size := path.stat().st_size) > LARGEST:
-        raise ArtifactError(f"{path.name} has {size} bytes, a pickle that is read here at most {LARGEST}")
+        raise ArtifactError(f"{path.name} has {size} bytes, more than the {LARGEST} that a pickle may have here")
     try:
         return _Restricted(io.BytesIO(path.read_bytes()), records).load()
     except ArtifactError as error:

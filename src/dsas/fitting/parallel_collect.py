@@ -66,9 +66,9 @@ def source_of(model: nn.Module, sites: Sequence[Site], reading: Reading, *, thre
     """Return where workers get `model`. Raises OptionError for one without folder or hub id, or spread over devices."""
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
-        raise OptionError("workers load the model from its folder or hub id, and this one was loaded from neither")
+        raise OptionError("workers load the model from its folder or hub id, but this one was loaded from neither")
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        raise OptionError("workers load the model whole, each on one device, and this one is spread over several")
+        raise OptionError("each worker loads the whole model on one device, but this one is spread over several")
     weights = next(model.parameters())
     precision = str(weights.dtype).removeprefix("torch.")
     alone = reading._replace(spread=Spread())

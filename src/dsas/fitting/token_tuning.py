@@ -83,7 +83,7 @@ class HeldOutValues(NamedTuple):
         )
 
     def as_dict(self) -> JsonObject:
-        """Return it as JSON-ready values."""
+        """Return the numbers as JSON-ready values."""
         found = self._asdict()
         return {key: list(value) if isinstance(value, tuple) else round(value, 4) for key, value in found.items()}
 

@@ -54,7 +54,7 @@ class _Row(NamedTuple):
 def read_lm_eval_csv(file: Path) -> Published:
     """Read the rows and the features that they name. Raises ArtifactError for a missing or malformed file."""
     if file.stat().st_size > LARGEST_CSV:
-        raise ArtifactError(f"{file} has {file.stat().st_size} bytes, a steering CSV at most {LARGEST_CSV}")
+        raise ArtifactError(f"{file} has {file.stat().st_size} bytes, more than the {LARGEST_CSV} of a steering CSV")
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             table = csv.DictReader(opened)
@@ -68,7 +68,7 @@ def read_lm_eval_csv(file: Path) -> Published:
     for number, line in enumerate(lines, start=2):
         row, where = _row(line, f"{file}, line {number}"), f"{file}, line {number}"
         if row.hookpoint in edits:
-            raise ArtifactError(f"{where}: there is another line for {row.hookpoint}")
+            raise ArtifactError(f"{where}: an earlier line is for {row.hookpoint}, too")
         vector, bias = _feature(row, where)
         info = {"action": row.action, "steering_coefficient": row.coefficient, "steering_vector": vector}
         edits[row.hookpoint] = action_of(info | ({"bias": bias} if row.action == "clamp" else {}), where)
@@ -82,7 +82,7 @@ def _row(line: dict[str, str | None], where: str) -> _Row:
     if loader not in ("sparsify", "sae_lens"):
         raise ArtifactError(f"{where}: expected the loader sparsify or sae_lens, got {loader!r:.40}")
     if said.get("head_index"):
-        raise ArtifactError(f"{where}: vectors for one head are not read")
+        raise ArtifactError(f"{where}: vectors for single attention heads are not supported")
     if not said["sparse_model"] or not said["hookpoint"] or (loader == "sae_lens" and not said.get("sae_id")):
         raise ArtifactError(f"{where}: expected a sparse_model and a hookpoint, and for sae_lens an sae_id")
     number, coefficient = said["feature_index"], math.nan
@@ -114,7 +114,7 @@ def _feature(row: _Row, where: str) -> tuple[Tensor, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, ArtifactError):
             raise
-        raise ArtifactError(f"{where}: {file} is no decoder with W_dec and b_dec: {error!s:.120}") from error
+        raise ArtifactError(f"{where}: {file} is not a decoder with W_dec and b_dec: {error!s:.120}") from error
 
 
 def _downloaded(row: _Row, where: str) -> Path:

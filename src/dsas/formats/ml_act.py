@@ -47,9 +47,9 @@ def read_ml_act(path: Path) -> Published:
     for file in files:
         module, _, output = file.name.removesuffix(ENDING).partition(":")
         if not module or output not in ("", "0"):
-            raise ArtifactError(f"{file}: expected the path of a module, and its first output, as the name of the file")
+            raise ArtifactError(f"{file}: expected a file named after a module and its first output")
         if module in edits:
-            raise ArtifactError(f"{file}: there is another state for {module}")
+            raise ArtifactError(f"{file}: another file has a state for {module}")
         edits[module] = _transport(load_torch(file), file)
     return whole(Published("ml-act", edits))
 
@@ -81,8 +81,8 @@ def _named(file: Path) -> type[GaussianTransport] | type[MeanTransport]:
         if len(set(found)) == 1:
             return MeanTransport if found[0] == "mean_ot" else GaussianTransport
     raise ArtifactError(
-        f"{file} holds means and standard deviations, which Mean-AcT and Gaussian-AcT both save: name its folder so "
-        "that it says mean_ot or gaussian_ot"
+        f"{file} holds means and standard deviations, which Mean-AcT and Gaussian-AcT both save: put it into "
+        "a folder whose name contains mean_ot or gaussian_ot"
     )
 
 

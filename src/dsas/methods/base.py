@@ -20,7 +20,11 @@ Samples = Float[Tensor, "_ dim"]  # pooled activations of a set, float32; sets d
 
 
 class Facts(NamedTuple):
-    """What the table of methods says about a method; `flops` are per token and site, and d is the width of the site."""
+    """What the table of methods says about a method.
+
+    left_out: its limitations, and what of the paper it does not do. flops: per token and site, where d is the width of
+    the site.
+    """
 
     formula: str
     paper: str

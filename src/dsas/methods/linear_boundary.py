@@ -57,7 +57,7 @@ class Labelled(NamedTuple):
 
 @runtime_checkable
 class Answers(Protocol):
-    """Anything that tells two sets apart, such as a `Boundary`."""
+    """Anything that separates two sets, such as a `Boundary`."""
 
     def answers(self, x: Float[np.ndarray, "sample dim"]) -> Int[np.ndarray, " sample"]:
         """Return 1 for each sample that it takes for one of the first set, 0 for the others."""
@@ -76,7 +76,7 @@ def separate(data: Labelled, *, components: int, inverse_penalty: float = 1.0, s
     from sklearn.linear_model import LogisticRegression
 
     x, y = data
-    if (x == x[0]).all():  # the sets cannot be told apart, and a PCA would divide by zero
+    if (x == x[0]).all():  # the sets are the same, and a PCA would divide by zero
         return Boundary(np.zeros(x.shape[1]), 0.0)
     pca = PCA(min(components, *x.shape), random_state=seed).fit(x)
     axes, variances, mean = map(np.asarray, (pca.components_, pca.explained_variance_, pca.mean_))
@@ -97,7 +97,7 @@ def separate_ridge(data: Labelled, *, inverse_penalty: float = 0.01) -> Boundary
 
     x, y = data
     scale = x.std(0)
-    if not scale.any():  # nothing can be told apart
+    if not scale.any():  # nothing separates the sets
         return Boundary(np.zeros(x.shape[1]), 0.0)
     mean, scale = x.mean(0), np.where(scale > 0, scale, np.inf)  # a neuron that never varies says nothing
     logistic = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)

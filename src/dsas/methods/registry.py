@@ -88,7 +88,7 @@ class Registry(Mapping[str, type[Method]], Generic[Method]):
             try:
                 kind, method = self._load(self._kind), entry.load()
                 right = isinstance(method, type) and issubclass(method, kind)
-                problem = None if right else f"it is no subclass of dsas.{kind.__name__}"
+                problem = None if right else f"it is not a subclass of dsas.{kind.__name__}"
                 if right and method.name in self._known:
                     problem = f"the name {method.name!r} is taken by {self[method.name].__name__}"
             except Exception as error:  # nothing that another package does may keep dsas from working

@@ -1,4 +1,4 @@
-"""Compiled code: how torch.compile is told that a module has changed since it was compiled.
+"""Compiled code: how torch.compile notices that a module has changed since it was compiled.
 
 Compiled code does not check whether a module that had no hooks has hooks now, but it does check whether `forward` is
 among the module's own attributes. So while a module is changed, its bound `forward` is put there: older code no longer
@@ -101,7 +101,7 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile(module)` wrapped, or `model` itself when it is no such wrapper."""
+    """Return the module that `torch.compile(module)` wrapped, or `model` itself when it is not such a wrapper."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 

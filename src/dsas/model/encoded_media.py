@@ -52,12 +52,12 @@ def medium_and_text(content: Conversation) -> tuple[Medium, str]:
     media, words = first.media, first.content.strip()
     if first.role != USER or len(media) != 1 or words or len(answers) > 1 or any(one.media for one in answers):
         raise TextsError(
-            "a model whose encoder takes sounds or pictures reads one, and the text that belongs to it: expected "
+            "a model whose encoder takes sounds or pictures reads one of them and its text: expected "
             '[{"role": "user", "content": [{"type": "audio", "audio": ...}]}, {"role": "assistant", "content": ...}], '
             f"got {' / '.join(map(str, content.messages))!r:.80}"
         )
     if any(one.role != ASSISTANT for one in answers) or content.chat.system is not None:
-        raise TextsError("a model whose encoder takes sounds or pictures has no other roles than user and assistant")
+        raise TextsError("a model whose encoder takes sounds or pictures knows only the roles user and assistant")
     return media[0], answers[0].content if answers else ""
 
 
@@ -140,8 +140,8 @@ class Frames:
         tell: Foreign = next((one for one in map(_lengths, self._model.modules()) if one is not None), None)
         if tell is None or int(tell(mask.shape[1])) != count:
             raise ActivationError(
-                f"site {site} has {count} places for {mask.shape[1]} of the encoder's input, and which of them are "
-                "filled up cannot be told: choose a layer of the encoder"
+                f"site {site} has {count} positions for {mask.shape[1]} of the encoder's input, so it is unknown "
+                "which of them are padding: choose a layer of the encoder"
             )
         lengths = torch.tensor([int(tell(int(one.sum()))) for one in mask])
         return torch.arange(count)[None] < lengths[:, None]

@@ -5,7 +5,7 @@
     apart      The conditional batch runs first, then the other, at the same place of the schedule.
     named      The pipeline names the branch before the pass (`cache_context`), or the guider of a modular one does.
 
-Everything else counts as unknown: three branches, a third pass, rows that are no multiple of the pictures.
+Everything else counts as unknown: three branches, a third pass, rows that are not a multiple of the pictures.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -66,7 +66,7 @@ class Guidance:
         whole = slice(0, call.rows)
         if self._branch == "both":
             return Chosen(whole, UNKNOWN if left else runs)
-        refusal = f"the {call.name} got {call.rows} rows for {call.images} pictures: which are conditional is not known"
+        refusal = f"the {call.name} got {call.rows} rows for {call.images} pictures: not known which are conditional"
         if left or runs > 2 or getattr(self._pipeline, "do_perturbed_attention_guidance", False):
             return Chosen(whole, UNKNOWN, refusal)
         if runs == 2 and self._order in ("unconditional first", "conditional first"):

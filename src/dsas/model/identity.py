@@ -123,7 +123,7 @@ class ModelIdentity:
         inside = self.model_class != other.model_class
         kept = [*([f"the model is a {other.model_class}"] if inside else []), *how_kept(acting_weights(model))]
         parts = dict.fromkeys(identity.part for identity in (self, other) if identity.part)
-        return [*kept, *(f"weights were compared in the part of {part} alone" for part in parts)]
+        return [*kept, *(f"only the weights of the part {part} were compared" for part in parts)]
 
     def sites_in(self, model: nn.Module, sites: Sequence[Site]) -> list[Site]:
         """Return the sites that were fitted on the model of this identity as they are called in a relative.
@@ -156,7 +156,7 @@ def fingerprint(model: nn.Module, *, owner: nn.Module | None = None) -> str:
 
 
 class Marks(NamedTuple):
-    """What tells the weights of a model from others: fingerprint and sketch."""
+    """What identifies the weights of a model: fingerprint and sketch."""
 
     fingerprint: str
     sketch: str

@@ -27,7 +27,7 @@ def instructed(tokenizer: Tokenizer, asked: Conversation, instruction: str) -> C
     """
     if not getattr(tokenizer, "chat_template", None) and "chat_template" not in asked.chat.arguments:
         raise OptionError(
-            "this model's tokenizer has no chat template, so it cannot be told how to answer: take an "
+            "this model's tokenizer has no chat template, so it cannot be instructed: take an "
             "instruction-tuned model, or write the sets by hand"
         )
     template = ChatTemplate(tokenizer, asked.chat)

@@ -113,12 +113,12 @@ def _lists_beside(model: nn.Module, shorthand: str) -> list[str]:
 
 
 def check_one_stream(model: nn.Module, path: str) -> None:
-    """Raise SiteError for a layer whose residual has several streams, so that it is no single activation."""
+    """Raise SiteError for a layer whose residual has several streams, so that it is not a single activation."""
     layer = model.get_submodule(path)
     mixed = next((type(part).__name__ for part in layer.children() if _MIXES.search(type(part).__name__)), None)
     if mixed:
         raise SiteError(
-            f"{path!r} ({type(layer).__name__}) keeps a residual of several streams ({mixed}), which is no single "
+            f"{path!r} ({type(layer).__name__}) keeps a residual of several streams ({mixed}), which is not a single "
             "activation: steer what is added to it, with sites='mlp' or sites='attention'"
         )
 

@@ -104,7 +104,7 @@ def check_reads_texts(model: Model) -> None:
     names = [name for name, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if ((names and "input_ids" not in names) or not parameters) and not encodes_media(model):
         raise OptionError(
-            "expected a model of texts, whose forward takes input_ids or decoder_input_ids, got a "
+            "expected a text model, whose forward takes input_ids or decoder_input_ids, got a "
             f"{type(model).__name__}, which takes {', '.join(names[:4]) or 'nothing'}; steer its modules by a "
             "dsas.Steering of your own rules, with apply(record=False)"
         )

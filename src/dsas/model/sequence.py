@@ -29,7 +29,7 @@ class Sequences:
     """The rows of one batch, over all their passes.
 
     rows: number in the last pass. length: columns in the cache after it; before the first pass, those of unknown origin
-    (`unseen`). virtual: leading columns that are no tokens, such as those of prefix tuning.
+    (`unseen`). virtual: leading columns that are not tokens, such as those of prefix tuning.
     prompt_tokens: Int (row,), real tokens of each row's prompt, or None when the user did not say. refusal: why an
     unknown state must not count as that of a beginning; empty if it may. number: number of the request.
     """

@@ -127,7 +127,7 @@ class TokenPasses:
             return None
         if not isinstance(tokens, Tensor):
             raise OptionError(
-                f"the model ran without input_ids or inputs_embeds (got {sorted(given)}), which steering needs"
+                f"the model ran without input_ids or inputs_embeds, one of which steering needs (got {sorted(given)})"
             )
         here.shape = rows, columns = tuple(tokens.shape[:2])
         ids, here.ids = (here.ids if ids is None else ids), None

@@ -12,8 +12,10 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import isroutine
 from typing import NamedTuple
 
+from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
 from dsas.errors import DsasWarning, OptionError, TextsError
@@ -45,7 +47,12 @@ def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     own = getattr(tokenizer, "tokenizer", tokenizer)
     reads = getattr(own, "model_input_names", None)  # of images or sounds alone, or what tokenizers give
     known = not isinstance(reads, list) or "input_ids" in reads
-    if known and not isinstance(own, nn.Module) and (callable(own) or hasattr(own, "decode")):
+    if isinstance(own, FastTokenizer):
+        raise OptionError(
+            "expected a tokenizer of transformers, got a Tokenizer of tokenizers: wrap it, "
+            "transformers.PreTrainedTokenizerFast(tokenizer_object=...)"
+        )
+    if known and not isroutine(own) and not isinstance(own, nn.Module) and (callable(own) or hasattr(own, "decode")):
         return own
     raise OptionError(
         f"expected a tokenizer, or a processor that has one, got {type(tokenizer).__name__}; load it with "
@@ -99,7 +106,7 @@ def _check_whole(texts: Sequence[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            said = "holds half a character (a lone surrogate), which no tokenizer reads"
+            said = "holds a lone surrogate, which is not a character, so no tokenizer reads it"
             raise TextsError(f"text {number} {said}: {text!r:.60}") from error
 
 

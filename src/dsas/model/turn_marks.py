@@ -45,8 +45,8 @@ class Mark(NamedTuple):
 def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
     """Return the marks of the roles in a tokenizer's template, and of its thinking and tool calls.
 
-    Raises OptionError without a chat template, for a tokenizer that is not fast, and for a template whose roles cannot
-    be told apart by tokens.
+    Raises OptionError without a chat template, for a tokenizer that is not fast, and for a template whose tokens do
+    not distinguish roles.
     """
     own = text_tokenizer(tokenizer)
     template = ChatTemplate(tokenizer, chat)
@@ -66,11 +66,11 @@ def turn_marks(tokenizer: Tokenizer, chat: Chat = AS_IT_IS) -> list[Mark]:
         if any(run in taken for run in runs):
             raise OptionError(
                 f"this chat template begins messages of {role} with the tokens of another role, "
-                f"{own.decode(list(runs[0]))!r}: turns cannot be told apart by them"
+                f"{own.decode(list(runs[0]))!r}: it is unknown where turns begin"
             )
         found += [Mark(role, run) for run in runs]
     if not {USER, ASSISTANT} <= {mark.name for mark in found}:
-        raise OptionError("this chat template writes nothing before messages, so its tokens do not tell turns apart")
+        raise OptionError("this chat template writes nothing before messages, so it is unknown where turns begin")
     for name, brackets in BRACKETS.items():
         for pair in brackets:
             ids = [tuple(encode(own, [text], special_tokens=False)[0].ids) for text in pair]

@@ -6,7 +6,7 @@ keeps the outermost weights whole after a pass; they are sharded again first, so
 weights of bitsandbytes are not read as values: it repacks them for the CPU in the first pass and rounds their scales
 then.
 
-Limitations: whether prompt learning is switched off cannot be told. Weights that are neither parameters nor persistent
+Limitations: whether prompt learning is switched off is not visible. Weights that are neither parameters nor persistent
 buffers of packed integers are not seen.
 """
 

@@ -1,4 +1,4 @@
-"""Progress: one kind of bar for all long work, on stderr; plain lines where stderr is no terminal.
+"""Progress: one kind of bar for all long work, on stderr; plain lines where stderr is not a terminal.
 
     sampling: 3 of 9, 1:20 left
 

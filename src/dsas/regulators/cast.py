@@ -35,7 +35,7 @@ class Cast(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="per row: 1 where cos(m, tanh(c (c . m) / (c . c))) > threshold, m = mean of the prompt",
         paper="CAST, arXiv 2409.05907",
-        left_out="conditions at other sites",
+        left_out="no conditions at other sites",
         flops="8 d",
     )
     reads_forward_pass = True

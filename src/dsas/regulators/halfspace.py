@@ -33,7 +33,7 @@ class HalfSpace(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="1 where t . u > offset, else 0",
         paper="adaptive angular steering, arXiv 2510.26243",
-        left_out="a soft boundary",
+        left_out="no soft boundary",
         flops="2 d",
     )
     direction: Tensor

@@ -39,9 +39,9 @@ class Located(LinearRegulator):
 
     name: ClassVar[str] = "located"
     facts: ClassVar[Facts] = Facts(
-        formula="sigmoid(theta . t + bias), fitted on the source tokens that it tells from control",
+        formula="sigmoid(theta . t + bias), fitted on the source tokens that differ from control",
         paper="-",
-        left_out="behaviours that all tokens show",
+        left_out="not for behaviours that all tokens show",
         flops="2 d",
     )
     form: ClassVar[Form] = "sigmoid"
@@ -111,7 +111,7 @@ def _drawn(x: Rows, y: Int[np.ndarray, " sample"], penalty: float, *, balanced: 
     )  # takes longer to import than all of dsas
 
     mean, scale = x.mean(0), float(x.std(0).max())
-    if not scale:  # the sets cannot be told apart
+    if not scale:  # nothing separates the sets
         return Boundary(np.zeros(x.shape[1]), 0.0)
     logistic = LogisticRegression(C=penalty, class_weight="balanced" if balanced else None, max_iter=3000, tol=1e-6)
     logistic.fit((x - mean) / scale, y)

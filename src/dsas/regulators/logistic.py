@@ -29,7 +29,7 @@ class Logistic(LinearRegulator):
 
     name: ClassVar[str] = "logistic"
     facts: ClassVar[Facts] = Facts(
-        formula="sigmoid(theta . t + b)", paper="DSAS, arXiv 2512.03661", left_out="calibration", flops="2 d"
+        formula="sigmoid(theta . t + b)", paper="DSAS, arXiv 2512.03661", left_out="no calibration", flops="2 d"
     )
     form: ClassVar[Form] = "sigmoid"
 

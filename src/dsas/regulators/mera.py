@@ -33,7 +33,7 @@ class Mera(LinearRegulator):
     facts: ClassVar[Facts] = Facts(
         formula="max(0, w . t + b - logit(alpha)) / (w . (mean_S - mean_T))",
         paper="MERA, arXiv 2510.13290",
-        left_out="calibrating alpha",
+        left_out="alpha is not calibrated",
         flops="2 d",
     )
     form: ClassVar[Form] = "relu"

@@ -30,8 +30,8 @@ class PerStep(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="hk(t) in part k of n of the denoising schedule",
         paper="DSAS, arXiv 2512.03661",
-        left_out="blending",
-        flops="those of one",
+        left_out="no blending of steps",
+        flops="those of one regulator",
     )
     not_served: ClassVar[str] = "it steers denoisers only"
     reads_forward_pass = True

@@ -32,7 +32,7 @@ class Posterior(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="per neuron: 1 where N(t; mean_S, sd_S) > N(t; mean_T, sd_T) and AUROC(S, C) is high, else 0",
         paper="GAPS, arXiv 2609.01878",
-        left_out="a soft posterior",
+        left_out="no soft posterior",
         flops="4 d",
     )
     curve: Tensor

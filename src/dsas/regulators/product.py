@@ -28,7 +28,7 @@ class Product(Regulator):
 
     name: ClassVar[str] = "product"
     facts: ClassVar[Facts] = Facts(
-        formula="h1(t) h2(t) ...", paper="GAPS, arXiv 2609.01878", left_out="sums", flops="those of the factors"
+        formula="h1(t) h2(t) ...", paper="GAPS, arXiv 2609.01878", left_out="no sums", flops="those of the factors"
     )
     factors: nn.ModuleList
 

@@ -30,7 +30,7 @@ class Rectified(LinearRegulator):
     name: ClassVar[str] = "rectified"
     facts: ClassVar[Facts] = Facts(
         formula="max(0, theta . t + b), mean 1 on the source", paper="E2E-DSAS, arXiv 2512.03661",
-        left_out="leaky rectifiers", flops="2 d",
+        left_out="no leaky rectifiers", flops="2 d",
     )  # fmt: skip
     form: ClassVar[Form] = "relu"
 

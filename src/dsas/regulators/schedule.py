@@ -30,7 +30,7 @@ class Schedule(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="1 where start <= place < stop in the prompt, the generated tokens, all, or denoising steps, else 0",
         paper="CAA, arXiv 2312.06681",
-        left_out="ramps",
+        left_out="no ramps",
         flops="0",
     )
     reads_forward_pass = True
@@ -39,12 +39,13 @@ class Schedule(Regulator):
     stop: int | None
 
     def __init__(self, part: Part = "generated", start: int = 0, stop: int | None = None) -> None:
-        """Keep the window. Raises OptionError unless 0 <= start < stop and the part exists."""
+        """Keep the window. Raises OptionError unless 0 <= start < stop, both whole, and the part exists."""
         super().__init__()
-        if part not in get_args(Part) or start < 0 or (stop is not None and stop <= start):
+        whole = isinstance(start, int) and isinstance(stop, int | None)
+        if part not in get_args(Part) or not whole or start < 0 or (stop is not None and stop <= start):
             raise OptionError(
-                "a schedule needs part 'all', 'prompt', 'generated' or 'denoising' and 0 <= start < stop, "
-                f"got {part!r}, {start}, {stop}"
+                "a schedule needs part 'all', 'prompt', 'generated' or 'denoising' and whole numbers "
+                f"0 <= start < stop, got {part!r}, {start!r}, {stop!r}"
             )
         self.keep(part=part, start=start, stop=stop)
 

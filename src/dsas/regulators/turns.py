@@ -51,7 +51,7 @@ class Turns(Regulator):
     facts: ClassVar[Facts] = Facts(
         formula="1 for tokens of chosen roles, parts and turns of a conversation, else 0",
         paper="CAA, arXiv 2312.06681",
-        left_out="embeddings",
+        left_out="needs token ids",
         flops="0",
     )
     reads_forward_pass = True
@@ -107,7 +107,7 @@ class Turns(Regulator):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, *, chat: Chat = AS_IT_IS, **options: Any) -> "Turns":
-        """Return it for the chat template of a tokenizer. options: arguments of the class but marks.
+        """Return the regulator for the chat template of a tokenizer. options: arguments of the class but marks.
 
         Raises OptionError as `turn_marks` does.
         """
@@ -124,7 +124,7 @@ class Turns(Regulator):
         only: Sequence[str] = (),
         leave_out: Sequence[str] = (),
     ) -> FittedRegulator:
-        """Return it; nothing is learned, so there is no accuracy."""
+        """Return the regulator; nothing is learned, so there is no accuracy."""
         return FittedRegulator(cls(marks, only, leave_out), accuracy=None)
 
     def forward(self, t: Float[Tensor, "batch token dim"], forward_pass: ForwardPass) -> Float[Tensor, "batch token 1"]:

@@ -1,4 +1,4 @@
-"""Panels: the points of a sweep's fronts, few enough series in each panel to be told apart.
+"""Panels: the points of a sweep's fronts, few enough series per panel to distinguish them.
 
 A panel shows one transform: its constant regulator, as the line to compare with, and at most three other regulators.
 Each line begins at the unsteered model.

@@ -49,7 +49,7 @@ def _picture(folder: Path, name: str) -> np.ndarray:
     except (OSError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         if isinstance(error, TextsError):
             raise
-        raise TextsError(f"{folder}: {shown(name)}, which a sample names, is no picture: {error}") from error
+        raise TextsError(f"{folder}: {shown(name)}, which a sample names, is not a picture: {error}") from error
 
 
 def _wrapped(text: str, width: int = 24) -> str:

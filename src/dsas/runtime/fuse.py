@@ -118,7 +118,7 @@ class Fusion(Leaving):
         """
         wrapped = [line for line in self._report if line.status == "wrapped"]
         if wrapped:
-            raise OptionError(f"{wrapped[0].site} and {len(wrapped) - 1} more are in no weights: {wrapped[0].why}")
+            raise OptionError(f"{wrapped[0].site} and {len(wrapped) - 1} more cannot be merged: {wrapped[0].why}")
         new, self._merging = [path for path, one in self._model.named_modules() if id(one) in self._new], True
         try:
             save_merged(self._model, new, folder)

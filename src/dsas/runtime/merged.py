@@ -30,7 +30,7 @@ def save_merged(model: Model, new: Iterable[str], folder: str | Path) -> None:
     for a model that is not one of transformers.
     """
     if not callable(getattr(model, "save_pretrained", None)) or not hasattr(model, "config"):
-        raise OptionError(f"only models of transformers are saved, got {type(model).__name__}")
+        raise OptionError(f"only transformers models can be saved, got {type(model).__name__}")
     wanted = {f"{path}.bias" for path in new}
     state, flags = dict(model.state_dict()), list[str]()
     if wanted:

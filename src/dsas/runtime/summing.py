@@ -195,8 +195,8 @@ class Decoding:
         """
         if number not in self._missing:
             raise StateError(
-                "a site ran twice for one generated token, and once for each token of the prompt: run the prompt in "
-                "the same way as the tokens after it"
+                "a site ran twice per generated token, but once per token of the prompt: run the prompt in the same "
+                "way as the tokens after it"
             )
         self._missing.remove(number)
         theta, base, value, each = self._each[self.sites.place[number]]

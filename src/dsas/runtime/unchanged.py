@@ -22,7 +22,7 @@ class Unchanged(Transform):
 
     @classmethod
     def fit(cls, source: Samples, target: Samples) -> "Unchanged":
-        """Return it; there is nothing to learn."""
+        """Return an unchanged one; there is nothing to learn."""
         return cls()
 
     def edit(self, t: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:

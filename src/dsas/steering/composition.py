@@ -178,7 +178,7 @@ def _each(strength: Any, count: int) -> list[Foreign]:
 
 
 def compose(first: Steers | Composition, second: Steers | Composition) -> Composition:
-    """Return both as one composition, those of `first` acting first."""
+    """Return two Steerings or compositions as one, those of `first` acting first."""
     members = [part.steerings if isinstance(part, Composition) else (part,) for part in (first, second)]
     return Composition([steering for part in members for steering in part])
 

@@ -27,3 +27,17 @@ def told_settings(model: ModelIdentity, settings: Mapping[str, Json]) -> JsonObj
     positions = isinstance(reading, dict) and reading.get("pooling") == "position"
     words: JsonObject = {"examples": "prompts", "labels": "positions" if positions else "pictures"}
     return {"prompts" if key == "texts" else key: words.get(key, value) for key, value in settings.items()}
+
+
+def in_words(value: Json) -> str:
+    """Return a JSON value for people: "source 24, control 48" for an object, yes and no for truth values."""
+    if isinstance(value, dict):
+        parts = {key: f"({in_words(one)})" if isinstance(one, dict) else in_words(one) for key, one in value.items()}
+        return ", ".join(f"{key} {part}" for key, part in parts.items()) or "none"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_words, value))}]"
+    if isinstance(value, str):
+        return value if value.isprintable() else value.encode("unicode_escape").decode()
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)

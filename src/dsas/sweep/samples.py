@@ -160,7 +160,7 @@ def _read(sample: Mapping[str, Json], scorers: tuple[str, ...], place: str) -> t
     measure, item = _field(sample, "measure", str, place), _field(sample, "item", int, place)
     if measure == _BEFORE:
         raise TextsError(
-            f"{place}: the perplexity of a text without its number of tokens, as earlier versions of dsas measured it; "
+            f"{place}: a perplexity without the number of tokens, as earlier versions of dsas measured it; "
             "run the sweep again: it measures the losses anew and keeps its continuations"
         )
     if measure not in _MEASURES:

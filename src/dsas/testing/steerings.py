@@ -114,7 +114,7 @@ def check_generation(way: Way, model: Model, ids: list[Tensor], padding: int) ->
                     one[None], attention_mask=torch.ones_like(one[None]), use_cache=use_cache, **greedy
                 )
                 same = torch.equal(by_itself[0, -NEW_TOKENS:], together[row, -NEW_TOKENS:])
-                require(2, same, f"row {row} continues otherwise in a batch than alone with use_cache={use_cache}")
+                require(2, same, f"row {row} has another continuation in a batch than alone with use_cache={use_cache}")
 
 
 def check_dtypes(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
@@ -199,7 +199,7 @@ def check_effect(way: Way, model: nn.Module, ids: Tensor, alone: Pass) -> None:
     )
     if way.is_fused:
         applied = one_row(Way(way.steering), model, ids)
-        require(6, close(alone.logits, applied.logits, 1e-3), "fused, it does something else than applied")
+        require(6, close(alone.logits, applied.logits, 1e-3), "fused, it gives other logits than applied")
 
 
 def require_reported(way: Way, acting: Any) -> None:
@@ -217,7 +217,7 @@ def require_reported(way: Way, acting: Any) -> None:
     require(6, not silent, f"report() has no strength, or one too many, for {silent}")
     if way.is_fused:
         told = [line.site for line in acting.report()]
-        require(6, told == [str(rule.site) for rule in way.rules], f"of the rules that steer, only {told} are told of")
+        require(6, told == [str(rule.site) for rule in way.rules], f"report() has only {told} of the rules that steer")
 
 
 def check_gradients(way: Way, model: nn.Module, ids: Tensor) -> None:

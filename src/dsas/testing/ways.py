@@ -31,7 +31,7 @@ class Way:
     """One way in which a Steering or a composition acts."""
 
     def __init__(self, steering: Steering | Composition, kind: Kind = "apply") -> None:
-        """Keep both. Raises OptionError for an unknown kind, and for fusing a composition."""
+        """Keep the Steering and the way. Raises OptionError for an unknown kind, and for fusing a composition."""
         if kind not in WAYS:
             raise OptionError(f"unknown way {kind!r}; closest: {closest(kind, WAYS)}")
         self.steering, self.is_fused = steering, kind == "fuse"

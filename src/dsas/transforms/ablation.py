@@ -28,7 +28,7 @@ class Ablation(Transform):
     facts: ClassVar[Facts] = Facts(
         formula="t - (t . u) u + level u, u = unit difference of means",
         paper="directional ablation, arXiv 2406.11717",
-        left_out="several directions, editing weights",
+        left_out="one direction, no editing of weights",
         flops="4 d",
     )
     direction: Tensor

@@ -2,7 +2,7 @@
 
 sigma is the standard deviation of all pooled samples along u. At the sites "heads" this is the method of the original,
 one direction per head at the input of the output projection; `dsas.fit(selection=dsas.Top(K))` then keeps the K heads
-that tell the sets apart best.
+that separate the sets best.
 
 Source: ITI, inference-time intervention (arXiv 2306.03341, section 3); "ITI-c" in DSAS (arXiv 2512.03661), where the
 scale is not stated. Limitations: it does not use the mass-mean direction of the original (at "heads" that is `caa`).
@@ -26,7 +26,7 @@ class ClassifierAddition(Translation):
     facts: ClassVar[Facts] = Facts(
         formula="t + sigma u, u = unit normal of an S-vs-T logistic regression, sigma = sd along u",
         paper="ITI, arXiv 2306.03341",
-        left_out="the mass-mean direction",
+        left_out="no mass-mean direction",
         flops="d",
     )
 

@@ -21,7 +21,7 @@ class LinearTransport(Transport):
     facts: ClassVar[Facts] = Facts(
         formula="w t + b, least squares on sorted samples, per neuron inside the support",
         paper="Linear-AcT, arXiv 2410.23054",
-        left_out="covariances between neurons",
+        left_out="no covariances between neurons",
         flops="3 d",
     )
 

@@ -26,7 +26,7 @@ class Lineas(AffineTransform):
     facts: ClassVar[Facts] = Facts(
         formula="w t + b per neuron, learned end to end by `dsas.train` (`fit` gives Linear-AcT without a support)",
         paper="LinEAS, arXiv 2503.10679",
-        left_out="covariances between neurons",
+        left_out="no covariances between neurons",
         flops="3 d",
     )
     slope: Tensor

@@ -34,7 +34,7 @@ class PairedMap(Transform):
     facts: ClassVar[Facts] = Facts(
         formula="t + slope (t - mean_S) + mean_T - mean_S, slope by ridge regression over pairs",
         paper="-",
-        left_out="sets that do not form pairs",
+        left_out="needs sets that form pairs",
         flops="2 d^2",
     )
     has_opposite: ClassVar[bool] = True

@@ -28,7 +28,7 @@ class PrincipalAddition(Translation):
     facts: ClassVar[Facts] = Facts(
         formula="t + u (u . (mean_T - mean_S)), u = first principal direction of all differences",
         paper="RepE, arXiv 2310.01405",
-        left_out="several directions, centring",
+        left_out="one direction, no centring",
         flops="d",
     )
 

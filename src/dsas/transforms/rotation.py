@@ -34,7 +34,7 @@ class Rotation(Transform):
     facts: ClassVar[Facts] = Facts(
         formula="t turned by an angle in the plane (u1, u2); norm kept",
         paper="angular steering, arXiv 2510.26243",
-        left_out="setting the angle after the turn",
+        left_out="no target angle",
         flops="8 d",
     )
     first: Tensor

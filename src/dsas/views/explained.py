@@ -84,7 +84,7 @@ class Explained(NamedTuple):
         return self.values["strength"].mean(0).tolist()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values; values that were not recorded are null."""
+        """Return the text and its strengths as JSON-ready values; values that were not recorded are null."""
         plain: dict[str, Any] = {"label": self.label, "tokens": self.tokens, "asked": self.strength}
         plain |= {name: _plain(value) for name, value in self.values.items()}
         if self.next_tokens is not None:

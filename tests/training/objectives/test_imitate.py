@@ -214,7 +214,7 @@ def test_a_resumed_training_draws_no_answer_again_and_ends_in_the_same_bits(
             {"source": [{"prompt": q, "completion": "yes"} for q in QUESTIONS]},
             r"source\[0\]: expected a question, as a text or a conversation",
         ),
-        (None, {"reading": dsas.Reading()}, "no chat template, so it cannot be told how to answer"),
+        (None, {"reading": dsas.Reading()}, "no chat template, so it cannot be instructed"),
     ],
 )
 def test_what_cannot_be_imitated_is_refused(objective: Any, options: Any, said: str) -> None:

@@ -50,7 +50,7 @@ class E2E(Objective):
         return regulated_rule(self.regulator_form, site, sets, scratch=start == "scratch")
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
-        """Return that regulators are learned, besides `Lineas` transforms."""
+        """Regulators are learned, and `Lineas` transforms."""
         return LearnedParts(regulators=True, vectors=False)
 
     def learner(self, task: TrainingTask) -> Learner:

@@ -56,7 +56,7 @@ class LinEAS(Objective):
         return identity_rule(site, sets["source"].shape[1], Constant())
 
     def learned(self, rules: Sequence[Rule]) -> LearnedParts:
-        """Return that only transforms are learned; a Steering to start from has no regulators if one is fitted."""
+        """Only transforms are learned; a Steering to start from has no regulators if one is fitted."""
         own = [rule for rule in rules if not isinstance(rule.regulator, Constant)]
         if self.needs_control and own:
             raise OptionError(
