@@ -122,6 +122,10 @@ def _regulated(numbers: Numbers, t: Tensor, prompts: Spans) -> tuple[Tensor, flo
             e = (weights * score[first : i + 1]).sum() / (weights.sum() + 2)
             h[i] = 1 / (1 + torch.exp(numbers.threshold - e)) if i else 0.0
         return h, margin
+    if numbers.kind == "held":
+        own, _ = _regulated(numbers._replace(kind="evidence"), t, prompts)
+        ends = [max((min(i, end - 1) for start, end in prompts if start <= i), default=-1) for i in range(len(t))]
+        return torch.stack([own[end] if end >= 0 else h.new_zeros(()) for end in ends]), margin
     turns = zip(prompts, [*(start for start, _ in prompts[1:]), len(t)], strict=True)
     for (start, end), following in turns:
         for i in range(start, following):

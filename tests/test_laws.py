@@ -42,6 +42,7 @@ STEPPED = (
     "turns",
     "cast*schedule",
     "evidence",
+    "held",
 )  # regulators that read the step, which nothing fused has
 # Each transform and each regulator at least once.
 PAIRS = [
@@ -74,6 +75,8 @@ def test_every_regulator_keeps_the_laws(name: str) -> None:
         dsas.Cast(torch.randn(16), torch.tensor(0.3), above=False),
         dsas.Posterior(torch.randn(16), torch.randn(16), torch.randn(16)),
         dsas.Clean(dsas.Logistic(torch.randn(16), torch.tensor(0.1))),
+        dsas.Held(dsas.Evidence(torch.randn(16), torch.tensor(0.1), torch.tensor(0.0))),
+        dsas.Held(dsas.Posterior(torch.randn(16), torch.randn(16), torch.randn(16))),
     ],
     ids=repr,
 )

@@ -14,8 +14,8 @@ from ways_of_running import STRENGTH, WAYS, Row, Use, words
 import dsas
 from dsas.model.identity import ModelIdentity
 
-METHODS = ("logistic", "cast", "generated", "mera", "constant", "evidence", "fading", "clean")
-SUMS = ("evidence", "fading")
+METHODS = ("logistic", "cast", "generated", "mera", "constant", "evidence", "fading", "clean", "held")
+SUMS = ("evidence", "fading", "held")
 REFUSED = {("continuous_batching_over_a_shared_prefix", method) for method in ("cast", *SUMS)}
 CELLS = [cell for cell in product(WAYS, METHODS) if cell not in REFUSED]
 CLOSE = 1e-4
@@ -33,9 +33,8 @@ def numbers_of(model: Any, method: str) -> list[Numbers]:
     paths, found = [site.path for site in sites_of(model)], []
     for path, t in zip(paths, plain_activations(model, paths, torch.tensor(words(0, 24))), strict=True):
         vector, theta = torch.randn(2, t.shape[1], generator=generator, dtype=torch.float64)
-        theta = (
-            {"logistic": 2.0, "clean": 2.0, "evidence": 4.0, "fading": 4.0}.get(method, 0.5) * theta / (t @ theta).std()
-        )
+        scale = {"logistic": 2.0, "clean": 2.0, "evidence": 4.0, "fading": 4.0, "held": 4.0}.get(method, 0.5)
+        theta = scale * theta / (t @ theta).std()
         means = torch.stack([t[start:end].mean(0) for start in range(1, 16, 3) for end in range(start + 1, start + 8)])
         found.append(
             Numbers(
@@ -70,6 +69,7 @@ def steering_of(model: Any, method: str) -> dsas.Steering:
         "constant": lambda n: dsas.Constant(),
         "evidence": lambda n: dsas.Evidence(*evidence(n), prior=2.0, memory=1.0),
         "fading": lambda n: dsas.Evidence(*evidence(n), prior=2.0, memory=0.8, by_turn=True),
+        "held": lambda n: dsas.Held(dsas.Evidence(*evidence(n), prior=2.0, memory=1.0)),
     }
     rules = [
         dsas.Rule(site, dsas.Addition(numbers.vector), regulators[method](numbers))

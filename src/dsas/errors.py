@@ -80,8 +80,11 @@ def shown(value: object, most: int = 80) -> str:
     return said if len(said) <= most else f"{said[:most]}..."
 
 
-def closest(name: str, choices: Iterable[str], n: int = 3) -> str:
+def closest(name: object, choices: Iterable[str], n: int = 3) -> str:
     """Return the `n` choices nearest to `name` as one readable string, for the end of an error message."""
     options = list(choices)
-    near = get_close_matches(name[:200], options, n=n, cutoff=0.3) or options[:n]
+    near = (
+        get_close_matches(name[:200] if isinstance(name, str) else shown(name, 200), options, n=n, cutoff=0.3)
+        or options[:n]
+    )
     return ", ".join(repr(o) for o in near) if near else "(none)"

@@ -47,7 +47,10 @@ VALUES = (
     [1, "a"],
 )
 KINDS = (torch.float16, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64)
-REGULATORS = [*(name for name in dsas.REGULATORS if name not in ("product", "per-step", "clean")), "cast*schedule"]
+REGULATORS = [
+    *(name for name in dsas.REGULATORS if name not in ("product", "per-step", "clean")),
+    "cast*schedule",
+]
 IDS = torch.arange(12).reshape(2, 6) + 60
 
 

@@ -62,8 +62,8 @@ def test_which_tokens_count_and_what_the_template_gets_is_stored_and_shown(run: 
     done = run(*fit(folder, "--target", folder / "kind.jsonl", "--selection", "all", *options))
     assert done.status == 0, done.err
     shown = run("info", folder / "out").out
-    assert "'tokens': 'last'" in shown
-    assert "'chat': {'system': 'Be brief.', 'arguments': {'enable_thinking': False}, 'parts': ['text']}" in shown
+    assert "tokens last" in shown
+    assert "chat (system Be brief., arguments (enable_thinking no), parts [text])" in shown
 
 
 def test_pairs_are_trained_on(run: Run, folder: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_pipeline_is_fitted_from_captions_as_the_library_fits_it(
     done = run("fit", folder / "tiny", *sets, *how, "--regulator", "logistic", "--out", tmp_path / "made")
     assert done.status == 0, done.err
     assert "Steering for a diffusers pipeline with UNet2DConditionModel" in done.out
-    assert "prompts: {'source': 5, 'control': 5, 'target': 5}" in done.out
+    assert "prompts: source 5, control 5, target 5" in done.out
     options = {**OPTIONS["sd"], "guidance_scale": 4.0, "negative_prompt": "fog"}
     texts: dict[str, Any] = {
         name: (folder / f"{name}.txt").read_text().splitlines() for name in ("source", "control", "target")

@@ -196,6 +196,7 @@ REFERENCES = {
     "rectified": "regulators/test_rectified.py",
     "per-step": "regulators/test_perstep.py",
     "clean": "regulators/test_clean.py",
+    "held": "regulators/test_held.py",
 }
 TESTS = Path(__file__).parents[1]
 

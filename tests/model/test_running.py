@@ -104,6 +104,10 @@ def test_a_processor_is_as_good_as_the_tokenizer_that_it_holds_and_anything_else
     assert dsas.explain(tiny_model(), Processor(), plain, "hello").tokens == (tuple("hello"),)
     with pytest.raises(OptionError, match=r"expected a tokenizer, .* got str; .*AutoTokenizer.from_pretrained"):
         dsas.fit(tiny_model(), "gpt2", **SETS)
+    with pytest.raises(OptionError, match=r"wrap it, transformers\.PreTrainedTokenizerFast\(tokenizer_object="):
+        dsas.fit(tiny_model(), tiny_tokenizer().backend_tokenizer, **SETS)
+    with pytest.raises(OptionError, match=r"expected a tokenizer, .* got function"):
+        dsas.fit(tiny_model(), lambda texts: texts, **SETS)
 
 
 class Bare(type(tiny_model())):  # type: ignore

@@ -15,6 +15,7 @@ from dsas.model.forward_pass import ForwardPass
 from dsas.regulators.base import FittedRegulator
 from dsas.steering.serialization import pack, unpack
 
+OF_OTHERS = ("product", "per-step", "clean")  # regulators made of others
 DIM = 6
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsas.calibration.budget import Budget
-from dsas.errors import OptionError, TextsError
+from dsas.errors import OptionError, TextsError, shown
 from dsas.model.conversation import as_json
-from dsas.model.examples import MINIMUM_TEXTS, check_texts
+from dsas.model.examples import MINIMUM_TEXTS, check_texts, members_of
 
 Given = Mapping[str, Sequence[Any]] | Sequence[Any]
 Texts = Mapping[str, list[Any]]
@@ -17,6 +17,8 @@ def checked_sets(tune: Given, held_out: Given, budgets: tuple[Budget, ...]) -> t
     """Return both sets by kind of text. Raises TextsError for texts in both, or too few, OptionError for a budget."""
     if not budgets:
         raise OptionError("expected at least one budget, got none")
+    if odd := [one for one in budgets if not isinstance(one, Budget)]:
+        raise OptionError(f"expected a dsas.Budget, such as dsas.Budget('perplexity', 1.02), got {shown(odd[0])}")
     sets = []
     for name, given in (("tune", tune), ("held_out", held_out)):
         by_kind = given if isinstance(given, Mapping) else {"texts": given}
@@ -35,9 +37,10 @@ def checked_sets(tune: Given, held_out: Given, budgets: tuple[Budget, ...]) -> t
     return sets[0], sets[1]
 
 
-def _checked(name: str, texts: Sequence[Any]) -> list[Any]:
-    if isinstance(texts, str) or all(isinstance(text, str) for text in texts):
+def _checked(name: str, given: Sequence[Any]) -> list[Any]:
+    texts = members_of(name, given)
+    if all(isinstance(text, str) for text in texts):
         return check_texts(name, texts)
     if len(texts) < MINIMUM_TEXTS:
         raise TextsError(f"{name} must hold at least {MINIMUM_TEXTS} texts, got {len(texts)}")
-    return list(texts)
+    return texts

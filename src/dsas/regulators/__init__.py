@@ -27,6 +27,7 @@ REGULATORS: "Registry[Regulator]" = Registry(
         "product": "dsas.regulators.product:Product",
         "per-step": "dsas.regulators.perstep:PerStep",
         "clean": "dsas.regulators.clean:Clean",
+        "held": "dsas.regulators.held:Held",
     },
 )
 

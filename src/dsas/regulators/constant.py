@@ -3,12 +3,14 @@
 Source: the unconditional baseline of every steering method (arXiv 2512.03661, equation 1 with h = 1).
 """
 
+import math
 from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dsas.errors import OptionError, shown
 from dsas.methods.base import Facts, Samples
 from dsas.methods.served_form import ServedGain
 from dsas.model.forward_pass import ForwardPass
@@ -24,8 +26,10 @@ class Constant(Regulator):
     value: float
 
     def __init__(self, value: float = 1.0) -> None:
-        """Keep the value."""
+        """Keep the value. Raises OptionError unless it is a finite number >= 0."""
         super().__init__()
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise OptionError(f"expected a constant regulator of a finite value >= 0, got {shown(value)}")
         self.keep(value=value)
 
     @classmethod
