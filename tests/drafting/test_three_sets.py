@@ -166,7 +166,11 @@ def test_toxic_words_are_masked_on_the_page_and_without_a_list_no_answer_is_show
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"questions": [*QUESTIONS, QUESTIONS[3]]}, TextsError, "this one is repeated: 'How long should I boil potatoes"),
+        (
+            {"questions": [*QUESTIONS, QUESTIONS[3]]},
+            TextsError,
+            "this one is repeated: 'How long should I boil potatoes",
+        ),
         ({"questions": QUESTIONS[:3]}, TextsError, "questions must hold at least 4 texts, got 3"),
         ({"least": 3}, OptionError, r"expected least between 4 and .* \(24\), got 3"),
         ({"least": 25}, OptionError, r"\(24\), got 25: give more questions or seeds"),

@@ -24,7 +24,9 @@ def test_a_text_ends_with_its_last_whole_sentence_and_stands_in_one_line() -> No
 
 
 def test_a_model_that_says_too_little_is_refused_with_what_to_do() -> None:
-    with pytest.raises(TextsError, match=r"expected 3 different texts of at least 5 words.*wrote 0 in 4 rounds: ask for fewer"):
+    with pytest.raises(
+        TextsError, match=r"expected 3 different texts of at least 5 words.*wrote 0 in 4 rounds: ask for fewer"
+    ):
         dsas.general_texts(tiny_model(), tiny_tokenizer(), 3, openers=["a"], new_tokens=1, progress=False)
     with pytest.raises(OptionError, match="expected n >= 1"):
         dsas.general_texts(tiny_model(), tiny_tokenizer(), 0)
