@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from inspect import isroutine
 from typing import NamedTuple
 
-from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
 from dsas.errors import DsasWarning, OptionError, TextsError
@@ -47,7 +46,7 @@ def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     own = getattr(tokenizer, "tokenizer", tokenizer)
     reads = getattr(own, "model_input_names", None)  # of images or sounds alone, or what tokenizers give
     known = not isinstance(reads, list) or "input_ids" in reads
-    if isinstance(own, FastTokenizer):
+    if type(own).__module__.partition(".")[0] == "tokenizers":
         raise OptionError(
             "expected a tokenizer of transformers, got a Tokenizer of tokenizers: wrap it, "
             "transformers.PreTrainedTokenizerFast(tokenizer_object=...)"
